@@ -1,0 +1,319 @@
+"""The FLUX.1 transformer, written as ``condition`` / ``embed`` / blocks / ``output``.
+
+Black Forest Labs, FLUX.1 (2024); weight names are those of diffusers'
+``FluxTransformer2DModel``. Double blocks keep a text and an image stream with weights
+of their own and attend jointly; single blocks run both streams as one sequence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from max.dtype import DType
+from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
+
+from .denoiser import AbstractDenoiser, Streams
+from .layers import (
+    attention,
+    layer_norm,
+    linear,
+    merge_heads,
+    rms_norm,
+    split_heads,
+    timestep_embedding,
+)
+from .weights import WeightScope
+
+_TIMESTEP_CHANNELS = 256
+_MLP_RATIO = 4
+_THETA = 10000.0
+
+
+@dataclass(frozen=True)
+class Flux1Config:
+    """Sizes of a FLUX.1 transformer, named as in its ``config.json``."""
+
+    in_channels: int = 64
+    out_channels: int = 64
+    num_layers: int = 19
+    num_single_layers: int = 38
+    attention_head_dim: int = 128
+    num_attention_heads: int = 24
+    joint_attention_dim: int = 4096
+    pooled_projection_dim: int = 768
+    guidance_embeds: bool = False
+    axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+    patch_size: int = 1
+
+    @property
+    def width(self) -> int:
+        """Model width D."""
+        return self.num_attention_heads * self.attention_head_dim
+
+
+@dataclass(frozen=True)
+class Flux1Conditioning:
+    """What every block reads and none changes."""
+
+    embedding: TensorValue
+    """SiLU of the time, guidance and text embedding, ``(B, D)``."""
+    rotary: tuple[TensorValue, TensorValue]
+    """Cosines and sines for text then image tokens, ``(S_txt + S_img, 1, Dh/2)``."""
+
+
+@final
+class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
+    """Builds the pieces of one FLUX.1 transformer.
+
+    Args:
+        config: Sizes.
+        dtype: Dtype of weights, hidden states and prediction.
+        device: Where the graphs run.
+    """
+
+    def __init__(self, config: Flux1Config, dtype: DType, device: DeviceRef) -> None:
+        self.config = config
+        self.dtype = dtype
+        self.device = device
+        self.num_blocks = config.num_layers + config.num_single_layers
+        self.width = config.width
+
+    def input_types(
+        self,
+        batch: int | str = "batch",
+        image_seq_len: int | str = "image_seq_len",
+        text_seq_len: int | str = "text_seq_len",
+    ) -> dict[str, TensorType]:
+        """Inputs by name; integers make the graph static for a hot shape.
+
+        ``latents`` packed ``(B, S_img, C)``; ``timestep`` float32 ``(B,)`` in 0..1000;
+        ``guidance`` float32 ``(B,)``, only with a guidance embedding; ``text``
+        ``(B, S_txt, joint_attention_dim)``; ``pooled_text`` ``(B,
+        pooled_projection_dim)``; ``text_rotary`` and ``image_rotary`` float32 from
+        :func:`rotary_table`.
+        """
+        config = self.config
+        half = config.attention_head_dim // 2
+
+        def typed(dtype: DType, *shape: int | str) -> TensorType:
+            return TensorType(dtype, shape, self.device)
+
+        types = {
+            "latents": typed(self.dtype, batch, image_seq_len, config.in_channels),
+            "timestep": typed(DType.float32, batch),
+            "text": typed(self.dtype, batch, text_seq_len, config.joint_attention_dim),
+            "pooled_text": typed(self.dtype, batch, config.pooled_projection_dim),
+            "text_rotary": typed(DType.float32, 2, text_seq_len, half),
+            "image_rotary": typed(DType.float32, 2, image_seq_len, half),
+        }
+        if config.guidance_embeds:
+            types["guidance"] = typed(DType.float32, batch)
+        return types
+
+    def condition(
+        self, w: WeightScope, inputs: dict[str, TensorValue]
+    ) -> Flux1Conditioning:
+        """Time, guidance and pooled text to one vector; rotary tables side by side."""
+        scope = w / "time_text_embed"
+        embedding = self._embed_scalar(scope / "timestep_embedder", inputs["timestep"])
+        if self.config.guidance_embeds:
+            scaled = inputs["guidance"] * 1000.0
+            guidance = self._embed_scalar(scope / "guidance_embedder", scaled)
+            embedding = embedding + guidance
+        embedding = embedding + self._two_linears(
+            scope / "text_embedder",
+            inputs["pooled_text"],
+            self.config.pooled_projection_dim,
+        )
+        table = ops.concat([inputs["text_rotary"], inputs["image_rotary"]], axis=1)
+        table = ops.unsqueeze(table, 2)  # 2, S_txt + S_img, 1, Dh/2
+        return Flux1Conditioning(ops.silu(embedding), (table[0], table[1]))
+
+    def embed(self, w: WeightScope, inputs: dict[str, TensorValue]) -> Streams:
+        """Latents and text states to the model's width."""
+        config = self.config
+        image = linear(
+            w / "x_embedder", inputs["latents"], config.in_channels, self.width
+        )
+        text = linear(
+            w / "context_embedder",
+            inputs["text"],
+            config.joint_attention_dim,
+            self.width,
+        )
+        return Streams(image, text)
+
+    def block(
+        self,
+        w: WeightScope,
+        index: int,
+        streams: Streams,
+        conditioning: Flux1Conditioning,
+    ) -> Streams:
+        """Block ``index`` of double blocks first, then single blocks."""
+        if index < self.config.num_layers:
+            scope = w / "transformer_blocks" / index
+            return self._double_block(scope, streams, conditioning)
+        scope = w / "single_transformer_blocks" / (index - self.config.num_layers)
+        return self._single_block(scope, streams, conditioning)
+
+    def output(
+        self, w: WeightScope, image: TensorValue, conditioning: Flux1Conditioning
+    ) -> TensorValue:
+        """Image stream to the velocity prediction ``(B, S_img, C)``."""
+        config = self.config
+        # The final norm stores scale before shift, unlike the blocks.
+        scale, shift = self._modulation(w / "norm_out" / "linear", conditioning, 2)
+        x = _modulate(layer_norm(image, self.width), shift, scale)
+        channels = config.patch_size**2 * config.out_channels
+        return linear(w / "proj_out", x, self.width, channels)
+
+    def _double_block(
+        self, w: WeightScope, streams: Streams, conditioning: Flux1Conditioning
+    ) -> Streams:
+        image, text = streams.image, streams.text
+        image_mod = self._modulation(w / "norm1" / "linear", conditioning, 6)
+        text_mod = self._modulation(w / "norm1_context" / "linear", conditioning, 6)
+        image_in = _modulate(layer_norm(image, self.width), *image_mod[:2])
+        text_in = _modulate(layer_norm(text, self.width), *text_mod[:2])
+        scope = w / "attn"
+        image_qkv = self._qkv(scope, image_in, ("to_q", "to_k", "to_v"), "norm_")
+        text_qkv = self._qkv(
+            scope, text_in, ("add_q_proj", "add_k_proj", "add_v_proj"), "norm_added_"
+        )
+        joined = [
+            ops.concat([t, i], axis=1)
+            for t, i in zip(text_qkv, image_qkv, strict=True)
+        ]  # B, S_txt + S_img, heads, head_dim
+        mixed = self._attend(*joined, conditioning)
+        text_mixed, image_mixed = _cut(mixed, text.shape[1], image.shape[1])
+        image_out = linear(scope / "to_out" / 0, image_mixed, self.width, self.width)
+        text_out = linear(scope / "to_add_out", text_mixed, self.width, self.width)
+        image = image + image_mod[2] * image_out
+        text = text + text_mod[2] * text_out
+        return Streams(
+            self._feed_forward(w / "ff", image, image_mod[3:]),
+            self._feed_forward(w / "ff_context", text, text_mod[3:]),
+        )
+
+    def _single_block(
+        self, w: WeightScope, streams: Streams, conditioning: Flux1Conditioning
+    ) -> Streams:
+        joint = ops.concat([streams.text, streams.image], axis=1)
+        shift, scale, gate = self._modulation(w / "norm" / "linear", conditioning, 3)
+        x = _modulate(layer_norm(joint, self.width), shift, scale)
+        hidden = linear(w / "proj_mlp", x, self.width, _MLP_RATIO * self.width)
+        qkv = self._qkv(w / "attn", x, ("to_q", "to_k", "to_v"), "norm_")
+        mixed = self._attend(*qkv, conditioning)
+        both = ops.concat([mixed, ops.gelu(hidden, approximate="tanh")], axis=2)
+        out = linear(w / "proj_out", both, (1 + _MLP_RATIO) * self.width, self.width)
+        text, image = _cut(
+            joint + gate * out, streams.text.shape[1], streams.image.shape[1]
+        )
+        return Streams(image, text)
+
+    def _qkv(
+        self, w: WeightScope, x: TensorValue, names: tuple[str, str, str], norm: str
+    ) -> tuple[TensorValue, TensorValue, TensorValue]:
+        heads, head_dim = self.config.num_attention_heads, self.config.attention_head_dim
+        query, key, value = (
+            split_heads(linear(w / name, x, self.width, self.width), heads)
+            for name in names
+        )
+        query = rms_norm(w / f"{norm}q", query, head_dim)
+        return query, rms_norm(w / f"{norm}k", key, head_dim), value
+
+    def _attend(
+        self,
+        query: TensorValue,
+        key: TensorValue,
+        value: TensorValue,
+        conditioning: Flux1Conditioning,
+    ) -> TensorValue:
+        query = _rotate(query, conditioning.rotary)
+        key = _rotate(key, conditioning.rotary)
+        scale = self.config.attention_head_dim**-0.5
+        return merge_heads(attention(query, key, value, scale=scale))
+
+    def _feed_forward(
+        self, w: WeightScope, x: TensorValue, modulation: list[TensorValue]
+    ) -> TensorValue:
+        shift, scale, gate = modulation
+        hidden = _MLP_RATIO * self.width
+        y = _modulate(layer_norm(x, self.width), shift, scale)
+        y = linear(w / "net" / 0 / "proj", y, self.width, hidden)
+        y = linear(w / "net" / 2, ops.gelu(y, approximate="tanh"), hidden, self.width)
+        return x + gate * y
+
+    def _modulation(
+        self, w: WeightScope, conditioning: Flux1Conditioning, count: int
+    ) -> list[TensorValue]:
+        """``count`` tensors ``(B, 1, D)`` from the conditioning."""
+        y = linear(w, conditioning.embedding, self.width, count * self.width)
+        return ops.split(ops.unsqueeze(y, 1), [self.width] * count, axis=2)
+
+    def _embed_scalar(self, w: WeightScope, value: TensorValue) -> TensorValue:
+        sinusoid = timestep_embedding(value, _TIMESTEP_CHANNELS).cast(self.dtype)
+        return self._two_linears(w, sinusoid, _TIMESTEP_CHANNELS)
+
+    def _two_linears(
+        self, w: WeightScope, x: TensorValue, in_features: int
+    ) -> TensorValue:
+        hidden = ops.silu(linear(w / "linear_1", x, in_features, self.width))
+        return linear(w / "linear_2", hidden, self.width, self.width)
+
+
+def rotary_table(ids: np.ndarray, axes_dims: tuple[int, ...]) -> np.ndarray:
+    """Cosines and sines of the rotary angles for token positions.
+
+    Angles are formed in float64 as diffusers does on CPU.
+
+    Args:
+        ids: Positions ``(S, number of axes)``: for FLUX.1 (0, row, column).
+        axes_dims: Channels of one head given to each axis; all even.
+
+    Returns:
+        float32 ``(2, S, head_dim / 2)``, cosines first.
+    """
+    angles = [
+        ids[:, axis, None].astype(np.float64)
+        * _THETA ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
+        for axis, dim in enumerate(axes_dims)
+    ]
+    joined = np.concatenate(angles, axis=1)
+    return np.stack([np.cos(joined), np.sin(joined)]).astype(np.float32)
+
+
+def image_ids(rows: int, columns: int) -> np.ndarray:
+    """Positions of packed latents in reading order: float32 ``(rows * columns, 3)``."""
+    ids = np.zeros((rows, columns, 3), np.float32)
+    ids[..., 1] = np.arange(rows)[:, None]
+    ids[..., 2] = np.arange(columns)[None, :]
+    return ids.reshape(-1, 3)
+
+
+def _modulate(x: TensorValue, shift: TensorValue, scale: TensorValue) -> TensorValue:
+    return x * (1 + scale) + shift
+
+
+def _rotate(x: TensorValue, rotary: tuple[TensorValue, TensorValue]) -> TensorValue:
+    """Rotates neighbouring channel pairs of ``(B, S, heads, Dh)`` in float32."""
+    cos, sin = rotary
+    batch, length, heads, head_dim = x.shape
+    half = int(head_dim) // 2
+    pairs = ops.reshape(x.cast(DType.float32), (batch, length, heads, half, 2))
+    real, imaginary = pairs[..., 0], pairs[..., 1]  # B, S, heads, Dh/2
+    turned = ops.stack(
+        [real * cos - imaginary * sin, imaginary * cos + real * sin], axis=-1
+    )
+    return ops.reshape(turned, (batch, length, heads, head_dim)).cast(x.dtype)
+
+
+def _cut(x: TensorValue, first: Dim, second: Dim) -> tuple[TensorValue, TensorValue]:
+    """Splits ``(B, first + second, D)`` along the tokens."""
+    # Symbolic lengths need their bound as a tensor and their size spelled out.
+    bound = ops.shape_to_tensor([first])[0]
+    head = x[:, (slice(0, bound), first), :]
+    return head, x[:, (slice(bound, None), second), :]

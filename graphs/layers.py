@@ -1,0 +1,114 @@
+"""The layers all models share, as functions of a weight scope and tensors.
+
+Norms, softmax and time embeddings run in float32 whatever the model's dtype.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from max.dtype import DType
+from max.graph import DeviceRef, Dim, TensorValue, ops
+from max.nn.attention.mask_config import MHAMaskVariant
+from max.nn.kernels import flash_attention_gpu
+
+from .weights import WeightScope
+
+
+def linear(
+    w: WeightScope, x: TensorValue, in_features: int, features: int, *, bias: bool = True
+) -> TensorValue:
+    """``x @ weight.T + bias`` over the last axis, weight ``(features, in_features)``."""
+    y = x @ ops.transpose(w("weight", features, in_features), 0, 1)
+    return y + w("bias", features) if bias else y
+
+
+def layer_norm(
+    x: TensorValue, width: int, w: WeightScope | None = None, *, epsilon: float = 1e-6
+) -> TensorValue:
+    """Layer norm over the last axis in float32, affine if a scope is given."""
+    if w is None:
+        gamma = filled(1.0, (width,), x.device)
+        beta = filled(0.0, (width,), x.device)
+    else:
+        gamma = w("weight", width).cast(DType.float32)
+        beta = w("bias", width).cast(DType.float32)
+    return ops.layer_norm(x.cast(DType.float32), gamma, beta, epsilon).cast(x.dtype)
+
+
+def rms_norm(
+    w: WeightScope, x: TensorValue, width: int, *, epsilon: float = 1e-6
+) -> TensorValue:
+    """RMS norm over the last axis in float32 with a learned scale."""
+    weight = w("weight", width).cast(DType.float32)
+    return ops.rms_norm(x.cast(DType.float32), weight, epsilon).cast(x.dtype)
+
+
+def timestep_embedding(timesteps: TensorValue, channels: int) -> TensorValue:
+    """Sinusoidal embedding, cosines first: ``(B,)`` to float32 ``(B, channels)``.
+
+    ``[cos(t f_i), sin(t f_i)]`` with ``f_i = 10000 ** (-2 i / channels)``, in the
+    timestep's own unit (0..1000 for FLUX).
+    """
+    half = channels // 2
+    exponent = -math.log(10000.0) * np.arange(half, dtype=np.float64) / half
+    # Rounded from float64: float32 powers would be off by 1e-4 rad at t = 1000.
+    frequencies = ops.constant(
+        np.exp(exponent).astype(np.float32), DType.float32, timesteps.device
+    )
+    angles = ops.unsqueeze(timesteps.cast(DType.float32), 1) * frequencies
+    return ops.concat([ops.cos(angles), ops.sin(angles)], axis=1)
+
+
+def attention(
+    query: TensorValue,
+    key: TensorValue,
+    value: TensorValue,
+    *,
+    scale: float,
+    bias: TensorValue | None = None,
+) -> TensorValue:
+    """Softmax attention, all of ``(B, S, heads, head_dim)``, result likewise.
+
+    On GPU without a bias this is MAX's flash attention, which has no CPU version; the
+    other cases are two batched matrix products around a float32 softmax.
+
+    Args:
+        query: Queries ``(B, S, heads, head_dim)``.
+        key: Keys ``(B, T, heads, head_dim)``.
+        value: Values ``(B, T, heads, head_dim)``.
+        scale: Factor on the scores, usually ``head_dim ** -0.5``.
+        bias: Added to the scaled scores, float32, broadcast to ``(B, heads, S, T)``.
+    """
+    if bias is None and query.device.is_gpu():
+        return flash_attention_gpu(
+            query, key, value, mask_variant=MHAMaskVariant.NULL_MASK, scale=scale
+        )
+    q = ops.permute(query, [0, 2, 1, 3])  # B, heads, S, head_dim
+    k = ops.permute(key, [0, 2, 3, 1])  # B, heads, head_dim, T
+    v = ops.permute(value, [0, 2, 1, 3])  # B, heads, T, head_dim
+    scores = (q @ k).cast(DType.float32) * scale
+    if bias is not None:
+        scores = scores + bias
+    mixed = ops.softmax(scores).cast(value.dtype) @ v
+    return ops.permute(mixed, [0, 2, 1, 3])
+
+
+def split_heads(x: TensorValue, heads: int) -> TensorValue:
+    """``(B, S, D)`` to ``(B, S, heads, D / heads)``."""
+    batch, length, width = x.shape
+    return ops.reshape(x, (batch, length, heads, int(width) // heads))
+
+
+def merge_heads(x: TensorValue) -> TensorValue:
+    """``(B, S, heads, head_dim)`` to ``(B, S, heads * head_dim)``."""
+    batch, length, heads, head_dim = x.shape
+    return ops.reshape(x, (batch, length, int(heads) * int(head_dim)))
+
+
+def filled(
+    value: float, shape: tuple[int | Dim, ...], device: DeviceRef
+) -> TensorValue:
+    """A float32 tensor of one value."""
+    return ops.broadcast_to(ops.constant(value, DType.float32, device), shape)

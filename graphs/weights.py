@@ -1,0 +1,90 @@
+"""Named weight slots: what a graph asks of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import final
+
+from max.dtype import DType
+from max.graph import DeviceRef, Graph, TensorType, TensorValue, ops
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """Shape and dtype a graph expects of one checkpoint tensor."""
+
+    shape: tuple[int, ...]
+    dtype: DType
+
+
+@dataclass
+class _Record:
+    """Slots requested so far, shared by a scope and its children."""
+
+    specs: dict[str, WeightSpec] = field(default_factory=dict)
+    values: dict[tuple[Graph, str], TensorValue] = field(default_factory=dict)
+
+
+@final
+class WeightScope:
+    """Hands out weight slots under a prefix and remembers every request.
+
+    Slots are external constants: the values come in at ``init``, are no part of the
+    compile-cache key, and equal names in several graphs of one module share one
+    buffer, on the device the graph runs on. (``max.graph.Weight`` would give each
+    graph its own device copy.)
+
+    Names are the checkpoint's own, so ``specs`` says exactly what a file must hold.
+
+    Args:
+        prefix: Registry prefix of the component, for example ``transformer``.
+        dtype: Default dtype of the slots.
+        device: Where the graph runs.
+    """
+
+    def __init__(
+        self,
+        prefix: str,
+        dtype: DType,
+        device: DeviceRef,
+        *,
+        _path: str = "",
+        _record: _Record | None = None,
+    ) -> None:
+        self.prefix = prefix
+        self.dtype = dtype
+        self.device = device
+        self._path = _path
+        self._record = _record if _record is not None else _Record()
+
+    def __truediv__(self, name: str | int) -> WeightScope:
+        """The scope one level down: ``scope / "attn" / 0`` is ``attn.0.``."""
+        return WeightScope(
+            self.prefix,
+            self.dtype,
+            self.device,
+            _path=f"{self._path}{name}.",
+            _record=self._record,
+        )
+
+    def __call__(
+        self, name: str, *shape: int, dtype: DType | None = None
+    ) -> TensorValue:
+        """The slot ``name`` of this scope, of ``shape``, in the current graph."""
+        key = self._path + name
+        spec = WeightSpec(shape, dtype or self.dtype)
+        known = self._record.specs.setdefault(key, spec)
+        assert known == spec, f"{self.prefix}: {key} asked for as {known} and {spec}"
+        # Asked for twice in one graph, a slot is still one constant.
+        slot = (Graph.current, key)
+        if slot not in self._record.values:
+            self._record.values[slot] = ops.constant_external(
+                f"{self.prefix}.{key}", TensorType(spec.dtype, shape, self.device)
+            )
+        return self._record.values[slot]
+
+    @property
+    def specs(self) -> Mapping[str, WeightSpec]:
+        """Every slot asked for so far, by checkpoint name (without the prefix)."""
+        return dict(self._record.specs)

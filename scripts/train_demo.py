@@ -1,0 +1,501 @@
+"""Trains the demo model that ships with max_diffusion, from nothing but this script.
+
+Five stages, each written to ``--work`` when done and skipped when already there, so an
+interrupted run continues where it stopped: tokenizers, autoencoder, latents, flow
+matching (transformer and both text encoders together), guidance distillation. The
+result is one diffusers-layout folder that diffusers' ``FluxPipeline`` loads too.
+
+    .venv/bin/python scripts/train_demo.py --output max_diffusion/demo_model
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from demo_scenes import Scene, caption, draw, training_scene
+from demo_tokenizers import TEXT_LENGTH, build_clip_tokenizer, build_t5_tokenizer
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers.models.transformers import transformer_flux
+from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+LATENT_CHANNELS = 8
+PACKED_CHANNELS = 4 * LATENT_CHANNELS
+LATENT_SIZE = 16
+CAPTION_DROPOUT = 0.1
+# Base training conditions on scale 1; distillation then teaches the range.
+GUIDANCE_RANGE = (1.0, 5.0)
+
+
+def main() -> None:
+    """Runs every stage that is not done yet."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--work", type=Path, default=Path("demo_work"))
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--autoencoder-steps", type=int, default=5000)
+    parser.add_argument("--scenes", type=int, default=60_000)
+    parser.add_argument("--flow-steps", type=int, default=7000)
+    parser.add_argument("--distill-steps", type=int, default=700)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(args.seed)
+    device = torch.device(args.device)
+    if device.type == "cpu":
+        transformer_flux.dispatch_attention_fn = batched_attention
+    vae = train_autoencoder(args.work, device, args.autoencoder_steps)
+    scenes, latents, statistics = encode_scenes(args.work, device, vae, args.scenes)
+    model = DemoModel(args.work).to(device)
+    train_flow(args.work, model, scenes, latents, args.flow_steps)
+    distill_guidance(args.work, model, scenes, latents, args.distill_steps)
+    export(args.output, vae, model, statistics)
+
+
+class DemoModel(nn.Module):
+    """The FLUX transformer with its two text encoders, trained as one.
+
+    ``forward`` takes packed latents ``(B, S_img, C)``, sigma ``(B,)``, guidance
+    ``(B,)`` and captions, and predicts the velocity ``noise - data``.
+    """
+
+    def __init__(self, work: Path) -> None:
+        super().__init__()
+        rng = np.random.default_rng(1)
+        captions = [spoken(rng, training_scene(rng)) for _ in range(20_000)]
+        self.clip_tokenizer = build_clip_tokenizer(captions)
+        self.t5_tokenizer = build_t5_tokenizer(captions)
+        self.transformer = FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=PACKED_CHANNELS,
+            num_layers=2,
+            num_single_layers=6,
+            attention_head_dim=32,
+            num_attention_heads=6,
+            joint_attention_dim=128,
+            pooled_projection_dim=96,
+            guidance_embeds=True,
+            axes_dims_rope=(8, 12, 12),
+        )
+        self.t5 = T5EncoderModel(
+            T5Config(
+                vocab_size=len(self.t5_tokenizer),
+                d_model=128,
+                d_kv=32,
+                num_heads=4,
+                d_ff=320,
+                num_layers=3,
+                num_decoder_layers=0,
+                feed_forward_proj="gated-gelu",
+                dropout_rate=0.0,
+                is_encoder_decoder=False,
+                use_cache=False,
+                pad_token_id=0,
+                eos_token_id=1,
+            )
+        )
+        self.clip = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(self.clip_tokenizer),
+                hidden_size=96,
+                intermediate_size=256,
+                num_hidden_layers=2,
+                num_attention_heads=3,
+                max_position_embeddings=TEXT_LENGTH,
+                hidden_act="quick_gelu",
+                projection_dim=96,
+                bos_token_id=self.clip_tokenizer.bos_token_id,
+                eos_token_id=self.clip_tokenizer.eos_token_id,
+                pad_token_id=self.clip_tokenizer.pad_token_id,
+            )
+        )
+        # Each block starts as the identity and the prediction as zero, as in DiT.
+        for name, module in self.transformer.named_modules():
+            if name.endswith(("norm1.linear", "norm1_context.linear", "norm.linear")) or (
+                name in ("proj_out", "norm_out.linear")
+            ):
+                nn.init.zeros_(module.weight)
+                nn.init.zeros_(module.bias)
+        # The transformer takes its timestep in the latents' dtype, and bfloat16 would
+        # round it to multiples of 4: latents come in float32 and are cast here.
+        self.transformer.x_embedder.register_forward_pre_hook(
+            lambda module, inputs: (inputs[0].to(module.weight.dtype),)
+        )
+        grid = torch.arange(LATENT_SIZE // 2).float()
+        image_ids = torch.zeros(LATENT_SIZE // 2, LATENT_SIZE // 2, 3)
+        image_ids[..., 1] = grid[:, None]
+        image_ids[..., 2] = grid[None, :]
+        self.register_buffer("image_ids", image_ids.reshape(-1, 3), persistent=False)
+        self.register_buffer("text_ids", torch.zeros(TEXT_LENGTH, 3), persistent=False)
+
+    def encode(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Text states ``(B, S_txt, D)`` and the pooled vector ``(B, D_pool)``."""
+        options = {
+            "padding": "max_length",
+            "max_length": TEXT_LENGTH,
+            "truncation": True,
+            "return_tensors": "pt",
+        }
+        device = self.image_ids.device
+        t5_ids = self.t5_tokenizer(captions, **options).input_ids.to(device)
+        clip_ids = self.clip_tokenizer(captions, **options).input_ids.to(device)
+        # No attention mask: FluxPipeline gives none, padding is part of the input.
+        text = self.t5(t5_ids, attention_mask=torch.ones_like(t5_ids)).last_hidden_state
+        return text, self.clip(clip_ids).pooler_output
+
+    def forward(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        guidance: Tensor,
+        text: Tensor,
+        pooled: Tensor,
+    ) -> Tensor:
+        """Predicts the velocity, shape of ``latents``."""
+        return self.transformer(
+            hidden_states=latents,
+            timestep=sigma,
+            guidance=guidance,
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
+            img_ids=self.image_ids,
+            txt_ids=self.text_ids,
+            return_dict=False,
+        )[0]
+
+
+def batched_attention(
+    query: Tensor, key: Tensor, value: Tensor, **_options: object
+) -> Tensor:
+    """Attention by two batched products; torch's fused CPU backward takes 5 times."""
+    q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+    scores = q * q.shape[-1] ** -0.5 @ k.transpose(-1, -2)
+    return (scores.softmax(-1) @ v).transpose(1, 2)
+
+
+def spoken(rng: np.random.Generator, scene: Scene) -> str:
+    """A fresh caption, now and then written as a sentence."""
+    text = caption(rng, scene)
+    if rng.random() < 0.2:
+        text = text[0].upper() + text[1:]
+    return text + "." if rng.random() < 0.1 else text
+
+
+def train_autoencoder(work: Path, device: torch.device, steps: int) -> AutoencoderKL:
+    """Trains the AutoencoderKL on freshly drawn scenes (L1, edges, KL)."""
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 96),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=4,
+        sample_size=128,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    ).to(device, memory_format=torch.channels_last)
+    trainer = Trainer(work, "autoencoder", vae, steps, peak=4e-3, dtype=torch.float32)
+    for step in trainer.steps():
+        rng = np.random.default_rng((2, step))
+        # Quarter pictures first, four times cheaper; whole ones for the last sixth.
+        pictures = np.stack([draw(training_scene(rng)) for _ in range(8)])
+        if step < steps * 5 // 6:
+            top, left = rng.integers(0, 9, size=2) * 8
+            pictures = pictures[:, top : top + 64, left : left + 64]
+        x = to_tensor(pictures).to(device, memory_format=torch.channels_last)
+        with torch.autocast(device.type, torch.bfloat16):
+            posterior = vae.encode(x).latent_dist
+            y = vae.decode(posterior.sample()).sample.float()
+        error = y - x
+        # Edges are few pixels but most of what is seen: weigh their gradients too.
+        edges = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
+        loss = error.abs().mean() + error.square().mean() + 0.5 * edges
+        loss = loss + 5e-4 * posterior.kl().mean() / posterior.mean[0].numel()
+        trainer.update(step, loss)
+    return vae.eval()
+
+
+@torch.no_grad()
+def encode_scenes(
+    work: Path, device: torch.device, vae: AutoencoderKL, count: int
+) -> tuple[list[Scene], Tensor, dict[str, float]]:
+    """Draws the training scenes; returns them with their packed, scaled latents."""
+    rng = np.random.default_rng(3)
+    scenes = [training_scene(rng) for _ in range(count)]
+    path = work / f"latents_{count}.pt"
+    if not path.exists():
+        parts = []
+        for start in progress("latents", range(0, count, 50)):
+            pictures = np.stack([draw(s) for s in scenes[start : start + 50]])
+            x = to_tensor(pictures).to(device, memory_format=torch.channels_last)
+            with torch.autocast(device.type, torch.bfloat16):
+                mode = vae.encode(x).latent_dist.mode()
+            parts.append(mode.float().cpu().contiguous().half())
+        raw = torch.cat(parts)
+        sample = raw[:5000].float()
+        statistics = {
+            "shift_factor": sample.mean().item(),
+            "scaling_factor": 1 / sample.std().item(),
+        }
+        save({"raw": raw, "statistics": statistics}, path)
+    stored = torch.load(path)
+    statistics = stored["statistics"]
+    log(work, stage="latents", count=count, **statistics)
+    return scenes, stored["raw"], statistics
+
+
+def pack(raw: Tensor, statistics: dict[str, float]) -> Tensor:
+    """Latents ``(B, C, h, w)`` to tokens ``(B, h/2*w/2, 4C)``, zero mean, unit std."""
+    x = (raw.float() - statistics["shift_factor"]) * statistics["scaling_factor"]
+    batch, channels, height, width = x.shape
+    x = x.view(batch, channels, height // 2, 2, width // 2, 2)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, -1, channels * 4)
+
+
+def train_flow(
+    work: Path, model: DemoModel, scenes: list[Scene], latents: Tensor, steps: int
+) -> None:
+    """Flow matching of transformer and text encoders, with caption dropout."""
+    trainer = Trainer(work, "flow", model, steps, peak=1.5e-3, dtype=torch.bfloat16)
+    statistics = torch.load(next(work.glob("latents_*.pt")))["statistics"]
+    device = model.image_ids.device
+    for step in trainer.steps():
+        rng = np.random.default_rng((4, step))
+        index = rng.integers(0, len(scenes), size=64)
+        captions = [
+            "" if rng.random() < CAPTION_DROPOUT else spoken(rng, scenes[i])
+            for i in index
+        ]
+        data = pack(latents[torch.from_numpy(index)], statistics).to(device)
+        noise, sigma = noise_and_sigma(rng, data)
+        noisy = torch.lerp(data, noise, sigma[:, None, None])
+        guidance = torch.ones_like(sigma)
+        velocity = model(noisy, sigma, guidance, *model.encode(captions))
+        loss = F.mse_loss(velocity.float(), noise - data)
+        trainer.update(step, loss)
+
+
+def distill_guidance(
+    work: Path, model: DemoModel, scenes: list[Scene], latents: Tensor, steps: int
+) -> None:
+    """Teaches one pass what classifier-free guidance needs two for (as FLUX.1-dev).
+
+    Meng et al., "On Distillation of Guided Diffusion Models", 2022, arXiv:2210.03142.
+    """
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    trainer = Trainer(work, "distill", model, steps, peak=4e-4, dtype=torch.bfloat16)
+    teacher.to(torch.bfloat16)
+    statistics = torch.load(next(work.glob("latents_*.pt")))["statistics"]
+    device = model.image_ids.device
+    for step in trainer.steps():
+        rng = np.random.default_rng((5, step))
+        index = rng.integers(0, len(scenes), size=64)
+        captions = [
+            "" if rng.random() < CAPTION_DROPOUT / 2 else spoken(rng, scenes[i])
+            for i in index
+        ]
+        data = pack(latents[torch.from_numpy(index)], statistics).to(device)
+        noise, sigma = noise_and_sigma(rng, data)
+        noisy = torch.lerp(data, noise, sigma[:, None, None])
+        one = torch.ones_like(sigma)
+        with torch.no_grad():
+            told = teacher(noisy, sigma, one, *teacher.encode(captions)).float()
+            blank = [""] * len(captions)
+            untold = teacher(noisy, sigma, one, *teacher.encode(blank)).float()
+        scale = rng.uniform(*GUIDANCE_RANGE, size=len(captions)).astype(np.float32)
+        guidance = torch.from_numpy(scale).to(device)
+        target = untold + guidance[:, None, None] * (told - untold)
+        velocity = model(noisy, sigma, guidance, *model.encode(captions))
+        trainer.update(step, F.mse_loss(velocity.float(), target))
+
+
+class Trainer:
+    """Optimizer, averaging and checkpoints of one stage.
+
+    The model runs in ``dtype``, the optimizer keeps float32 master weights, and their
+    exponential moving average is what the stage leaves in the model. Muon takes the
+    hidden matrices, convolutions included: with Adam alone the autoencoder stays gray
+    for thousands of steps.
+    """
+
+    def __init__(
+        self,
+        work: Path,
+        stage: str,
+        model: nn.Module,
+        steps: int,
+        *,
+        peak: float,
+        dtype: torch.dtype,
+    ) -> None:
+        self._work, self._stage, self._total, self._peak = work, stage, steps, peak
+        self._model = model.float()
+        self._dtype = dtype
+        # A convolution's weight is a matrix from its inputs to its channels.
+        self._master = [
+            p.detach().clone().contiguous().flatten(1) if p.ndim > 2 else
+            p.detach().clone()
+            for p in model.parameters()
+        ]
+        self._average = [p.clone() for p in self._master]
+        hidden = ("blocks.", "block.", "layers.")
+        matrices, others = [], []
+        for (name, _), master in zip(
+            model.named_parameters(), self._master, strict=True
+        ):
+            is_hidden = master.ndim == 2 and any(key in name for key in hidden)
+            (matrices if is_hidden else others).append(master)
+        self._optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(
+                matrices, lr=peak, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
+            ),
+            torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        self._start = 0
+        self._path = work / f"{stage}.pt"
+        if self._path.exists():
+            self._resume()
+        self._model.to(self._dtype)
+        self._copy_to_model(self._master)
+        self._losses: list[float] = []
+        self._clock = time.monotonic()
+
+    def steps(self) -> Iterator[int]:
+        """The steps still to do; afterwards the model holds the average."""
+        yield from progress(self._stage, range(self._start, self._total))
+        if self._start < self._total:
+            self._save(self._total)
+        self._model.float()
+        self._copy_to_model(self._average)
+
+    def update(self, step: int, loss: Tensor) -> None:
+        """One optimizer step from a loss."""
+        loss.backward()
+        for master, live in zip(self._master, self._model.parameters(), strict=True):
+            gradient = live.grad
+            live.grad = None
+            master.grad = None if gradient is None else (
+                gradient.float().reshape(master.shape)
+            )
+        nn.utils.clip_grad_norm_(self._master, 1.0)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self._peak * schedule(step, self._total)
+            optimizer.step()
+        decay = min(0.999, (step + 1) / (step + 10))
+        torch._foreach_lerp_(self._average, self._master, 1 - decay)
+        self._copy_to_model(self._master)
+        self._losses.append(loss.item())
+        if (step + 1) % 50 == 0:
+            elapsed = (time.monotonic() - self._clock) / len(self._losses)
+            log(
+                self._work,
+                stage=self._stage,
+                step=step + 1,
+                loss=sum(self._losses) / len(self._losses),
+                seconds_per_step=elapsed,
+            )
+            self._losses, self._clock = [], time.monotonic()
+        if (step + 1) % 250 == 0:
+            self._save(step + 1)
+
+    @torch.no_grad()
+    def _copy_to_model(self, source: list[Tensor]) -> None:
+        for live, value in zip(self._model.parameters(), source, strict=True):
+            live.copy_(value.view(live.shape))
+
+    def _save(self, step: int) -> None:
+        state = {
+            "step": step,
+            "master": self._master,
+            "average": self._average,
+            "optimizers": [o.state_dict() for o in self._optimizers],
+        }
+        save(state, self._path)
+
+    def _resume(self) -> None:
+        state = torch.load(self._path)
+        self._start = state["step"]
+        for mine, stored in ((self._master, "master"), (self._average, "average")):
+            for tensor, value in zip(mine, state[stored], strict=True):
+                tensor.copy_(value)
+        for optimizer, stored in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(stored)
+
+
+def noise_and_sigma(rng: np.random.Generator, data: Tensor) -> tuple[Tensor, Tensor]:
+    """Gaussian noise and logit-normal sigmas, leaning to the noisy side."""
+    noise = rng.standard_normal(tuple(data.shape), dtype=np.float32)
+    sigma = 1 / (1 + np.exp(-rng.normal(0.4, 1.1, size=len(data))))
+    on = data.device
+    return torch.from_numpy(noise).to(on), torch.from_numpy(sigma).float().to(on)
+
+
+def schedule(step: int, total: int) -> float:
+    """Warm-up over 2 %, flat, then linear decay over the last 40 %."""
+    return min(1.0, (step + 1) / (0.02 * total), (total - step) / (0.4 * total))
+
+
+def export(
+    output: Path, vae: AutoencoderKL, model: DemoModel, statistics: dict[str, float]
+) -> None:
+    """Writes the diffusers folder, weights in bfloat16."""
+    vae.register_to_config(**statistics)
+    pipeline = FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            shift=3.0,
+            use_dynamic_shifting=True,
+            base_shift=0.5,
+            max_shift=1.15,
+            base_image_seq_len=256,
+            max_image_seq_len=4096,
+        ),
+        vae=vae.float(),
+        text_encoder=model.clip,
+        tokenizer=model.clip_tokenizer,
+        text_encoder_2=model.t5,
+        tokenizer_2=model.t5_tokenizer,
+        transformer=model.transformer,
+    )
+    pipeline.to(torch.bfloat16)
+    pipeline.save_pretrained(output)
+
+
+def to_tensor(pictures: np.ndarray) -> Tensor:
+    """Pictures uint8 NHWC to float32 NCHW in -1..1."""
+    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def save(state: object, path: Path) -> None:
+    """Writes a checkpoint that is either whole or absent."""
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+def log(work: Path, **values: object) -> None:
+    """Appends one JSON line to the training log."""
+    with (work / "log.jsonl").open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def progress(name: str, steps: Iterable[int]) -> Iterator[int]:
+    """A progress bar over a stage."""
+    columns = (TextColumn("{task.description}"), MofNCompleteColumn())
+    with Progress(*columns, TimeRemainingColumn()) as bar:
+        yield from bar.track(steps, description=name)
+
+
+if __name__ == "__main__":
+    main()
