@@ -88,7 +88,7 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
     ) -> dict[str, TensorType]:
         """Inputs by name; integers make the graph static for a hot shape.
 
-        ``latents`` packed ``(B, S_img, C)``; ``timestep`` float32 ``(B,)`` in 0..1000;
+        ``latents`` packed, float32 ``(B, S_img, C)``; ``timestep`` float32 ``(B,)`` in 0..1000;
         ``guidance`` float32 ``(B,)``, only with a guidance embedding; ``text``
         ``(B, S_txt, joint_attention_dim)``; ``pooled_text`` ``(B,
         pooled_projection_dim)``; ``text_rotary`` and ``image_rotary`` float32 from
@@ -101,7 +101,9 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
             return TensorType(dtype, shape, self.device)
 
         types = {
-            "latents": typed(self.dtype, batch, image_seq_len, config.in_channels),
+            "latents": typed(
+                DType.float32, batch, image_seq_len, config.in_channels
+            ),
             "timestep": typed(DType.float32, batch),
             "text": typed(self.dtype, batch, text_seq_len, config.joint_attention_dim),
             "pooled_text": typed(self.dtype, batch, config.pooled_projection_dim),
@@ -134,9 +136,8 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
     def embed(self, w: WeightScope, inputs: dict[str, TensorValue]) -> Streams:
         """Latents and text states to the model's width."""
         config = self.config
-        image = linear(
-            w / "x_embedder", inputs["latents"], config.in_channels, self.width
-        )
+        latents = inputs["latents"].cast(self.dtype)
+        image = linear(w / "x_embedder", latents, config.in_channels, self.width)
         text = linear(
             w / "context_embedder",
             inputs["text"],

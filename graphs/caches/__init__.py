@@ -1,0 +1,1 @@
+"""The small graphs of the denoising caches."""

@@ -1,0 +1,51 @@
+"""The sampler's arithmetic: one Euler step and classifier-free guidance, in float32.
+
+Scalars come as one value per sample, so that samples at different steps of their own
+schedules can share a batch.
+"""
+
+from __future__ import annotations
+
+from max.dtype import DType
+from max.graph import DeviceRef, Graph, Module, TensorType, TensorValue, ops
+
+
+def add_euler_step(module: Module, name: str, dtype: DType, device: DeviceRef) -> None:
+    """Adds ``latents, prediction, dt -> latents``: ``latents + dt * prediction``.
+
+    ``latents`` float32 and ``prediction`` in ``dtype``, both ``(B, S_img, C)``; ``dt``
+    float32 ``(B,)`` is the difference of two sigmas, negative while denoising.
+    """
+    shape = ("batch", "image_seq_len", "channels")
+    types = [
+        TensorType(DType.float32, shape, device),
+        TensorType(dtype, shape, device),
+        TensorType(DType.float32, ("batch",), device),
+    ]
+    with Graph(name, input_types=types, module=module) as graph:
+        latents, prediction, dt = (value.tensor for value in graph.inputs)
+        graph.output(latents + per_sample(dt) * prediction.cast(DType.float32))
+
+
+def add_guidance(module: Module, name: str, dtype: DType, device: DeviceRef) -> None:
+    """Adds ``conditional, unconditional, scale -> prediction``.
+
+    ``unconditional + scale * (conditional - unconditional)``, in the order diffusers
+    computes it; ``scale`` float32 ``(B,)``.
+    """
+    shape = ("batch", "image_seq_len", "channels")
+    types = [
+        TensorType(dtype, shape, device),
+        TensorType(dtype, shape, device),
+        TensorType(DType.float32, ("batch",), device),
+    ]
+    with Graph(name, input_types=types, module=module) as graph:
+        first, second, scale = (value.tensor for value in graph.inputs)
+        conditional, unconditional = first.cast(DType.float32), second.cast(DType.float32)
+        guided = unconditional + per_sample(scale) * (conditional - unconditional)
+        graph.output(guided.cast(dtype))
+
+
+def per_sample(x: TensorValue) -> TensorValue:
+    """``(B,)`` to ``(B, 1, 1)``, to scale each sample of a ``(B, S, C)`` tensor."""
+    return ops.unsqueeze(ops.unsqueeze(x, 1), 2)

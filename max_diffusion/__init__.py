@@ -1,0 +1,115 @@
+"""Diffusion models as compiled graphs on Modular MAX, with denoising caches.
+
+Names are imported on first use, so that ``import max_diffusion`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .caches import (
+        CACHES,
+        CacheConfig,
+        DenoisingCacheConfig,
+        FirstBlockConfig,
+        NoCacheConfig,
+        TaylorSeerBufferState,
+        TaylorSeerCache,
+        TaylorSeerConfig,
+    )
+    from .component import ComponentModel
+    from .denoising import DenoiserComponent, DenoisingCacheState
+    from .errors import (
+        CacheStateError,
+        CompileError,
+        DeviceError,
+        MaxDiffusionError,
+        ModelLoadError,
+        RequestCancelled,
+        RequestError,
+    )
+    from .pipeline import DiffusionPipeline, DiffusionPipelineOutput, PipelineConfig
+    from .registry import demo_model_path, load_pipeline
+    from .report import RunReport, StepRecord
+    from .text_to_image import GenerationResult, TextToImagePipeline
+    from .types import GenerationContext, GenerationRequest
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "CACHES": "caches",
+    "CacheConfig": "caches",
+    "CacheStateError": "errors",
+    "CompileError": "errors",
+    "ComponentModel": "component",
+    "DenoiserComponent": "denoising",
+    "DenoisingCacheConfig": "caches",
+    "DenoisingCacheState": "denoising",
+    "DeviceError": "errors",
+    "DiffusionPipeline": "pipeline",
+    "DiffusionPipelineOutput": "pipeline",
+    "FirstBlockConfig": "caches",
+    "GenerationContext": "types",
+    "GenerationRequest": "types",
+    "GenerationResult": "text_to_image",
+    "MaxDiffusionError": "errors",
+    "ModelLoadError": "errors",
+    "NoCacheConfig": "caches",
+    "PipelineConfig": "pipeline",
+    "RequestCancelled": "errors",
+    "RequestError": "errors",
+    "RunReport": "report",
+    "StepRecord": "report",
+    "TaylorSeerBufferState": "caches",
+    "TaylorSeerCache": "caches",
+    "TaylorSeerConfig": "caches",
+    "TextToImagePipeline": "text_to_image",
+    "demo_model_path": "registry",
+    "load_pipeline": "registry",
+}
+
+__all__ = [
+    "CACHES",
+    "CacheConfig",
+    "CacheStateError",
+    "CompileError",
+    "ComponentModel",
+    "DenoiserComponent",
+    "DenoisingCacheConfig",
+    "DenoisingCacheState",
+    "DeviceError",
+    "DiffusionPipeline",
+    "DiffusionPipelineOutput",
+    "FirstBlockConfig",
+    "GenerationContext",
+    "GenerationRequest",
+    "GenerationResult",
+    "MaxDiffusionError",
+    "ModelLoadError",
+    "NoCacheConfig",
+    "PipelineConfig",
+    "RequestCancelled",
+    "RequestError",
+    "RunReport",
+    "StepRecord",
+    "TaylorSeerBufferState",
+    "TaylorSeerCache",
+    "TaylorSeerConfig",
+    "TextToImagePipeline",
+    "__version__",
+    "demo_model_path",
+    "load_pipeline",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name's module when the name is first asked for."""
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,48 @@
+"""No cache: every step runs the full transformer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from max.driver import Buffer
+
+from .base import AbstractCacheState, AbstractStepCache
+
+
+@dataclass(frozen=True)
+class NoCacheConfig:
+    """Computes every step."""
+
+
+@final
+@dataclass
+class NoCacheState(AbstractCacheState):
+    """Nothing to remember."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Always 0."""
+        return 0
+
+
+@final
+class NoCache(AbstractStepCache):
+    """The policy that never skips."""
+
+    def create_step_state(self) -> NoCacheState:
+        """An empty state."""
+        return NoCacheState()
+
+    def should_compute(self, state: AbstractCacheState, step: int) -> bool:
+        """Always."""
+        return True
+
+    def forecast(self, state: AbstractCacheState, step: int) -> Buffer:
+        """Never reached: every step computes."""
+        raise AssertionError("a cache that computes every step has nothing to forecast")
+
+    def remember(
+        self, state: AbstractCacheState, noise_pred: Buffer, step: int
+    ) -> None:
+        """Keeps nothing."""

@@ -1,0 +1,136 @@
+"""The one module that opens an ``InferenceSession`` and compiles graphs."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from max.driver import CPU, Accelerator, Buffer, Device, accelerator_count
+from max.dtype import DType
+from max.engine import InferenceSession, Model
+from max.graph import Module
+
+from graphs.weights import WeightSpec
+
+from .errors import CompileError, DeviceError, ModelLoadError, RequestError
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": DType.float32, "bfloat16": DType.bfloat16}
+
+
+@dataclass(frozen=True)
+class CompiledGraphs:
+    """The executable graphs of one pipeline, and what it took to get them."""
+
+    models: Mapping[str, Model]
+    compile_seconds: float
+    init_seconds: float
+
+
+def resolve_device(name: str) -> Device:
+    """``auto``, ``cpu``, ``gpu`` or ``gpu:i`` to a device; ``auto`` prefers a GPU.
+
+    Raises:
+        RequestError: Another word.
+        DeviceError: That GPU is not there.
+    """
+    kind, _, index = name.partition(":")
+    if kind not in ("auto", "cpu", "gpu") or (index and not index.isdigit()):
+        raise RequestError(
+            f"device: expected auto, cpu, gpu or gpu:INDEX, got {name!r}"
+        )
+    if kind == "cpu" or (kind == "auto" and accelerator_count() == 0):
+        return CPU()
+    wanted, found = int(index or 0), accelerator_count()
+    if wanted >= found:
+        raise DeviceError(
+            f"device: {name} asked for, but MAX sees {found} GPUs here; use "
+            + (f"gpu:0 to gpu:{found - 1} or cpu" if found else "cpu")
+        )
+    return Accelerator(wanted)
+
+
+def resolve_dtype(name: str | None, device: Device) -> DType:
+    """``float32`` or ``bfloat16``; by default the former on CPU, the latter on GPU."""
+    if name is None:
+        return DType.float32 if device.is_host else DType.bfloat16
+    if name not in _DTYPES:
+        raise RequestError(f"dtype: expected {' or '.join(_DTYPES)}, got {name!r}")
+    return _DTYPES[name]
+
+
+def open_session(device: Device) -> InferenceSession:
+    """A session for ``device``; the host is always part of it."""
+    return InferenceSession(devices=[device])
+
+
+def compile_graphs(
+    session: InferenceSession,
+    module: Module,
+    weights: Mapping[str, Any],
+    expected: Mapping[str, WeightSpec],
+    device: Device,
+) -> CompiledGraphs:
+    """Compiles every graph of ``module`` at once and gives it its weights.
+
+    Args:
+        session: Session to compile in.
+        module: All graphs of one pipeline.
+        weights: Arrays by registry name (``component.checkpoint name``).
+        expected: Shape and dtype of every slot by the same names. MAX checks neither
+            and would compute on whatever bytes it finds.
+        device: Where the slots live; host arrays are copied there once, shared by all
+            graphs.
+
+    Raises:
+        ModelLoadError: A slot's array is missing, or of another shape or dtype.
+        CompileError: MAX refused the graphs.
+    """
+    _check(weights, expected)
+    started = time.perf_counter()
+    try:
+        compiled = session.compile(module)
+    except Exception as err:
+        cause = err.__cause__ or err
+        first_line = str(cause).strip().split("\n", maxsplit=1)[0]
+        raise CompileError(f"compile: MAX refused the graphs: {first_line}") from err
+    compile_seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    registry = weights if device.is_host else _to_device(weights, device)
+    models = session.init_all(compiled, weights_registry=registry)
+    init_seconds = time.perf_counter() - started
+    logger.info(
+        "compiled %s in %.2f s, weights in %.2f s",
+        ", ".join(models),
+        compile_seconds,
+        init_seconds,
+    )
+    return CompiledGraphs(models, compile_seconds, init_seconds)
+
+
+def _check(weights: Mapping[str, Any], expected: Mapping[str, WeightSpec]) -> None:
+    for name, spec in expected.items():
+        if name not in weights:
+            raise ModelLoadError(f"compile: no array for weight {name}")
+        array = weights[name]
+        shape = tuple(int(dim) for dim in array.shape)
+        dtype = array.dtype
+        if not isinstance(dtype, DType):
+            dtype = DType.from_numpy(dtype)
+        if (shape, dtype) != (spec.shape, spec.dtype):
+            raise ModelLoadError(
+                f"compile: weight {name} must be {spec.dtype.name} {spec.shape}, "
+                f"got {dtype.name} {shape}"
+            )
+
+
+def _to_device(weights: Mapping[str, Any], device: Device) -> dict[str, Buffer]:
+    moved = {}
+    for name, array in weights.items():
+        host = array if isinstance(array, Buffer) else Buffer.from_numpy(array)
+        moved[name] = host.to(device)
+    return moved

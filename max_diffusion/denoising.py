@@ -1,0 +1,240 @@
+"""The executor: runs the step graphs that a cache's decision asks for."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+from max.driver import Buffer
+from max.graph import Dim, Module
+
+from graphs.denoiser import AbstractDenoiser, add_back, add_front, add_full, add_reuse
+from graphs.weights import WeightScope
+
+from .buffers import num_bytes, put_rows, take_rows, to_numpy, zeros
+from .caches import AbstractResidualCache, AbstractStepCache, ResidualState
+from .caches.base import AbstractCacheState
+from .component import ComponentModel
+
+COMPUTE, FORECAST, REUSE = "compute", "predict", "reuse"
+
+
+@dataclass
+class DenoisingCacheState:
+    """All that one request's guidance branch remembers between steps.
+
+    One per request and branch; nothing of it is kept anywhere else, so dropping it
+    forgets the request.
+    """
+
+    cache: AbstractStepCache | AbstractResidualCache
+    """The policy this state belongs to."""
+    state: AbstractCacheState
+    """The policy's own memory."""
+    residual_threshold: float = 0.0
+    """For a ``run_transformer`` that decides in a graph of its own."""
+    prev_residual: Buffer | None = None
+    """First-block residual last returned by such a ``run_transformer``."""
+    prev_output: Buffer | None = None
+    """Its noise prediction."""
+    actions: tuple[str, ...] = ()
+    """What the last step did with each sample: compute, predict or reuse."""
+    signal: tuple[float, ...] | None = None
+    """What the last decision was based on, per sample."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of device memory held now."""
+        own = [b for b in (self.prev_residual, self.prev_output) if b is not None]
+        return self.state.num_bytes + sum(num_bytes(b) for b in own)
+
+
+@dataclass(frozen=True)
+class Front:
+    """What the front graph returns."""
+
+    image: Buffer
+    """Image stream after the front blocks, ``(B, S_img, D)``."""
+    text: Buffer
+    """Text stream, ``(B, S_txt, D)``."""
+    residual: Buffer
+    """What the front blocks added to the image stream, ``(B, S_img, D)``."""
+    change: np.ndarray
+    """Relative change against the reference residual, float32 ``(B,)``."""
+
+
+class DenoiserComponent(ComponentModel):
+    """A transformer component: declares its pieces, gets every step graph.
+
+    Final but for :meth:`denoiser`; ``load_model`` has nothing left to do.
+    """
+
+    front_blocks = 1
+    """Blocks of the front graph."""
+
+    @abstractmethod
+    def denoiser(self) -> AbstractDenoiser[Any]:
+        """The transformer's pieces."""
+
+    def hot_shapes(self) -> Sequence[tuple[int, int, int]]:
+        """``(B, S_img, S_txt)`` that deserve a static graph beside the symbolic one."""
+        return ()
+
+    def weight_scope(self) -> WeightScope:
+        """Where the graphs draw their weights from."""
+        return WeightScope("transformer", self.dtype, self.device_ref)
+
+    def build_graphs(self, module: Module) -> list[WeightScope]:
+        """Adds the full, front, back and reuse graphs."""
+        pieces, w = self.denoiser(), self.weight_scope()
+        types = pieces.input_types()
+        self._input_names = tuple(types)
+        self.batched_inputs = frozenset(
+            name for name, kind in types.items() if kind.shape[0] == Dim("batch")
+        )
+        self._hidden_dtype, self._width = pieces.dtype, pieces.width
+        self._static = {shape: _static_name(shape) for shape in self.hot_shapes()}
+        add_full(module, "full", pieces, w)
+        for shape, name in self._static.items():
+            add_full(module, name, pieces, w, static_shape=shape)
+        # A one-block model has no tail to reuse.
+        self.has_tail = pieces.num_blocks > self.front_blocks
+        if self.has_tail:
+            blocks = self.front_blocks
+            add_front(module, "front", pieces, w, front_blocks=blocks)
+            add_back(module, "back", pieces, w, front_blocks=blocks)
+            add_reuse(module, "reuse", pieces, w)
+        return [w]
+
+    def load_model(self) -> Callable[..., Any] | None:
+        """The full transformer, by named inputs."""
+        return self.full
+
+    def full(self, **inputs: Buffer) -> Buffer:
+        """All blocks: the prediction ``(B, S_img, C)``."""
+        batch, image_len = inputs["latents"].shape[:2]
+        shape = (int(batch), int(image_len), int(inputs["text"].shape[1]))
+        model = self.models[self._static.get(shape, "full")]
+        return model.execute(*self._ordered(inputs))[0]
+
+    def front(self, reference: Buffer | None, **inputs: Buffer) -> Front:
+        """The first blocks, compared with a reference residual if there is one."""
+        if reference is None:
+            batch, image_len = inputs["latents"].shape[:2]
+            shape = (int(batch), int(image_len), self._width)
+            reference = zeros(shape, self._hidden_dtype, self.device)
+        outputs = self.models["front"].execute(*self._ordered(inputs), reference)
+        image, text, residual, change = outputs
+        return Front(image, text, residual, to_numpy(change))
+
+    def back(self, front: Front, **inputs: Buffer) -> tuple[Buffer, Buffer]:
+        """The other blocks: the prediction and the tail residual."""
+        model = self.models["back"]
+        prediction, tail = model.execute(
+            *self._ordered(inputs), front.image, front.text
+        )
+        return prediction, tail
+
+    def reuse(self, image: Buffer, tail_residual: Buffer, **inputs: Buffer) -> Buffer:
+        """The output layers on the front's image stream plus a known tail residual."""
+        model = self.models["reuse"]
+        return model.execute(*self._ordered(inputs), image, tail_residual)[0]
+
+    def _ordered(self, inputs: Mapping[str, Buffer]) -> list[Buffer]:
+        return [inputs[name] for name in self._input_names]
+
+
+def _static_name(shape: tuple[int, int, int]) -> str:
+    return "full_" + "x".join(str(size) for size in shape)
+
+
+def run_step_cache(
+    cache: AbstractStepCache,
+    memory: DenoisingCacheState,
+    step: int,
+    batch_size: int,
+    compute: Callable[[], Buffer],
+) -> Buffer:
+    """One step under a cache that decides from the step index."""
+    if cache.should_compute(memory.state, step):
+        prediction = compute()
+        cache.remember(memory.state, prediction, step)
+        memory.actions = (COMPUTE,) * batch_size
+        return prediction
+    memory.actions = (FORECAST,) * batch_size
+    return cache.forecast(memory.state, step)
+
+
+def run_residual_cache(
+    cache: AbstractResidualCache,
+    memory: DenoisingCacheState,
+    step: int,
+    denoiser: DenoiserComponent,
+    inputs: dict[str, Buffer],
+) -> Buffer:
+    """One step under a cache that decides from the front blocks, sample by sample."""
+    state = memory.state
+    assert isinstance(state, ResidualState)
+    reference = state.front_residual
+    shape = tuple(inputs["latents"].shape[:2])
+    if reference is not None and tuple(reference.shape[:2]) != shape:
+        reference = None  # another shape: the history starts again
+    front = denoiser.front(reference, **inputs)
+    batch = front.change.shape[0]
+    if reference is None:
+        decision = np.ones(batch, bool)
+        memory.signal = None
+        state.consecutive = np.zeros(batch, np.int64)
+    else:
+        decision = cache.decide(state, step, front.change)
+        memory.signal = tuple(float(x) for x in front.change)
+    memory.actions = tuple(COMPUTE if flag else REUSE for flag in decision)
+    state.consecutive = np.where(decision, 0, state.consecutive + 1)
+    if decision.all():
+        prediction, tail = denoiser.back(front, **inputs)
+        state.front_residual, state.tail_residual = front.residual, tail
+        return prediction
+    assert state.tail_residual is not None and state.front_residual is not None
+    prediction = denoiser.reuse(front.image, state.tail_residual, **inputs)
+    if decision.any():
+        _compute_rows(np.flatnonzero(decision), front, denoiser, inputs, state, prediction)
+    return prediction
+
+
+def _compute_rows(
+    chosen: np.ndarray,
+    front: Front,
+    denoiser: DenoiserComponent,
+    inputs: dict[str, Buffer],
+    state: ResidualState,
+    prediction: Buffer,
+) -> None:
+    """Computes some samples as a batch of their own and puts them in their place."""
+    rows = [int(row) for row in chosen]
+    some = {
+        name: take_rows(value, rows) if name in denoiser.batched_inputs else value
+        for name, value in inputs.items()
+    }
+    part = Front(
+        take_rows(front.image, rows),
+        take_rows(front.text, rows),
+        take_rows(front.residual, rows),
+        front.change[chosen],
+    )
+    computed, tail = denoiser.back(part, **some)
+    assert state.tail_residual is not None and state.front_residual is not None
+    put_rows(prediction, rows, computed)
+    put_rows(state.front_residual, rows, part.residual)
+    put_rows(state.tail_residual, rows, tail)
+
+
+@final
+@dataclass(frozen=True)
+class Branch:
+    """One guidance branch: its name and the inputs that stay the same all steps."""
+
+    name: str
+    inputs: Mapping[str, Buffer] = field(default_factory=dict)

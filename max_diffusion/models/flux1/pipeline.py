@@ -1,0 +1,329 @@
+"""The FLUX.1 text-to-image pipeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, ClassVar, final
+
+import numpy as np
+from max.driver import Buffer
+
+from graphs.flux1 import image_ids, rotary_table
+
+from ...buffers import repeat_rows, to_device, to_numpy
+from ...checkpoint import ModelFolder
+from ...denoising import Branch
+from ...errors import ModelLoadError, RequestError
+from ...noise import TorchCpuGenerator
+from ...pipeline import DiffusionPipelineOutput
+from ...schedulers import Schedule, load_scheduler
+from ...text_to_image import TextToImagePipeline
+from ...tokenizers import load_clip_tokenizer, load_t5_tokenizer
+from ...types import GenerationContext, GenerationRequest
+from .components import (
+    AutoencoderKLDecoder,
+    ClipTextEncoder,
+    Flux1Transformer,
+    T5TextEncoder,
+)
+from .config import autoencoder_config, flux1_config
+
+# Longest T5 input the published models were trained on.
+_MAX_TEXT_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Flux1Inputs:
+    """A request on the device."""
+
+    latents: Buffer
+    """Packed noise, float32 ``(B, S_img, C)``."""
+    tokens: np.ndarray
+    """CLIP ids, int64 ``(P, S)``; on the host."""
+    tokens_2: np.ndarray
+    """T5 ids, int64 ``(P, S_txt)``; on the host."""
+    negative_tokens: np.ndarray | None
+    negative_tokens_2: np.ndarray | None
+    text_rotary: Buffer
+    """float32 ``(2, S_txt, head_dim / 2)``."""
+    image_rotary: Buffer
+    """float32 ``(2, S_img, head_dim / 2)``."""
+    context: GenerationContext
+
+
+@final
+class Flux1Pipeline(TextToImagePipeline):
+    """FLUX.1 (dev, schnell, and folders of the same layout).
+
+    | graph | purpose | calls per request |
+    |---|---|---|
+    | ``text_encoder`` | CLIP, pooled | 1, 2 with true guidance |
+    | ``text_encoder_2`` | T5 | 1, 2 with true guidance |
+    | ``full`` / ``front``, ``back``, ``reuse`` | transformer | each step and branch |
+    | ``taylorseer_*`` | forecast | skipped / computed steps with TaylorSeer |
+    | ``euler_step``, ``guidance`` | sampler | each step |
+    | ``decode`` | latents to uint8 | 1 |
+    """
+
+    components = {  # noqa: RUF012  # the documented contract is a plain class attribute
+        "text_encoder": ClipTextEncoder,
+        "text_encoder_2": T5TextEncoder,
+        "transformer": Flux1Transformer,
+        "vae": AutoencoderKLDecoder,
+    }
+    class_names: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+        {
+            "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+            "text_encoder": ("CLIPTextModel",),
+            "text_encoder_2": ("T5EncoderModel",),
+            "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
+            "tokenizer_2": ("T5TokenizerFast", "T5Tokenizer"),
+            "transformer": ("FluxTransformer2DModel",),
+            "vae": ("AutoencoderKL",),
+        }
+    )
+    # Encoder halves and buffers that checkpoints hold and text-to-image does not use.
+    weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+        {
+            "vae": ("encoder.*", "quant_conv.*"),
+            "text_encoder": ("*position_ids", "text_projection.weight"),
+            "text_encoder_2": ("shared.weight", "encoder.embed_tokens.weight"),
+        }
+    )
+
+    @classmethod
+    def component_configs(cls, folder: ModelFolder) -> dict[str, dict[str, Any]]:
+        """Every component's ``config.json``, with the shape worth a static graph."""
+        for role, names in cls.class_names.items():
+            folder.require(role, names)
+        configs = {role: folder.config(role) for role in cls.components}
+        transformer = flux1_config(configs["transformer"])
+        vae = autoencoder_config(configs["vae"])
+        if transformer.in_channels != 4 * vae.latent_channels:
+            raise ModelLoadError(
+                f"flux1: the transformer takes {transformer.in_channels} channels, but "
+                f"the vae gives 4 * {vae.latent_channels}; are they of one model?"
+            )
+        side = configs["vae"].get("sample_size", 1024) // (2 * _scale(vae))
+        text = load_t5_tokenizer(folder.tokenizer_path("tokenizer_2")).model_max_length
+        configs["transformer"]["hot_shape"] = (
+            1,
+            side * side,
+            min(text, _MAX_TEXT_TOKENS),
+        )
+        configs["scheduler"] = folder.config("scheduler")
+        return configs
+
+    def init_remaining_components(self) -> None:
+        """Tokenizers, scheduler and sizes."""
+        configs = self.pipeline_config.components
+        folder = self.pipeline_config.path
+        assert folder is not None, "Flux1Pipeline is built by load_pipeline"
+        self._clip_tokenizer = load_clip_tokenizer(folder / "tokenizer")
+        self._t5_tokenizer = load_t5_tokenizer(folder / "tokenizer_2")
+        self._scheduler = load_scheduler(configs["scheduler"])
+        self._transformer = flux1_config(configs["transformer"])
+        vae = autoencoder_config(configs["vae"])
+        self._latent_channels = vae.latent_channels
+        self._cell = 2 * _scale(vae)
+        self._default_size = int(configs["vae"].get("sample_size", 1024))
+        self.has_guidance = self._transformer.guidance_embeds
+
+    def create_context(self, request: GenerationRequest) -> GenerationContext:
+        """Tokenizes, draws the noise and lays out the schedule; no device work.
+
+        Raises:
+            RequestError: A size that is no multiple of the model's step, or a guidance
+                scale for a model without guidance embedding.
+        """
+        height, width = self._sizes(request)
+        rows, columns = height // self._cell, width // self._cell
+        steps = request.num_inference_steps
+        if steps is None and request.sigmas is None:
+            steps = self.default_num_inference_steps
+        schedule = self._scheduler.schedule(
+            steps, image_seq_len=rows * columns, sigmas=request.sigmas
+        )
+        if request.guidance_scale is not None and not self.has_guidance:
+            raise RequestError(
+                "flux1: this model has no guidance embedding, so guidance_scale would "
+                "do nothing; leave it out, or use true_cfg_scale"
+            )
+        guidance = 3.5 if request.guidance_scale is None else request.guidance_scale
+        has_negative = request.true_cfg_scale > 1 and request.negative_prompt is not None
+        warnings = self._guidance_warnings(request)
+        tokens, tokens_2, notes = self._tokenize(request.prompts)
+        negative = [request.negative_prompt or ""] * len(request.prompts)
+        none = (None, None, ())
+        first, second, more = self._tokenize(negative) if has_negative else none
+        batch = len(request.prompts) * request.num_images_per_prompt
+        return GenerationContext(
+            tokens=tokens,
+            tokens_2=tokens_2,
+            negative_tokens=first,
+            negative_tokens_2=second,
+            latents=self._noise(request.seed, batch, 2 * rows, 2 * columns),
+            sigmas=schedule.sigmas,
+            timesteps=schedule.timesteps,
+            height=height,
+            width=width,
+            num_inference_steps=schedule.num_steps,
+            guidance_scale=guidance,
+            true_cfg_scale=request.true_cfg_scale,
+            num_images_per_prompt=request.num_images_per_prompt,
+            seed=request.seed,
+            warnings=(*warnings, *notes, *dict.fromkeys(more)),
+            cache=request.cache,
+        )
+
+    def prepare_inputs(self, context: GenerationContext) -> Flux1Inputs:
+        """Noise and rotary tables to the device."""
+        axes = self._transformer.axes_dims_rope
+        text_len = context.tokens_2.shape[1]
+        grid = image_ids(context.height // self._cell, context.width // self._cell)
+        text_table = rotary_table(np.zeros((text_len, 3), np.float32), axes)
+        return Flux1Inputs(
+            latents=to_device(context.latents, self.device),
+            tokens=context.tokens,
+            tokens_2=context.tokens_2,
+            negative_tokens=context.negative_tokens,
+            negative_tokens_2=context.negative_tokens_2,
+            text_rotary=to_device(text_table, self.device),
+            image_rotary=to_device(rotary_table(grid, axes), self.device),
+            context=context,
+        )
+
+    def execute(
+        self, model_inputs: Flux1Inputs, **kwargs: Any
+    ) -> DiffusionPipelineOutput:
+        """Encodes, denoises, decodes.
+
+        Args:
+            model_inputs: From :meth:`prepare_inputs`.
+            kwargs: ``on_step``, see :meth:`denoise`.
+        """
+        context = model_inputs.context
+        started = time.perf_counter()
+        branches = [
+            self._branch(
+                "conditional", model_inputs, model_inputs.tokens, model_inputs.tokens_2
+            )
+        ]
+        negative, negative_2 = (
+            model_inputs.negative_tokens,
+            model_inputs.negative_tokens_2,
+        )
+        if negative is not None and negative_2 is not None:
+            branches.append(
+                self._branch("unconditional", model_inputs, negative, negative_2)
+            )
+        encoded = time.perf_counter()
+        denoised = self.denoise(
+            model_inputs.latents,
+            Schedule(context.sigmas, context.timesteps),
+            branches,
+            true_cfg_scale=context.true_cfg_scale,
+            cache=context.cache,
+            **kwargs,
+        )
+        ended = time.perf_counter()
+        rows, columns = context.height // self._cell, context.width // self._cell
+        decoder = self.loaded["vae"]
+        assert isinstance(decoder, AutoencoderKLDecoder)
+        images = to_numpy(decoder.decode(denoised.latents, rows, columns)).copy()
+        return DiffusionPipelineOutput(
+            images,
+            denoised.steps,
+            denoised.cache_bytes,
+            {
+                "encode": encoded - started,
+                "denoise": ended - encoded,
+                "decode": time.perf_counter() - ended,
+            },
+        )
+
+    def _branch(
+        self,
+        name: str,
+        inputs: Flux1Inputs,
+        tokens: np.ndarray,
+        tokens_2: np.ndarray,
+    ) -> Branch:
+        clip, t5 = self.loaded["text_encoder"], self.loaded["text_encoder_2"]
+        assert isinstance(clip, ClipTextEncoder)
+        assert isinstance(t5, T5TextEncoder)
+        count = inputs.context.num_images_per_prompt
+        held = {
+            "text": t5.encode(repeat_rows(tokens_2, count)),
+            "pooled_text": clip.encode(repeat_rows(tokens, count)),
+            "text_rotary": inputs.text_rotary,
+            "image_rotary": inputs.image_rotary,
+        }
+        if self.has_guidance:
+            batch = len(tokens) * count
+            scale = np.full(batch, inputs.context.guidance_scale, np.float32)
+            held["guidance"] = to_device(scale, self.device)
+        return Branch(name, held)
+
+    def _tokenize(
+        self, prompts: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """Ids of both tokenizers, and what was cut off."""
+        clip = self._clip_tokenizer.encode(prompts, self._clip_tokenizer.model_max_length)
+        t5_length = min(self._t5_tokenizer.model_max_length, _MAX_TEXT_TOKENS)
+        t5 = self._t5_tokenizer.encode(prompts, t5_length)
+        notes = [
+            f"prompt {index + 1} is longer than the {length} tokens of {name} and was "
+            f"cut; not seen: {_shortened(text)}"
+            for name, length, batch in (
+                ("text_encoder", self._clip_tokenizer.model_max_length, clip),
+                ("text_encoder_2", t5_length, t5),
+            )
+            for index, text in enumerate(batch.removed)
+            if text
+        ]
+        return clip.ids, t5.ids, tuple(notes)
+
+    def _guidance_warnings(self, request: GenerationRequest) -> tuple[str, ...]:
+        if request.true_cfg_scale > 1 and request.negative_prompt is None:
+            return (
+                "true_cfg_scale has no effect without a negative prompt; give one, it "
+                "may be empty",
+            )
+        if request.true_cfg_scale <= 1 and request.negative_prompt is not None:
+            return ("negative_prompt has no effect unless true_cfg_scale is above 1",)
+        return ()
+
+    def _sizes(self, request: GenerationRequest) -> tuple[int, int]:
+        sizes = []
+        for name, value in (("height", request.height), ("width", request.width)):
+            size = self._default_size if value is None else value
+            if size % self._cell:
+                low = size // self._cell * self._cell
+                near = [str(n) for n in (low, low + self._cell) if n]
+                raise RequestError(
+                    f"flux1: {name} must be a multiple of {self._cell} pixels, got "
+                    f"{size}; nearest: {' or '.join(near)}"
+                )
+            sizes.append(size)
+        return sizes[0], sizes[1]
+
+    def _noise(self, seed: int, batch: int, height: int, width: int) -> np.ndarray:
+        """diffusers' noise for the seed, packed: float32 ``(B, S_img, 4 C)``."""
+        channels = self._latent_channels
+        noise = TorchCpuGenerator(seed).randn((batch, channels, height, width))
+        cells = noise.reshape(batch, channels, height // 2, 2, width // 2, 2)
+        packed = cells.transpose(0, 2, 4, 1, 3, 5)
+        return np.ascontiguousarray(packed.reshape(batch, -1, channels * 4))
+
+
+def _scale(vae: Any) -> int:
+    """Pixels per latent cell."""
+    return int(2 ** (len(vae.block_out_channels) - 1))
+
+
+def _shortened(text: str, limit: int = 80) -> str:
+    return text if len(text) <= limit else f"{text[:limit]}..."

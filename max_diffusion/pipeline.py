@@ -1,0 +1,441 @@
+"""The abstract pipeline: components, one compile, caches, and the denoising loop."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from max.driver import Buffer, Device
+from max.dtype import DType
+from max.engine import InferenceSession, Model
+from max.graph import DeviceRef, Module
+
+from graphs.sampler import add_euler_step, add_guidance
+from graphs.weights import WeightSpec
+
+from .buffers import num_bytes, to_device, to_numpy
+from .caches import (
+    CacheConfig,
+    CacheDefaults,
+    DenoisingCacheConfig,
+    FirstBlockCache,
+    FirstBlockConfig,
+    NoCache,
+    ResidualState,
+    TaylorSeer,
+    TaylorSeerConfig,
+)
+from .caches.base import AbstractResidualCache, AbstractStepCache
+from .caches.taylorseer import add_graphs as add_taylorseer_graphs
+from .checkpoint import ComponentWeights
+from .compile import compile_graphs
+from .component import ComponentModel
+from .denoising import (
+    COMPUTE,
+    Branch,
+    DenoiserComponent,
+    DenoisingCacheState,
+    run_residual_cache,
+    run_step_cache,
+)
+from .errors import MaxDiffusionError, RequestError
+from .report import StepRecord
+from .schedulers import Schedule
+
+OnStep = Callable[[int, int], None]
+OnEvent = Callable[[str, str], None]
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """What a pipeline is built from, beside its weights."""
+
+    components: Mapping[str, Mapping[str, Any]]
+    """Parsed ``config.json`` of each component, by name."""
+    encoding: str = "float32"
+    """Compute dtype: ``float32`` or ``bfloat16``."""
+    model_name: str = ""
+    """For reports."""
+    path: Path | None = None
+    """The model folder, for tokenizers."""
+    weight_ignores: Mapping[str, Sequence[str]] | None = None
+    """Patterns of checkpoint tensors that a component does not use, by component."""
+
+
+@dataclass(frozen=True)
+class DiffusionPipelineOutput:
+    """Finished pictures."""
+
+    images: np.ndarray
+    """uint8 ``(B, H, W, 3)``."""
+    steps: tuple[StepRecord, ...] = ()
+    """What each step did."""
+    cache_bytes: int = 0
+    """Most bytes of cache state held at once, all branches together."""
+    seconds: Mapping[str, float] | None = None
+    """By stage: encode, denoise, decode."""
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Result of the denoising loop."""
+
+    latents: Buffer
+    """float32 ``(B, S_img, C)``."""
+    steps: tuple[StepRecord, ...]
+    cache_bytes: int
+
+
+class DiffusionPipeline(ABC):
+    """Base of every model's pipeline, by MAX's documented contract.
+
+    A subclass names its ``components``; the constructor makes each, compiles all their
+    graphs as one module in the given session, and then calls
+    :meth:`init_remaining_components`. ``execute(prepare_inputs(context))`` in a loop is
+    the serving contract: whatever a request leaves behind dies with its inputs.
+
+    A subclass with a ``DenoiserComponent`` gets every cache. One without overrides
+    :meth:`run_transformer` by the documented contract.
+
+    Args:
+        pipeline_config: Components' configurations and the compute dtype.
+        session: Shared session; all graphs are compiled in it, once.
+        devices: Devices; the first one is used.
+        weight_paths: Safetensors files, in folders named after the components.
+        cache_config: Denoising cache of requests that bring none of their own.
+        on_event: Called with ``(stage, "start" | "end")`` for load and compile.
+
+    Raises:
+        ModelLoadError: Weights missing, left over, of another shape or dtype.
+        CompileError: MAX refused a graph.
+    """
+
+    components: dict[str, type[ComponentModel]] | None = None
+    unprefixed_weight_component: str | None = None
+    default_num_inference_steps: int = 50
+    default_residual_threshold: float = 0.05
+    default_taylorseer_cache_interval: int = 5
+    default_taylorseer_max_order: int = 1
+    default_taylorseer_warmup_steps: int = 9
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        session: InferenceSession,
+        devices: list[Device],
+        weight_paths: Sequence[Path],
+        cache_config: DenoisingCacheConfig | CacheConfig | None = None,
+        *,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        if not self.components:
+            raise MaxDiffusionError(
+                f"{type(self).__name__}: components must map names to ComponentModel "
+                "classes, got none; set the class attribute"
+            )
+        self.pipeline_config = pipeline_config
+        self.session = session
+        self.devices = devices
+        self.cache_config = self.resolve_cache(cache_config)
+        self.seconds: dict[str, float] = {}
+        self.models: Mapping[str, Model] = {}
+        self.compile_count = 0
+        self.loaded: dict[str, ComponentModel] = {}
+        self.runners: dict[str, Callable[..., Any] | None] = {}
+        self._load(weight_paths, on_event or _ignore)
+        self.init_remaining_components()
+
+    @property
+    def device(self) -> Device:
+        """The device the pipeline runs on."""
+        return self.devices[0]
+
+    @property
+    def dtype(self) -> DType:
+        """Compute dtype of the transformer."""
+        return self.denoiser.dtype if self.denoiser else DType.float32
+
+    @property
+    def denoiser(self) -> DenoiserComponent | None:
+        """The split transformer, if a component is one."""
+        for component in self.loaded.values():
+            if isinstance(component, DenoiserComponent):
+                return component
+        return None
+
+    @abstractmethod
+    def init_remaining_components(self) -> None:
+        """Sets up what is no ComponentModel: tokenizers, schedulers."""
+
+    @abstractmethod
+    def prepare_inputs(self, context: Any) -> Any:
+        """Numbers of a request to device buffers; keeps nothing."""
+
+    @abstractmethod
+    def execute(self, model_inputs: Any, **kwargs: Any) -> DiffusionPipelineOutput:
+        """Prepared inputs to pictures; keeps nothing."""
+
+    def run_transformer(
+        self, cache_state: DenoisingCacheState, **kwargs: Any
+    ) -> tuple[Buffer, ...]:
+        """One full transformer pass.
+
+        The default runs the pipeline's split denoiser on ``kwargs`` as named inputs. An
+        override returns ``(noise_pred,)``, or ``(new_residual, noise_pred)`` under
+        first-block caching, where it decides in a graph of its own from
+        ``cache_state.prev_residual``, ``prev_output`` and ``residual_threshold``.
+        """
+        if self.denoiser is None:
+            raise MaxDiffusionError(
+                f"{type(self).__name__}: without a DenoiserComponent, override "
+                "run_transformer to return (noise_pred,)"
+            )
+        return (self.denoiser.full(**kwargs),)
+
+    def create_cache_state(
+        self,
+        batch_size: int,
+        seq_len: int,
+        transformer_config: Any,
+        text_seq_len: int = 0,
+        *,
+        cache: CacheConfig | None = None,
+    ) -> DenoisingCacheState:
+        """Fresh cache state of one request's guidance branch.
+
+        Nothing is allocated before the first computed step, so the sizes only document
+        what is to come.
+
+        Args:
+            batch_size: Samples of the request.
+            seq_len: Image tokens.
+            transformer_config: The transformer's configuration.
+            text_seq_len: Text tokens.
+            cache: This request's cache instead of the pipeline's.
+        """
+        config = cache or self.cache_config
+        if isinstance(config, TaylorSeerConfig):
+            seer = TaylorSeer(config, self.models, self.device)
+            return DenoisingCacheState(seer, seer.create_step_state())
+        if isinstance(config, FirstBlockConfig):
+            policy = FirstBlockCache(config)
+            return DenoisingCacheState(
+                policy, policy.create_residual_state(), config.threshold
+            )
+        nothing = NoCache()
+        return DenoisingCacheState(nothing, nothing.create_step_state())
+
+    def run_denoising_step(
+        self,
+        step: int,
+        cache_state: DenoisingCacheState,
+        device: Device,
+        **kwargs: Any,
+    ) -> Buffer:
+        """One step: the transformer, or what the cache knows instead.
+
+        Args:
+            step: 0-based index, from the loop, never counted by calls.
+            cache_state: State of this request and branch; changed in place.
+            device: Where the step runs; the pipeline's own device.
+            kwargs: Inputs of the transformer, by name; ``latents`` ``(B, S_img, C)``.
+
+        Returns:
+            The prediction ``(B, S_img, C)``. Do not write to it: a cache may hold it.
+        """
+        cache = cache_state.cache
+        if isinstance(cache, AbstractStepCache):
+            return run_step_cache(
+                cache,
+                cache_state,
+                step,
+                _batch_size(kwargs),
+                lambda: self.run_transformer(cache_state, **kwargs)[0],
+            )
+        if self.denoiser is not None and self._runs_split:
+            return run_residual_cache(cache, cache_state, step, self.denoiser, kwargs)
+        residual, prediction = self.run_transformer(cache_state, **kwargs)
+        cache_state.prev_residual, cache_state.prev_output = residual, prediction
+        cache_state.actions = (COMPUTE,) * _batch_size(kwargs)
+        return prediction
+
+    def resolve_cache(
+        self, cache: DenoisingCacheConfig | CacheConfig | None
+    ) -> CacheConfig:
+        """Settings of any form to one method's configuration, by this model's defaults.
+
+        Raises:
+            RequestError: Two methods at once, or a value out of range.
+        """
+        if cache is None:
+            cache = DenoisingCacheConfig()
+        if isinstance(cache, DenoisingCacheConfig):
+            return cache.resolve(
+                CacheDefaults(
+                    self.default_residual_threshold,
+                    self.default_taylorseer_cache_interval,
+                    self.default_taylorseer_max_order,
+                    self.default_taylorseer_warmup_steps,
+                )
+            )
+        return cache
+
+    def denoise(
+        self,
+        latents: Buffer,
+        schedule: Schedule,
+        branches: Sequence[Branch],
+        *,
+        true_cfg_scale: float = 1.0,
+        cache: CacheConfig | None = None,
+        on_step: OnStep | None = None,
+    ) -> Denoised:
+        """The denoising loop.
+
+        Args:
+            latents: Noise, float32 ``(B, S_img, C)``; not changed.
+            schedule: Sigmas and timesteps.
+            branches: The conditional branch, and the unconditional one with true
+                guidance; each has a cache state of its own.
+            true_cfg_scale: Weight of the conditional branch with two branches.
+            cache: This request's cache instead of the pipeline's.
+            on_step: Called with ``(steps done, steps)`` after each step; what it
+                raises ends the request.
+        """
+        batch, seq_len, _ = (int(size) for size in latents.shape)
+        states = [
+            self.create_cache_state(batch, seq_len, self._transformer_config, cache=cache)
+            for _ in branches
+        ]
+        scale = self._per_sample(true_cfg_scale, batch)
+        records: list[StepRecord] = []
+        cache_bytes = 0
+        for step in range(schedule.num_steps):
+            timestep = self._per_sample(schedule.timesteps[step], batch)
+            predictions = []
+            for branch, state in zip(branches, states, strict=True):
+                started = time.perf_counter()
+                predictions.append(
+                    self.run_denoising_step(
+                        step,
+                        state,
+                        self.device,
+                        latents=latents,
+                        timestep=timestep,
+                        **branch.inputs,
+                    )
+                )
+                self.device.synchronize()
+                records.append(
+                    StepRecord(
+                        step=step,
+                        branch=branch.name,
+                        sigma=float(schedule.sigmas[step]),
+                        timestep=float(schedule.timesteps[step]),
+                        actions=state.actions,
+                        signal=state.signal,
+                        milliseconds=(time.perf_counter() - started) * 1e3,
+                    )
+                )
+            prediction = predictions[0]
+            if len(predictions) == 2:
+                prediction = self.models["guidance"].execute(*predictions, scale)[0]
+            dt = self._per_sample(schedule.dt(step), batch)
+            latents = self.models["euler_step"].execute(latents, prediction, dt)[0]
+            cache_bytes = max(cache_bytes, sum(state.num_bytes for state in states))
+            if on_step is not None:
+                on_step(step + 1, schedule.num_steps)
+        self._check_finite(latents)
+        return Denoised(latents, tuple(records), cache_bytes)
+
+    @property
+    def _runs_split(self) -> bool:
+        """Whether a subclass left the transformer to the split denoiser."""
+        return type(self).run_transformer is DiffusionPipeline.run_transformer
+
+    @property
+    def _transformer_config(self) -> Mapping[str, Any]:
+        return self.pipeline_config.components.get("transformer", {})
+
+    def _per_sample(self, value: float, batch: int) -> Buffer:
+        return to_device(np.full(batch, value, np.float32), self.device)
+
+    def _check_finite(self, latents: Buffer) -> None:
+        if not np.isfinite(to_numpy(latents)).all():
+            raise MaxDiffusionError(
+                f"{self.pipeline_config.model_name or type(self).__name__}: the latents "
+                "are not finite after the last step, so there is no picture; try "
+                "float32, or check the weights"
+            )
+
+    def _load(self, weight_paths: Sequence[Path], on_event: OnEvent) -> None:
+        """Constructs the components, loads their weights, compiles once, binds."""
+        assert self.components is not None
+        started = time.perf_counter()
+        on_event("load", "start")
+        files = self._files_by_component(weight_paths)
+        module = Module()
+        registry: dict[str, Any] = {}
+        expected: dict[str, WeightSpec] = {}
+        for name, kind in self.components.items():
+            weights = ComponentWeights.from_files(name, files.get(name, ()))
+            component = kind(
+                self.pipeline_config.components.get(name, {}),
+                self.pipeline_config.encoding,
+                self.devices,
+                weights,
+            )
+            self.loaded[name] = component
+            for scope in component.build_graphs(module):
+                ignores = (self.pipeline_config.weight_ignores or {}).get(name, ())
+                arrays = weights.load(scope.specs, ignore=ignores)
+                for key, array in arrays.items():
+                    registry[f"{scope.prefix}.{key}"] = array
+                    expected[f"{scope.prefix}.{key}"] = scope.specs[key]
+        device_ref = DeviceRef.from_device(self.device)
+        add_euler_step(module, "euler_step", self.dtype, device_ref)
+        add_guidance(module, "guidance", self.dtype, device_ref)
+        add_taylorseer_graphs(module, self.dtype, device_ref)
+        on_event("load", "end")
+        on_event("compile", "start")
+        compiled = compile_graphs(self.session, module, registry, expected, self.device)
+        on_event("compile", "end")
+        self.models = compiled.models
+        self.compile_count += 1
+        self.seconds["compile"] = compiled.compile_seconds
+        for name, component in self.loaded.items():
+            component.bind(self.models)
+            self.runners[name] = component.load_model()
+        self.seconds["load"] = time.perf_counter() - started - compiled.compile_seconds
+
+    def _files_by_component(
+        self, weight_paths: Sequence[Path]
+    ) -> dict[str, list[Path]]:
+        assert self.components is not None
+        files: dict[str, list[Path]] = {}
+        for path in weight_paths:
+            name = path.parent.name
+            if name not in self.components:
+                if self.unprefixed_weight_component is None:
+                    raise RequestError(
+                        f"weights: {path.name} lies in no folder named after a "
+                        f"component ({', '.join(self.components)}); move it there or "
+                        "set unprefixed_weight_component"
+                    )
+                name = self.unprefixed_weight_component
+            files.setdefault(name, []).append(path)
+        return files
+
+
+def _batch_size(inputs: Mapping[str, Any]) -> int:
+    latents = inputs.get("latents")
+    return int(latents.shape[0]) if latents is not None else 1
+
+
+def _ignore(stage: str, what: str) -> None:
+    """Progress that nobody asked for."""

@@ -1,0 +1,102 @@
+"""Model folders to pipelines, by the folder's ``_class_name``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
+
+from .caches import CacheConfig, DenoisingCacheConfig
+from .checkpoint import ModelFolder, open_model
+from .compile import open_session, resolve_device, resolve_dtype
+from .errors import ModelLoadError
+from .pipeline import OnEvent, PipelineConfig
+from .text_to_image import TextToImagePipeline, named_cache
+
+# Class name in model_index.json -> module and class, imported on use.
+PIPELINES: Mapping[str, tuple[str, str]] = MappingProxyType(
+    {"FluxPipeline": ("max_diffusion.models.flux1", "Flux1Pipeline")}
+)
+
+
+def demo_model_path() -> Path:
+    """The folder of the demo model that ships with the package."""
+    return Path(__file__).parent / "demo_model"
+
+
+def load_pipeline(
+    path_or_repo_id: str | os.PathLike[str] = "demo",
+    device: str = "auto",
+    dtype: str | None = None,
+    cache: str | DenoisingCacheConfig | CacheConfig | None = None,
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    show_progress: bool = False,
+    on_event: OnEvent | None = None,
+) -> TextToImagePipeline:
+    """Opens a model and compiles it, once.
+
+    The first compile of a model takes a minute or so and is kept on disk; later ones
+    take milliseconds.
+
+    Args:
+        path_or_repo_id: ``demo``, a diffusers-layout folder, or a hub repo id.
+        device: ``auto``, ``cpu``, ``gpu`` or ``gpu:i``.
+        dtype: ``float32`` or ``bfloat16``; default by device.
+        cache: Default cache of every request: a name of ``CACHES`` or a configuration.
+        variant: Weight files' variant, for example ``fp16``; weights are cast to
+            ``dtype``.
+        revision: Hub revision.
+        show_progress: Show download progress.
+        on_event: Called with ``("load" | "compile", "start" | "end")``.
+
+    Raises:
+        ModelLoadError: No such model, files missing or damaged, or a model class that
+            is not supported.
+        CompileError: MAX refused a graph.
+        DeviceError: No such device.
+        RequestError: An argument is malformed.
+    """
+    chosen = resolve_device(device)
+    wanted = resolve_dtype(dtype, chosen)
+    settings = named_cache(cache) if isinstance(cache, str) else cache
+    is_demo = path_or_repo_id == "demo"
+    folder = open_model(
+        demo_model_path() if is_demo else path_or_repo_id,
+        variant=variant,
+        revision=revision,
+        show_progress=show_progress,
+    )
+    kind = _pipeline_class(folder)
+    components = kind.component_configs(folder)
+    assert kind.components is not None
+    config = PipelineConfig(
+        components=components,
+        encoding=wanted.name,
+        model_name=str(path_or_repo_id),
+        path=folder.path,
+        weight_ignores=kind.weight_ignores,
+    )
+    files = [
+        file
+        for role in kind.components
+        if role in folder.roles
+        for file in folder.weight_files(role)
+    ]
+    return kind(
+        config, open_session(chosen), [chosen], files, settings, on_event=on_event
+    )
+
+
+def _pipeline_class(folder: ModelFolder) -> type[TextToImagePipeline]:
+    if folder.class_name not in PIPELINES:
+        raise ModelLoadError(
+            f"{folder.path.name}: model_index.json names {folder.class_name!r}; "
+            f"supported are {', '.join(PIPELINES)}"
+        )
+    module, name = PIPELINES[folder.class_name]
+    kind: type[TextToImagePipeline] = vars(import_module(module))[name]
+    return kind

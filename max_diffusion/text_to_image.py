@@ -1,0 +1,156 @@
+"""Text to image: the short way in, on top of the documented contract."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+import numpy as np
+
+from .caches import CACHES, CacheConfig, DenoisingCacheConfig
+from .checkpoint import ModelFolder
+from .errors import RequestError
+from .pipeline import DiffusionPipeline, OnStep
+from .report import RunReport
+from .types import GenerationContext, GenerationRequest, whole
+
+_MAX_SEED = 2**32
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """Pictures and how they came about."""
+
+    images: np.ndarray
+    """uint8 ``(B, H, W, 3)``; all pictures of the first prompt first."""
+    report: RunReport
+    """What ``--json`` prints, by ``to_dict()``."""
+
+
+class TextToImagePipeline(DiffusionPipeline):
+    """A pipeline that ``load_pipeline`` can build and ``generate`` can drive."""
+
+    weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @classmethod
+    @abstractmethod
+    def component_configs(cls, folder: ModelFolder) -> dict[str, dict[str, Any]]:
+        """Checks a model folder's roles and returns its configurations by name."""
+
+    @abstractmethod
+    def create_context(self, request: GenerationRequest) -> GenerationContext:
+        """A request as numbers: tokens, noise, schedule."""
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        true_cfg_scale: float = 1.0,
+        negative_prompt: str | None = None,
+        seed: int | None = None,
+        num_images_per_prompt: int = 1,
+        sigmas: Sequence[float] | None = None,
+        cache: str | DenoisingCacheConfig | CacheConfig | None = None,
+        on_step: OnStep | None = None,
+    ) -> GenerationResult:
+        """Draws pictures.
+
+        Args:
+            prompt: One prompt or several; several run as one batch.
+            height: Pixels, a multiple of the model's step; default the model's.
+            width: Likewise.
+            num_inference_steps: Denoising steps, default 50.
+            guidance_scale: Input of a guidance-distilled model, default 3.5.
+            true_cfg_scale: Classifier-free guidance by a second pass, above 1 with a
+                negative prompt; doubles the time.
+            negative_prompt: What the second pass is told; may be empty.
+            seed: Noise of ``torch.Generator("cpu").manual_seed(seed)``; random if
+                ``None``, and then in the report.
+            num_images_per_prompt: Pictures of each prompt.
+            sigmas: A schedule of your own: decreasing, in (0, 1], without the final 0.
+            cache: This call's cache instead of the pipeline's: a configuration, or a
+                name of ``CACHES`` for its defaults. Never recompiles.
+            on_step: Called with ``(steps done, steps)``; raise
+                :class:`RequestCancelled` in it to stop.
+
+        Raises:
+            RequestError: A value is missing, malformed or out of range.
+            RequestCancelled: ``on_step`` raised it.
+            MaxDiffusionError: The result is not finite.
+        """
+        started = time.perf_counter()
+        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+        resolved = self.cache_config if cache is None else self._cache(cache)
+        request = GenerationRequest(
+            prompts=prompts,
+            negative_prompt=negative_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            true_cfg_scale=true_cfg_scale,
+            seed=secrets.randbelow(_MAX_SEED) if seed is None else whole("seed", seed),
+            num_images_per_prompt=num_images_per_prompt,
+            sigmas=None if sigmas is None else tuple(sigmas),
+            cache=resolved,
+        )
+        context = self.create_context(request)
+        output = self.execute(self.prepare_inputs(context), on_step=on_step)
+        seconds = output.seconds or {}
+        report = RunReport(
+            model=self.pipeline_config.model_name,
+            device=str(self.device.label),
+            dtype=self.dtype.name,
+            prompts=prompts,
+            negative_prompt=negative_prompt,
+            height=context.height,
+            width=context.width,
+            num_inference_steps=context.num_inference_steps,
+            guidance_scale=context.guidance_scale,
+            true_cfg_scale=context.true_cfg_scale,
+            seed=request.seed,
+            num_images=len(output.images),
+            cache={"name": cache_name(resolved), **asdict(resolved)},
+            steps=output.steps,
+            cache_bytes=output.cache_bytes,
+            load_seconds=self.seconds["load"],
+            compile_seconds=self.seconds["compile"],
+            compile_count=self.compile_count,
+            encode_seconds=seconds.get("encode", 0.0),
+            denoise_seconds=seconds.get("denoise", 0.0),
+            decode_seconds=seconds.get("decode", 0.0),
+            total_seconds=time.perf_counter() - started,
+            warnings=context.warnings,
+            versions={name: version(name) for name in ("max-diffusion", "max")},
+        )
+        return GenerationResult(output.images, report)
+
+    def _cache(self, cache: str | DenoisingCacheConfig | CacheConfig) -> CacheConfig:
+        if isinstance(cache, str):
+            return named_cache(cache)
+        return self.resolve_cache(cache)
+
+
+def named_cache(name: str) -> CacheConfig:
+    """A cache of ``CACHES`` with its defaults.
+
+    Raises:
+        RequestError: No such name; lists the names.
+    """
+    if name not in CACHES:
+        raise RequestError(f"cache: expected {', '.join(CACHES)}, got {name!r}")
+    return CACHES[name]()
+
+
+def cache_name(config: CacheConfig) -> str:
+    """The name a configuration goes by in ``CACHES``."""
+    return next(name for name, kind in CACHES.items() if type(config) is kind)

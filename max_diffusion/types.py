@@ -1,0 +1,121 @@
+"""The plain data that passes between the stages of a request.
+
+Dimensions, in docstrings, graph types and tests alike: ``B`` batch, ``S_img`` and
+``S_txt`` tokens, ``C`` channels, ``D`` model width, ``H, W`` pixels, ``h, w`` latent
+cells. ``sigma`` is 0..1, ``timestep`` what the model receives (0..1000), ``step`` a
+0-based index: three different words.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from dataclasses import dataclass, field
+from typing import SupportsIndex
+
+import numpy as np
+
+from .caches import CacheConfig
+from .errors import RequestError
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """What a caller asks for; checked as far as no model is needed.
+
+    ``None`` is the model's default.
+    """
+
+    prompts: tuple[str, ...]
+    negative_prompt: str | None = None
+    height: int | None = None
+    """Pixels."""
+    width: int | None = None
+    """Pixels."""
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    """Input of a guidance-distilled model; costs nothing."""
+    true_cfg_scale: float = 1.0
+    """Classifier-free guidance with a second pass a step; 1 is off."""
+    seed: int = 0
+    num_images_per_prompt: int = 1
+    sigmas: tuple[float, ...] | None = None
+    """A schedule of the caller's, decreasing in (0, 1], without the final 0."""
+    cache: CacheConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Checks types and ranges."""
+        if not self.prompts:
+            raise RequestError("request: at least one prompt is needed, got none")
+        for prompt in self.prompts:
+            if not isinstance(prompt, str):
+                raise RequestError(
+                    f"request: a prompt must be text, got {type(prompt).__name__}"
+                )
+        for name, value in (
+            ("height", self.height),
+            ("width", self.width),
+            ("num_inference_steps", self.num_inference_steps),
+            ("num_images_per_prompt", self.num_images_per_prompt),
+        ):
+            if value is not None and whole(f"request: {name}", value) < 1:
+                raise RequestError(f"request: {name} must be at least 1, got {value}")
+        whole("request: seed", self.seed)
+        for name, scale in (
+            ("guidance_scale", self.guidance_scale),
+            ("true_cfg_scale", self.true_cfg_scale),
+        ):
+            if scale is not None and not (math.isfinite(scale) and scale >= 0):
+                raise RequestError(
+                    f"request: {name} must be a number of 0 or more, got {scale}"
+                )
+
+
+@dataclass(frozen=True)
+class GenerationContext:
+    """A request as numbers, by the field names of MAX's ``PixelContext``."""
+
+    tokens: np.ndarray
+    """First tokenizer's ids of each prompt, int64 ``(P, S)``."""
+    tokens_2: np.ndarray
+    """Second tokenizer's ids, int64 ``(P, S_txt)``."""
+    negative_tokens: np.ndarray | None
+    """Ids of the negative prompt, int64 ``(P, S)``, with true guidance only."""
+    negative_tokens_2: np.ndarray | None
+    latents: np.ndarray
+    """Seeded noise, packed, float32 ``(B, S_img, C)`` with
+    ``B = P * num_images_per_prompt``."""
+    sigmas: np.ndarray
+    """float32 ``(num_inference_steps + 1,)``, ending in 0."""
+    timesteps: np.ndarray
+    """float32 ``(num_inference_steps,)``, 0..1000."""
+    height: int
+    """Pixels."""
+    width: int
+    """Pixels."""
+    num_inference_steps: int
+    guidance_scale: float
+    true_cfg_scale: float = 1.0
+    num_images_per_prompt: int = 1
+    seed: int | None = None
+    request_id: str = ""
+    warnings: tuple[str, ...] = ()
+    cache: CacheConfig | None = None
+    """Overrides the pipeline's cache for this request."""
+
+
+@dataclass
+class Stopwatch:
+    """Seconds by stage of one request."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def whole(where: str, value: SupportsIndex) -> int:
+    """``value`` as an integer; a float or text is an error, not rounded."""
+    if isinstance(value, bool):
+        raise RequestError(f"{where} must be a whole number, got {value}")
+    try:
+        return operator.index(value)
+    except TypeError as err:
+        raise RequestError(f"{where} must be a whole number, got {value!r}") from err
