@@ -112,3 +112,42 @@ def filled(
 ) -> TensorValue:
     """A float32 tensor of one value."""
     return ops.broadcast_to(ops.constant(value, DType.float32, device), shape)
+
+
+def conv2d(
+    w: WeightScope,
+    x: TensorValue,
+    channels_in: int,
+    channels: int,
+    *,
+    kernel: int = 3,
+    stride: int = 1,
+    padding: tuple[int, int, int, int] = (1, 1, 1, 1),
+) -> TensorValue:
+    """Convolution of NHWC ``x`` with a checkpoint filter ``(channels, in, k, k)``.
+
+    ``padding`` is top, bottom, left, right. The filter's transpose to MAX's layout is
+    an expression of weights only, so it is folded when the weights are loaded.
+    """
+    weight = ops.permute(w("weight", channels, channels_in, kernel, kernel), [2, 3, 1, 0])
+    return ops.conv2d(
+        x, weight, stride=(stride, stride), padding=padding, bias=w("bias", channels)
+    )
+
+
+def group_norm(
+    w: WeightScope, x: TensorValue, groups: int, *, epsilon: float = 1e-6
+) -> TensorValue:
+    """Group norm of NHWC ``x`` in float32, affine."""
+    batch, height, width, channels = x.shape
+    size = int(channels) // groups
+    grouped = ops.reshape(x.cast(DType.float32), (batch, height * width, groups, size))
+
+    def mean(value: TensorValue) -> TensorValue:
+        return ops.mean(ops.mean(value, axis=3), axis=1)  # B, 1, groups, 1
+
+    centred = grouped - mean(grouped)
+    normal = centred * ops.rsqrt(mean(centred * centred) + epsilon)
+    flat = ops.reshape(normal, (batch, height, width, channels))
+    weight = w("weight", int(channels)).cast(DType.float32)
+    return (flat * weight + w("bias", int(channels)).cast(DType.float32)).cast(x.dtype)

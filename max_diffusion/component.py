@@ -63,14 +63,14 @@ class ComponentModel(ABC):
         """Compute dtype."""
         return resolve_dtype(self.encoding, self.devices[0])
 
-    def build_graphs(self, module: Module) -> list[WeightScope]:
+    def build_graphs(self, module: Module) -> WeightScope | None:
         """Adds this component's graphs to ``module``; none by default.
 
         Returns:
-            The scopes the graphs drew their weights from. The pipeline checks the
-            component's weights against them, strictly both ways, before it compiles.
+            The scope the graphs drew their weights from. The pipeline checks the
+            component's weights against it, strictly both ways, before it compiles.
         """
-        return []
+        return None
 
     def bind(self, models: Mapping[str, Model]) -> None:
         """Receives the pipeline's executable graphs by name, in ``self.models``."""

@@ -87,7 +87,7 @@ class DenoiserComponent(ComponentModel):
         """Where the graphs draw their weights from."""
         return WeightScope("transformer", self.dtype, self.device_ref)
 
-    def build_graphs(self, module: Module) -> list[WeightScope]:
+    def build_graphs(self, module: Module) -> WeightScope:
         """Adds the full, front, back and reuse graphs."""
         pieces, w = self.denoiser(), self.weight_scope()
         types = pieces.input_types()
@@ -107,7 +107,7 @@ class DenoiserComponent(ComponentModel):
             add_front(module, "front", pieces, w, front_blocks=blocks)
             add_back(module, "back", pieces, w, front_blocks=blocks)
             add_reuse(module, "reuse", pieces, w)
-        return [w]
+        return w
 
     def load_model(self) -> Callable[..., Any] | None:
         """The full transformer, by named inputs."""

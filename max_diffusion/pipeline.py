@@ -16,7 +16,7 @@ from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Module
 
 from graphs.sampler import add_euler_step, add_guidance
-from graphs.weights import WeightSpec
+from graphs.weights import WeightScope, WeightSpec
 
 from .buffers import num_bytes, to_device, to_numpy
 from .caches import (
@@ -43,7 +43,7 @@ from .denoising import (
     run_residual_cache,
     run_step_cache,
 )
-from .errors import MaxDiffusionError, RequestError
+from .errors import MaxDiffusionError, ModelLoadError, RequestError
 from .report import StepRecord
 from .schedulers import Schedule
 
@@ -382,6 +382,8 @@ class DiffusionPipeline(ABC):
         module = Module()
         registry: dict[str, Any] = {}
         expected: dict[str, WeightSpec] = {}
+        problems: list[str] = []
+        sources: list[tuple[WeightScope, ComponentWeights]] = []
         for name, kind in self.components.items():
             weights = ComponentWeights.from_files(name, files.get(name, ()))
             component = kind(
@@ -391,12 +393,17 @@ class DiffusionPipeline(ABC):
                 weights,
             )
             self.loaded[name] = component
-            for scope in component.build_graphs(module):
+            scope = component.build_graphs(module)
+            if scope is not None:
                 ignores = (self.pipeline_config.weight_ignores or {}).get(name, ())
-                arrays = weights.load(scope.specs, ignore=ignores)
-                for key, array in arrays.items():
-                    registry[f"{scope.prefix}.{key}"] = array
-                    expected[f"{scope.prefix}.{key}"] = scope.specs[key]
+                problems += weights.problems(scope.specs, ignores)
+                sources.append((scope, weights))
+        if problems:
+            raise ModelLoadError("; ".join(problems))
+        for scope, weights in sources:
+            for key, array in weights.load(scope.specs).items():
+                registry[f"{scope.prefix}.{key}"] = array
+                expected[f"{scope.prefix}.{key}"] = scope.specs[key]
         device_ref = DeviceRef.from_device(self.device)
         add_euler_step(module, "euler_step", self.dtype, device_ref)
         add_guidance(module, "guidance", self.dtype, device_ref)

@@ -30,7 +30,7 @@ _MAX_HOT_TOKENS = 256
 class ClipTextEncoder(ComponentModel):
     """Prompt to one pooled vector."""
 
-    def build_graphs(self, module: Module) -> list[WeightScope]:
+    def build_graphs(self, module: Module) -> WeightScope:
         """Adds ``text_encoder``: ids ``(B, S)`` to pooled ``(B, D)``."""
         config = clip_config(self.config)
         scope = WeightScope("text_encoder", self.dtype, self.device_ref)
@@ -41,7 +41,7 @@ class ClipTextEncoder(ComponentModel):
             ids = graph.inputs[0].tensor
             w = scope / "text_model" if is_nested else scope
             graph.output(clip_text_encoder(config, w, ids))
-        return [scope]
+        return scope
 
     def load_model(self) -> Callable[[np.ndarray], Buffer]:
         """Token ids int64 ``(B, S)`` to the pooled vector ``(B, D)``."""
@@ -56,7 +56,7 @@ class ClipTextEncoder(ComponentModel):
 class T5TextEncoder(ComponentModel):
     """Prompt to one state a token."""
 
-    def build_graphs(self, module: Module) -> list[WeightScope]:
+    def build_graphs(self, module: Module) -> WeightScope:
         """Adds ``text_encoder_2``: ids ``(B, S_txt)`` to ``(B, S_txt, D)``."""
         self._sizes = t5_config(self.config)
         scope = WeightScope("text_encoder_2", self.dtype, self.device_ref)
@@ -72,7 +72,7 @@ class T5TextEncoder(ComponentModel):
             graph.output(
                 t5_encoder(self._sizes, scope, ids, buckets, embedding_name=embedding)
             )
-        return [scope]
+        return scope
 
     def load_model(self) -> Callable[[np.ndarray], Buffer]:
         """Token ids int64 ``(B, S_txt)`` to states ``(B, S_txt, D)``."""
@@ -106,7 +106,7 @@ class Flux1Transformer(DenoiserComponent):
 class AutoencoderKLDecoder(ComponentModel):
     """Packed latents to pictures."""
 
-    def build_graphs(self, module: Module) -> list[WeightScope]:
+    def build_graphs(self, module: Module) -> WeightScope:
         """Adds ``decode``: packed latents ``(B, S_img, C)`` to uint8 NHWC."""
         config = autoencoder_config(self.config)
         scope = WeightScope("vae", self.dtype, self.device_ref)
@@ -120,7 +120,7 @@ class AutoencoderKLDecoder(ComponentModel):
         with Graph("decode", input_types=types, module=module) as graph:
             tokens, grid = (value.tensor for value in graph.inputs)
             graph.output(decode_packed(config, scope, tokens, grid))
-        return [scope]
+        return scope
 
     def load_model(self) -> Callable[..., Any]:
         """Packed latents and the grid to pictures."""

@@ -1,0 +1,177 @@
+"""AutoencoderKL: pictures to latents and back, NHWC.
+
+Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022,
+arXiv:2112.10752; weight names are those of diffusers' ``AutoencoderKL``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from max.dtype import DType
+from max.graph import Dim, TensorValue, ops
+
+from .layers import attention, conv2d, group_norm, linear
+from .weights import WeightScope
+
+
+@dataclass(frozen=True)
+class AutoencoderKLConfig:
+    """Sizes, named as in ``config.json``."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 16
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+
+
+def decode_packed(
+    config: AutoencoderKLConfig, w: WeightScope, tokens: TensorValue, grid: TensorValue
+) -> TensorValue:
+    """Packed latents as the transformer leaves them, to pictures.
+
+    Args:
+        config: Sizes.
+        w: Weights.
+        tokens: float32 ``(B, rows * columns, 4 C)``.
+        grid: ``(rows, columns)``, read for its shape only: MAX takes no products of
+            dimensions in a graph's signature.
+
+    Returns:
+        uint8 ``(B, H, W, 3)``.
+    """
+    rows, columns = grid.shape
+    latents = unpack_latents(config, tokens, rows, columns)
+    latents = latents / config.scaling_factor + config.shift_factor
+    return to_uint8(decode(config, w, latents.cast(w.dtype)))
+
+
+def unpack_latents(
+    config: AutoencoderKLConfig, tokens: TensorValue, rows: Dim, columns: Dim
+) -> TensorValue:
+    """``(B, rows * columns, 4 C)`` to ``(B, 2 rows, 2 columns, C)``.
+
+    A token holds its four cells channel by channel, as diffusers packs them.
+    """
+    batch, _, packed = tokens.shape
+    channels = config.latent_channels
+    x = ops.rebind(tokens, (batch, rows * columns, packed))
+    x = ops.reshape(x, (batch, rows, columns, channels, 2, 2))
+    x = ops.permute(x, [0, 1, 4, 2, 5, 3])  # B, rows, 2, columns, 2, C
+    return ops.reshape(x, (batch, rows * 2, columns * 2, channels))
+
+
+def decode(
+    config: AutoencoderKLConfig, w: WeightScope, latents: TensorValue
+) -> TensorValue:
+    """Unscaled latents ``(B, h, w, C)`` to pictures ``(B, H, W, 3)``, about -1..1."""
+    channels = config.latent_channels
+    x = latents
+    if config.use_post_quant_conv:
+        scope = w / "post_quant_conv"
+        x = conv2d(scope, x, channels, channels, kernel=1, padding=(0, 0, 0, 0))
+    w = w / "decoder"
+    widths = config.block_out_channels[::-1]
+    x = conv2d(w / "conv_in", x, channels, widths[0])
+    x = _middle(config, w / "mid_block", x)
+    for index, width in enumerate(widths):
+        scope = w / "up_blocks" / index
+        for layer in range(config.layers_per_block + 1):
+            x = _resnet(config, scope / "resnets" / layer, x, width)
+        if index < len(widths) - 1:
+            x = conv2d(scope / "upsamplers" / 0 / "conv", _double(x), width, width)
+    x = ops.silu(group_norm(w / "conv_norm_out", x, config.norm_num_groups))
+    return conv2d(w / "conv_out", x, widths[-1], config.out_channels)
+
+
+def encode(
+    config: AutoencoderKLConfig, w: WeightScope, picture: TensorValue
+) -> tuple[TensorValue, TensorValue]:
+    """Pictures ``(B, H, W, 3)`` in -1..1 to the latents' mean and log-variance.
+
+    Both ``(B, h, w, C)``, unscaled; the log-variance is clamped to -30..20.
+    """
+    scope = w / "encoder"
+    widths = config.block_out_channels
+    x = conv2d(scope / "conv_in", picture, config.in_channels, widths[0])
+    for index, width in enumerate(widths):
+        block = scope / "down_blocks" / index
+        for layer in range(config.layers_per_block):
+            x = _resnet(config, block / "resnets" / layer, x, width)
+        if index < len(widths) - 1:
+            # Padded at the bottom and right only, as the model was trained.
+            down = block / "downsamplers" / 0 / "conv"
+            x = conv2d(down, x, width, width, stride=2, padding=(0, 1, 0, 1))
+    x = _middle(config, scope / "mid_block", x)
+    x = ops.silu(group_norm(scope / "conv_norm_out", x, config.norm_num_groups))
+    moments = 2 * config.latent_channels
+    x = conv2d(scope / "conv_out", x, widths[-1], moments)
+    if config.use_quant_conv:
+        one = (0, 0, 0, 0)
+        x = conv2d(w / "quant_conv", x, moments, moments, kernel=1, padding=one)
+    mean, log_variance = ops.split(x, [config.latent_channels] * 2, axis=3)
+    return mean, _clamp(log_variance, -30.0, 20.0)
+
+
+def to_uint8(x: TensorValue) -> TensorValue:
+    """Pictures in -1..1 to uint8, rounded to nearest even as numpy does."""
+    scaled = _clamp(x.cast(DType.float32) * 0.5 + 0.5, 0.0, 1.0) * 255.0
+    return ops.round(scaled).cast(DType.uint8)
+
+
+def _middle(config: AutoencoderKLConfig, w: WeightScope, x: TensorValue) -> TensorValue:
+    width = int(x.shape[3])
+    x = _resnet(config, w / "resnets" / 0, x, width)
+    if config.mid_block_add_attention:
+        x = x + _self_attention(config, w / "attentions" / 0, x)
+    return _resnet(config, w / "resnets" / 1, x, width)
+
+
+def _self_attention(
+    config: AutoencoderKLConfig, w: WeightScope, x: TensorValue
+) -> TensorValue:
+    """One head over all cells."""
+    batch, height, width, channels = x.shape
+    size = int(channels)
+    y = group_norm(w / "group_norm", x, config.norm_num_groups)
+    y = ops.reshape(y, (batch, height * width, size))
+    query, key, value = (
+        ops.unsqueeze(linear(w / name, y, size, size), 2)
+        for name in ("to_q", "to_k", "to_v")
+    )
+    mixed = ops.squeeze(attention(query, key, value, scale=size**-0.5), 2)
+    out = linear(w / "to_out" / 0, mixed, size, size)
+    return ops.reshape(out, (batch, height, width, size))
+
+
+def _resnet(
+    config: AutoencoderKLConfig, w: WeightScope, x: TensorValue, width: int
+) -> TensorValue:
+    width_in, groups = int(x.shape[3]), config.norm_num_groups
+    y = ops.silu(group_norm(w / "norm1", x, groups))
+    y = conv2d(w / "conv1", y, width_in, width)
+    y = ops.silu(group_norm(w / "norm2", y, groups))
+    y = conv2d(w / "conv2", y, width, width)
+    if width_in != width:
+        none = (0, 0, 0, 0)
+        x = conv2d(w / "conv_shortcut", x, width_in, width, kernel=1, padding=none)
+    return x + y
+
+
+def _double(x: TensorValue) -> TensorValue:
+    """Every cell four times: ``(B, h, w, C)`` to ``(B, 2h, 2w, C)``."""
+    batch, height, width, channels = x.shape
+    x = ops.reshape(x, (batch, height, 1, width, 1, channels))
+    x = ops.broadcast_to(x, (batch, height, 2, width, 2, channels))
+    return ops.reshape(x, (batch, height * 2, width * 2, channels))
+
+
+def _clamp(x: TensorValue, low: float, high: float) -> TensorValue:
+    return ops.min(ops.max(x, low), high)

@@ -1,0 +1,122 @@
+"""One safetensors file: its header, checked against its size, and mapped tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from max.dtype import DType
+
+from ..errors import ModelLoadError
+
+_HEADER_BYTES = 8
+_DTYPES: Mapping[str, DType] = MappingProxyType(
+    {
+        "F64": DType.float64,
+        "F32": DType.float32,
+        "F16": DType.float16,
+        "BF16": DType.bfloat16,
+        "F8_E4M3": DType.float8_e4m3fn,
+        "F8_E5M2": DType.float8_e5m2,
+        "I64": DType.int64,
+        "I32": DType.int32,
+        "I16": DType.int16,
+        "I8": DType.int8,
+        "U8": DType.uint8,
+        "BOOL": DType.bool,
+    }
+)
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies."""
+
+    file: Path
+    offset: int
+    """Bytes from the start of the file."""
+    num_bytes: int
+    shape: tuple[int, ...]
+    dtype: DType
+
+    def bits(self) -> np.ndarray:
+        """The mapped contents, read-only; bfloat16 and narrower as unsigned bits."""
+        width = self.dtype.size_in_bytes
+        kind = (
+            self.dtype.to_numpy()
+            if self.dtype not in (DType.bfloat16, DType.float8_e4m3fn, DType.float8_e5m2)
+            else np.dtype(f"u{width}")
+        )
+        with self.file.open("rb") as file:
+            # The array keeps the mapping alive; the file may close.
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        count = self.num_bytes // width
+        array = np.frombuffer(mapped, kind, count=count, offset=self.offset)
+        return array.reshape(self.shape)
+
+
+def read_header(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a file by name, without reading them.
+
+    Raises:
+        ModelLoadError: The file is shorter than its header says, or has no header.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_HEADER_BYTES), "little")
+        start = _HEADER_BYTES + length
+        if size < _HEADER_BYTES or start > size:
+            raise ModelLoadError(
+                f"{_short(path)}: the header should end at byte {start}, the file at "
+                f"{size}; it is truncated or no safetensors file: download it again"
+            )
+        try:
+            header: dict[str, Any] = json.loads(file.read(length))
+        except ValueError as err:
+            raise ModelLoadError(
+                f"{_short(path)}: the header is no JSON; the file is damaged: download "
+                "it again"
+            ) from err
+    tensors = {
+        name: _tensor(path, name, entry, start)
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+    end = max((t.offset + t.num_bytes for t in tensors.values()), default=start)
+    if size < end:
+        raise ModelLoadError(
+            f"{_short(path)}: {end} bytes expected from its header, got {size}; the "
+            "file is truncated: download it again"
+        )
+    return tensors
+
+
+def _tensor(path: Path, name: str, entry: Mapping[str, Any], start: int) -> StoredTensor:
+    try:
+        first, last = entry["data_offsets"]
+        shape, code = tuple(entry["shape"]), entry["dtype"]
+    except (KeyError, TypeError, ValueError) as err:
+        raise ModelLoadError(
+            f"{_short(path)}: the header's entry for {name} is malformed; download the "
+            "file again"
+        ) from err
+    if code not in _DTYPES:
+        raise ModelLoadError(f"{_short(path)}: {name} has the unknown dtype {code}")
+    dtype = _DTYPES[code]
+    if last - first != math.prod(shape) * dtype.size_in_bytes:
+        raise ModelLoadError(
+            f"{_short(path)}: {name} of shape {shape} and dtype {code} cannot take "
+            f"{last - first} bytes; the file is damaged: download it again"
+        )
+    return StoredTensor(path, start + first, last - first, shape, dtype)
+
+
+def _short(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
