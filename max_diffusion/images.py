@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,17 +20,28 @@ def check_writable(path: Path) -> None:
     """Refuses a path that could not be written, before anything is computed.
 
     Raises:
-        RequestError: Not ``.png``, a folder, or in a folder that is missing or closed.
+        RequestError: A folder, not ``.png``, or in a folder that is missing or closed.
     """
     folder = path.parent
-    if path.suffix.lower() != ".png":
-        raise RequestError(f"output: {path} must end in .png, the format written")
-    if path.is_dir():
-        raise RequestError(f"output: {path} is a folder; give a file name in it")
-    if not folder.is_dir():
-        raise RequestError(f"output: the folder {folder} does not exist; make it first")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise RequestError(f"output: {path} cannot be written; choose another folder")
+    try:
+        if path.is_dir():
+            raise RequestError(f"output: {path} is a folder; give a file name in it")
+        if path.suffix.lower() != ".png":
+            raise RequestError(
+                f"output: expected a name ending in .png, got {str(path)!r}"
+            )
+        if not folder.is_dir():
+            what = "is not a folder" if folder.exists() else "does not exist"
+            raise RequestError(f"output: {folder} {what}; make it or choose another")
+        is_closed = path.exists() and not os.access(path, os.W_OK)
+    except OSError as err:  # a name too long, a folder that may not be looked into
+        raise RequestError(
+            f"output: {path} cannot be written ({err.strerror}); choose another path"
+        ) from err
+    if is_closed or not os.access(folder, os.W_OK | os.X_OK):
+        raise RequestError(
+            f"output: {path} cannot be written (no permission); choose another path"
+        )
 
 
 def output_paths(path: Path, count: int) -> list[Path]:
@@ -45,22 +56,27 @@ def text_chunks(report: RunReport, index: int) -> dict[str, str]:
 
     ``prompt`` and ``seed`` alone, for people; ``parameters`` all of it as JSON.
     """
-    per_prompt = report.num_images // len(report.prompts)
-    prompt = report.prompts[index // per_prompt]
+    prompt = report.prompts[index * len(report.prompts) // report.num_images]
+    run = report.to_dict()
+    shared = (
+        "negative_prompt",
+        "seed",
+        "num_inference_steps",
+        "guidance_scale",
+        "true_cfg_scale",
+        "height",
+        "width",
+        "model",
+        "device",
+        "dtype",
+        "cache",
+        "versions",
+    )
     settings = {
         "prompt": prompt,
-        "negative_prompt": report.negative_prompt,
-        "seed": report.seed,
         "picture": index,
-        "num_inference_steps": report.num_inference_steps,
-        "guidance_scale": report.guidance_scale,
-        "true_cfg_scale": report.true_cfg_scale,
-        "height": report.height,
-        "width": report.width,
-        "model": report.model,
-        "dtype": report.dtype,
-        "cache": dict(report.cache),
-        "versions": dict(report.versions),
+        "num_images": report.num_images,
+        **{name: run[name] for name in shared},
     }
     return {
         "prompt": prompt,
@@ -71,7 +87,12 @@ def text_chunks(report: RunReport, index: int) -> dict[str, str]:
 
 
 def save_png(path: Path, picture: np.ndarray, text: Mapping[str, str]) -> None:
-    """Writes uint8 ``(H, W, 3)`` with text chunks; whole or not at all.
+    """Writes one picture with text chunks; whole or not at all.
+
+    Args:
+        path: File to write; replaced if it is there.
+        picture: uint8 ``(H, W, 3)``.
+        text: Text chunks by keyword; any Unicode.
 
     Raises:
         RequestError: The file cannot be written.
@@ -82,22 +103,22 @@ def save_png(path: Path, picture: np.ndarray, text: Mapping[str, str]) -> None:
     save_atomically(path, Image.fromarray(picture), info)
 
 
-def save_atomically(path: Path, image: Image.Image, info: PngInfo | None = None) -> None:
-    """Writes beside the target, then renames: an interrupted run leaves no half file."""
-    partial = None
+def save_atomically(
+    path: Path, image: Image.Image, info: PngInfo | None = None
+) -> None:
+    """Writes beside the target, then renames: an interrupted run leaves no half file.
+
+    Raises:
+        RequestError: The file cannot be written.
+    """
+    partial = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=".", suffix=".png", delete=False
-        ) as file:
-            partial = Path(file.name)
+        with partial.open("xb") as file:
             image.save(file, "PNG", pnginfo=info)
-        # Temporary files are private; a picture has the usual permissions.
-        mask = os.umask(0)
-        os.umask(mask)
-        partial.chmod(0o666 & ~mask)
         partial.replace(path)
     except OSError as err:
-        raise RequestError(f"output: {path} cannot be written ({err.strerror})") from err
+        raise RequestError(
+            f"output: {path} cannot be written ({err.strerror or err})"
+        ) from err
     finally:
-        if partial is not None and partial.exists():
-            partial.unlink()
+        partial.unlink(missing_ok=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -17,12 +18,15 @@ class StepRecord:
     branch: str
     """``conditional`` or ``unconditional``."""
     sigma: float
+    """Noise level the step starts from, 0 to 1."""
     timestep: float
+    """What the model received, 0 to 1000."""
     actions: tuple[str, ...]
     """``compute``, ``predict`` or ``reuse``, one a sample."""
     signal: tuple[float, ...] | None
     """What the decision was based on, one a sample, if on anything."""
     milliseconds: float
+    """Wall time of this branch's part of the step."""
 
 
 @dataclass(frozen=True)
@@ -30,34 +34,53 @@ class RunReport:
     """One call of ``generate``."""
 
     model: str
+    """As it was asked for: ``demo``, a folder or a repo id."""
     device: str
+    """``cpu`` or ``gpu``."""
     dtype: str
+    """Compute dtype of the transformer."""
     prompts: tuple[str, ...]
+    """As given; each has ``num_images / len(prompts)`` pictures."""
     negative_prompt: str | None
+    """Prompt of the unconditional branch, if there was one."""
     height: int
     """Pixels."""
     width: int
     """Pixels."""
     num_inference_steps: int
+    """Denoising steps."""
     guidance_scale: float
+    """Input of a guidance-distilled model."""
     true_cfg_scale: float
+    """Weight of classifier-free guidance; 1 is off."""
     seed: int
+    """Of the noise; the pictures of a batch share one stream."""
     num_images: int
+    """Pictures, all prompts together."""
     cache: Mapping[str, object]
     """Name and settings."""
     steps: tuple[StepRecord, ...]
+    """In the order they ran: by step, then by branch."""
     cache_bytes: int
     """Most bytes of cache state held at once."""
     load_seconds: float
+    """Reading files and handing weights to the device."""
     compile_seconds: float
+    """Compiling, or finding the compiled graphs on disk."""
     compile_count: int
+    """Compiles since the pipeline was made."""
     encode_seconds: float
+    """Text encoders."""
     denoise_seconds: float
+    """All steps."""
     decode_seconds: float
+    """Latents to pictures."""
     total_seconds: float
     """Of this call; load and compile come before it."""
     warnings: tuple[str, ...]
+    """What the caller should know, one line each."""
     versions: Mapping[str, str]
+    """Versions of the packages that ran, by distribution name."""
 
     @property
     def total_passes(self) -> int:
@@ -71,17 +94,23 @@ class RunReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; what is not finite becomes ``None``."""
-        plain: dict[str, Any] = _plain(asdict(self))
+        plain: dict[str, Any] = _plain(self)
         plain["full_passes"] = self.full_passes
         plain["total_passes"] = self.total_passes
         return plain
 
 
 def _plain(value: Any) -> Any:
+    # dataclasses.asdict would deep-copy mappings, which a read-only one refuses.
+    if is_dataclass(value):
+        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
+    # NumPy's scalars are numbers too, but json knows only Python's.
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value) if math.isfinite(value) else None
     return value

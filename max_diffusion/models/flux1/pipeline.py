@@ -107,13 +107,6 @@ class Flux1Pipeline(TextToImagePipeline):
                 f"flux1: the transformer takes {transformer.in_channels} channels, but "
                 f"the vae gives 4 * {vae.latent_channels}; are they of one model?"
             )
-        side = configs["vae"].get("sample_size", 1024) // (2 * _scale(vae))
-        text = load_t5_tokenizer(folder.tokenizer_path("tokenizer_2")).model_max_length
-        configs["transformer"]["hot_shape"] = (
-            1,
-            side * side,
-            min(text, _MAX_TEXT_TOKENS),
-        )
         configs["scheduler"] = folder.config("scheduler")
         return configs
 

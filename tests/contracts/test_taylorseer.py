@@ -1,0 +1,157 @@
+"""TaylorSeerCache by its documented contract, against float64 and known tables."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from max.driver import CPU, Buffer
+from max.dtype import DType
+from max.engine import InferenceSession
+
+from max_diffusion import (
+    CacheStateError,
+    DenoisingCacheConfig,
+    RequestError,
+    TaylorSeerCache,
+    TaylorSeerConfig,
+)
+
+
+@pytest.fixture(scope="module")
+def caches() -> dict[int, TaylorSeerCache]:
+    session = InferenceSession(devices=[CPU()])
+    return {
+        order: TaylorSeerCache(
+            DenoisingCacheConfig(
+                taylorseer=True,
+                taylorseer_max_order=order,
+                taylorseer_cache_interval=5,
+                taylorseer_warmup_steps=9,
+            ),
+            DType.float32,
+            CPU(),
+            session,
+        )
+        for order in (0, 1, 2)
+    }
+
+
+def field(step: int, rng_seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(rng_seed)
+    scale = rng.standard_normal((2, 5, 3)).astype(np.float32)
+    return (scale * step * step).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        (1, {4: 14, 6: 33, 7: 41, 8: 49, 9: 57, 11: 115}),
+        (2, {4: 15, 6: 33.75, 7: 44, 8: 55.75, 9: 69, 11: 115.7}),
+    ],
+)
+def test_forecasts_equal_the_published_table(
+    caches: dict[int, TaylorSeerCache], order: int, expected: dict[int, float]
+) -> None:
+    """y = step squared, computed at 0, 1, 2, 3, 5 and 10."""
+    cache = caches[order]
+    state = cache.create_state(1, 1, 1)
+    got = {}
+    for step in range(12):
+        if step in (0, 1, 2, 3, 5, 10):
+            value = np.full((1, 1, 1), step * step, np.float32)
+            cache.update(state, Buffer.from_numpy(value), step)
+        else:
+            got[step] = float(cache.predict(state, step).to_numpy().item())
+    assert got == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_forecasts_equal_float64(
+    caches: dict[int, TaylorSeerCache], order: int
+) -> None:
+    cache, rng = caches[order], np.random.default_rng(order)
+    state, factors, last = cache.create_state(2, 7, 3), [], 0
+    for step in (0, 1, 4, 6, 11):
+        new = rng.standard_normal((2, 7, 3))
+        ladder = [new]
+        for old in factors[:order]:
+            ladder.append((ladder[-1] - old) / (step - last))
+        factors, last = ladder, step
+        cache.update(state, Buffer.from_numpy(new.astype(np.float32)), step)
+        offset = 2
+        wanted = sum(f * offset**j / math.factorial(j) for j, f in enumerate(factors))
+        got = cache.predict(state, step + offset).to_numpy()
+        assert np.allclose(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_one_computed_step_is_reused_not_doubled(
+    caches: dict[int, TaylorSeerCache],
+) -> None:
+    cache = caches[1]
+    state = cache.create_state(2, 5, 3)
+    cache.update(state, Buffer.from_numpy(field(3)), 0)
+    assert np.array_equal(cache.predict(state, 1).to_numpy(), field(3))
+
+
+def test_order_one_holds_two_factors(caches: dict[int, TaylorSeerCache]) -> None:
+    state = caches[1].create_state(2, 5, 3)
+    assert state.num_bytes == 0
+    for step in range(4):
+        caches[1].update(state, Buffer.from_numpy(field(step)), step)
+    assert state.num_bytes == 2 * field(0).nbytes
+
+
+def test_a_new_shape_starts_again(caches: dict[int, TaylorSeerCache]) -> None:
+    cache = caches[1]
+    state = cache.create_state(2, 5, 3)
+    cache.update(state, Buffer.from_numpy(field(1)), 0)
+    other = np.ones((1, 4, 3), np.float32)
+    cache.update(state, Buffer.from_numpy(other), 1)
+    assert np.array_equal(cache.predict(state, 2).to_numpy(), other)
+
+
+def test_misuse_is_said(caches: dict[int, TaylorSeerCache]) -> None:
+    cache = caches[1]
+    state = cache.create_state(2, 5, 3)
+    with pytest.raises(CacheStateError, match="step 4 cannot be predicted before"):
+        cache.predict(state, 4)
+    cache.update(state, Buffer.from_numpy(field(1)), 3)
+    with pytest.raises(CacheStateError, match="step 3 was computed after step 3"):
+        cache.update(state, Buffer.from_numpy(field(1)), 3)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "interval", "computed"),
+    [
+        (3, 5, [0, 1, 2, *range(4, 50, 5)]),
+        (4, 5, [0, 1, 2, 3, *range(5, 50, 5)]),
+        (9, 5, [*range(9), *range(10, 50, 5)]),
+        (3, 2, [0, 1, 2, *range(4, 50, 2)]),
+    ],
+)
+def test_schedule_equals_the_published_tables(
+    warmup: int, interval: int, computed: list[int]
+) -> None:
+    config = TaylorSeerConfig(cache_interval=interval, warmup_steps=warmup)
+    assert [step for step in range(50) if not config.should_skip(step)] == computed
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"cache_interval": 0}, "cache_interval must be at least 1, got 0"),
+        ({"warmup_steps": 0}, "warmup_steps must be at least 1, got 0"),
+        ({"max_order": 3}, "max_order must be 0 to 2, got 3"),
+    ],
+)
+def test_bad_settings_are_said(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        TaylorSeerConfig(**settings)
+
+
+def test_both_methods_at_once_are_refused() -> None:
+    settings = DenoisingCacheConfig(taylorseer=True, first_block_caching=True)
+    with pytest.raises(RequestError, match="both on; enable one"):
+        settings.resolve()

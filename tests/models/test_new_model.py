@@ -1,0 +1,143 @@
+"""The documented contract, through the example's toy pipeline."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from max.driver import Buffer
+from new_model import ToyPipeline, main, make_context
+
+from max_diffusion import (
+    DenoisingCacheConfig,
+    DenoisingCacheState,
+    DiffusionPipeline,
+    FirstBlockConfig,
+    NoCacheConfig,
+    TaylorSeerConfig,
+)
+from max_diffusion.schedulers import Schedule
+
+CACHES = [
+    NoCacheConfig(),
+    TaylorSeerConfig(cache_interval=3, warmup_steps=4),
+    TaylorSeerConfig(cache_interval=4, warmup_steps=1, max_order=2),
+    FirstBlockConfig(threshold=0.3),
+]
+
+
+def draw(pipeline: ToyPipeline, gray: int, cache: object = None) -> np.ndarray:
+    context = make_context(gray, cache=cache)
+    return pipeline.execute(pipeline.prepare_inputs(context)).images
+
+
+def test_example_draws_what_is_asked(toy: ToyPipeline) -> None:
+    for gray in (0, 77, 255):
+        assert np.array_equal(draw(toy, gray), np.full((1, 4, 6, 3), gray, np.uint8))
+
+
+@pytest.mark.parametrize("cache", CACHES, ids=str)
+def test_serving_loop_keeps_requests_apart(toy: ToyPipeline, cache: object) -> None:
+    wanted = {gray: draw(toy, gray, cache) for gray in range(10, 250, 40)}
+
+    def fail(done: int, total: int) -> None:
+        if done == 6:
+            raise RuntimeError("the client has left")
+
+    served = 0
+    for gray in [*wanted, *wanted]:
+        broken = toy.prepare_inputs(make_context(255 - gray, cache=cache))
+        with pytest.raises(RuntimeError, match="client"):
+            toy.execute(broken, on_step=fail)
+        assert np.array_equal(draw(toy, gray, cache), wanted[gray])
+        served += 1
+    assert served == 12
+
+
+@pytest.mark.parametrize(
+    ("cache", "full"),
+    [
+        (NoCacheConfig(), 20),
+        (TaylorSeerConfig(cache_interval=5, warmup_steps=9), 12),
+        (TaylorSeerConfig(cache_interval=5, warmup_steps=3), 7),
+        (TaylorSeerConfig(cache_interval=1, warmup_steps=1), 20),
+        (FirstBlockConfig(threshold=0.0), 20),
+        (FirstBlockConfig(threshold=1e9), 1),
+        (FirstBlockConfig(threshold=1e9, warmup_steps=4), 5),
+        (FirstBlockConfig(threshold=1e9, max_consecutive_cached=3), 5),
+    ],
+    ids=str,
+)
+def test_full_passes_equal_the_documented_count(
+    toy: ToyPipeline, cache: object, full: int
+) -> None:
+    output = toy.execute(toy.prepare_inputs(make_context(9, cache=cache)))
+    actions = [record.actions for record in output.steps]
+    assert actions.count(("compute",)) == full
+
+
+def test_state_bytes_are_what_the_method_holds(toy: ToyPipeline) -> None:
+    prediction = 6 * 12 * 4
+    for cache, held in (
+        (NoCacheConfig(), 0),
+        (TaylorSeerConfig(max_order=1), 2 * prediction),
+        (TaylorSeerConfig(max_order=0), prediction),
+        (FirstBlockConfig(), 2 * prediction),
+    ):
+        output = toy.execute(toy.prepare_inputs(make_context(9, cache=cache)))
+        assert output.cache_bytes == held
+
+
+def test_run_denoising_step_by_the_documented_contract(toy: ToyPipeline) -> None:
+    """A subclass that knows nothing of the split denoiser decides in its own graph."""
+    seen: list[tuple[Buffer | None, Buffer | None]] = []
+
+    class Own(ToyPipeline):
+        def __init__(self) -> None:  # shares the compiled toy
+            vars(self).update(vars(toy))
+
+        def run_transformer(
+            self, cache_state: DenoisingCacheState, **kwargs: Buffer
+        ) -> tuple[Buffer, ...]:
+            seen.append((cache_state.prev_residual, cache_state.prev_output))
+            prediction = DiffusionPipeline.run_transformer(self, cache_state, **kwargs)
+            return (kwargs["latents"], *prediction)
+
+    pipeline = Own()
+    inputs = toy.prepare_inputs(make_context(50, cache=FirstBlockConfig()))
+    images = pipeline.execute(inputs).images
+    assert np.array_equal(images, np.full((1, 4, 6, 3), 50, np.uint8))
+    assert len(seen) == 20
+    assert seen[0] == (None, None)
+    assert all(residual is not None for residual, _ in seen[1:])
+
+
+def test_create_cache_state_is_per_request(toy: ToyPipeline) -> None:
+    first = toy.create_cache_state(1, 6, {}, cache=TaylorSeerConfig())
+    second = toy.create_cache_state(1, 6, {}, cache=TaylorSeerConfig())
+    assert first.state is not second.state
+    assert first.num_bytes == 0
+
+
+def test_cache_settings_resolve_by_the_models_defaults(toy: ToyPipeline) -> None:
+    settings = DenoisingCacheConfig(taylorseer=True, taylorseer_max_order=2)
+    assert toy.resolve_cache(settings) == TaylorSeerConfig(5, 9, 2)
+    settings = DenoisingCacheConfig(first_block_caching=True)
+    assert toy.resolve_cache(settings) == FirstBlockConfig(0.05)
+
+
+def test_nan_latents_are_said_not_drawn(toy: ToyPipeline) -> None:
+    context = make_context(9)
+    context.latents[0, 0, 0] = np.nan
+    with pytest.raises(Exception, match="latents are not finite"):
+        toy.execute(toy.prepare_inputs(context))
+
+
+def test_example_main_runs(monkeypatch: pytest.MonkeyPatch, toy: ToyPipeline) -> None:
+    monkeypatch.setattr("new_model.make_pipeline", lambda: toy)
+    lines: list[str] = []
+    main(lines.append)
+    assert lines[1] == "asked for gray 120, drew 120"
+
+
+def test_schedule_type_is_public() -> None:
+    assert Schedule.__doc__

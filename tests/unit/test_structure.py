@@ -1,0 +1,102 @@
+"""What may import what, what is public, and what importing costs."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import max_diffusion
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted([*ROOT.glob("graphs/**/*.py"), *ROOT.glob("max_diffusion/**/*.py")])
+
+
+def imports(path: Path, *, everywhere: bool) -> set[str]:
+    """Absolute names of a file's imports, relative ones resolved.
+
+    Without ``everywhere``, those inside functions and ``TYPE_CHECKING`` are left out.
+    """
+    package = path.relative_to(ROOT).parent.parts
+    tree = ast.parse(path.read_text())
+    nodes = ast.walk(tree) if everywhere else iter(tree.body)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            parents = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*parents, *([node.module] if node.module else [])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def reaches(names: set[str], *prefixes: str) -> set[str]:
+    return {n for n in names if any(n == p or n.startswith(p + ".") for p in prefixes)}
+
+
+def test_there_are_files_to_walk() -> None:
+    assert len(FILES) > 25
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_one_way(path: Path) -> None:
+    names = imports(path, everywhere=True)
+    part = path.relative_to(ROOT)
+    heavy = ("torch", "diffusers", "transformers", "max.pipelines", "max.experimental")
+    assert not reaches(names, *heavy)
+    if part.parts[0] == "graphs":
+        assert not reaches(names, "max_diffusion", "max.engine", "max.driver")
+    if part.parts[1] in ("caches", "schedulers", "checkpoint"):
+        upper = ("models", "pipeline", "registry", "text_to_image", "cli")
+        assert not reaches(names, *(f"max_diffusion.{name}" for name in upper))
+    if part.parts[1] != "compile.py" and part.name != "taylorseer.py":
+        assert "max.engine.InferenceSession" not in imports(
+            path, everywhere=False
+        ) or part.name == "pipeline.py"
+
+
+def test_public_names_exist() -> None:
+    assert sorted(max_diffusion.__all__) == max_diffusion.__all__
+    for name in max_diffusion.__all__:
+        assert getattr(max_diffusion, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        importlib.import_module("max_diffusion").nothing  # noqa: B018
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    code = "import sys, max_diffusion; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    for name in ("torch", "transformers", "diffusers", "max.engine", "PIL", "rich"):
+        assert name not in loaded
+
+
+def test_using_the_package_imports_no_torch() -> None:
+    code = "import sys, max_diffusion; max_diffusion.load_pipeline; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert "max.engine" in loaded
+    for name in ("torch", "transformers", "diffusers", "max.pipelines"):
+        assert name not in loaded
+
+
+def test_versions_and_pins_agree() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pixi = tomllib.loads((ROOT / "pixi.toml").read_text())
+    assert project["version"] == max_diffusion.__version__ == pixi["workspace"]["version"]
+    assert f"## {max_diffusion.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+    pins = dict(pixi["pypi-dependencies"]) | pixi["feature"]["test"]["pypi-dependencies"]
+    extra = project["optional-dependencies"]["test"]
+    wanted = [*project["dependencies"], *extra]
+    for name in ("modular", "torch", "diffusers"):
+        assert f"{name}{pins[name]}" in wanted
+    tasks = set(pixi["tasks"]) | set(pixi["feature"]["test"]["tasks"])
+    assert tasks == {"generate", "test", "check", "bench"}
