@@ -110,7 +110,9 @@ class ToyPipeline(DiffusionPipeline):
         noise = Buffer.from_numpy(context.latents.copy())
         return ToyInputs(noise, Buffer.from_numpy(target), context)
 
-    def execute(self, model_inputs: ToyInputs, **kwargs: Any) -> DiffusionPipelineOutput:
+    def execute(
+        self, model_inputs: ToyInputs, **kwargs: Any
+    ) -> DiffusionPipelineOutput:
         """Denoises; a cell's 12 channels are 2 x 2 pixels of 3 colours."""
         context = model_inputs.context
         denoised = self.denoise(

@@ -37,7 +37,7 @@ def clip_text_encoder(
 ) -> TensorValue:
     """Token ids int64 ``(B, S)`` to the state at the end token, ``(B, D)``."""
     width = config.hidden_size
-    batch, length = token_ids.shape
+    length = token_ids.shape[1]
     embeddings = w / "embeddings"
     table = (embeddings / "token_embedding")("weight", config.vocab_size, width)
     positions = (embeddings / "position_embedding")(

@@ -198,14 +198,11 @@ def _run(
 
 def _named(graph: Graph, types: dict[str, TensorType]) -> dict[str, TensorValue]:
     return {
-        name: value.tensor
-        for name, value in zip(types, graph.inputs, strict=False)
+        name: value.tensor for name, value in zip(types, graph.inputs, strict=False)
     }
 
 
-def _hidden_type(
-    denoiser: AbstractDenoiser[ConditioningT], seq_len: str
-) -> TensorType:
+def _hidden_type(denoiser: AbstractDenoiser[ConditioningT], seq_len: str) -> TensorType:
     return TensorType(
         denoiser.dtype, ("batch", seq_len, denoiser.width), denoiser.device
     )

@@ -88,8 +88,8 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
     ) -> dict[str, TensorType]:
         """Inputs by name; integers make the graph static for a hot shape.
 
-        ``latents`` packed, float32 ``(B, S_img, C)``; ``timestep`` float32 ``(B,)`` in 0..1000;
-        ``guidance`` float32 ``(B,)``, only with a guidance embedding; ``text``
+        ``latents`` packed, float32 ``(B, S_img, C)``; ``timestep`` float32 ``(B,)`` in
+        0..1000; ``guidance`` float32 ``(B,)``, only with a guidance embedding; ``text``
         ``(B, S_txt, joint_attention_dim)``; ``pooled_text`` ``(B,
         pooled_projection_dim)``; ``text_rotary`` and ``image_rotary`` float32 from
         :func:`rotary_table`.
@@ -101,9 +101,7 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
             return TensorType(dtype, shape, self.device)
 
         types = {
-            "latents": typed(
-                DType.float32, batch, image_seq_len, config.in_channels
-            ),
+            "latents": typed(DType.float32, batch, image_seq_len, config.in_channels),
             "timestep": typed(DType.float32, batch),
             "text": typed(self.dtype, batch, text_seq_len, config.joint_attention_dim),
             "pooled_text": typed(self.dtype, batch, config.pooled_projection_dim),
@@ -184,11 +182,10 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
         text_qkv = self._qkv(
             scope, text_in, ("add_q_proj", "add_k_proj", "add_v_proj"), "norm_added_"
         )
-        joined = [
-            ops.concat([t, i], axis=1)
-            for t, i in zip(text_qkv, image_qkv, strict=True)
-        ]  # B, S_txt + S_img, heads, head_dim
-        mixed = self._attend(*joined, conditioning)
+        query, key, value = (
+            ops.concat([t, i], axis=1) for t, i in zip(text_qkv, image_qkv, strict=True)
+        )  # B, S_txt + S_img, heads, head_dim
+        mixed = self._attend(query, key, value, conditioning)
         text_mixed, image_mixed = _cut(mixed, text.shape[1], image.shape[1])
         image_out = linear(scope / "to_out" / 0, image_mixed, self.width, self.width)
         text_out = linear(scope / "to_add_out", text_mixed, self.width, self.width)
@@ -218,7 +215,10 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
     def _qkv(
         self, w: WeightScope, x: TensorValue, names: tuple[str, str, str], norm: str
     ) -> tuple[TensorValue, TensorValue, TensorValue]:
-        heads, head_dim = self.config.num_attention_heads, self.config.attention_head_dim
+        heads, head_dim = (
+            self.config.num_attention_heads,
+            self.config.attention_head_dim,
+        )
         query, key, value = (
             split_heads(linear(w / name, x, self.width, self.width), heads)
             for name in names

@@ -17,9 +17,14 @@ from .weights import WeightScope
 
 
 def linear(
-    w: WeightScope, x: TensorValue, in_features: int, features: int, *, bias: bool = True
+    w: WeightScope,
+    x: TensorValue,
+    in_features: int,
+    features: int,
+    *,
+    bias: bool = True,
 ) -> TensorValue:
-    """``x @ weight.T + bias`` over the last axis, weight ``(features, in_features)``."""
+    """``x @ weight.T + bias`` over the last axis; weight ``(features, in)``."""
     y = x @ ops.transpose(w("weight", features, in_features), 0, 1)
     return y + w("bias", features) if bias else y
 
@@ -129,7 +134,9 @@ def conv2d(
     ``padding`` is top, bottom, left, right. The filter's transpose to MAX's layout is
     an expression of weights only, so it is folded when the weights are loaded.
     """
-    weight = ops.permute(w("weight", channels, channels_in, kernel, kernel), [2, 3, 1, 0])
+    weight = ops.permute(
+        w("weight", channels, channels_in, kernel, kernel), [2, 3, 1, 0]
+    )
     return ops.conv2d(
         x, weight, stride=(stride, stride), padding=padding, bias=w("bias", channels)
     )

@@ -41,7 +41,10 @@ def add_guidance(module: Module, name: str, dtype: DType, device: DeviceRef) -> 
     ]
     with Graph(name, input_types=types, module=module) as graph:
         first, second, scale = (value.tensor for value in graph.inputs)
-        conditional, unconditional = first.cast(DType.float32), second.cast(DType.float32)
+        conditional, unconditional = (
+            first.cast(DType.float32),
+            second.cast(DType.float32),
+        )
         guided = unconditional + per_sample(scale) * (conditional - unconditional)
         graph.output(guided.cast(dtype))
 

@@ -8,83 +8,213 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn, get_type_hints
+from types import FrameType, MappingProxyType, TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self, get_type_hints
 
 from . import __version__
 from .errors import MaxDiffusionError, RequestCancelled, RequestError
 
-_CACHE_NAMES = ("none", "taylorseer", "first-block")
-_NUMBERS: Mapping[type, str] = {int: "a whole number", float: "a number"}
+# What needs MAX, Pillow or rich is imported where it is used: --version and a second
+# look at --help should not wait for them.
+if TYPE_CHECKING:
+    from .caches import CacheConfig
+    from .text_to_image import GenerationResult
+    from .types import GenerationRequest
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``max-diffusion``; exits with the error's code."""
-    args = _parser().parse_args(arguments)
-    interruption = Interruption()
-    signal.signal(signal.SIGINT, interruption.on_signal)
+    with Interruption() as interruption:
+        args = _parser().parse_args(arguments)
+        code = _run(args, interruption)
+    sys.exit(code)
+
+
+def _run(args: argparse.Namespace, interruption: Interruption) -> int:
     try:
         args.run(args, interruption)
+    except RequestCancelled as err:
+        print(f"cancelled: {err}", file=sys.stderr)
+        return err.exit_code
     except MaxDiffusionError as err:
         if args.debug:
             raise
-        word = "cancelled" if isinstance(err, RequestCancelled) else "error"
-        print(f"{word}: {err}", file=sys.stderr)
-        sys.exit(err.exit_code)
+        print("error:", " ".join(str(err).splitlines()), file=sys.stderr)
+        return err.exit_code
     except BrokenPipeError:
-        # The reader of our output has left; nothing more to tell it.
+        # The reader of our output has left; give Python's last flush a place to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(0)
+    return 0
 
 
 class Interruption:
-    """Ctrl-C: the first stops at the next step, the second at once."""
+    """Ctrl-C: the first stops at the next step, the second at once.
+
+    A thread hears of both, because a signal handler runs only when the main thread is
+    back in Python, and MAX may compile for a minute.
+    """
 
     def __init__(self) -> None:
-        self.is_asked = False
+        self._is_asked = threading.Event()
 
-    def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Signal handler."""
-        if self.is_asked:
-            # No clean-up: a compile in MAX does not return for a minute.
-            os._exit(RequestCancelled.exit_code)
-        self.is_asked = True
-        print("stopping at the next step; again to stop at once", file=sys.stderr)
+    def __enter__(self) -> Self:
+        """Takes over SIGINT; in the main thread only."""
+        reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._old_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._old_handler = signal.signal(signal.SIGINT, _on_signal)
+        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Gives SIGINT back; the thread ends with its pipe."""
+        signal.signal(signal.SIGINT, self._old_handler)
+        signal.set_wakeup_fd(self._old_fd)
+        os.close(self._writer)
 
     def check(self) -> None:
-        """Raises if the user asked to stop."""
-        if self.is_asked:
-            raise RequestCancelled("stopped by Ctrl-C; nothing was written")
+        """Raises :class:`RequestCancelled` if the user asked to stop."""
+        if self._is_asked.is_set():
+            raise RequestCancelled("stopped by Ctrl-C, nothing was written")
+
+    def _watch(self, reader: int) -> None:
+        is_terminal = sys.stderr.isatty()
+        while number := os.read(reader, 1):
+            if number[0] != signal.SIGINT:
+                continue
+            if self._is_asked.is_set():
+                if is_terminal:
+                    os.write(2, b"\x1b[?25h\n")  # rich has hidden the cursor
+                os._exit(RequestCancelled.exit_code)
+            self._is_asked.set()
+            if is_terminal:
+                os.write(2, b"\nstopping at the next step; Ctrl-C again: at once\n")
+        os.close(reader)
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    """Stands in for Python's own handler, which would raise anywhere."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Arguments of ``generate``, resolved and checked as far as no model is needed."""
+
+    request: GenerationRequest
+    cache: CacheConfig
+    output: Path
+    timeline: Path | None
+
+    @property
+    def pictures(self) -> int:
+        """All prompts together."""
+        return len(self.request.prompts) * self.request.num_images_per_prompt
+
+
+def resolve(args: argparse.Namespace) -> Job:
+    """Checks arguments before anything is loaded.
+
+    Raises:
+        RequestError: A value is malformed or out of range, or a file cannot be written.
+    """
+    from .images import check_writable, output_paths
+    from .types import GenerationRequest
+
+    for text in (*args.prompts, args.negative_prompt or ""):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise RequestError(f"prompt: expected UTF-8 text, got {text!r}")
+    cache = parse_cache(args.cache, args.cache_option)
+    request = GenerationRequest(
+        prompts=tuple(args.prompts),
+        negative_prompt=args.negative_prompt,
+        height=args.height,
+        width=args.width,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance,
+        true_cfg_scale=args.true_cfg,
+        seed=secrets.randbelow(2**32) if args.seed is None else args.seed,
+        num_images_per_prompt=args.num_images,
+    )
+    timeline = Path(args.timeline) if args.timeline is not None else None
+    job = Job(request, cache, Path(args.output), timeline)
+    files = output_paths(job.output, job.pictures)
+    if timeline in files:
+        raise RequestError(f"--timeline: {timeline} is a picture's name already")
+    for path in (*files, *([timeline] if timeline else [])):
+        check_writable(path)
+    return job
+
+
+def parse_cache(name: str, options: Sequence[str]) -> CacheConfig:
+    """A cache's name and ``key=value`` options to its configuration.
+
+    Raises:
+        RequestError: No such cache or option, or a value that is none.
+    """
+    from .caches import CACHES
+
+    if name not in CACHES:
+        raise RequestError(f"--cache: expected {', '.join(CACHES)}, got {name!r}")
+    kind = CACHES[name]
+    hints = get_type_hints(kind)
+    known = [item.name for item in fields(kind)]
+    values: dict[str, Any] = {}
+    for option in options:
+        key, separator, text = option.partition("=")
+        if not separator:
+            raise RequestError(f"--cache-option: expected key=value, got {option!r}")
+        if key not in known:
+            raise RequestError(
+                f"--cache-option: {name} has no option {key!r}; "
+                f"it has {', '.join(known) or 'none'}"
+            )
+        if key in values:
+            raise RequestError(f"--cache-option: {key} is given twice; give it once")
+        convert, expected = _CONVERTERS[hints[key]]
+        try:
+            values[key] = convert(text)
+        except (ValueError, KeyError) as err:
+            raise RequestError(
+                f"--cache-option: {key} must be {expected}, got {text!r}"
+            ) from err
+    return kind(**values)
+
+
+# How a field of a cache's configuration is read from text, by the field's type.
+_CONVERTERS: Mapping[object, tuple[Callable[[str], Any], str]] = MappingProxyType(
+    {
+        int: (int, "a whole number"),
+        float: (float, "a number"),
+        str: (str, "text"),
+        bool: ({"true": True, "false": False}.__getitem__, "true or false"),
+    }
+)
 
 
 def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
-    from .images import check_writable, output_paths, save_png, text_chunks
-
-    output = Path(args.output)
-    pictures = len(args.prompts) * args.num_images
-    for path in output_paths(output, max(pictures, 1)):
-        check_writable(path)
-    timeline = Path(args.timeline) if args.timeline else None
-    if timeline is not None:
-        check_writable(timeline)
-    cache = _cache(args.cache, args.cache_option)
-    seed = secrets.randbelow(2**32) if args.seed is None else args.seed
-    # Imported here: bad arguments should be told without loading MAX.
+    job = resolve(args)
     from .registry import load_pipeline
 
+    request, is_shown = job.request, sys.stderr.isatty()
     with ExitStack() as stack:
-        progress = _Progress(stack, is_shown=sys.stderr.isatty())
+        progress = _Progress(stack, is_shown=is_shown)
         pipeline = load_pipeline(
             args.model,
             device=args.device,
             dtype=args.dtype,
-            cache=cache,
+            cache=job.cache,
             variant=args.variant,
-            show_progress=sys.stderr.isatty(),
+            show_progress=is_shown,
             on_event=progress.on_event,
         )
 
@@ -94,63 +224,42 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
 
         interruption.check()
         result = pipeline.generate(
-            args.prompts,
-            height=args.height,
-            width=args.width,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-            true_cfg_scale=args.true_cfg,
-            negative_prompt=args.negative_prompt,
-            seed=seed,
-            num_images_per_prompt=args.num_images,
+            request.prompts,
+            height=request.height,
+            width=request.width,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            true_cfg_scale=request.true_cfg_scale,
+            negative_prompt=request.negative_prompt,
+            seed=request.seed,
+            num_images_per_prompt=request.num_images_per_prompt,
             on_step=on_step,
         )
         interruption.check()
+    _save(job, result, is_json=args.json)
+
+
+def _save(job: Job, result: GenerationResult, *, is_json: bool) -> None:
+    from .images import output_paths, save_atomically, save_png, text_chunks
+
     report = result.report
     for warning in report.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    paths = output_paths(output, len(result.images))
+    paths = output_paths(job.output, len(result.images))
     for index, (path, picture) in enumerate(zip(paths, result.images, strict=True)):
         save_png(path, picture, text_chunks(report, index))
-    if timeline is not None:
-        from .images import save_atomically
+    if job.timeline is not None:
         from .timeline import draw_timeline
 
-        save_atomically(timeline, draw_timeline(report))
-    if args.json:
+        save_atomically(job.timeline, draw_timeline(report))
+    if is_json:
         print(json.dumps({"files": [str(p) for p in paths], **report.to_dict()}))
         return
+    # Of the batch: its pictures are drawn together.
+    took = f"{report.total_seconds:.2f} s"
+    passes = f"{report.full_passes} of {report.total_passes} full passes"
     for path in paths:
-        print(
-            f"{path}: seed {report.seed}, {report.total_seconds:.2f} s, "
-            f"{report.full_passes} of {report.total_passes} full passes"
-        )
-
-
-def _cache(name: str, options: Sequence[str]) -> Any:
-    """A cache's name and ``key=value`` options to its configuration."""
-    from .caches import CACHES
-
-    kind = CACHES[name]
-    types = get_type_hints(kind)
-    known = {item.name for item in fields(kind) if item.default is not MISSING}
-    values: dict[str, Any] = {}
-    for option in options:
-        key, separator, text = option.partition("=")
-        if not separator:
-            raise RequestError(f"--cache-option: expected key=value, got {option!r}")
-        if key not in known:
-            there = ", ".join(sorted(known)) or "none"
-            raise RequestError(
-                f"--cache-option: {name} has no option {key!r}; it has {there}"
-            )
-        try:
-            values[key] = types[key](text)
-        except ValueError as err:
-            raise RequestError(
-                f"--cache-option: {key} must be {_NUMBERS[types[key]]}, got {text!r}"
-            ) from err
-    return kind(**values)
+        print(f"{path}: seed {report.seed}, {took}, {passes}")
 
 
 class _Progress:
@@ -160,19 +269,26 @@ class _Progress:
         self._tasks: dict[str, Any] = {}
         self._bars: Any = None
         if is_shown:
-            # Imported here: 0.1 s that a script's run does not need.
+            from rich import progress
             from rich.console import Console
-            from rich.progress import Progress
 
+            columns = (
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.TaskProgressColumn(),
+                progress.TimeElapsedColumn(),
+            )
             self._bars = stack.enter_context(
-                Progress(console=Console(stderr=True), transient=True)
+                progress.Progress(
+                    *columns, console=Console(stderr=True), transient=True
+                )
             )
 
     def on_event(self, stage: str, what: str) -> None:
         if self._bars is None:
             return
         if what == "start":
-            words = {"load": "loading weights", "compile": "compiling (once a model)"}
+            words = {"load": "loading weights", "compile": "compiling, once a model"}
             self._tasks[stage] = self._bars.add_task(words[stage], total=None)
         else:
             self._bars.remove_task(self._tasks.pop(stage))
@@ -193,14 +309,46 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(RequestError.exit_code)
 
 
+class _GenerateParser(_Parser):
+    """Lists every cache's options, as their configuration classes have them."""
+
+    def format_help(self) -> str:
+        from .caches import CACHES
+
+        lines = ["", "cache options and their defaults:"]
+        for name, kind in CACHES.items():
+            options = (
+                item.name + ("" if item.default is MISSING else f"={item.default}")
+                for item in fields(kind)
+            )
+            lines.append(f"  {name:12} {' '.join(options) or '(none)'}")
+        return super().format_help() + "\n".join(lines) + "\n"
+
+
+class _CacheNames:
+    """The registry's names, looked up when argparse first needs them."""
+
+    def __iter__(self) -> Iterator[str]:
+        from .caches import CACHES
+
+        return iter(CACHES)
+
+    def __contains__(self, name: object) -> bool:
+        return name in list(self)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="max-diffusion",
         description="Text-to-image diffusion as compiled graphs on Modular MAX.",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    generate = commands.add_parser("generate", help="draw pictures from prompts")
+    commands = parser.add_subparsers(
+        required=True, metavar="COMMAND", parser_class=_GenerateParser
+    )
+    generate = commands.add_parser(
+        "generate", help="draw pictures from prompts", allow_abbrev=False
+    )
     generate.set_defaults(run=_generate)
     _add_generate_options(generate.add_argument)
     return parser
@@ -215,17 +363,31 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     add("--width", type=int, help="pixels; default: the model's")
     add("--steps", type=int, help="denoising steps, default 50")
     add("--guidance", type=float, help="guidance scale of distilled models, 3.5")
-    add("--true-cfg", type=float, default=1.0, help="classifier-free guidance, off at 1")
+    add(
+        "--true-cfg", type=float, default=1.0, help="classifier-free guidance, off at 1"
+    )
     add("--negative-prompt", help="needs --true-cfg above 1")
-    add("--seed", type=int, help="default: random, and printed")
+    add("--seed", type=int, help="default: random, printed and stored in the picture")
     add("--num-images", type=int, default=1, help="pictures of each prompt")
-    add("--cache", choices=_CACHE_NAMES, default="none", help="denoising cache")
-    add("--cache-option", action="append", default=[], metavar="KEY=VALUE")
+    add(
+        "--cache",
+        choices=_CacheNames(),
+        default="none",
+        metavar="NAME",
+        help="denoising cache: %(choices)s",
+    )
+    add(
+        "--cache-option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the cache, see below; may be repeated",
+    )
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
     add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
     add("--timeline", metavar="FILE.png", help="a picture of what each step did")
     add("--json", action="store_true", help="print the run's report as JSON")
-    add("--debug", action="store_true", help="show tracebacks")
+    add("--debug", action="store_true", help="show tracebacks of errors")
 
 
 if __name__ == "__main__":

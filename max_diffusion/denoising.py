@@ -200,7 +200,9 @@ def run_residual_cache(
     assert state.tail_residual is not None and state.front_residual is not None
     prediction = denoiser.reuse(front.image, state.tail_residual, **inputs)
     if decision.any():
-        _compute_rows(np.flatnonzero(decision), front, denoiser, inputs, state, prediction)
+        _compute_rows(
+            np.flatnonzero(decision), front, denoiser, inputs, state, prediction
+        )
     return prediction
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from max.graph import DeviceRef, Module
 from graphs.sampler import add_euler_step, add_guidance
 from graphs.weights import WeightScope, WeightSpec
 
-from .buffers import num_bytes, to_device, to_numpy
+from .buffers import to_device, to_numpy
 from .caches import (
     CacheConfig,
     CacheDefaults,
@@ -26,11 +26,10 @@ from .caches import (
     FirstBlockCache,
     FirstBlockConfig,
     NoCache,
-    ResidualState,
     TaylorSeer,
     TaylorSeerConfig,
 )
-from .caches.base import AbstractResidualCache, AbstractStepCache
+from .caches.base import AbstractStepCache
 from .caches.taylorseer import add_graphs as add_taylorseer_graphs
 from .checkpoint import ComponentWeights
 from .compile import compile_graphs
@@ -309,7 +308,9 @@ class DiffusionPipeline(ABC):
         """
         batch, seq_len, _ = (int(size) for size in latents.shape)
         states = [
-            self.create_cache_state(batch, seq_len, self._transformer_config, cache=cache)
+            self.create_cache_state(
+                batch, seq_len, self._transformer_config, cache=cache
+            )
             for _ in branches
         ]
         scale = self._per_sample(true_cfg_scale, batch)
@@ -368,9 +369,9 @@ class DiffusionPipeline(ABC):
     def _check_finite(self, latents: Buffer) -> None:
         if not np.isfinite(to_numpy(latents)).all():
             raise MaxDiffusionError(
-                f"{self.pipeline_config.model_name or type(self).__name__}: the latents "
-                "are not finite after the last step, so there is no picture; try "
-                "float32, or check the weights"
+                f"{self.pipeline_config.model_name or type(self).__name__}: the "
+                "latents are not finite after the last step, so there is no picture; "
+                "try float32, or check the weights"
             )
 
     def _load(self, weight_paths: Sequence[Path], on_event: OnEvent) -> None:

@@ -7,8 +7,9 @@ from types import MappingProxyType
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .report import RunReport, StepRecord
+from .report import RunReport
 
+# Colours that people with any colour vision tell apart.
 _COLOURS: Mapping[str, str] = MappingProxyType(
     {"compute": "#2456c8", "predict": "#f2b134", "reuse": "#5fbf8f"}
 )
@@ -19,100 +20,123 @@ _WORDS: Mapping[str, str] = MappingProxyType(
         "reuse": "front computed, tail reused",
     }
 )
-_INK, _MUTED, _LINE, _BAR = "#1d2433", "#6b7384", "#e3e6ec", "#9aa5bd"
-_MARGIN, _LABEL, _ROW, _BARS = 36, 150, 26, 110
+_INK, _MUTED, _LINE, _MIXED = "#1d2433", "#6b7384", "#d9dde5", "#9aa5bd"
+_MARGIN, _TOP, _ROW, _BARS = 36, 108, 28, 110
+_PLOT_WIDTH = 1000
+_Rows = list[tuple[str, dict[int, str]]]
 
 
 def draw_timeline(report: RunReport) -> Image.Image:
-    """One row a sample and guidance branch, one cell a step, milliseconds below."""
+    """Draws one row a sample and guidance branch, one cell a step, milliseconds below.
+
+    Returns:
+        RGB picture; its height grows with the rows, its width with the steps.
+    """
     rows = _rows(report)
-    steps = report.num_inference_steps
-    cell = max(14, min(30, 1100 // max(steps, 1)))
-    width = max(640, 2 * _MARGIN + _LABEL + steps * cell)
-    top = 104
-    bottom = top + len(rows) * _ROW
-    image = Image.new("RGB", (width, bottom + _BARS + 92), "white")
+    steps = max((record.step + 1 for record in report.steps), default=1)
+    cell = max(4, min(30, _PLOT_WIDTH // steps))
+    left = _MARGIN + 20 + max((_text_width(label, 14) for label, _ in rows), default=0)
+    title, details = _title(report)
+    needed = (left + steps * cell, _MARGIN + _text_width(details, 15))
+    bars_top = _TOP + len(rows) * _ROW + 18
+    size = (max(640, *needed) + _MARGIN, bars_top + _BARS + 84)
+    image = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(image)
-    _draw_title(pen, report)
-    left = _MARGIN + _LABEL
+    pen.text((_MARGIN, 24), title, _INK, ImageFont.load_default(24))
+    pen.text((_MARGIN, 62), details, _MUTED, ImageFont.load_default(15))
     for index, (label, actions) in enumerate(rows):
-        y = top + index * _ROW
-        pen.text((_MARGIN, y + 4), label, _MUTED, ImageFont.load_default(13))
-        for step, action in enumerate(actions):
+        y = _TOP + index * _ROW
+        pen.text((left - 12, y + 12), label, _INK, ImageFont.load_default(14), "rm")
+        for step, action in actions.items():
             x = left + step * cell
-            box = (x + 1, y + 2, x + cell - 2, y + _ROW - 4)
-            pen.rounded_rectangle(box, 3, fill=_COLOURS[action])
-    _draw_bars(pen, report, left, bottom + 14, cell)
-    _draw_legend(pen, rows, _MARGIN, bottom + _BARS + 54)
+            box = (x + 1, y + 1, x + cell - 2, y + _ROW - 5)
+            pen.rounded_rectangle(box, min(4, cell // 4), _COLOURS.get(action, _MIXED))
+    _draw_bars(pen, report, left, bars_top, cell)
+    _draw_legend(pen, rows, left, bars_top + _BARS + 46)
     return image
 
 
-def _rows(report: RunReport) -> list[tuple[str, list[str]]]:
-    """Label and actions of each branch and sample."""
-    branches = list(dict.fromkeys(record.branch for record in report.steps))
-    rows = []
-    for branch in branches:
-        records = [record for record in report.steps if record.branch == branch]
-        samples = len(records[0].actions)
-        for sample in range(samples):
-            label = f"picture {sample + 1}" if samples > 1 else "picture"
-            if len(branches) > 1:
-                label += f", {branch}"
-            rows.append((label, [record.actions[sample] for record in records]))
-    return rows
+def _rows(report: RunReport) -> _Rows:
+    """Label, and action by step, of each branch's samples."""
+    rows: dict[tuple[str, int], dict[int, str]] = {}
+    for record in report.steps:
+        for sample, action in enumerate(record.actions):
+            rows.setdefault((record.branch, sample), {})[record.step] = action
+    has_branches = len({branch for branch, _ in rows}) > 1
+    return [
+        (
+            f"picture {sample + 1}" + (f", {branch}" if has_branches else ""),
+            rows[branch, sample],
+        )
+        # A picture's branches side by side: they are compared with one another.
+        for branch, sample in sorted(rows, key=lambda key: key[1])
+    ]
 
 
-def _draw_title(pen: ImageDraw.ImageDraw, report: RunReport) -> None:
+def _title(report: RunReport) -> tuple[str, str]:
     full, total = report.full_passes, report.total_passes
     saved = 100 * (1 - full / total) if total else 0.0
     settings = ", ".join(
         f"{key} {value}" for key, value in report.cache.items() if key != "name"
     )
-    pen.text(
-        (_MARGIN, 24),
-        f"Cache: {report.cache.get('name')}",
-        _INK,
-        ImageFont.load_default(22),
-    )
-    line = f"{full} of {total} full transformer passes, {saved:.0f} % saved"
+    details = f"{full} of {total} full transformer passes, {saved:.0f} % saved"
     if settings:
-        line += f"   ({settings})"
-    pen.text((_MARGIN, 58), line, _MUTED, ImageFont.load_default(14))
+        details += f"     {settings}"
+    return f"Cache: {report.cache.get('name')}", details
 
 
 def _draw_bars(
     pen: ImageDraw.ImageDraw, report: RunReport, left: int, top: int, cell: int
 ) -> None:
     """Milliseconds of each step, all branches together, coloured by what was done."""
-    by_step: dict[int, list[StepRecord]] = {}
+    totals: dict[int, float] = {}
+    kinds: dict[int, set[str]] = {}
     for record in report.steps:
-        by_step.setdefault(record.step, []).append(record)
-    totals = {s: sum(r.milliseconds for r in rs) for s, rs in by_step.items()}
+        totals[record.step] = totals.get(record.step, 0.0) + record.milliseconds
+        kinds.setdefault(record.step, set()).update(record.actions)
     longest = max(totals.values(), default=0.0) or 1.0
     base = top + _BARS
-    font = ImageFont.load_default(12)
-    pen.text((_MARGIN, top), "milliseconds", _MUTED, ImageFont.load_default(13))
-    pen.text((_MARGIN, top + 18), f"longest {longest:.1f}", _MUTED, font)
-    for step, records in by_step.items():
+    font, small = ImageFont.load_default(14), ImageFont.load_default(12)
+    end = left + cell * (max(totals, default=0) + 1)
+    for share in (1.0, 0.5):
+        y = base - round(share * (_BARS - 8))
+        pen.line((left, y, end, y), _LINE)
+        text = f"{share * longest:.3g} ms"
+        pen.text((left - 12, y), text, _MUTED, small, "rm")
+    # Labels are some 20 pixels wide: every step, every fifth, or fewer yet.
+    every = next((n for n in (1, 5, 10, 50, 100) if n * cell >= 24), 500)
+    for step, milliseconds in totals.items():
         x = left + step * cell
-        height = max(1, round((_BARS - 6) * totals[step] / longest))
-        kinds = {action for record in records for action in record.actions}
-        colour = _COLOURS[next(iter(kinds))] if len(kinds) == 1 else _BAR
-        pen.rectangle((x + 3, base - height, x + cell - 4, base), fill=colour)
-        if step % 5 == 0:
-            pen.text((x + cell / 2, base + 6), str(step), _MUTED, font, anchor="ma")
-    end = left + len(by_step) * cell
-    pen.line((left, base + 1, end, base + 1), fill=_LINE, width=2)
-    pen.text((_MARGIN, base + 5), "step", _MUTED, ImageFont.load_default(13))
+        height = max(1, round((_BARS - 8) * milliseconds / longest))
+        only = kinds[step].copy().pop() if len(kinds[step]) == 1 else ""
+        colour = _COLOURS.get(only, _MIXED)
+        pen.rectangle((x + 1, base - height, x + cell - 2, base), colour)
+        if step % every == 0:
+            pen.text((x + cell // 2, base + 8), str(step), _MUTED, small, "ma")
+    pen.line((left, base + 1, end, base + 1), _MUTED)
+    pen.text((left - 12, base + 6), "step", _INK, font, "ra")
 
 
-def _draw_legend(
-    pen: ImageDraw.ImageDraw, rows: list[tuple[str, list[str]]], x: int, y: int
-) -> None:
-    font = ImageFont.load_default(13)
-    used = {action for _, actions in rows for action in actions}
-    for action, words in _WORDS.items():
-        if action in used:
-            pen.rounded_rectangle((x, y, x + 16, y + 16), 3, fill=_COLOURS[action])
-            pen.text((x + 24, y), words, _INK, font)
-            x += 44 + int(pen.textlength(words, font))
+def _draw_legend(pen: ImageDraw.ImageDraw, rows: _Rows, x: int, y: int) -> None:
+    font = ImageFont.load_default(14)
+    used = {action for _, actions in rows for action in actions.values()}
+    entries = [
+        (_COLOURS.get(action, _MIXED), _WORDS.get(action, action))
+        for action in sorted(used)
+    ]
+    if any(
+        len({actions.get(step) for _, actions in rows}) > 1 for step in _steps(rows)
+    ):
+        entries.append((_MIXED, "pictures differ"))
+    for colour, words in entries:
+        pen.rounded_rectangle((x, y, x + 16, y + 16), 4, colour)
+        pen.text((x + 24, y + 8), words, _INK, font, "lm")
+        x += 52 + _text_width(words, 14)
+
+
+def _steps(rows: _Rows) -> set[int]:
+    return {step for _, actions in rows for step in actions}
+
+
+def _text_width(text: str, size: int) -> int:
+    return int(ImageFont.load_default(size).getlength(text)) + 1

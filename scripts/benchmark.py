@@ -118,7 +118,9 @@ def measure_start() -> None:
     table = Table("process", "median s")
     table.add_row("python, doing nothing", f"{statistics.median(bare):.2f}")
     table.add_row("import max_diffusion", f"{statistics.median(imported):.2f}")
-    table.add_row("generate, 50 steps, compiled before", f"{statistics.median(whole):.2f}")
+    table.add_row(
+        "generate, 50 steps, compiled before", f"{statistics.median(whole):.2f}"
+    )
     Console().print(table)
 
 

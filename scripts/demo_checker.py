@@ -7,6 +7,7 @@ outline with the drawn shapes, and compares objects and relation with the scene.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from demo_scenes import COLOURS, SHAPES, SIZE_PX, Scene, SceneObject, outline
@@ -156,10 +157,10 @@ def _relation_holds(relation: str | None, objects: list[FoundObject]) -> bool:
     if relation is None:
         return True
     if relation == "row":
-        pairs = zip(objects, objects[1:], strict=False)
+        pairs = pairwise(objects)
         return all(_is_beside(a, b, "left of") for a, b in pairs)
     if relation == "stack":
-        pairs = zip(objects, objects[1:], strict=False)
+        pairs = pairwise(objects)
         return all(_is_beside(a, b, "above") for a, b in pairs)
     if relation == "inside":
         return _is_inside(objects[0], objects[1])

@@ -158,9 +158,7 @@ def caption(rng: np.random.Generator, scene: Scene) -> str:
         text = f"{phrases[0]} {_phrase(rng, relation)} {phrases[1]}"
     top, bottom = scene.background
     if rng.random() < 2 / 3:
-        ground = (
-            f"{top} background" if top == bottom else f"{top} to {bottom} gradient"
-        )
+        ground = f"{top} background" if top == bottom else f"{top} to {bottom} gradient"
         text += f" on a {ground}"
     return text
 
@@ -254,7 +252,9 @@ def _place(
     # Size words are said only where the placement can honour them.
     if len(kinds) == 3 or relation == "inside":
         kinds = [(shape, colour, None) for shape, colour, _ in kinds]
-    radii = [float(rng.uniform(*SIZES.get(s or "", _DEFAULT_RADIUS))) for *_, s in kinds]
+    radii = [
+        float(rng.uniform(*SIZES.get(s or "", _DEFAULT_RADIUS))) for *_, s in kinds
+    ]
     if relation == "inside":
         outer = float(rng.uniform(0.26, 0.33))
         radii = [outer * float(rng.uniform(0.30, 0.36)), outer]

@@ -55,7 +55,9 @@ def build_t5_tokenizer(captions: list[str]) -> T5Tokenizer:
     )
     total = sum(counts.values())
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
-    pieces += [(p.replace("▁,", ","), math.log(n / total)) for p, n in counts.most_common()]
+    pieces += [
+        (p.replace("▁,", ","), math.log(n / total)) for p, n in counts.most_common()
+    ]
     letters = ["▁", *string.ascii_letters, *string.digits, *".!?'\"-:;()"]
     known = {piece for piece, _ in pieces}
     pieces += [(letter, -14.0) for letter in letters if letter not in known]

@@ -1,6 +1,6 @@
 # Sourced by the scripts beside it: makes and updates .venv in the project's root.
 #
-#   prepare_environment EXTRA     EXTRA is empty, test or train
+#   prepare_environment EXTRA     EXTRA is base, test or train
 #
 # One stamp an extra holds a checksum of what was installed. Stamps are removed before
 # anything is changed and written last, so that an interrupted installation is done
@@ -21,39 +21,44 @@ prepare_environment() {
     if is_installed "$extra" "$hash"; then return; fi
     (
         # Two callers at once: the second waits, then finds the work done. The lock is
-        # on the folder itself, which nobody removes.
+        # on the folder itself, which leaves no file behind.
         if command -v flock >/dev/null; then flock 9; fi
         if is_installed "$extra" "$hash"; then exit 0; fi
         install_into_venv "$extra"
-        printf '%s\n' "$hash" >"$venv/.installed${extra:+-$extra}"
+        printf '%s\n' "$hash" >"$venv/.installed-$extra"
     ) 9<"$root"
 }
 
-# An installation with an extra serves those who need none.
 is_installed() {
-    local extra=$1 hash=$2 stamp
+    local extra=$1 hash=$2 stamp stamps
     [[ -x $venv/bin/python ]] || return 1
-    for stamp in "$venv/.installed${extra:+-$extra}" ${extra:-"$venv"/.installed-*}; do
+    stamps=("$venv/.installed-$extra")
+    # Whatever extra was installed, the base came with it.
+    [[ $extra != base ]] || stamps=("$venv"/.installed-*)
+    for stamp in "${stamps[@]}"; do
         if [[ -f $stamp && $(<"$stamp") == "$hash" ]]; then return 0; fi
     done
     return 1
 }
 
 install_into_venv() {
-    local extra=$1 log="$venv/install.log" python=""
-    if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-        # None yet, or one that was cut off before it had a working pip.
+    local what="$root" log="$venv/install.log" python=""
+    [[ $1 == base ]] || what+="[$1]"
+    if ! "$venv/bin/python" -c '' 2>/dev/null; then
+        # None yet, or its interpreter has been removed from this machine.
         python=$(find_python)
         rm -rf "$venv"
+        mkdir "$venv"
+    elif ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+        python="$venv/bin/python" # cut off before it had pip
     fi
-    mkdir -p "$venv"
-    rm -f "$venv"/.installed*
+    rm -f "$venv"/.installed-*
     echo "setting up .venv (once, a few minutes)" >&2
     # The pip that comes with Python 3.11 cannot resolve modular's dependencies.
     if ! {
         { [[ -z $python ]] || "$python" -m venv "$venv"; } &&
             "$venv/bin/python" -m pip install --upgrade "pip>=26" &&
-            "$venv/bin/python" -m pip install --editable "$root${extra:+[$extra]}"
+            "$venv/bin/python" -m pip install --editable "$what"
     } >"$log" 2>&1 </dev/null; then
         tail -n 15 "$log" >&2
         echo "error: the installation failed; all of its output is in $log" >&2

@@ -148,7 +148,9 @@ def _save_grid(path: Path, pictures: list[np.ndarray], verdicts: list[Verdict]) 
     for index, (picture, verdict) in enumerate(zip(pictures, verdicts, strict=True)):
         x, y = index % columns * cell, index // columns * cell
         colour = "#2a9d4e" if verdict.is_right else "#d62828"
-        pen.rectangle((x + 1, y + 1, x + cell - 2, y + cell - 2), outline=colour, width=3)
+        pen.rectangle(
+            (x + 1, y + 1, x + cell - 2, y + cell - 2), outline=colour, width=3
+        )
         grid.paste(Image.fromarray(picture), (x + 4, y + 4))
     grid.save(path)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import math
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -23,8 +22,12 @@ import torch
 import torch.nn.functional as F
 from demo_scenes import Scene, caption, draw, training_scene
 from demo_tokenizers import TEXT_LENGTH, build_clip_tokenizer, build_t5_tokenizer
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler
-from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+)
 from diffusers.models.transformers import transformer_flux
 from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -43,7 +46,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--work", type=Path, default=Path("demo_work"))
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu"
+    )
     parser.add_argument("--autoencoder-steps", type=int, default=5000)
     parser.add_argument("--scenes", type=int, default=60_000)
     parser.add_argument("--flow-steps", type=int, default=7000)
@@ -122,9 +127,9 @@ class DemoModel(nn.Module):
         )
         # Each block starts as the identity and the prediction as zero, as in DiT.
         for name, module in self.transformer.named_modules():
-            if name.endswith(("norm1.linear", "norm1_context.linear", "norm.linear")) or (
-                name in ("proj_out", "norm_out.linear")
-            ):
+            if name.endswith(
+                ("norm1.linear", "norm1_context.linear", "norm.linear")
+            ) or (name in ("proj_out", "norm_out.linear")):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
         # The transformer takes its timestep in the latents' dtype, and bfloat16 would
@@ -344,8 +349,9 @@ class Trainer:
         self._dtype = dtype
         # A convolution's weight is a matrix from its inputs to its channels.
         self._master = [
-            p.detach().clone().contiguous().flatten(1) if p.ndim > 2 else
-            p.detach().clone()
+            p.detach().clone().contiguous().flatten(1)
+            if p.ndim > 2
+            else p.detach().clone()
             for p in model.parameters()
         ]
         self._average = [p.clone() for p in self._master]
@@ -385,8 +391,8 @@ class Trainer:
         for master, live in zip(self._master, self._model.parameters(), strict=True):
             gradient = live.grad
             live.grad = None
-            master.grad = None if gradient is None else (
-                gradient.float().reshape(master.shape)
+            master.grad = (
+                None if gradient is None else (gradient.float().reshape(master.shape))
             )
         nn.utils.clip_grad_norm_(self._master, 1.0)
         for optimizer in self._optimizers:
@@ -430,7 +436,9 @@ class Trainer:
         for mine, stored in ((self._master, "master"), (self._average, "average")):
             for tensor, value in zip(mine, state[stored], strict=True):
                 tensor.copy_(value)
-        for optimizer, stored in zip(self._optimizers, state["optimizers"], strict=True):
+        for optimizer, stored in zip(
+            self._optimizers, state["optimizers"], strict=True
+        ):
             optimizer.load_state_dict(stored)
 
 

@@ -1,8 +1,8 @@
 """What a denoising cache is: a policy on the host with state that belongs to a request.
 
 Two kinds. A *step cache* knows from the step index alone whether to compute, and
-otherwise forecasts the prediction. A *residual cache* looks at how far the first blocks'
-output has moved before it decides whether to run the rest. The executor
+otherwise forecasts the prediction. A *residual cache* looks at how far the first
+blocks' output has moved before it decides whether to run the rest. The executor
 (``max_diffusion.denoising``) asks for the kind, never for the name.
 """
 
@@ -75,9 +75,7 @@ class AbstractResidualCache(ABC):
         return ResidualState()
 
     @abstractmethod
-    def decide(
-        self, state: ResidualState, step: int, change: np.ndarray
-    ) -> np.ndarray:
+    def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
         """Which samples to compute: bool ``(B,)``.
 
         Args:

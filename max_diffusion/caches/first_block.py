@@ -38,7 +38,9 @@ class FirstBlockConfig:
             ("max_consecutive_cached", self.max_consecutive_cached),
         ):
             if value < 0:
-                raise RequestError(f"first-block: {name} must be 0 or more, got {value}")
+                raise RequestError(
+                    f"first-block: {name} must be 0 or more, got {value}"
+                )
 
 
 @final
@@ -61,9 +63,7 @@ class FirstBlockCache(AbstractResidualCache):
     def __init__(self, config: FirstBlockConfig) -> None:
         self.config = config
 
-    def decide(
-        self, state: ResidualState, step: int, change: np.ndarray
-    ) -> np.ndarray:
+    def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
         """True where the change reaches the threshold or is not a number."""
         if step < self.config.warmup_steps:
             return np.ones(change.shape, bool)

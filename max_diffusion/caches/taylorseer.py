@@ -47,7 +47,9 @@ class TaylorSeerConfig:
             ("warmup_steps", self.warmup_steps),
         ):
             if value < 1:
-                raise RequestError(f"taylorseer: {name} must be at least 1, got {value}")
+                raise RequestError(
+                    f"taylorseer: {name} must be at least 1, got {value}"
+                )
         if not 0 <= self.max_order <= MAX_ORDER:
             raise RequestError(
                 f"taylorseer: max_order must be 0 to {MAX_ORDER}, got {self.max_order}"

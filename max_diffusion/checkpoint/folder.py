@@ -43,7 +43,7 @@ class ModelFolder:
         class_name = index.get("_class_name")
         if not isinstance(class_name, str):
             raise ModelLoadError(
-                f"{path.name}/{INDEX_NAME}: _class_name must name a pipeline class, got "
+                f"{path.name}/{INDEX_NAME}: _class_name must name a pipeline, got "
                 f"{class_name!r}"
             )
         roles = {
@@ -91,8 +91,9 @@ class ModelFolder:
         return self.path / role
 
     def weight_files(self, role: str) -> list[Path]:
-        """A component's safetensors files: of the variant asked for, else the plain
-        ones, else of the only variant there is.
+        """A component's safetensors files.
+
+        Those of the variant asked for, else the plain ones, else the only variant.
 
         Raises:
             ModelLoadError: None, a variant that is not there, or a shard missing.

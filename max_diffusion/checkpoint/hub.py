@@ -57,7 +57,7 @@ def _download(
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
-    from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import disable_progress_bars, enable_progress_bars
 
     weights = f"*/*{variant}*.safetensors" if variant else "*/*.safetensors"
     (enable_progress_bars if show_progress else disable_progress_bars)()

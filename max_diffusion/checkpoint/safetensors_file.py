@@ -51,7 +51,8 @@ class StoredTensor:
         width = self.dtype.size_in_bytes
         kind = (
             self.dtype.to_numpy()
-            if self.dtype not in (DType.bfloat16, DType.float8_e4m3fn, DType.float8_e5m2)
+            if self.dtype
+            not in (DType.bfloat16, DType.float8_e4m3fn, DType.float8_e5m2)
             else np.dtype(f"u{width}")
         )
         with self.file.open("rb") as file:
@@ -98,7 +99,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _tensor(path: Path, name: str, entry: Mapping[str, Any], start: int) -> StoredTensor:
+def _tensor(
+    path: Path, name: str, entry: Mapping[str, Any], start: int
+) -> StoredTensor:
     try:
         first, last = entry["data_offsets"]
         shape, code = tuple(entry["shape"]), entry["dtype"]

@@ -86,8 +86,7 @@ class ComponentWeights:
         dtypes = [
             f"{key} ({held[key].dtype.name})"
             for key in shared
-            if held[key].dtype != expected[key].dtype
-            and held[key].dtype not in _FLOATS
+            if held[key].dtype != expected[key].dtype and held[key].dtype not in _FLOATS
         ]
         kinds = {
             "missing": missing,

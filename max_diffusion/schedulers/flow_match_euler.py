@@ -294,7 +294,7 @@ class FlowMatchEulerScheduler(AbstractScheduler):
             respaced = np.exp(np.linspace(math.log(first), math.log(last), sigmas.size))
         elif config.use_beta_sigmas:
             # Imported here because it costs 0.1 s that no other schedule needs.
-            from scipy import special  # type: ignore[import-untyped]  # has no types
+            from scipy import special
 
             quantiles = special.betaincinv(_BETA_SHAPE, _BETA_SHAPE, 1 - ramp)
             respaced = last + quantiles * (first - last)

@@ -116,8 +116,11 @@ def test_ctrl_c_ends_cleanly(
     flux: TextToImagePipeline, flux_folder: Path, tmp_path: Path, signals: int
 ) -> None:
     process = subprocess.Popen(
-        [*COMMAND, "a", "--model", str(flux_folder), "--steps", "1000000"]
-        + ["--output", str(tmp_path / "x.png")],
+        [
+            *COMMAND,
+            *("a", "--model", str(flux_folder), "--steps", "1000000"),
+            *("--output", str(tmp_path / "x.png")),
+        ],
         stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},

@@ -115,9 +115,7 @@ def test_decoder_equals_diffusers(
 ) -> None:
     rng = np.random.default_rng(rows)
     packed = rng.standard_normal((batch, rows * columns, 20), np.float32)
-    ours = to_numpy(
-        flux.loaded["vae"].decode(to_device(packed, CPU()), rows, columns)
-    )
+    ours = to_numpy(flux.loaded["vae"].decode(to_device(packed, CPU()), rows, columns))
     cells = packed.reshape(batch, rows, columns, 5, 2, 2).transpose(0, 3, 1, 4, 2, 5)
     latents = torch.from_numpy(cells.reshape(batch, 5, 2 * rows, 2 * columns).copy())
     with torch.no_grad():
@@ -186,7 +184,9 @@ def test_taylorseer_equals_diffusers_lite(
         cache=TaylorSeerConfig(cache_interval=4, warmup_steps=4, max_order=1),
     )
     calls = []
-    handle = reference.transformer.transformer_blocks[0].attn.to_q.register_forward_hook(
+    handle = reference.transformer.transformer_blocks[
+        0
+    ].attn.to_q.register_forward_hook(
         lambda *_: calls.append(reference.scheduler.step_index or 0)
     )
     reference.transformer.enable_cache(config)
@@ -286,8 +286,6 @@ def test_a_request_that_fails_leaves_nothing(flux: TextToImagePipeline) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        flux.generate(
-            "stars", num_inference_steps=12, cache="taylorseer", on_step=stop
-        )
+        flux.generate("stars", num_inference_steps=12, cache="taylorseer", on_step=stop)
     again = flux.generate("heart", seed=3, num_inference_steps=12, cache="taylorseer")
     assert np.array_equal(wanted.images, again.images)

@@ -55,7 +55,11 @@ def test_equal_dtypes_are_mapped_not_copied(tmp_path: Path) -> None:
 
 
 def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
-    tensors = {"a": torch.ones(2), "b": torch.ones(3), "c": torch.ones(2, dtype=torch.int64)}
+    tensors = {
+        "a": torch.ones(2),
+        "b": torch.ones(3),
+        "c": torch.ones(2, dtype=torch.int64),
+    }
     tensors |= {f"x{i}": torch.ones(1) for i in range(12)}
     save_file(tensors, tmp_path / "model.safetensors")
     weights = ComponentWeights.from_files("vae", [tmp_path / "model.safetensors"])
@@ -95,7 +99,9 @@ def test_truncated_file_says_both_sizes(tmp_path: Path) -> None:
         ComponentWeights.from_files("t", [path])
 
 
-def test_sharded_and_variant_weights_are_found(flux_folder: Path, tmp_path: Path) -> None:
+def test_sharded_and_variant_weights_are_found(
+    flux_folder: Path, tmp_path: Path
+) -> None:
     folder = copy_folder(flux_folder, tmp_path / "model")
     source = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(source)

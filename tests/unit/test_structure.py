@@ -56,9 +56,10 @@ def test_imports_point_one_way(path: Path) -> None:
         upper = ("models", "pipeline", "registry", "text_to_image", "cli")
         assert not reaches(names, *(f"max_diffusion.{name}" for name in upper))
     if part.parts[1] != "compile.py" and part.name != "taylorseer.py":
-        assert "max.engine.InferenceSession" not in imports(
-            path, everywhere=False
-        ) or part.name == "pipeline.py"
+        assert (
+            "max.engine.InferenceSession" not in imports(path, everywhere=False)
+            or part.name == "pipeline.py"
+        )
 
 
 def test_public_names_exist() -> None:
@@ -91,9 +92,13 @@ def test_using_the_package_imports_no_torch() -> None:
 def test_versions_and_pins_agree() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pixi = tomllib.loads((ROOT / "pixi.toml").read_text())
-    assert project["version"] == max_diffusion.__version__ == pixi["workspace"]["version"]
+    assert (
+        project["version"] == max_diffusion.__version__ == pixi["workspace"]["version"]
+    )
     assert f"## {max_diffusion.__version__}" in (ROOT / "CHANGELOG.md").read_text()
-    pins = dict(pixi["pypi-dependencies"]) | pixi["feature"]["test"]["pypi-dependencies"]
+    pins = (
+        dict(pixi["pypi-dependencies"]) | pixi["feature"]["test"]["pypi-dependencies"]
+    )
     extra = project["optional-dependencies"]["test"]
     wanted = [*project["dependencies"], *extra]
     for name in ("modular", "torch", "diffusers"):

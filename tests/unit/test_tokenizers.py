@@ -102,5 +102,7 @@ def test_what_was_cut_is_told(flux_folder: Path) -> None:
 def test_missing_files_are_said(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match=r"not both vocab\.json and merges\.txt"):
         load_clip_tokenizer(tmp_path)
-    with pytest.raises(ModelLoadError, match=r"no tokenizer\.json and no spiece\.model"):
+    with pytest.raises(
+        ModelLoadError, match=r"no tokenizer\.json and no spiece\.model"
+    ):
         load_t5_tokenizer(tmp_path)

@@ -146,7 +146,9 @@ class Flux1Pipeline(TextToImagePipeline):
                 "do nothing; leave it out, or use true_cfg_scale"
             )
         guidance = 3.5 if request.guidance_scale is None else request.guidance_scale
-        has_negative = request.true_cfg_scale > 1 and request.negative_prompt is not None
+        has_negative = (
+            request.true_cfg_scale > 1 and request.negative_prompt is not None
+        )
         warnings = self._guidance_warnings(request)
         tokens, tokens_2, notes = self._tokenize(request.prompts)
         negative = [request.negative_prompt or ""] * len(request.prompts)
@@ -265,7 +267,9 @@ class Flux1Pipeline(TextToImagePipeline):
         self, prompts: Sequence[str]
     ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """Ids of both tokenizers, and what was cut off."""
-        clip = self._clip_tokenizer.encode(prompts, self._clip_tokenizer.model_max_length)
+        clip = self._clip_tokenizer.encode(
+            prompts, self._clip_tokenizer.model_max_length
+        )
         t5_length = min(self._t5_tokenizer.model_max_length, _MAX_TEXT_TOKENS)
         t5 = self._t5_tokenizer.encode(prompts, t5_length)
         notes = [
@@ -305,7 +309,7 @@ class Flux1Pipeline(TextToImagePipeline):
         return sizes[0], sizes[1]
 
     def _noise(self, seed: int, batch: int, height: int, width: int) -> np.ndarray:
-        """diffusers' noise for the seed, packed: float32 ``(B, S_img, 4 C)``."""
+        """Diffusers' noise for the seed, packed: float32 ``(B, S_img, 4 C)``."""
         channels = self._latent_channels
         noise = TorchCpuGenerator(seed).randn((batch, channels, height, width))
         cells = noise.reshape(batch, channels, height // 2, 2, width // 2, 2)
