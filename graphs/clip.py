@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 from max.dtype import DType
 from max.graph import TensorValue, ops
 
@@ -15,6 +16,8 @@ from .layers import attention, layer_norm, linear, merge_heads, split_heads
 from .weights import WeightScope
 
 _MASKED = -1e30
+# More than any position, and exact with one added in float32.
+_FAR = 65536.0
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,34 @@ class ClipTextConfig:
     eos_token_id: int = 49407
 
 
+def clip_causal_bias(length: int) -> np.ndarray:
+    """What a query may not see: float32 ``(S, S)``, 0 up to itself, -1e30 after it."""
+    return np.triu(np.full((length, length), _MASKED, np.float32), 1)
+
+
 def clip_text_encoder(
-    config: ClipTextConfig, w: WeightScope, token_ids: TensorValue
+    config: ClipTextConfig,
+    w: WeightScope,
+    token_ids: TensorValue,
+    causal_bias: TensorValue,
 ) -> TensorValue:
-    """Token ids int64 ``(B, S)`` to the state at the end token, ``(B, D)``."""
+    """Token ids int64 ``(B, S)`` to the state at the end token, ``(B, D)``.
+
+    Args:
+        config: Sizes.
+        w: Weights.
+        token_ids: int64 ``(B, S)``.
+        causal_bias: From :func:`clip_causal_bias`. An input, because MAX 26.7 on CPU
+            fuses the attention below into one kernel and loses a bias which is itself
+            computed from positions: every query would then see the whole prompt.
+    """
     width = config.hidden_size
-    length = token_ids.shape[1]
     embeddings = w / "embeddings"
     table = (embeddings / "token_embedding")("weight", config.vocab_size, width)
     positions = (embeddings / "position_embedding")(
         "weight", config.max_position_embeddings, width
     )
+    length = token_ids.shape[1]
     index = ops.range(
         0,
         ops.shape_to_tensor([length])[0],
@@ -52,10 +72,8 @@ def clip_text_encoder(
         device=token_ids.device,
     )
     x = ops.gather(table, token_ids, axis=0) + ops.gather(positions, index, axis=0)
-    later = ops.unsqueeze(index, 0) > ops.unsqueeze(index, 1)  # S, S: key after query
-    mask = later.cast(DType.float32) * _MASKED
     for layer in range(config.num_hidden_layers):
-        x = _layer(config, w / "encoder" / "layers" / layer, x, mask)
+        x = _layer(config, w / "encoder" / "layers" / layer, x, causal_bias)
     x = layer_norm(x, width, w / "final_layer_norm", epsilon=config.layer_norm_eps)
     # One-hot sum instead of a gather with two index axes.
     at_end = _end_mask(config, token_ids, index)
@@ -70,13 +88,15 @@ def _end_mask(
     Checkpoints of before 2023 say 2 for the end token and mean the highest id.
     """
     if config.eos_token_id == 2:
-        place = ops.argmax(token_ids.cast(DType.float32), axis=1)
+        wanted = ops.max(token_ids, axis=1)  # B, 1
     else:
-        is_end = ops.equal(token_ids, config.eos_token_id)
-        place = ops.argmax(is_end.cast(DType.float32), axis=1)
-    return ops.equal(ops.unsqueeze(index, 0), place.cast(DType.int64)).cast(
-        DType.float32
-    )
+        wanted = ops.constant(config.eos_token_id, DType.int64, token_ids.device)
+    # Padding may be the end token too, so the first one is searched by position:
+    # argmax promises nothing for ties.
+    position = ops.unsqueeze(index, 0).cast(DType.float32)
+    penalty = ops.equal(token_ids, wanted).cast(DType.float32) * -_FAR
+    place = ops.min(position + penalty, axis=1)  # B, 1: least position, less _FAR
+    return ops.equal(position + penalty, place).cast(DType.float32)
 
 
 def _layer(

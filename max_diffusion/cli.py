@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, get_type_hints
 from . import __version__
 from .errors import MaxDiffusionError, RequestCancelled, RequestError
 
-# What needs MAX, Pillow or rich is imported where it is used: --version and a second
-# look at --help should not wait for them.
+# What needs MAX, Pillow or rich is imported where it is used, so that --version and
+# most mistakes are answered at once.
 if TYPE_CHECKING:
     from .caches import CacheConfig
     from .text_to_image import GenerationResult

@@ -28,7 +28,7 @@ def check_writable(path: Path) -> None:
             raise RequestError(f"output: {path} is a folder; give a file name in it")
         if path.suffix.lower() != ".png":
             raise RequestError(
-                f"output: expected a name ending in .png, got {str(path)!r}"
+                f"output: {path} must end in .png, the only format written"
             )
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "does not exist"

@@ -4,31 +4,225 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from max_diffusion import RequestError, TaylorSeerConfig, TextToImagePipeline
-from max_diffusion.cli import _cache
+from max_diffusion import (
+    CACHES,
+    FirstBlockConfig,
+    NoCacheConfig,
+    RequestError,
+    TaylorSeerConfig,
+    TextToImagePipeline,
+)
+from max_diffusion.cli import _CONVERTERS, _parser, parse_cache, resolve
 
-COMMAND = [sys.executable, "-m", "max_diffusion.cli", "generate"]
+# Beside the interpreter, as installed: this is what people type.
+COMMAND = [str(Path(sys.executable).with_name("max-diffusion")), "generate"]
 
 
-def run(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
     line = [*COMMAND, *map(str, arguments)]
     return subprocess.run(line, capture_output=True, text=True, check=False, **options)
+
+
+def parse(*arguments: str) -> Any:
+    return resolve(_parser().parse_args(["generate", *arguments]))
+
+
+# Arguments, without a model.
+
+
+def test_arguments_become_a_job(tmp_path: Path) -> None:
+    job = parse(
+        *("one", "", "--steps", "7", "--width", "96", "--seed", str(2**40)),
+        *("--true-cfg", "2.5", "--negative-prompt", "dull", "--num-images", "3"),
+        *("--cache", "first-block", "--output", str(tmp_path / "x.png")),
+        *("--timeline", str(tmp_path / "t.png"), "--guidance", "0"),
+    )
+    request = job.request
+    assert request.prompts == ("one", "")
+    assert (request.num_inference_steps, request.width, request.height) == (7, 96, None)
+    assert (request.true_cfg_scale, request.guidance_scale) == (2.5, 0.0)
+    assert (request.seed, request.negative_prompt) == (2**40, "dull")
+    assert job.pictures == 6
+    assert job.cache == FirstBlockConfig()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_seed_not_given_is_another_every_time(tmp_path: Path) -> None:
+    output = ("--output", str(tmp_path / "x.png"))
+    seeds = {parse("a", *output).request.seed for _ in range(4)}
+    assert len(seeds) == 4
+    assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_cache_options_are_parsed_by_their_types() -> None:
+    options = ["cache_interval=3", "max_order=2"]
+    assert parse_cache("taylorseer", options) == TaylorSeerConfig(3, 9, 2)
+    assert parse_cache("first-block", ["threshold=2e-1"]) == FirstBlockConfig(0.2)
+    assert parse_cache("none", []) == NoCacheConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "message"),
+    [
+        ("taylorseer", "cache_interval=2.5", "must be a whole number, got '2.5'"),
+        ("taylorseer", "cache_interval=0", "cache_interval must be at least 1, got 0"),
+        ("first-block", "threshold=low", "threshold must be a number, got 'low'"),
+        ("first-block", "threshold=nan", "threshold must be 0 or more, got nan"),
+        ("taylorseer", "x", "expected key=value, got 'x'"),
+        ("taylorseer", "x=1", "it has cache_interval, warmup_steps, max_order"),
+        ("none", "x=1", "none has no option 'x'; it has none"),
+        ("tea", "x=1", "expected none, taylorseer, first-block, got 'tea'"),
+    ],
+)
+def test_bad_cache_options_are_named(name: str, option: str, message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
+        parse_cache(name, [option])
+
+
+def test_a_cache_option_given_twice_is_an_error() -> None:
+    with pytest.raises(RequestError, match="max_order is given twice"):
+        parse_cache("taylorseer", ["max_order=1", "max_order=2"])
+
+
+@pytest.mark.parametrize("name", CACHES)
+def test_every_field_of_every_cache_can_be_given(name: str) -> None:
+    hints = get_type_hints(CACHES[name])
+    assert {hints[item.name] for item in fields(CACHES[name])} <= set(_CONVERTERS)
+
+
+def test_a_timeline_may_not_replace_the_picture(tmp_path: Path) -> None:
+    output = str(tmp_path / "x.png")
+    with pytest.raises(RequestError, match="is a picture's name already"):
+        parse("a", "--output", output, "--timeline", output)
+
+
+def test_help_lists_every_cache_and_its_options() -> None:
+    done = run("--help")
+    assert done.returncode == 0
+    for name, kind in CACHES.items():
+        assert name in done.stdout
+        assert all(f"{item.name}=" in done.stdout for item in fields(kind))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["a", "--steps", "0"], 2, "num_inference_steps must be at least 1"),
+        (["a", "--steps", "x"], 2, "--steps: invalid int value: 'x'"),
+        (["a", "--num-images", "0"], 2, "num_images_per_prompt must be at least 1"),
+        (["a", "--guidance", "nan"], 2, "guidance_scale must be a number"),
+        (["a", "--output", "/no/such/x.png"], 2, "/no/such does not exist"),
+        (["a", "--output", "x.jpg"], 2, "x.jpg must end in .png"),
+        (["a", "--timeline", "/"], 2, "/ is a folder"),
+        (["a", "--cache", "tea"], 2, "invalid choice: 'tea'"),
+        (["a", "--cache-option", "x=1"], 2, "none has no option 'x'; it has none"),
+        (["a", "--device", "tpu"], 2, "expected auto, cpu, gpu or gpu:INDEX"),
+        (["a", "--device", "gpu:77"], 5, "GPUs here"),
+        (["a", "--model", "no-such-model"], 3, "no folder here and no hub repository"),
+        (["a", "--step", "5"], 2, "unrecognized arguments: --step"),
+        ([os.fsdecode(b"\xff")], 2, "expected UTF-8 text"),
+        ([], 2, "required: PROMPT"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_a_code(
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
+    done = run(*arguments, cwd=tmp_path)
+    assert message in done.stderr
+    assert (done.returncode, len(done.stderr.splitlines())) == (code, 1)
+    assert done.stderr.startswith("error: ")
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
+    done = run("a", "--steps", "0", "--debug", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "RequestError: request: num_inference_steps" in done.stderr
+
+
+# Ctrl-C, while the main thread is in foreign code that does not return.
+
+_BUSY = """
+import hashlib
+from max_diffusion.cli import Interruption
+with Interruption() as interruption:
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes
+    print("back", flush=True)
+"""
+
+
+@pytest.fixture
+def busy() -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", _BUSY],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_second_ctrl_c_ends_at_once_even_within_foreign_code(
+    busy: subprocess.Popen[str],
+) -> None:
+    busy.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        busy.wait(1)
+    busy.send_signal(signal.SIGINT)
+    output, errors = busy.communicate(timeout=30)
+    assert (busy.returncode, output, errors) == (130, "", "")
+
+
+def test_first_ctrl_c_is_told_at_the_next_check() -> None:
+    code = """
+import os, signal, time
+from max_diffusion.cli import Interruption
+from max_diffusion.errors import RequestCancelled
+with Interruption() as interruption:
+    interruption.check()
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000):
+        time.sleep(0.01)
+        try:
+            interruption.check()
+        except RequestCancelled as err:
+            print(err.exit_code)
+            break
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("130\nTrue\n", "")
+
+
+# Whole runs. The fixture has compiled its folder, so these find it compiled.
 
 
 def test_a_picture_with_report_and_timeline(
     flux: TextToImagePipeline, flux_folder: Path, tmp_path: Path
 ) -> None:
-    """The fixture has compiled the folder, so this process finds it compiled."""
     done = run(
         "two green stars",
         *("--model", flux_folder, "--steps", 12, "--seed", 4, "--json"),
@@ -38,8 +232,9 @@ def test_a_picture_with_report_and_timeline(
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
     assert report["files"] == [str(tmp_path / "x.png")]
-    assert report["full_passes"] == 10
+    assert (report["full_passes"], report["total_passes"]) == (10, 12)
     assert report["cache"]["cache_interval"] == 3
+    assert [record["step"] for record in report["steps"]] == list(range(12))
     wanted = flux.generate(
         "two green stars",
         seed=4,
@@ -49,6 +244,7 @@ def test_a_picture_with_report_and_timeline(
     with Image.open(tmp_path / "x.png") as image:
         assert np.array_equal(np.asarray(image), wanted)
         assert image.text["prompt"] == "two green stars"
+        assert json.loads(image.text["parameters"])["seed"] == 4
     with Image.open(tmp_path / "t.png") as image:
         assert image.width >= 640
 
@@ -57,78 +253,94 @@ def test_several_pictures_and_one_line_each(
     flux: TextToImagePipeline, flux_folder: Path, tmp_path: Path
 ) -> None:
     done = run(
-        *("a", "b", "--model", flux_folder, "--steps", 1, "--num-images", 2),
+        *("a", "", "--model", flux_folder, "--steps", 1, "--num-images", 2),
         *("--output", tmp_path / "x.png"),
     )
     assert done.returncode == 0
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["x-1.png", "x-2.png", "x-3.png", "x-4.png"]
-    assert len(done.stdout.splitlines()) == 4
-    assert "seed" in done.stdout
+    lines = done.stdout.splitlines()
+    assert [line.split(":")[0] for line in lines] == [str(tmp_path / n) for n in names]
+    seed = re.search(r"seed (\d+)", lines[0])
+    prompts = []
+    for name in names:
+        with Image.open(tmp_path / name) as image:
+            prompts.append(image.text["prompt"])
+            assert seed
+            assert image.text["seed"] == seed[1]
+    assert prompts == ["a", "a", "", ""]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (["a", "--steps", "0"], 2, "num_inference_steps must be at least 1"),
-        (["a", "--width", "1001"], 2, "width must be a multiple of 4 pixels"),
-        (["a", "--output", "/no/such/x.png"], 2, "does not exist"),
-        (["a", "--cache", "tea"], 2, "invalid choice: 'tea'"),
-        (["a", "--cache-option", "x=1"], 2, "none has no option 'x'; it has none"),
-        (["a", "--device", "tpu"], 2, "expected auto, cpu, gpu or gpu:INDEX"),
-        (["a", "--device", "gpu:7"], 5, "GPUs here"),
-        (["a", "--model", "no-such-model"], 3, "no folder here and no hub repository"),
-        ([], 2, "required: PROMPT"),
-    ],
-)
-def test_bad_arguments_are_one_line_and_a_code(
-    flux: TextToImagePipeline,
-    flux_folder: Path,
-    tmp_path: Path,
-    arguments: list[str],
-    code: int,
-    message: str,
+def test_a_size_the_model_cannot_draw_is_one_line(
+    flux: TextToImagePipeline, flux_folder: Path, tmp_path: Path
 ) -> None:
-    if "--model" not in arguments:
-        arguments = [*arguments, "--model", str(flux_folder)]
-    done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == code
-    assert message in done.stderr
+    done = run("a", "--width", 1001, "--model", flux_folder, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "width must be a multiple of" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cache_options_are_parsed_by_their_types() -> None:
-    options = ["cache_interval=3", "max_order=2"]
-    assert _cache("taylorseer", options) == TaylorSeerConfig(3, 9, 2)
-    assert _cache("first-block", ["threshold=0.2"]).threshold == 0.2
-    with pytest.raises(RequestError, match="cache_interval must be a whole number"):
-        _cache("taylorseer", ["cache_interval=2.5"])
-    with pytest.raises(RequestError, match="expected key=value, got 'x'"):
-        _cache("taylorseer", ["x"])
-    with pytest.raises(RequestError, match="it has cache_interval, max_order, warmup"):
-        _cache("taylorseer", ["interval=3"])
-
-
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 @pytest.mark.parametrize("signals", [1, 2])
-def test_ctrl_c_ends_cleanly(
+def test_ctrl_c_while_denoising_ends_cleanly(
     flux: TextToImagePipeline, flux_folder: Path, tmp_path: Path, signals: int
 ) -> None:
+    terminal, side = os.openpty()
     process = subprocess.Popen(
         [
             *COMMAND,
-            *("a", "--model", str(flux_folder), "--steps", "1000000"),
+            *("a", "--model", str(flux_folder), "--steps", "100000"),
             *("--output", str(tmp_path / "x.png")),
         ],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=side,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
     )
-    time.sleep(6)
+    os.close(side)
+    shown = b""
+    # The bar is there on a terminal, and says when the loop is running.
+    while b"denoising" not in shown and (part := read(terminal)):
+        shown += part
+    assert b"denoising" in shown
     for _ in range(signals):
         process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Traceback" not in errors
+        time.sleep(0.05)
+    while part := read(terminal):
+        shown += part
+    output, _ = process.communicate(timeout=60)
+    os.close(terminal)
+    assert (process.returncode, output) == (130, b"")
+    assert b"Traceback" not in shown
+    assert (b"cancelled: stopped by Ctrl-C" in shown) or signals == 2
+    assert shown.rfind(b"\x1b[?25h") > shown.rfind(b"\x1b[?25l")  # cursor is back
+    assert list(tmp_path.iterdir()) == []
+
+
+def read(terminal: int) -> bytes:
+    """What a terminal shows next; nothing when the other side has closed it."""
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux's way to say end of file here
+        return b""
+
+
+# The demo model: the README's command.
+
+
+def test_the_demo_is_drawn_without_further_arguments(tmp_path: Path) -> None:
+    done = run("a red circle above a blue square", "--steps", 4, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("out.png: seed ")
+    assert "4 of 4 full passes" in done.stdout
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (128, 128)
+        assert image.text["prompt"] == "a red circle above a blue square"
+        assert len(set(image.getdata())) > 50
+
+
+def test_the_demo_refuses_a_size_it_cannot_draw(tmp_path: Path) -> None:
+    done = run("a red circle", "--width", 1001, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "width must be a multiple of" in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,137 @@
+"""Import direction: ``cli -> pipelines -> components, caches -> graphs``."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted([*ROOT.glob("graphs/**/*.py"), *ROOT.glob("max_diffusion/**/*.py")])
+PACKAGE_FILES = [path for path in FILES if path.name != "__init__.py"]
+
+# Lowest first; a part imports its own layer and those below. A new part needs a place.
+LAYERS = (
+    {"errors", "report"},
+    {"buffers", "compile", "images", "noise", "timeline"},
+    {"caches", "checkpoint", "schedulers"},
+    {"component", "tokenizers", "types"},
+    {"denoising"},
+    {"pipeline"},
+    {"text_to_image"},
+    {"models"},
+    {"registry"},
+    {"cli", "server"},
+)
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def imported(path: Path, *, when_typing: bool = False) -> Iterator[str]:
+    """Absolute names of all modules a file imports, inside functions too."""
+    parts = list(path.relative_to(ROOT).parent.parts)
+    pending: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = parts[: len(parts) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            # "from . import x": x may be a module.
+            yield from (
+                [f"{module}.{a.name}" for a in node.names]
+                if node.module is None
+                else [module]
+            )
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            pending += node.body if when_typing else node.orelse
+            continue
+        pending += ast.iter_child_nodes(node)
+
+
+def is_in(name: str, *packages: str) -> bool:
+    return any(name == item or name.startswith(item + ".") for item in packages)
+
+
+def layer(name: str) -> int:
+    part = name.split(".")[1]
+    places = [index for index, parts in enumerate(LAYERS) if part in parts]
+    assert places, f"{part} has no place in LAYERS; give it one"
+    return places[0]
+
+
+def test_walk_finds_what_it_should() -> None:
+    names = set(imported(ROOT / "max_diffusion/cli.py"))
+    assert len(FILES) > 30
+    assert "max_diffusion.registry" in names  # inside a function
+    assert "max_diffusion.errors" in names
+    assert "max_diffusion.text_to_image" not in names  # for the type checker only
+    assert "max_diffusion.text_to_image" in set(
+        imported(ROOT / "max_diffusion/cli.py", when_typing=True)
+    )
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_nothing_imports_a_training_library_or_max_pipelines(path: Path) -> None:
+    refused = ("torch", "transformers", "diffusers", "max.pipelines")
+    found = [n for n in imported(path, when_typing=True) if is_in(n, *refused)]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if name_of(p).startswith("graphs")], ids=name_of
+)
+def test_graphs_import_only_max_graph_and_themselves(path: Path) -> None:
+    allowed = ("max.graph", "max.dtype", "max.nn", "numpy", "graphs")
+    found = [
+        name
+        for name in imported(path, when_typing=True)
+        if not is_in(name, *allowed)
+        and name.split(".")[0] not in sys.stdlib_module_names
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in PACKAGE_FILES if "max_diffusion" in name_of(p)], ids=name_of
+)
+def test_max_diffusion_imports_point_downwards(path: Path) -> None:
+    own = layer(name_of(path))
+    found = [
+        name
+        for name in imported(path)
+        if is_in(name, "max_diffusion")
+        and name not in ("max_diffusion", "max_diffusion.__version__")
+        and layer(name) > own
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize("package", ["caches", "schedulers", "checkpoint"])
+def test_caches_schedulers_and_checkpoints_know_no_model(package: str) -> None:
+    upper = ("models", "pipeline", "text_to_image", "registry", "cli", "denoising")
+    files = sorted((ROOT / "max_diffusion" / package).glob("**/*.py"))
+    assert files
+    for path in files:
+        names = set(imported(path, when_typing=True))
+        assert not [
+            n for n in names if is_in(n, *(f"max_diffusion.{u}" for u in upper))
+        ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_compile_opens_a_session(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).split(".")[-1] == "InferenceSession"
+    ]
+    assert len(calls) == (1 if name_of(path) == "max_diffusion.compile" else 0)
