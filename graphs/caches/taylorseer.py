@@ -22,7 +22,8 @@ def add_predict(
     """Adds ``offset, factor 0, ..., factor order -> prediction``.
 
     ``sum_j factor_j * offset**j / j!`` with ``offset`` float32 ``(B,)``, the steps
-    since the last computed one; tensors ``(B, S_img, C)`` in ``dtype``, summed in float32.
+    since the last computed one; tensors ``(B, S_img, C)`` in ``dtype``, summed in
+    float32.
     """
     types = _types(dtype, device, order + 1)
     with Graph(name, input_types=types, module=module) as graph:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import numpy as np
+import processes
 import pytest
 from PIL import Image
 
@@ -33,8 +34,7 @@ COMMAND = [str(Path(sys.executable).with_name("max-diffusion")), "generate"]
 
 
 def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
-    line = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, **options)
+    return processes.run(*COMMAND, *arguments, **options)
 
 
 def parse(*arguments: str) -> Any:
@@ -175,6 +175,7 @@ def busy() -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=dict(os.environ),
     )
     assert process.stdout
     assert process.stdout.readline() == "ready\n"
@@ -211,9 +212,7 @@ with Interruption() as interruption:
             break
 print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    done = processes.run_python(code)
     assert (done.stdout, done.stderr) == ("130\nTrue\n", "")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import run_python
 from test_layers import FILES, imported
 
 import max_diffusion
@@ -103,9 +103,7 @@ def test_license_is_apache_in_full(project: dict[str, Any]) -> None:
 
 def test_import_of_the_package_loads_nothing_heavy() -> None:
     code = "import sys, max_diffusion; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    done = run_python(code)
     loaded = set(done.stdout.split())
     assert "max_diffusion" in loaded
     heavy = {"torch", "transformers", "diffusers", "max.pipelines", "max.engine"}
@@ -114,9 +112,7 @@ def test_import_of_the_package_loads_nothing_heavy() -> None:
 
 def test_import_of_the_command_line_loads_nothing_heavy() -> None:
     code = "import sys, max_diffusion.cli; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
+    done = run_python(code)
     loaded = set(done.stdout.split())
     assert "max_diffusion.cli" in loaded
     assert not loaded & {"max.engine", "max.graph", "numpy", "rich", "PIL", "torch"}
