@@ -76,7 +76,7 @@ def decode(
     x = latents
     if config.use_post_quant_conv:
         scope = w / "post_quant_conv"
-        x = conv2d(scope, x, channels, channels, kernel=1, padding=(0, 0, 0, 0))
+        x = conv2d(scope, x, channels, channels, kernel=1)
     w = w / "decoder"
     widths = config.block_out_channels[::-1]
     x = conv2d(w / "conv_in", x, channels, widths[0])
@@ -114,8 +114,7 @@ def encode(
     moments = 2 * config.latent_channels
     x = conv2d(scope / "conv_out", x, widths[-1], moments)
     if config.use_quant_conv:
-        one = (0, 0, 0, 0)
-        x = conv2d(w / "quant_conv", x, moments, moments, kernel=1, padding=one)
+        x = conv2d(w / "quant_conv", x, moments, moments, kernel=1)
     mean, log_variance = ops.split(x, [config.latent_channels] * 2, axis=3)
     return mean, _clamp(log_variance, -30.0, 20.0)
 
@@ -160,8 +159,7 @@ def _resnet(
     y = ops.silu(group_norm(w / "norm2", y, groups))
     y = conv2d(w / "conv2", y, width, width)
     if width_in != width:
-        none = (0, 0, 0, 0)
-        x = conv2d(w / "conv_shortcut", x, width_in, width, kernel=1, padding=none)
+        x = conv2d(w / "conv_shortcut", x, width_in, width, kernel=1)
     return x + y
 
 

@@ -9,15 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from max.dtype import DType
 from max.graph import TensorValue, ops
 
 from .layers import attention, layer_norm, linear, merge_heads, split_heads
 from .weights import WeightScope
 
 _MASKED = -1e30
-# More than any position, and exact with one added in float32.
-_FAR = 65536.0
 
 
 @dataclass(frozen=True)
@@ -35,68 +32,51 @@ class ClipTextConfig:
     eos_token_id: int = 49407
 
 
-def clip_causal_bias(length: int) -> np.ndarray:
-    """What a query may not see: float32 ``(S, S)``, 0 up to itself, -1e30 after it."""
-    return np.triu(np.full((length, length), _MASKED, np.float32), 1)
+def clip_host_inputs(
+    config: ClipTextConfig, token_ids: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What follows from the ids ``(B, S)`` alone and is cheaper on the host.
+
+    Returns:
+        Positions int64 ``(S,)``; the causal bias float32 ``(S, S)``, 0 up to the query
+        and -1e30 after it; and float32 ``(B, S)``, 1 at the token to pool.
+    """
+    length = token_ids.shape[1]
+    bias = np.triu(np.full((length, length), _MASKED, np.float32), 1)
+    # Padding may be the end token too: the first one counts. Checkpoints of before
+    # 2023 say 2 for the end token and mean the highest id.
+    is_end = config.eos_token_id != 2
+    scores = token_ids == config.eos_token_id if is_end else token_ids
+    at_end = np.arange(length) == scores.argmax(axis=1)[:, None]
+    return np.arange(length), bias, at_end.astype(np.float32)
 
 
 def clip_text_encoder(
     config: ClipTextConfig,
     w: WeightScope,
     token_ids: TensorValue,
+    positions: TensorValue,
     causal_bias: TensorValue,
+    at_end: TensorValue,
 ) -> TensorValue:
     """Token ids int64 ``(B, S)`` to the state at the end token, ``(B, D)``.
 
-    Args:
-        config: Sizes.
-        w: Weights.
-        token_ids: int64 ``(B, S)``.
-        causal_bias: From :func:`clip_causal_bias`. An input, because MAX 26.7 on CPU
-            fuses the attention below into one kernel and loses a bias which is itself
-            computed from positions: every query would then see the whole prompt.
+    The other inputs are those of :func:`clip_host_inputs`. The bias has to be an input:
+    MAX 26.7 on CPU fuses the attention below into one kernel and loses a bias that is
+    itself computed from positions, and every query would see the whole prompt.
     """
     width = config.hidden_size
     embeddings = w / "embeddings"
-    table = (embeddings / "token_embedding")("weight", config.vocab_size, width)
-    positions = (embeddings / "position_embedding")(
+    tokens = (embeddings / "token_embedding")("weight", config.vocab_size, width)
+    places = (embeddings / "position_embedding")(
         "weight", config.max_position_embeddings, width
     )
-    length = token_ids.shape[1]
-    index = ops.range(
-        0,
-        ops.shape_to_tensor([length])[0],
-        1,
-        out_dim=length,
-        dtype=DType.int64,
-        device=token_ids.device,
-    )
-    x = ops.gather(table, token_ids, axis=0) + ops.gather(positions, index, axis=0)
+    x = ops.gather(tokens, token_ids, axis=0) + ops.gather(places, positions, axis=0)
     for layer in range(config.num_hidden_layers):
         x = _layer(config, w / "encoder" / "layers" / layer, x, causal_bias)
     x = layer_norm(x, width, w / "final_layer_norm", epsilon=config.layer_norm_eps)
     # One-hot sum instead of a gather with two index axes.
-    at_end = _end_mask(config, token_ids, index)
     return ops.squeeze(ops.sum(x * ops.unsqueeze(at_end, 2).cast(x.dtype), axis=1), 1)
-
-
-def _end_mask(
-    config: ClipTextConfig, token_ids: TensorValue, index: TensorValue
-) -> TensorValue:
-    """1 at each row's end token: the first one, or the highest id where it is 2.
-
-    Checkpoints of before 2023 say 2 for the end token and mean the highest id.
-    """
-    if config.eos_token_id == 2:
-        wanted = ops.max(token_ids, axis=1)  # B, 1
-    else:
-        wanted = ops.constant(config.eos_token_id, DType.int64, token_ids.device)
-    # Padding may be the end token too, so the first one is searched by position:
-    # argmax promises nothing for ties.
-    position = ops.unsqueeze(index, 0).cast(DType.float32)
-    penalty = ops.equal(token_ids, wanted).cast(DType.float32) * -_FAR
-    place = ops.min(position + penalty, axis=1)  # B, 1: least position, less _FAR
-    return ops.equal(position + penalty, place).cast(DType.float32)
 
 
 def _layer(

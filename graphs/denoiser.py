@@ -34,6 +34,8 @@ class Streams:
     """``(B, S_img, D)``."""
     text: TensorValue
     """``(B, S_txt, D)``."""
+    joint: TensorValue | None = None
+    """Text then image as one sequence, if the last block left them so."""
 
 
 class AbstractDenoiser(ABC, Generic[ConditioningT]):

@@ -18,11 +18,24 @@ class WeightSpec:
     dtype: DType
 
 
+@dataclass(frozen=True)
+class WeightSlot:
+    """What one slot of a graph is filled with: a checkpoint tensor or columns of it."""
+
+    tensor: str
+    """Name in the checkpoint."""
+    shape: tuple[int, ...]
+    dtype: DType
+    columns: tuple[int, int] | None = None
+    """First and last + 1 of the second axis, of a matrix; ``None`` for everything."""
+
+
 @dataclass
 class _Record:
     """Slots requested so far, shared by a scope and its children."""
 
     specs: dict[str, WeightSpec] = field(default_factory=dict)
+    slots: dict[str, WeightSlot] = field(default_factory=dict)
     values: dict[tuple[Graph, str], TensorValue] = field(default_factory=dict)
 
 
@@ -72,19 +85,46 @@ class WeightScope:
         self, name: str, *shape: int, dtype: DType | None = None
     ) -> TensorValue:
         """The slot ``name`` of this scope, of ``shape``, in the current graph."""
+        spec = self._require(name, WeightSpec(shape, dtype or self.dtype))
         key = self._path + name
-        spec = WeightSpec(shape, dtype or self.dtype)
+        return self._value(key, WeightSlot(key, spec.shape, spec.dtype))
+
+    def columns(
+        self, name: str, rows: int, columns: int, start: int, stop: int
+    ) -> TensorValue:
+        """Columns ``start`` to ``stop`` of a weight ``(rows, columns)``, as a slot.
+
+        Cut when the weights are loaded: a slice in the graph would be folded into a
+        second copy on the device.
+        """
+        spec = self._require(name, WeightSpec((rows, columns), self.dtype))
+        key = self._path + name
+        shape = (rows, stop - start)
+        slot = WeightSlot(key, shape, spec.dtype, (start, stop))
+        return self._value(f"{key}.columns_{start}_{stop}", slot)
+
+    def _require(self, name: str, spec: WeightSpec) -> WeightSpec:
+        key = self._path + name
         known = self._record.specs.setdefault(key, spec)
         assert known == spec, f"{self.prefix}: {key} asked for as {known} and {spec}"
+        return spec
+
+    def _value(self, key: str, slot: WeightSlot) -> TensorValue:
+        self._record.slots[key] = slot
         # Asked for twice in one graph, a slot is still one constant.
-        slot = (Graph.current, key)
-        if slot not in self._record.values:
-            self._record.values[slot] = ops.constant_external(
-                f"{self.prefix}.{key}", TensorType(spec.dtype, shape, self.device)
+        place = (Graph.current, key)
+        if place not in self._record.values:
+            self._record.values[place] = ops.constant_external(
+                f"{self.prefix}.{key}", TensorType(slot.dtype, slot.shape, self.device)
             )
-        return self._record.values[slot]
+        return self._record.values[place]
 
     @property
     def specs(self) -> Mapping[str, WeightSpec]:
-        """Every slot asked for so far, by checkpoint name (without the prefix)."""
+        """Every checkpoint tensor asked for so far, by its name."""
         return dict(self._record.specs)
+
+    @property
+    def slots(self) -> Mapping[str, WeightSlot]:
+        """Every slot so far, by registry name without the prefix."""
+        return dict(self._record.slots)

@@ -13,7 +13,7 @@ from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.graph import Module
 
-from graphs.weights import WeightSpec
+from graphs.weights import WeightSlot
 
 from .errors import CompileError, DeviceError, ModelLoadError, RequestError
 
@@ -72,7 +72,7 @@ def compile_graphs(
     session: InferenceSession,
     module: Module,
     weights: Mapping[str, Any],
-    expected: Mapping[str, WeightSpec],
+    expected: Mapping[str, WeightSlot],
     device: Device,
 ) -> CompiledGraphs:
     """Compiles every graph of ``module`` at once and gives it its weights.
@@ -81,7 +81,7 @@ def compile_graphs(
         session: Session to compile in.
         module: All graphs of one pipeline.
         weights: Arrays by registry name (``component.checkpoint name``).
-        expected: Shape and dtype of every slot by the same names. MAX checks neither
+        expected: Every slot by the same names, for shape and dtype. MAX checks neither
             and would compute on whatever bytes it finds.
         device: Where the slots live; host arrays are copied there once, shared by all
             graphs.
@@ -112,8 +112,8 @@ def compile_graphs(
     return CompiledGraphs(models, compile_seconds, init_seconds)
 
 
-def _check(weights: Mapping[str, Any], expected: Mapping[str, WeightSpec]) -> None:
-    for name, spec in expected.items():
+def _check(weights: Mapping[str, Any], expected: Mapping[str, WeightSlot]) -> None:
+    for name, slot in expected.items():
         if name not in weights:
             raise ModelLoadError(f"compile: no array for weight {name}")
         array = weights[name]
@@ -121,9 +121,9 @@ def _check(weights: Mapping[str, Any], expected: Mapping[str, WeightSpec]) -> No
         dtype = array.dtype
         if not isinstance(dtype, DType):
             dtype = DType.from_numpy(dtype)
-        if (shape, dtype) != (spec.shape, spec.dtype):
+        if (shape, dtype) != (slot.shape, slot.dtype):
             raise ModelLoadError(
-                f"compile: weight {name} must be {spec.dtype.name} {spec.shape}, "
+                f"compile: weight {name} must be {slot.dtype.name} {slot.shape}, "
                 f"got {dtype.name} {shape}"
             )
 

@@ -16,7 +16,7 @@ from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Module
 
 from graphs.sampler import add_euler_step, add_guidance
-from graphs.weights import WeightScope, WeightSpec
+from graphs.weights import WeightScope, WeightSlot
 
 from .buffers import to_device, to_numpy
 from .caches import (
@@ -382,7 +382,7 @@ class DiffusionPipeline(ABC):
         files = self._files_by_component(weight_paths)
         module = Module()
         registry: dict[str, Any] = {}
-        expected: dict[str, WeightSpec] = {}
+        expected: dict[str, WeightSlot] = {}
         problems: list[str] = []
         sources: list[tuple[WeightScope, ComponentWeights]] = []
         for name, kind in self.components.items():
@@ -402,9 +402,10 @@ class DiffusionPipeline(ABC):
         if problems:
             raise ModelLoadError("; ".join(problems))
         for scope, weights in sources:
-            for key, array in weights.load(scope.specs).items():
+            slots = scope.slots
+            for key, array in weights.load(slots).items():
                 registry[f"{scope.prefix}.{key}"] = array
-                expected[f"{scope.prefix}.{key}"] = scope.specs[key]
+                expected[f"{scope.prefix}.{key}"] = slots[key]
         device_ref = DeviceRef.from_device(self.device)
         add_euler_step(module, "euler_step", self.dtype, device_ref)
         add_guidance(module, "guidance", self.dtype, device_ref)

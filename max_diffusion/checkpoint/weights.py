@@ -11,7 +11,7 @@ import numpy as np
 from max.driver import Buffer
 from max.dtype import DType
 
-from graphs.weights import WeightSpec
+from graphs.weights import WeightSlot, WeightSpec
 
 from ..errors import ModelLoadError
 from .safetensors_file import StoredTensor, read_header
@@ -101,32 +101,30 @@ class ComponentWeights:
         ]
 
     def load(
-        self, expected: Mapping[str, WeightSpec], *, check_finite: bool = True
+        self, slots: Mapping[str, WeightSlot], *, check_finite: bool = True
     ) -> dict[str, np.ndarray | Buffer]:
-        """Every expected weight in its expected dtype.
+        """What fills every slot, in its dtype.
 
-        Equal dtypes are mapped without a copy, others are cast.
+        Whole tensors of equal dtype are mapped without a copy, others are cast.
 
         Args:
-            expected: Names, shapes and dtypes; :meth:`problems` found none.
+            slots: What the graphs asked for; :meth:`problems` found none.
             check_finite: Refuse NaN and infinity; reads every weight once.
 
         Raises:
             ModelLoadError: A weight is not finite.
         """
-        loaded, broken = {}, []
-        for key, spec in expected.items():
-            tensor = self._tensors[key]
-            if check_finite and not _is_finite(tensor):
-                broken.append(key)
-                continue
-            loaded[key] = _cast(tensor, spec.dtype)
-        if broken:
-            raise ModelLoadError(
-                f"{self.name}: {len(broken)} weights hold NaN or infinity: "
-                f"{_listed(broken)}; the file is damaged: download it again"
-            )
-        return loaded
+        names = dict.fromkeys(slot.tensor for slot in slots.values())
+        if check_finite:
+            broken = [name for name in names if not _is_finite(self._tensors[name])]
+            if broken:
+                raise ModelLoadError(
+                    f"{self.name}: {len(broken)} weights hold NaN or infinity: "
+                    f"{_listed(broken)}; the file is damaged: download it again"
+                )
+        return {
+            key: _fill(slot, self._tensors[slot.tensor]) for key, slot in slots.items()
+        }
 
 
 def _is_finite(tensor: StoredTensor) -> bool:
@@ -144,16 +142,18 @@ def _is_finite(tensor: StoredTensor) -> bool:
     return True
 
 
-def _cast(tensor: StoredTensor, dtype: DType) -> np.ndarray | Buffer:
+def _fill(slot: WeightSlot, tensor: StoredTensor) -> np.ndarray | Buffer:
     bits = tensor.bits()
-    if dtype == DType.bfloat16:
+    if slot.columns is not None:
+        bits = np.ascontiguousarray(bits[:, slice(*slot.columns)])
+    if slot.dtype == DType.bfloat16:
         if tensor.dtype != DType.bfloat16:
             bits = _to_bfloat16(bits.astype(np.float32))
         # numpy has no bfloat16: the buffer reads the same bytes as one.
-        return Buffer.from_numpy(bits).view(DType.bfloat16, tensor.shape)
+        return Buffer.from_numpy(bits).view(DType.bfloat16, slot.shape)
     if tensor.dtype == DType.bfloat16:
         bits = (bits.astype(np.uint32) << 16).view(np.float32)
-    return bits.astype(dtype.to_numpy(), copy=False)
+    return bits.astype(slot.dtype.to_numpy(), copy=False)
 
 
 def _to_bfloat16(values: np.ndarray) -> np.ndarray:

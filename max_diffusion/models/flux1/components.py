@@ -11,7 +11,7 @@ from max.dtype import DType
 from max.graph import Graph, Module, TensorType
 
 from graphs.autoencoder_kl import decode_packed
-from graphs.clip import clip_causal_bias, clip_text_encoder
+from graphs.clip import clip_host_inputs, clip_text_encoder
 from graphs.flux1 import Flux1Denoiser
 from graphs.t5 import t5_encoder, t5_relative_buckets
 from graphs.weights import WeightScope
@@ -32,18 +32,20 @@ class ClipTextEncoder(ComponentModel):
 
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds ``text_encoder``: ids ``(B, S)`` to pooled ``(B, D)``."""
-        config = clip_config(self.config)
+        self._sizes = clip_config(self.config)
         scope = WeightScope("text_encoder", self.dtype, self.device_ref)
         # Published checkpoints nest the weights, transformers 5 writes them flat.
         is_nested = any(name.startswith("text_model.") for name in self.weights.specs)
         types = [
             TensorType(DType.int64, ("batch", "tokens"), self.device_ref),
+            TensorType(DType.int64, ("tokens",), self.device_ref),
             TensorType(DType.float32, ("tokens", "tokens"), self.device_ref),
+            TensorType(DType.float32, ("batch", "tokens"), self.device_ref),
         ]
         with Graph("text_encoder", input_types=types, module=module) as graph:
-            ids, causal_bias = (value.tensor for value in graph.inputs)
+            inputs = [value.tensor for value in graph.inputs]
             w = scope / "text_model" if is_nested else scope
-            graph.output(clip_text_encoder(config, w, ids, causal_bias))
+            graph.output(clip_text_encoder(self._sizes, w, *inputs))
         return scope
 
     def load_model(self) -> Callable[[np.ndarray], Buffer]:
@@ -52,10 +54,9 @@ class ClipTextEncoder(ComponentModel):
 
     def encode(self, ids: np.ndarray) -> Buffer:
         """Token ids int64 ``(B, S)`` to the pooled vector ``(B, D)``."""
-        causal_bias = clip_causal_bias(ids.shape[1])
-        return self.models["text_encoder"].execute(
-            to_device(ids, self.device), to_device(causal_bias, self.device)
-        )[0]
+        arrays = (ids, *clip_host_inputs(self._sizes, ids))
+        inputs = (to_device(array, self.device) for array in arrays)
+        return self.models["text_encoder"].execute(*inputs)[0]
 
 
 @final

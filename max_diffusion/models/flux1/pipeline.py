@@ -48,9 +48,9 @@ class Flux1Inputs:
     negative_tokens: np.ndarray | None
     negative_tokens_2: np.ndarray | None
     text_rotary: Buffer
-    """float32 ``(2, S_txt, head_dim / 2)``."""
+    """float32 ``(2, S_txt, head_dim)``."""
     image_rotary: Buffer
-    """float32 ``(2, S_img, head_dim / 2)``."""
+    """float32 ``(2, S_img, head_dim)``."""
     context: GenerationContext
 
 
