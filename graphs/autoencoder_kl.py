@@ -6,10 +6,11 @@ arXiv:2112.10752; weight names are those of diffusers' ``AutoencoderKL``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from max.dtype import DType
-from max.graph import Dim, TensorValue, ops
+from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
 
 from .layers import attention, conv2d, group_norm, linear
 from .weights import WeightScope
@@ -32,8 +33,31 @@ class AutoencoderKLConfig:
     shift_factor: float = 0.0
 
 
+# Sizes come in as the shapes of int8 inputs that nobody reads: MAX takes no products of
+# dimensions in a graph's signature, and a convolution between plain dimensions compiles
+# in half the time of one between products of them.
+def decoder_grids(
+    config: AutoencoderKLConfig, device: DeviceRef
+) -> dict[str, TensorType]:
+    """Inputs of :func:`decode_packed` that carry sizes.
+
+    Tokens ``(rows, columns)``, then ``(height, width)`` of every level of the decoder,
+    latents first and pictures last; each level is twice the one before.
+    """
+    levels = range(len(config.block_out_channels))
+    shapes = {"grid": ("rows", "columns")}
+    shapes |= {f"level_{i}": (f"height_{i}", f"width_{i}") for i in levels}
+    return {
+        name: TensorType(DType.int8, shape, device) for name, shape in shapes.items()
+    }
+
+
 def decode_packed(
-    config: AutoencoderKLConfig, w: WeightScope, tokens: TensorValue, grid: TensorValue
+    config: AutoencoderKLConfig,
+    w: WeightScope,
+    tokens: TensorValue,
+    grid: TensorValue,
+    *levels: TensorValue,
 ) -> TensorValue:
     """Packed latents as the transformer leaves them, to pictures.
 
@@ -41,8 +65,8 @@ def decode_packed(
         config: Sizes.
         w: Weights.
         tokens: float32 ``(B, rows * columns, 4 C)``.
-        grid: ``(rows, columns)``, read for its shape only: MAX takes no products of
-            dimensions in a graph's signature.
+        grid: The first of :func:`decoder_grids`.
+        levels: The others.
 
     Returns:
         uint8 ``(B, H, W, 3)``.
@@ -50,7 +74,7 @@ def decode_packed(
     rows, columns = grid.shape
     latents = unpack_latents(config, tokens, rows, columns)
     latents = latents / config.scaling_factor + config.shift_factor
-    return to_uint8(decode(config, w, latents.cast(w.dtype)))
+    return to_uint8(decode(config, w, latents.cast(w.dtype), levels))
 
 
 def unpack_latents(
@@ -69,14 +93,19 @@ def unpack_latents(
 
 
 def decode(
-    config: AutoencoderKLConfig, w: WeightScope, latents: TensorValue
+    config: AutoencoderKLConfig,
+    w: WeightScope,
+    latents: TensorValue,
+    levels: Sequence[TensorValue],
 ) -> TensorValue:
-    """Unscaled latents ``(B, h, w, C)`` to pictures ``(B, H, W, 3)``, about -1..1."""
+    """Unscaled latents ``(B, h, w, C)`` to pictures ``(B, H, W, 3)``, about -1..1.
+
+    ``levels`` carry the sizes of every level, see :func:`decoder_grids`.
+    """
     channels = config.latent_channels
-    x = latents
+    x = _sized(latents, levels[0])
     if config.use_post_quant_conv:
-        scope = w / "post_quant_conv"
-        x = conv2d(scope, x, channels, channels, kernel=1)
+        x = conv2d(w / "post_quant_conv", x, channels, channels, kernel=1)
     w = w / "decoder"
     widths = config.block_out_channels[::-1]
     x = conv2d(w / "conv_in", x, channels, widths[0])
@@ -86,21 +115,28 @@ def decode(
         for layer in range(config.layers_per_block + 1):
             x = _resnet(config, scope / "resnets" / layer, x, width)
         if index < len(widths) - 1:
-            x = conv2d(scope / "upsamplers" / 0 / "conv", _double(x), width, width)
+            x = _sized(_double(x), levels[index + 1])
+            x = conv2d(scope / "upsamplers" / 0 / "conv", x, width, width)
     x = ops.silu(group_norm(w / "conv_norm_out", x, config.norm_num_groups))
     return conv2d(w / "conv_out", x, widths[-1], config.out_channels)
 
 
 def encode(
-    config: AutoencoderKLConfig, w: WeightScope, picture: TensorValue
+    config: AutoencoderKLConfig,
+    w: WeightScope,
+    picture: TensorValue,
+    levels: Sequence[TensorValue],
 ) -> tuple[TensorValue, TensorValue]:
     """Pictures ``(B, H, W, 3)`` in -1..1 to the latents' mean and log-variance.
 
-    Both ``(B, h, w, C)``, unscaled; the log-variance is clamped to -30..20.
+    Both ``(B, h, w, C)``, unscaled; the log-variance is clamped to -30..20. ``levels``
+    carry the sizes of every level, as for :func:`decode` but pictures first.
     """
     scope = w / "encoder"
     widths = config.block_out_channels
-    x = conv2d(scope / "conv_in", picture, config.in_channels, widths[0])
+    x = conv2d(
+        scope / "conv_in", _sized(picture, levels[0]), config.in_channels, widths[0]
+    )
     for index, width in enumerate(widths):
         block = scope / "down_blocks" / index
         for layer in range(config.layers_per_block):
@@ -109,6 +145,7 @@ def encode(
             # Padded at the bottom and right only, as the model was trained.
             down = block / "downsamplers" / 0 / "conv"
             x = conv2d(down, x, width, width, stride=2, padding=(0, 1, 0, 1))
+            x = _sized(x, levels[index + 1])
     x = _middle(config, scope / "mid_block", x)
     x = ops.silu(group_norm(scope / "conv_norm_out", x, config.norm_num_groups))
     moments = 2 * config.latent_channels
@@ -161,6 +198,12 @@ def _resnet(
     if width_in != width:
         x = conv2d(w / "conv_shortcut", x, width_in, width, kernel=1)
     return x + y
+
+
+def _sized(x: TensorValue, level: TensorValue) -> TensorValue:
+    """``x`` (B, h, w, C) with the height and width of a carrier; checked when run."""
+    batch, _, _, channels = x.shape
+    return ops.rebind(x, (batch, *level.shape, channels))
 
 
 def _double(x: TensorValue) -> TensorValue:

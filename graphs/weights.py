@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -37,6 +37,9 @@ class _Record:
     specs: dict[str, WeightSpec] = field(default_factory=dict)
     slots: dict[str, WeightSlot] = field(default_factory=dict)
     values: dict[tuple[Graph, str], TensorValue] = field(default_factory=dict)
+    functions: dict[tuple[Graph, str, tuple[TensorType, ...]], Graph] = field(
+        default_factory=dict
+    )
 
 
 @final
@@ -118,6 +121,32 @@ class WeightScope:
                 f"{self.prefix}.{key}", TensorType(slot.dtype, slot.shape, self.device)
             )
         return self._record.values[place]
+
+    def call(
+        self,
+        name: str,
+        inputs: Sequence[TensorValue],
+        body: Callable[..., TensorValue],
+    ) -> TensorValue:
+        """``body(*inputs)``, compiled once for all calls of equal name and types.
+
+        Args:
+            name: What the body does, all of its parameters included.
+            inputs: Its inputs; their dimensions must be plain, not expressions.
+            body: Builds the nodes of one output; reads nothing else of the graph.
+        """
+        graph = Graph.current
+        types = tuple(value.type for value in inputs)
+        functions = self._record.functions
+        if (graph, name, types) not in functions:
+            # A symbol of the whole module, so it must not meet another graph's.
+            symbol = f"{graph.name}_{name}_{len(functions)}"
+            with graph.add_subgraph(
+                symbol, input_types=types, devices=[self.device]
+            ) as function:
+                function.output(body(*(value.tensor for value in function.inputs)))
+            functions[graph, name, types] = function
+        return ops.call(functions[graph, name, types], *inputs)[0].tensor
 
     @property
     def specs(self) -> Mapping[str, WeightSpec]:

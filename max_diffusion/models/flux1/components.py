@@ -10,7 +10,7 @@ from max.driver import Buffer
 from max.dtype import DType
 from max.graph import Graph, Module, TensorType
 
-from graphs.autoencoder_kl import decode_packed
+from graphs.autoencoder_kl import decode_packed, decoder_grids
 from graphs.clip import clip_host_inputs, clip_text_encoder
 from graphs.flux1 import Flux1Denoiser
 from graphs.t5 import t5_encoder, t5_relative_buckets
@@ -115,18 +115,17 @@ class AutoencoderKLDecoder(ComponentModel):
 
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds ``decode``: packed latents ``(B, S_img, C)`` to uint8 NHWC."""
-        config = autoencoder_config(self.config)
+        self._sizes = autoencoder_config(self.config)
         scope = WeightScope("vae", self.dtype, self.device_ref)
-        channels = 4 * config.latent_channels
-        types = [
-            TensorType(
-                DType.float32, ("batch", "image_seq_len", channels), self.device_ref
-            ),
-            TensorType(DType.int8, ("rows", "columns"), self.device_ref),
-        ]
+        latents = TensorType(
+            DType.float32,
+            ("batch", "image_seq_len", 4 * self._sizes.latent_channels),
+            self.device_ref,
+        )
+        types = [latents, *decoder_grids(self._sizes, self.device_ref).values()]
         with Graph("decode", input_types=types, module=module) as graph:
-            tokens, grid = (value.tensor for value in graph.inputs)
-            graph.output(decode_packed(config, scope, tokens, grid))
+            inputs = [value.tensor for value in graph.inputs]
+            graph.output(decode_packed(self._sizes, scope, *inputs))
         return scope
 
     def load_model(self) -> Callable[..., Any]:
@@ -135,5 +134,7 @@ class AutoencoderKLDecoder(ComponentModel):
 
     def decode(self, latents: Buffer, rows: int, columns: int) -> Buffer:
         """Latents float32 ``(B, rows * columns, C)`` to uint8 ``(B, H, W, 3)``."""
-        grid = to_device(np.zeros((rows, columns), np.int8), self.device)
-        return self.models["decode"].execute(latents, grid)[0]
+        levels = range(1, 1 + len(self._sizes.block_out_channels))
+        shapes = [(rows * 2**level, columns * 2**level) for level in (0, *levels)]
+        grids = [to_device(np.zeros(shape, np.int8), self.device) for shape in shapes]
+        return self.models["decode"].execute(latents, *grids)[0]
