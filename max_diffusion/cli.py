@@ -213,6 +213,8 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             device=args.device,
             dtype=args.dtype,
             cache=job.cache,
+            # TaylorSeer costs seconds to compile, the split transformer a minute.
+            caches=("none", "taylorseer"),
             variant=args.variant,
             show_progress=is_shown,
             on_event=progress.on_event,

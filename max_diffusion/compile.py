@@ -27,6 +27,9 @@ class CompiledGraphs:
     """The executable graphs of one pipeline, and what it took to get them."""
 
     models: Mapping[str, Model]
+    weights: Mapping[str, Any]
+    """What the slots are filled with. MAX reads these very bytes and does not keep
+    them: they must live as long as the models."""
     compile_seconds: float
     init_seconds: float
 
@@ -109,7 +112,7 @@ def compile_graphs(
         compile_seconds,
         init_seconds,
     )
-    return CompiledGraphs(models, compile_seconds, init_seconds)
+    return CompiledGraphs(models, registry, compile_seconds, init_seconds)
 
 
 def _check(weights: Mapping[str, Any], expected: Mapping[str, WeightSlot]) -> None:

@@ -15,9 +15,15 @@ from graphs.denoiser import AbstractDenoiser, add_back, add_front, add_full, add
 from graphs.weights import WeightScope
 
 from .buffers import num_bytes, put_rows, take_rows, to_numpy, zeros
-from .caches import AbstractResidualCache, AbstractStepCache, ResidualState
+from .caches import (
+    AbstractResidualCache,
+    AbstractStepCache,
+    GraphGroup,
+    ResidualState,
+)
 from .caches.base import AbstractCacheState
 from .component import ComponentModel
+from .errors import RequestError
 
 COMPUTE, FORECAST, REUSE = "compute", "predict", "reuse"
 
@@ -74,6 +80,8 @@ class DenoiserComponent(ComponentModel):
 
     front_blocks = 1
     """Blocks of the front graph."""
+    graph_groups: frozenset[GraphGroup] = frozenset(("full", "split"))
+    """Which graphs to build; the pipeline sets what its caches need."""
 
     @abstractmethod
     def denoiser(self) -> AbstractDenoiser[Any]:
@@ -88,7 +96,7 @@ class DenoiserComponent(ComponentModel):
         return WeightScope("transformer", self.dtype, self.device_ref)
 
     def build_graphs(self, module: Module) -> WeightScope:
-        """Adds the full, front, back and reuse graphs."""
+        """Adds the graphs of :attr:`graph_groups`."""
         pieces, w = self.denoiser(), self.weight_scope()
         types = pieces.input_types()
         self._input_names = tuple(types)
@@ -96,18 +104,29 @@ class DenoiserComponent(ComponentModel):
             name for name, kind in types.items() if kind.shape[0] == Dim("batch")
         )
         self._hidden_dtype, self._width = pieces.dtype, pieces.width
-        self._static = {shape: _static_name(shape) for shape in self.hot_shapes()}
-        add_full(module, "full", pieces, w)
-        for shape, name in self._static.items():
-            add_full(module, name, pieces, w, static_shape=shape)
-        # A one-block model has no tail to reuse.
-        self.has_tail = pieces.num_blocks > self.front_blocks
-        if self.has_tail:
-            blocks = self.front_blocks
+        self._static: dict[tuple[int, int, int], str] = {}
+        if "full" in self.graph_groups:
+            add_full(module, "full", pieces, w)
+            for shape in self.hot_shapes():
+                name = "full_" + "x".join(str(size) for size in shape)
+                add_full(module, name, pieces, w, static_shape=shape)
+                self._static[shape] = name
+        blocks = self.front_blocks
+        # A model of so few blocks has no tail to reuse.
+        self.is_split = "split" in self.graph_groups and pieces.num_blocks > blocks
+        if self.is_split:
             add_front(module, "front", pieces, w, front_blocks=blocks)
             add_back(module, "back", pieces, w, front_blocks=blocks)
             add_reuse(module, "reuse", pieces, w)
         return w
+
+    def require_split(self) -> None:
+        """Raises a RequestError if there is no tail of blocks to reuse."""
+        if not self.is_split:
+            raise RequestError(
+                f"cache: this transformer has no more than {self.front_blocks} blocks, "
+                "so none could be reused; use another cache"
+            )
 
     def load_model(self) -> Callable[..., Any] | None:
         """The full transformer, by named inputs."""
@@ -145,10 +164,6 @@ class DenoiserComponent(ComponentModel):
 
     def _ordered(self, inputs: Mapping[str, Buffer]) -> list[Buffer]:
         return [inputs[name] for name in self._input_names]
-
-
-def _static_name(shape: tuple[int, int, int]) -> str:
-    return "full_" + "x".join(str(size) for size in shape)
 
 
 def run_step_cache(

@@ -20,11 +20,13 @@ from graphs.weights import WeightScope, WeightSlot
 
 from .buffers import to_device, to_numpy
 from .caches import (
+    CACHES,
     CacheConfig,
     CacheDefaults,
     DenoisingCacheConfig,
     FirstBlockCache,
     FirstBlockConfig,
+    GraphGroup,
     NoCache,
     TaylorSeer,
     TaylorSeerConfig,
@@ -64,6 +66,9 @@ class PipelineConfig:
     """The model folder, for tokenizers."""
     weight_ignores: Mapping[str, Sequence[str]] | None = None
     """Patterns of checkpoint tensors that a component does not use, by component."""
+    caches: Sequence[str] = tuple(CACHES)
+    """Caches that requests may ask for, beside the pipeline's own; only the graphs
+    that these need are compiled."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +146,13 @@ class DiffusionPipeline(ABC):
         self.session = session
         self.devices = devices
         self.cache_config = self.resolve_cache(cache_config)
+        kinds = [CACHES[name] for name in pipeline_config.caches]
+        self._graph_groups: frozenset[GraphGroup] = frozenset(
+            group for kind in (*kinds, self.cache_config) for group in kind.graph_groups
+        )
         self.seconds: dict[str, float] = {}
         self.models: Mapping[str, Model] = {}
+        self._weights: Mapping[str, Any] = {}
         self.compile_count = 0
         self.loaded: dict[str, ComponentModel] = {}
         self.runners: dict[str, Callable[..., Any] | None] = {}
@@ -216,8 +226,19 @@ class DiffusionPipeline(ABC):
             transformer_config: The transformer's configuration.
             text_seq_len: Text tokens.
             cache: This request's cache instead of the pipeline's.
+
+        Raises:
+            RequestError: The pipeline was compiled without this cache.
         """
         config = cache or self.cache_config
+        if not self._graph_groups.issuperset(config.graph_groups):
+            allowed = ", ".join(self.pipeline_config.caches)
+            raise RequestError(
+                f"cache: {type(config).__name__} needs graphs that this pipeline was "
+                f"not compiled with (caches: {allowed}); name it in caches at load"
+            )
+        if "split" in config.graph_groups and self.denoiser and self._runs_split:
+            self.denoiser.require_split()
         if isinstance(config, TaylorSeerConfig):
             seer = TaylorSeer(config, self.models, self.device)
             return DenoisingCacheState(seer, seer.create_step_state())
@@ -393,6 +414,8 @@ class DiffusionPipeline(ABC):
                 self.devices,
                 weights,
             )
+            if isinstance(component, DenoiserComponent):
+                component.graph_groups = self._graph_groups
             self.loaded[name] = component
             scope = component.build_graphs(module)
             if scope is not None:
@@ -409,12 +432,14 @@ class DiffusionPipeline(ABC):
         device_ref = DeviceRef.from_device(self.device)
         add_euler_step(module, "euler_step", self.dtype, device_ref)
         add_guidance(module, "guidance", self.dtype, device_ref)
-        add_taylorseer_graphs(module, self.dtype, device_ref)
+        if "taylorseer" in self._graph_groups:
+            add_taylorseer_graphs(module, self.dtype, device_ref)
         on_event("load", "end")
         on_event("compile", "start")
         compiled = compile_graphs(self.session, module, registry, expected, self.device)
         on_event("compile", "end")
         self.models = compiled.models
+        self._weights = compiled.weights
         self.compile_count += 1
         self.seconds["compile"] = compiled.compile_seconds
         for name, component in self.loaded.items():

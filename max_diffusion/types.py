@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import SupportsIndex
 
 import numpy as np
@@ -102,13 +102,6 @@ class GenerationContext:
     warnings: tuple[str, ...] = ()
     cache: CacheConfig | None = None
     """Overrides the pipeline's cache for this request."""
-
-
-@dataclass
-class Stopwatch:
-    """Seconds by stage of one request."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def whole(where: str, value: SupportsIndex) -> int:

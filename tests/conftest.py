@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from folders import make_flux_folder
 from new_model import ToyPipeline, make_pipeline
 
-from max_diffusion import TextToImagePipeline, load_pipeline
+from max_diffusion import TextToImagePipeline, demo_model_path, load_pipeline
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
 
 
 @pytest.fixture(scope="session")
@@ -26,18 +30,34 @@ def flux(flux_folder: Path) -> TextToImagePipeline:
 
 
 @pytest.fixture(scope="session")
+def demo() -> TextToImagePipeline:
+    """The demo model with the graphs that the command line compiles."""
+    return load_pipeline("demo", device="cpu", caches=("none", "taylorseer"))
+
+
+@pytest.fixture(scope="session")
 def toy() -> ToyPipeline:
     """The example's pipeline."""
     return make_pipeline()
 
 
 @pytest.fixture(scope="session")
-def reference(flux_folder: Path) -> Iterator[object]:
-    """The same folder in diffusers."""
+def reference(flux_folder: Path) -> FluxPipeline:
+    """The random folder in diffusers."""
+    return open_in_diffusers(flux_folder)
+
+
+@pytest.fixture(scope="session")
+def demo_reference() -> FluxPipeline:
+    """The demo model in diffusers."""
+    return open_in_diffusers(demo_model_path())
+
+
+def open_in_diffusers(folder: Path) -> FluxPipeline:
     from diffusers import FluxPipeline
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the oracle's own
-        pipeline = FluxPipeline.from_pretrained(flux_folder)
+        pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    yield pipeline
+    return pipeline

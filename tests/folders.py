@@ -6,7 +6,9 @@ import shutil
 import warnings
 from pathlib import Path
 
-# Odd on purpose: 3 heads, 5 latent channels, two down blocks.
+# Odd on purpose, and in every option the other way than the demo model: no guidance
+# embedding, exact GELU and the old end token in CLIP, ReLU in T5, quantising
+# convolutions and no attention in the autoencoder.
 TRANSFORMER = {
     "patch_size": 1,
     "in_channels": 20,
@@ -16,7 +18,7 @@ TRANSFORMER = {
     "num_attention_heads": 3,
     "joint_attention_dim": 40,
     "pooled_projection_dim": 24,
-    "guidance_embeds": True,
+    "guidance_embeds": False,
     "axes_dims_rope": (4, 6, 6),
 }
 CAPTIONS = [
@@ -51,7 +53,8 @@ def make_flux_folder(path: Path) -> Path:
             max_position_embeddings=32,
             projection_dim=24,
             bos_token_id=clip_tokenizer.bos_token_id,
-            eos_token_id=clip_tokenizer.eos_token_id,
+            eos_token_id=2,  # as before 2023: means the highest id
+            hidden_act="gelu",
         )
     )
     t5 = T5EncoderModel(
@@ -62,19 +65,18 @@ def make_flux_folder(path: Path) -> Path:
             num_heads=5,
             d_ff=72,
             num_layers=2,
-            feed_forward_proj="gated-gelu",
+            feed_forward_proj="relu",
         )
     )
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 16),
-        layers_per_block=1,
+        layers_per_block=2,
+        mid_block_add_attention=False,
         latent_channels=5,
         norm_num_groups=4,
         sample_size=32,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
         scaling_factor=0.6,
         shift_factor=0.1,
     )

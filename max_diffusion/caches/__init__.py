@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from .base import AbstractResidualCache, AbstractStepCache, ResidualState
+from .base import (
+    AbstractResidualCache,
+    AbstractStepCache,
+    GraphGroup,
+    ResidualState,
+)
 from .first_block import FirstBlockCache, FirstBlockConfig
 from .none import NoCache, NoCacheConfig
 from .settings import CacheConfig, CacheDefaults, DenoisingCacheConfig
@@ -34,6 +39,7 @@ __all__ = [
     "DenoisingCacheConfig",
     "FirstBlockCache",
     "FirstBlockConfig",
+    "GraphGroup",
     "NoCache",
     "NoCacheConfig",
     "ResidualState",

@@ -10,9 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from max.driver import Buffer
+
+GraphGroup = Literal["full", "split", "taylorseer"]
+"""Graphs that come and go together: the whole transformer; its front, back and reuse;
+the forecasts."""
 
 
 @dataclass

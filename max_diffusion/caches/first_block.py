@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 import numpy as np
 
 from ..errors import RequestError
-from .base import AbstractResidualCache, ResidualState
+from .base import AbstractResidualCache, GraphGroup, ResidualState
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class FirstBlockConfig:
         warmup_steps: Steps at the start that always compute.
         max_consecutive_cached: Most reused steps in a row; 0 for no limit.
     """
+
+    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("split",)
 
     threshold: float = 0.05
     warmup_steps: int = 0

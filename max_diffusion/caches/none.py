@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import ClassVar, final
 
 from max.driver import Buffer
 
-from .base import AbstractCacheState, AbstractStepCache
+from .base import AbstractCacheState, AbstractStepCache, GraphGroup
 
 
 @dataclass(frozen=True)
 class NoCacheConfig:
     """Computes every step."""
+
+    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("full",)
 
 
 @final

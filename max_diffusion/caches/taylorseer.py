@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 from max.driver import Buffer, Device
@@ -15,7 +15,7 @@ from graphs.caches import taylorseer as graphs
 
 from ..buffers import to_device
 from ..errors import CacheStateError, RequestError
-from .base import AbstractCacheState, AbstractStepCache
+from .base import AbstractCacheState, AbstractStepCache, GraphGroup
 
 if TYPE_CHECKING:
     from max.engine import InferenceSession, Model
@@ -35,6 +35,8 @@ class TaylorSeerConfig:
         warmup_steps: Steps at the start that always compute.
         max_order: Highest difference used, 0 to 2. Fewer computed steps use fewer.
     """
+
+    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("full", "taylorseer")
 
     cache_interval: int = 5
     warmup_steps: int = 9

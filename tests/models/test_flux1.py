@@ -1,129 +1,106 @@
-"""FLUX.1 against diffusers and transformers, component by component and whole."""
+"""FLUX.1 against diffusers and transformers, component by component and whole.
+
+Twice: the demo model, and a random folder that takes every option the other way.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from max.driver import CPU
+from folders import CAPTIONS
+from max.driver import CPU, Buffer
 
 from graphs.flux1 import image_ids, rotary_table
 from max_diffusion import (
     FirstBlockConfig,
+    GenerationRequest,
     RequestError,
     TaylorSeerConfig,
     TextToImagePipeline,
 )
 from max_diffusion.buffers import to_device, to_numpy
 
-AXES = (4, 6, 6)
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
 TOLERANCE = 1e-4  # the float32 bar of every component; outputs are of order 1
 
 
-def inputs(batch: int, rows: int, columns: int, text_len: int) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng((batch, rows, columns, text_len))
+@dataclass(frozen=True)
+class Pair:
+    """One model folder in both implementations."""
 
-    def normal(*shape: int) -> np.ndarray:
-        return rng.standard_normal(shape, np.float32)
+    ours: TextToImagePipeline
+    theirs: FluxPipeline
 
-    return {
-        "latents": normal(batch, rows * columns, 20),
-        "timestep": rng.uniform(1, 1000, batch).astype(np.float32),
-        "guidance": rng.uniform(1, 5, batch).astype(np.float32),
-        "text": normal(batch, text_len, 40),
-        "pooled_text": normal(batch, 24),
-        "text_rotary": rotary_table(np.zeros((text_len, 3)), AXES),
-        "image_rotary": rotary_table(image_ids(rows, columns), AXES),
-    }
+    def inputs(
+        self, batch: int, rows: int, columns: int, text_len: int
+    ) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((batch, rows, columns, text_len))
+        config = self.theirs.transformer.config
+
+        def normal(*shape: int) -> np.ndarray:
+            return rng.standard_normal(shape, np.float32)
+
+        axes = config.axes_dims_rope
+        arrays = {
+            "latents": normal(batch, rows * columns, config.in_channels),
+            "timestep": rng.uniform(1, 1000, batch).astype(np.float32),
+            "text": normal(batch, text_len, config.joint_attention_dim),
+            "pooled_text": normal(batch, config.pooled_projection_dim),
+            "text_rotary": rotary_table(np.zeros((text_len, 3)), axes),
+            "image_rotary": rotary_table(image_ids(rows, columns), axes),
+        }
+        if config.guidance_embeds:
+            arrays["guidance"] = rng.uniform(1, 5, batch).astype(np.float32)
+        return arrays
+
+    def expected(
+        self, arrays: dict[str, np.ndarray], rows: int, columns: int
+    ) -> np.ndarray:
+        t = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        with torch.no_grad():
+            return self.theirs.transformer(
+                hidden_states=t["latents"],
+                timestep=t["timestep"] / 1000,
+                guidance=t.get("guidance"),
+                encoder_hidden_states=t["text"],
+                pooled_projections=t["pooled_text"],
+                img_ids=torch.from_numpy(image_ids(rows, columns)),
+                txt_ids=torch.zeros(t["text"].shape[1], 3),
+                return_dict=False,
+            )[0].numpy()
+
+    def draw(self, prompt: str, seed: int, **settings: Any) -> np.ndarray:
+        """diffusers' pictures, as uint8."""
+        length = self.theirs.tokenizer_2.model_max_length
+        pictures = self.theirs(
+            prompt,
+            generator=torch.Generator("cpu").manual_seed(seed),
+            max_sequence_length=length,
+            output_type="np",
+            **settings,
+        ).images
+        return (pictures * 255).round().astype(np.uint8)
 
 
-def on_device(arrays: dict[str, np.ndarray]) -> dict[str, object]:
+@pytest.fixture(params=["random", "demo"])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    names = {"random": ("flux", "reference"), "demo": ("demo", "demo_reference")}
+    return Pair(*map(request.getfixturevalue, names[request.param]))
+
+
+@pytest.fixture
+def odd(flux: TextToImagePipeline, reference: FluxPipeline) -> Pair:
+    return Pair(flux, reference)
+
+
+def on_device(arrays: dict[str, np.ndarray]) -> dict[str, Buffer]:
     return {name: to_device(array, CPU()) for name, array in arrays.items()}
-
-
-def expected_prediction(
-    reference: object, arrays: dict[str, np.ndarray], rows: int, columns: int
-) -> np.ndarray:
-    t = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    with torch.no_grad():
-        return reference.transformer(
-            hidden_states=t["latents"],
-            timestep=t["timestep"] / 1000,
-            guidance=t["guidance"],
-            encoder_hidden_states=t["text"],
-            pooled_projections=t["pooled_text"],
-            img_ids=torch.from_numpy(image_ids(rows, columns)),
-            txt_ids=torch.zeros(t["text"].shape[1], 3),
-            return_dict=False,
-        )[0].numpy()
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 8, 32), (3, 5, 7, 11), (2, 1, 9, 1)])
-def test_transformer_equals_diffusers(
-    flux: TextToImagePipeline, reference: object, shape: tuple[int, int, int, int]
-) -> None:
-    arrays = inputs(*shape)
-    ours = to_numpy(flux.denoiser.full(**on_device(arrays)))
-    theirs = expected_prediction(reference, arrays, *shape[1:3])
-    assert np.abs(theirs).max() > 0.1
-    assert np.abs(ours - theirs).max() < TOLERANCE
-
-
-def test_front_and_back_equal_full(flux: TextToImagePipeline) -> None:
-    given = on_device(inputs(2, 3, 5, 7))
-    full = to_numpy(flux.denoiser.full(**given))
-    front = flux.denoiser.front(None, **given)
-    assert not np.isfinite(front.change).any()  # a zero reference must compute
-    prediction, tail = flux.denoiser.back(front, **given)
-    assert np.abs(to_numpy(prediction) - full).max() < 1e-5
-    reused = to_numpy(flux.denoiser.reuse(front.image, tail, **given))
-    assert np.abs(reused - full).max() < 1e-5
-
-
-def test_front_measures_the_change_of_each_sample(flux: TextToImagePipeline) -> None:
-    given = on_device(inputs(3, 3, 5, 7))
-    residual = to_numpy(flux.denoiser.front(None, **given).residual)
-    rng = np.random.default_rng(0)
-    moved = residual + rng.standard_normal(residual.shape).astype(np.float32)
-    change = flux.denoiser.front(to_device(moved, CPU()), **given).change
-    difference = np.abs(residual - moved).astype(np.float64).mean(axis=(1, 2))
-    wanted = difference / np.abs(moved).astype(np.float64).mean(axis=(1, 2))
-    assert np.allclose(change, wanted, rtol=1e-5)
-
-
-@pytest.mark.parametrize("length", [32, 9, 3])
-def test_text_encoders_equal_transformers(
-    flux: TextToImagePipeline, reference: object, length: int
-) -> None:
-    clip_tokenizer, t5_tokenizer = reference.tokenizer, reference.tokenizer_2
-    options = {"padding": "max_length", "max_length": length, "truncation": True}
-    texts = ["a red circle above a blue square", "", "stars"]
-    clip_ids = np.array(clip_tokenizer(texts, **options).input_ids, np.int64)
-    t5_ids = np.array(t5_tokenizer(texts, **options).input_ids, np.int64)
-    with torch.no_grad():
-        pooled = reference.text_encoder(torch.from_numpy(clip_ids)).pooler_output
-        states = reference.text_encoder_2(torch.from_numpy(t5_ids))[0]
-    ours = to_numpy(flux.loaded["text_encoder"].encode(clip_ids))
-    assert np.abs(ours - pooled.numpy()).max() < TOLERANCE
-    ours = to_numpy(flux.loaded["text_encoder_2"].encode(t5_ids))
-    assert np.abs(ours - states.numpy()).max() < TOLERANCE
-
-
-@pytest.mark.parametrize(("batch", "rows", "columns"), [(1, 8, 8), (2, 3, 5)])
-def test_decoder_equals_diffusers(
-    flux: TextToImagePipeline, reference: object, batch: int, rows: int, columns: int
-) -> None:
-    rng = np.random.default_rng(rows)
-    packed = rng.standard_normal((batch, rows * columns, 20), np.float32)
-    ours = to_numpy(flux.loaded["vae"].decode(to_device(packed, CPU()), rows, columns))
-    cells = packed.reshape(batch, rows, columns, 5, 2, 2).transpose(0, 3, 1, 4, 2, 5)
-    latents = torch.from_numpy(cells.reshape(batch, 5, 2 * rows, 2 * columns).copy())
-    with torch.no_grad():
-        decoded = reference.vae.decode(latents / 0.6 + 0.1).sample.numpy()
-    wanted = np.clip(decoded.transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1) * 255
-    assert ours.shape == wanted.shape
-    # Before rounding the bar is 1e-4 of the range: a rounding may tip over, no more.
-    assert np.abs(ours - wanted).max() < 0.5 + 255 * TOLERANCE
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -131,43 +108,113 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def draw_reference(reference: object, **kwargs: object) -> np.ndarray:
-    """diffusers' pictures for a seed, as uint8."""
-    seed = kwargs.pop("seed")
-    pictures = reference(
-        generator=torch.Generator("cpu").manual_seed(seed),
-        max_sequence_length=32,
-        output_type="np",
-        **kwargs,
-    ).images
-    return (pictures * 255).round().astype(np.uint8)
+# Components.
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8, 32), (3, 5, 7, 11), (2, 1, 9, 1)])
+def test_transformer_equals_diffusers(
+    pair: Pair, shape: tuple[int, int, int, int]
+) -> None:
+    arrays = pair.inputs(*shape)
+    ours = to_numpy(pair.ours.denoiser.full(**on_device(arrays)))
+    theirs = pair.expected(arrays, *shape[1:3])
+    assert np.abs(theirs).max() > 0.1
+    assert np.abs(ours - theirs).max() < TOLERANCE
+
+
+def test_front_and_back_equal_full(odd: Pair) -> None:
+    denoiser, given = odd.ours.denoiser, on_device(odd.inputs(2, 3, 5, 7))
+    full = to_numpy(denoiser.full(**given))
+    front = denoiser.front(None, **given)
+    assert not np.isfinite(front.change).any()  # a zero reference must compute
+    prediction, tail = denoiser.back(front, **given)
+    assert np.abs(to_numpy(prediction) - full).max() < 1e-5
+    reused = to_numpy(denoiser.reuse(front.image, tail, **given))
+    assert np.abs(reused - full).max() < 1e-5
+
+
+def test_front_measures_the_change_of_each_sample(odd: Pair) -> None:
+    denoiser, given = odd.ours.denoiser, on_device(odd.inputs(3, 3, 5, 7))
+    residual = to_numpy(denoiser.front(None, **given).residual)
+    rng = np.random.default_rng(0)
+    moved = residual + rng.standard_normal(residual.shape).astype(np.float32)
+    change = denoiser.front(to_device(moved, CPU()), **given).change
+    difference = np.abs(residual - moved).astype(np.float64).mean(axis=(1, 2))
+    wanted = difference / np.abs(moved).astype(np.float64).mean(axis=(1, 2))
+    assert np.allclose(change, wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("length", [32, 9, 3])
+def test_text_encoders_equal_transformers(pair: Pair, length: int) -> None:
+    options = {"padding": "max_length", "max_length": length, "truncation": True}
+    texts = [*CAPTIONS, "", "stars"]
+    clip_ids = np.array(pair.theirs.tokenizer(texts, **options).input_ids, np.int64)
+    t5_ids = np.array(pair.theirs.tokenizer_2(texts, **options).input_ids, np.int64)
+    with torch.no_grad():
+        pooled = pair.theirs.text_encoder(torch.from_numpy(clip_ids)).pooler_output
+        states = pair.theirs.text_encoder_2(torch.from_numpy(t5_ids))[0]
+    ours = to_numpy(pair.ours.loaded["text_encoder"].encode(clip_ids))
+    assert np.abs(ours - pooled.numpy()).max() < TOLERANCE
+    ours = to_numpy(pair.ours.loaded["text_encoder_2"].encode(t5_ids))
+    assert np.abs(ours - states.numpy()).max() < TOLERANCE
+
+
+@pytest.mark.parametrize(("batch", "rows", "columns"), [(1, 8, 8), (2, 3, 5)])
+def test_decoder_equals_diffusers(
+    pair: Pair, batch: int, rows: int, columns: int
+) -> None:
+    vae = pair.theirs.vae
+    channels = vae.config.latent_channels
+    rng = np.random.default_rng(rows)
+    packed = rng.standard_normal((batch, rows * columns, 4 * channels), np.float32)
+    decoder = pair.ours.loaded["vae"]
+    ours = to_numpy(decoder.decode(to_device(packed, CPU()), rows, columns))
+    cells = packed.reshape(batch, rows, columns, channels, 2, 2)
+    latents = cells.transpose(0, 3, 1, 4, 2, 5).reshape(
+        batch, channels, 2 * rows, 2 * columns
+    )
+    scale, shift = vae.config.scaling_factor, vae.config.shift_factor
+    with torch.no_grad():
+        decoded = vae.decode(torch.from_numpy(latents) / scale + shift).sample.numpy()
+    wanted = np.clip(decoded.transpose(0, 2, 3, 1) / 2 + 0.5, 0, 1) * 255
+    assert ours.shape == wanted.shape
+    # Before rounding the bar is 1e-4 of the range: a rounding may tip over, no more.
+    assert np.abs(ours - wanted).max() < 0.5 + 255 * TOLERANCE
+
+
+# Whole pictures.
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("size", "settings"),
     [
-        {"height": 32, "width": 32, "num_inference_steps": 6, "guidance_scale": 2.0},
-        {"height": 24, "width": 40, "num_inference_steps": 3, "guidance_scale": 3.5,
-         "num_images_per_prompt": 2},
-        {"height": 20, "width": 28, "num_inference_steps": 4, "guidance_scale": 3.5,
-         "negative_prompt": "two green stars", "true_cfg_scale": 2.5},
+        ((2, 2), {"num_inference_steps": 6}),
+        ((3, 5), {"num_inference_steps": 3, "num_images_per_prompt": 2}),
+        (
+            (5, 3),
+            {
+                "num_inference_steps": 4,
+                "negative_prompt": "two green stars",
+                "true_cfg_scale": 2.5,
+            },
+        ),
     ],
-)  # fmt: skip
+)
 def test_pictures_equal_diffusers(
-    flux: TextToImagePipeline, reference: object, settings: dict[str, object]
+    pair: Pair, size: tuple[int, int], settings: dict[str, Any]
 ) -> None:
-    ours = flux.generate("a red circle above a blue square", seed=7, **settings)
-    theirs = draw_reference(
-        reference, prompt="a red circle above a blue square", seed=7, **settings
-    )
+    step = 8 * pair.theirs.vae_scale_factor
+    settings |= {"height": step * size[0], "width": step * size[1]}
+    if pair.theirs.transformer.config.guidance_embeds:
+        settings["guidance_scale"] = 2.0
+    ours = pair.ours.generate("a red circle above a blue square", seed=7, **settings)
+    theirs = pair.draw("a red circle above a blue square", 7, **settings)
     assert ours.images.shape == theirs.shape
     assert ours.images.std() > 5
     assert psnr(ours.images, theirs) >= 50
 
 
-def test_taylorseer_equals_diffusers_lite(
-    flux: TextToImagePipeline, reference: object
-) -> None:
+def test_taylorseer_equals_diffusers_lite(pair: Pair) -> None:
     from diffusers import TaylorSeerCacheConfig
 
     config = TaylorSeerCacheConfig(
@@ -177,52 +224,43 @@ def test_taylorseer_equals_diffusers_lite(
         taylor_factors_dtype=torch.float32,
         use_lite_mode=True,
     )
-    ours = flux.generate(
+    size = 16 * pair.theirs.vae_scale_factor
+    settings = {"num_inference_steps": 20, "height": size, "width": size}
+    ours = pair.ours.generate(
         "two green stars",
         seed=2,
-        num_inference_steps=20,
         cache=TaylorSeerConfig(cache_interval=4, warmup_steps=4, max_order=1),
+        **settings,
     )
-    calls = []
-    handle = reference.transformer.transformer_blocks[
-        0
-    ].attn.to_q.register_forward_hook(
-        lambda *_: calls.append(reference.scheduler.step_index or 0)
+    calls: list[int] = []
+    transformer = pair.theirs.transformer
+    hook = transformer.transformer_blocks[0].attn.to_q.register_forward_hook(
+        lambda *_: calls.append(pair.theirs.scheduler.step_index or 0)
     )
-    reference.transformer.enable_cache(config)
+    transformer.enable_cache(config)
     try:
-        theirs = draw_reference(
-            reference,
-            prompt="two green stars",
-            seed=2,
-            num_inference_steps=20,
-            height=32,
-            width=32,
-        )
+        theirs = pair.draw("two green stars", 2, **settings)
     finally:
-        reference.transformer.disable_cache()
-        handle.remove()
+        transformer.disable_cache()
+        hook.remove()
     computed = [r.step for r in ours.report.steps if r.actions == ("compute",)]
     assert computed == calls == [0, 1, 2, 3, 5, 9, 13, 17]
     assert psnr(ours.images, theirs) >= 45
 
 
+# Caches.
+
+
 def test_samples_of_a_batch_decide_alone(flux: TextToImagePipeline) -> None:
-    prompts = ["a red circle", "two green stars on a gray background", "heart"]
     cache = FirstBlockConfig(threshold=0.08)
-    batch = flux.generate(prompts, seed=5, num_inference_steps=12, cache=cache)
-    rows = np.array([record.actions for record in batch.report.steps])
-    assert (rows == "reuse").any()
-    context = flux.create_context  # one picture with the batch's own noise
-    from dataclasses import replace
-
-    from max_diffusion import GenerationRequest
-
-    whole = context(
-        GenerationRequest(
-            prompts=tuple(prompts), seed=5, num_inference_steps=12, cache=cache
-        )
+    prompts = ("a red circle", "two green stars on a gray background", "heart")
+    whole = flux.create_context(
+        GenerationRequest(prompts=prompts, seed=5, num_inference_steps=12, cache=cache)
     )
+    batch = flux.execute(flux.prepare_inputs(whole))
+    rows = np.array([record.actions for record in batch.steps])
+    assert (rows == "reuse").any()
+    assert any(len(set(row)) > 1 for row in rows)  # in one step, some and not others
     for index in range(3):
         part = slice(index, index + 1)
         alone = replace(
@@ -239,11 +277,19 @@ def test_samples_of_a_batch_decide_alone(flux: TextToImagePipeline) -> None:
 def test_threshold_zero_computes_all_and_changes_nothing(
     flux: TextToImagePipeline,
 ) -> None:
-    settings = {"seed": 1, "num_inference_steps": 5}
-    plain = flux.generate("heart", **settings)
-    cached = flux.generate("heart", cache=FirstBlockConfig(threshold=0.0), **settings)
+    plain = flux.generate("heart", seed=1, num_inference_steps=5)
+    zero = FirstBlockConfig(threshold=0.0)
+    cached = flux.generate("heart", seed=1, num_inference_steps=5, cache=zero)
     assert cached.report.full_passes == plain.report.full_passes == 5
     assert np.array_equal(cached.images, plain.images)
+
+
+def test_a_cache_not_compiled_for_is_refused(demo: TextToImagePipeline) -> None:
+    with pytest.raises(RequestError, match="name it in caches at load"):
+        demo.generate("heart", cache="first-block")
+
+
+# Requests.
 
 
 def test_nothing_recompiles(flux: TextToImagePipeline) -> None:
@@ -259,6 +305,11 @@ def test_a_long_prompt_is_cut_and_said(flux: TextToImagePipeline) -> None:
     assert "longer than the 32 tokens" in result.report.warnings[0]
 
 
+def test_guidance_without_its_embedding_is_refused(flux: TextToImagePipeline) -> None:
+    with pytest.raises(RequestError, match="has no guidance embedding"):
+        flux.generate("a", guidance_scale=2.0)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -272,7 +323,7 @@ def test_a_long_prompt_is_cut_and_said(flux: TextToImagePipeline) -> None:
     ],
 )
 def test_bad_requests_say_what_is_wrong(
-    flux: TextToImagePipeline, settings: dict[str, object], message: str
+    flux: TextToImagePipeline, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message):
         flux.generate("a", **settings)

@@ -1,0 +1,122 @@
+"""What the pipelines do not run: the encoder half, and bfloat16 on CPU."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from max.driver import CPU
+from max.dtype import DType
+from max.engine import InferenceSession, Model
+from max.graph import DeviceRef, Graph, Module, TensorType
+
+from graphs.autoencoder_kl import encode
+from graphs.denoiser import add_full
+from graphs.flux1 import Flux1Denoiser, image_ids, rotary_table
+from graphs.weights import WeightScope
+from max_diffusion.buffers import to_device, to_numpy
+from max_diffusion.checkpoint import ComponentWeights, open_model
+from max_diffusion.compile import compile_graphs
+from max_diffusion.models.flux1.config import autoencoder_config, flux1_config
+
+if TYPE_CHECKING:
+    from diffusers import FluxPipeline
+
+
+@pytest.fixture(scope="module")
+def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
+    folder, host, module = open_model(flux_folder), DeviceRef.CPU(), Module()
+    vae = WeightScope("vae", DType.float32, host)
+    config = autoencoder_config(folder.config("vae"))
+    types = [TensorType(DType.float32, ("batch", "height_0", "width_0", 3), host)]
+    for level in range(len(config.block_out_channels)):
+        size = (f"height_{level}", f"width_{level}")
+        types.append(TensorType(DType.int8, size, host))
+    with Graph("encode", input_types=types, module=module) as graph:
+        picture, *levels = (value.tensor for value in graph.inputs)
+        graph.output(*encode(config, vae, picture, levels))
+    half = WeightScope("transformer", DType.bfloat16, host)
+    sizes = flux1_config(folder.config("transformer"))
+    add_full(module, "full", Flux1Denoiser(sizes, DType.bfloat16, host), half)
+    filled, slots = {}, {}
+    for scope in (vae, half):
+        files = folder.weight_files(scope.prefix)
+        loaded = ComponentWeights.from_files(scope.prefix, files).load(scope.slots)
+        filled |= {f"{scope.prefix}.{key}": array for key, array in loaded.items()}
+        slots |= {f"{scope.prefix}.{key}": slot for key, slot in scope.slots.items()}
+    session = InferenceSession(devices=[CPU()])
+    compiled = compile_graphs(session, module, filled, slots, CPU())
+    yield dict(compiled.models)  # while the weights are alive
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(1, 32, 32), (2, 12, 20)])
+def test_encoder_equals_diffusers(
+    models: dict[str, Model],
+    reference: FluxPipeline,
+    batch: int,
+    height: int,
+    width: int,
+) -> None:
+    rng = np.random.default_rng(height)
+    picture = rng.uniform(-1, 1, (batch, height, width, 3)).astype(np.float32)
+    levels = [np.zeros((height >> i, width >> i), np.int8) for i in range(2)]
+    inputs = [to_device(array, CPU()) for array in (picture, *levels)]
+    mean, log_variance = map(to_numpy, models["encode"].execute(*inputs))
+    with torch.no_grad():
+        wanted = reference.vae.encode(
+            torch.from_numpy(picture).permute(0, 3, 1, 2)
+        ).latent_dist
+    for ours, theirs in ((mean, wanted.mean), (log_variance, wanted.logvar)):
+        assert np.abs(ours - theirs.permute(0, 2, 3, 1).numpy()).max() < 1e-4
+
+
+def test_bfloat16_is_as_close_to_float32_as_in_diffusers(
+    models: dict[str, Model], reference: FluxPipeline
+) -> None:
+    rng = np.random.default_rng(1)
+    config = reference.transformer.config
+    rows, columns, text_len, batch = 6, 7, 9, 2
+    ids = image_ids(rows, columns)
+    arrays = {
+        "latents": rng.standard_normal((batch, rows * columns, config.in_channels)),
+        "timestep": rng.uniform(1, 1000, batch),
+        "text": rng.standard_normal((batch, text_len, config.joint_attention_dim)),
+        "pooled_text": rng.standard_normal((batch, config.pooled_projection_dim)),
+    }
+    tensors = {name: torch.from_numpy(a).float() for name, a in arrays.items()}
+    tables = [
+        rotary_table(places, config.axes_dims_rope)
+        for places in (np.zeros((text_len, 3)), ids)
+    ]
+    given = [
+        to_device(tensors[name].numpy(), CPU()) for name in ("latents", "timestep")
+    ]
+    for name in ("text", "pooled_text"):
+        bits = tensors[name].bfloat16().view(torch.int16).numpy()
+        shape = tuple(tensors[name].shape)
+        given.append(to_device(bits, CPU()).view(DType.bfloat16, shape))
+    given += [to_device(table, CPU()) for table in tables]
+    ours = to_numpy(models["full"].execute(*given)[0])
+
+    def theirs(dtype: torch.dtype) -> np.ndarray:
+        transformer = copy.deepcopy(reference.transformer).to(dtype)
+        with torch.no_grad():
+            prediction = transformer(
+                hidden_states=tensors["latents"].to(dtype),
+                timestep=(tensors["timestep"] / 1000).to(dtype),
+                encoder_hidden_states=tensors["text"].to(dtype),
+                pooled_projections=tensors["pooled_text"].to(dtype),
+                img_ids=torch.from_numpy(ids),
+                txt_ids=torch.zeros(text_len, 3),
+                return_dict=False,
+            )[0]
+        return prediction.float().numpy()
+
+    exact = theirs(torch.float32)
+    error = np.abs(ours.astype(np.float32) - exact).mean()
+    assert 0 < error < 1.5 * np.abs(theirs(torch.bfloat16) - exact).mean()
