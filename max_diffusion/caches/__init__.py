@@ -17,10 +17,10 @@ from .settings import CacheConfig, CacheDefaults, DenoisingCacheConfig
 from .taylorseer import (
     TaylorSeer,
     TaylorSeerBufferState,
-    TaylorSeerCache,
     TaylorSeerConfig,
     TaylorSeerState,
 )
+from .taylorseer_cache import TaylorSeerCache
 
 CACHES: Mapping[str, type[CacheConfig]] = MappingProxyType(
     {

@@ -1,0 +1,88 @@
+"""TaylorSeer by itself, under its documented name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, final
+
+from max.driver import Buffer, Device
+from max.dtype import DType
+from max.graph import DeviceRef, Module
+
+from ..compile import compile_graphs
+from ..errors import RequestError
+from .settings import DenoisingCacheConfig
+from .taylorseer import TaylorSeer, TaylorSeerConfig, TaylorSeerState, add_graphs
+
+if TYPE_CHECKING:
+    from max.engine import InferenceSession
+
+
+@final
+class TaylorSeerCache:
+    """TaylorSeer by itself, for an executor with a denoising loop of its own.
+
+    Compiles predict and update as graphs of one module in the session it is given.
+    The inside of a :class:`~max_diffusion.DiffusionPipeline` needs none of this: there
+    the graphs are compiled with the rest.
+
+    Args:
+        config: Cache settings with ``taylorseer=True``; interval, warm-up and order
+            may be ``None`` for 5, 9 and 1.
+        dtype: Dtype of the predictions and so of the factors.
+        device: Where they live.
+        session: Session to compile in.
+
+    Raises:
+        RequestError: ``config`` does not enable TaylorSeer, or a value is out of range.
+    """
+
+    def __init__(
+        self,
+        config: DenoisingCacheConfig,
+        dtype: DType,
+        device: Device,
+        session: InferenceSession,
+    ) -> None:
+        settings = config.resolve()
+        if not isinstance(settings, TaylorSeerConfig):
+            raise RequestError(
+                "TaylorSeerCache: config must have taylorseer=True; set it"
+            )
+        module = Module()
+        add_graphs(module, dtype, DeviceRef.from_device(device))
+        compiled = compile_graphs(session, module, {}, {}, device)
+        self._cache = TaylorSeer(settings, compiled.models, device)
+
+    def create_state(
+        self, batch_size: int, seq_len: int, output_dim: int
+    ) -> TaylorSeerState:
+        """Fresh state of one request.
+
+        Holds no zero-filled factors: zeros would be taken for data by the first
+        update. The sizes are those of the predictions to come.
+        """
+        return self._cache.create_step_state()
+
+    def should_skip(self, step: int) -> bool:
+        """Whether ``step`` (0-based) can be forecast, by the documented rule."""
+        return self._cache.config.should_skip(step)
+
+    def predict(self, state: TaylorSeerState, step: int) -> Buffer:
+        """Forecasts the prediction of ``step``, ``(B, S_img, C)``; state unchanged.
+
+        With one computed step so far this is that step's own buffer: do not write it.
+
+        Raises:
+            CacheStateError: Nothing was computed yet.
+        """
+        return self._cache.forecast(state, step)
+
+    def update(self, state: TaylorSeerState, noise_pred: Buffer, step: int) -> None:
+        """Takes in a computed prediction ``(B, S_img, C)`` of ``step``, in place.
+
+        Keeps ``noise_pred`` itself, uncopied.
+
+        Raises:
+            CacheStateError: ``step`` is not after the last computed one.
+        """
+        self._cache.remember(state, noise_pred, step)
