@@ -70,6 +70,8 @@ class TaylorSeerState(AbstractCacheState):
     factors: list[Buffer] = field(default_factory=list)
     """Factor 0 to at most ``max_order``, each ``(B, S_img, C)``; only valid ones."""
     last_compute_step: int | None = None
+    shape: tuple[int, ...] = ()
+    """Of every factor; asking a buffer for it takes as long as a small forecast."""
 
     @property
     def num_bytes(self) -> int:
@@ -131,7 +133,7 @@ class TaylorSeer(AbstractStepCache):
         order = len(state.factors) - 1
         if order == 0:
             return state.factors[0]
-        offset = self._scalars(state.factors[0], step - state.last_compute_step)
+        offset = self._scalars(state, step - state.last_compute_step)
         model = self._models[f"taylorseer_predict_{order}"]
         return model.execute(offset, *state.factors)[0]
 
@@ -140,9 +142,9 @@ class TaylorSeer(AbstractStepCache):
     ) -> None:
         """Replaces the factors; a new shape starts the history again."""
         assert isinstance(state, TaylorSeerState)
-        old = state.factors
-        if old and tuple(old[0].shape) != tuple(noise_pred.shape):
-            old = []
+        old, shape = state.factors, tuple(noise_pred.shape)
+        if state.shape != shape:
+            old, state.shape = [], shape
         order = min(len(old), self.config.max_order)
         higher: list[Buffer] = []
         if order:
@@ -153,12 +155,11 @@ class TaylorSeer(AbstractStepCache):
                     f"taylorseer: step {step} was computed after step "
                     f"{state.last_compute_step}; steps must increase"
                 )
-            rate = self._scalars(noise_pred, 1 / gap)
+            rate = self._scalars(state, 1 / gap)
             model = self._models[f"taylorseer_update_{order}"]
             higher = list(model.execute(rate, noise_pred, *old[:order]))
         state.factors = [noise_pred, *higher]
         state.last_compute_step = step
 
-    def _scalars(self, like: Buffer, value: float) -> Buffer:
-        batch = int(like.shape[0])
-        return to_device(np.full(batch, value, np.float32), self._device)
+    def _scalars(self, state: TaylorSeerState, value: float) -> Buffer:
+        return to_device(np.full(state.shape[0], value, np.float32), self._device)
