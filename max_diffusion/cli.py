@@ -77,8 +77,12 @@ class Interruption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Gives SIGINT back; the thread ends with its pipe."""
-        signal.signal(signal.SIGINT, self._old_handler)
+        """Gives SIGINT back, unless already stopping; the thread ends with its pipe."""
+        # A second Ctrl-C on the way out must not turn exit code 130 into a kill.
+        is_stopping = self._is_asked.is_set()
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN if is_stopping else self._old_handler
+        )
         signal.set_wakeup_fd(self._old_fd)
         os.close(self._writer)
 

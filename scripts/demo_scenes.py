@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE_PX = 128
+_PATCHES = 8
 _SUPERSAMPLING = 4
 
 COLOURS: dict[str, tuple[int, int, int]] = {
@@ -179,6 +180,38 @@ def draw(scene: Scene) -> np.ndarray:
         colour = Image.new("RGB", picture.size, COLOURS[item.colour])
         picture.paste(colour, mask=mask.reduce(_SUPERSAMPLING))
     return np.asarray(picture)
+
+
+def patch_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What each of the 8x8 patches of 16 px shows: shape, colour and where its centre is.
+
+    Returns:
+        ``shape`` and ``colour``, int64 ``(64,)``: index into ``SHAPES`` and ``COLOURS``
+        of the object that covers most of the patch, or their length for background
+        (below a fifth of the patch); ``offset``, float32 ``(64, 2)``: from the patch's
+        middle to the object's centre, x and y, in radii of the object, else zero.
+    """
+    shape = np.full(_PATCHES**2, len(SHAPES))
+    colour = np.full(_PATCHES**2, len(COLOURS))
+    offset = np.zeros((_PATCHES**2, 2), np.float32)
+    covered = np.full(_PATCHES**2, 0.2)
+    middle = (np.arange(_PATCHES) + 0.5) / _PATCHES
+    across = np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2)
+    side = 4 * _PATCHES
+    for item in _painting_order(scene):
+        mask = Image.new("L", (side, side))
+        ImageDraw.Draw(mask).polygon(
+            [(x * side, y * side) for x, y in outline(item)], fill=255
+        )
+        part = np.asarray(mask.reduce(4), np.float32).ravel() / 255
+        # What is painted later hides what is below.
+        is_mine = part > np.maximum(0.2, np.minimum(covered, 1 - part))
+        covered = np.where(is_mine, part, covered)
+        shape[is_mine] = SHAPES.index(item.shape)
+        colour[is_mine] = list(COLOURS).index(item.colour)
+        centre = np.array([item.centre_x, item.centre_y])
+        offset[is_mine] = ((centre - across) / item.radius)[is_mine]
+    return shape, colour, offset
 
 
 def outline(item: SceneObject) -> list[tuple[float, float]]:

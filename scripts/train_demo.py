@@ -20,7 +20,15 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from demo_scenes import Scene, caption, draw, training_scene
+from demo_scenes import (
+    COLOURS,
+    SHAPES,
+    Scene,
+    caption,
+    draw,
+    patch_labels,
+    training_scene,
+)
 from demo_tokenizers import TEXT_LENGTH, build_clip_tokenizer, build_t5_tokenizer
 from diffusers import (
     AutoencoderKL,
@@ -124,6 +132,13 @@ class DemoModel(nn.Module):
                 eos_token_id=self.clip_tokenizer.eos_token_id,
                 pad_token_id=self.clip_tokenizer.pad_token_id,
             )
+        )
+        # Only trained with: names what each patch will show, see train_flow.
+        self.patch_head = nn.Sequential(
+            nn.LayerNorm(192),
+            nn.Linear(192, 192),
+            nn.SiLU(),
+            nn.Linear(192, len(SHAPES) + 1 + len(COLOURS) + 1 + 2),
         )
         # Each block starts as the identity and the prediction as zero, as in DiT.
         for name, module in self.transformer.named_modules():
@@ -271,7 +286,18 @@ def pack(raw: Tensor, statistics: dict[str, float]) -> Tensor:
 def train_flow(
     work: Path, model: DemoModel, scenes: list[Scene], latents: Tensor, steps: int
 ) -> None:
-    """Flow matching of transformer and text encoders, with caption dropout."""
+    """Flow matching of transformer and text encoders, with caption dropout.
+
+    Half-way through the blocks the patches must also tell which object they belong to,
+    which teaches shapes and their binding to words many times faster than velocities
+    alone: the idea of Yu et al., "Representation Alignment for Generation", 2024,
+    arXiv:2410.06940, with the scene's own description in place of another network.
+    """
+    labels = [np.stack(part) for part in zip(*map(patch_labels, scenes), strict=True)]
+    hidden: list[Tensor] = []
+    listening = model.transformer.single_transformer_blocks[2].register_forward_hook(
+        lambda module, inputs, output: hidden.append(output[1])
+    )
     trainer = Trainer(work, "flow", model, steps, peak=1.5e-3, dtype=torch.bfloat16)
     statistics = torch.load(next(work.glob("latents_*.pt")))["statistics"]
     device = model.image_ids.device
@@ -288,7 +314,22 @@ def train_flow(
         guidance = torch.ones_like(sigma)
         velocity = model(noisy, sigma, guidance, *model.encode(captions))
         loss = F.mse_loss(velocity.float(), noise - data)
-        trainer.update(step, loss)
+        shape, colour, offset = (torch.from_numpy(x[index]).to(device) for x in labels)
+        trainer.update(
+            step, loss, patch_loss(model.patch_head(hidden.pop()), shape, colour, offset)
+        )
+    listening.remove()
+
+
+def patch_loss(told: Tensor, shape: Tensor, colour: Tensor, offset: Tensor) -> Tensor:
+    """Cross entropy of shape and colour plus the error of the offset, over patches."""
+    parts = (len(SHAPES) + 1, len(COLOURS) + 1, 2)
+    shapes, colours, offsets = told.float().flatten(0, 1).split(parts, dim=-1)
+    is_object = (shape < len(SHAPES)).flatten()
+    named = F.cross_entropy(shapes, shape.flatten())
+    painted = F.cross_entropy(colours, colour.flatten())
+    placed = F.smooth_l1_loss(offsets[is_object], offset.flatten(0, 1)[is_object])
+    return named + painted + 0.5 * placed
 
 
 def distill_guidance(
@@ -375,6 +416,7 @@ class Trainer:
         self._model.to(self._dtype)
         self._copy_to_model(self._master)
         self._losses: list[float] = []
+        self._helpers: list[float] = []
         self._clock = time.monotonic()
 
     def steps(self) -> Iterator[int]:
@@ -385,9 +427,10 @@ class Trainer:
         self._model.float()
         self._copy_to_model(self._average)
 
-    def update(self, step: int, loss: Tensor) -> None:
-        """One optimizer step from a loss."""
-        loss.backward()
+    def update(self, step: int, loss: Tensor, helper: Tensor | None = None) -> None:
+        """One optimizer step from a loss, plus a tenth of a helper's where given."""
+        helper = torch.zeros_like(loss) if helper is None else helper
+        (loss + 0.1 * helper).backward()
         for master, live in zip(self._master, self._model.parameters(), strict=True):
             gradient = live.grad
             live.grad = None
@@ -403,6 +446,7 @@ class Trainer:
         torch._foreach_lerp_(self._average, self._master, 1 - decay)
         self._copy_to_model(self._master)
         self._losses.append(loss.item())
+        self._helpers.append(helper.item())
         if (step + 1) % 50 == 0:
             elapsed = (time.monotonic() - self._clock) / len(self._losses)
             log(
@@ -410,9 +454,11 @@ class Trainer:
                 stage=self._stage,
                 step=step + 1,
                 loss=sum(self._losses) / len(self._losses),
+                helper=sum(self._helpers) / len(self._helpers),
                 seconds_per_step=elapsed,
             )
-            self._losses, self._clock = [], time.monotonic()
+            self._losses, self._helpers = [], []
+            self._clock = time.monotonic()
         if (step + 1) % 250 == 0:
             self._save(step + 1)
 

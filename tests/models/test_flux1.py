@@ -46,10 +46,14 @@ class Pair:
         def normal(*shape: int) -> np.ndarray:
             return rng.standard_normal(shape, np.float32)
 
+        # diffusers takes sigma and multiplies by 1000 itself: only timesteps for which
+        # that gives the same float32, or the two models get different inputs.
+        timesteps = rng.uniform(1, 1000, 64).astype(np.float32)
+        timesteps = timesteps[timesteps / 1000 * 1000 == timesteps]
         axes = config.axes_dims_rope
         arrays = {
             "latents": normal(batch, rows * columns, config.in_channels),
-            "timestep": rng.uniform(1, 1000, batch).astype(np.float32),
+            "timestep": timesteps[:batch],
             "text": normal(batch, text_len, config.joint_attention_dim),
             "pooled_text": normal(batch, config.pooled_projection_dim),
             "text_rotary": rotary_table(np.zeros((text_len, 3)), axes),
@@ -252,7 +256,7 @@ def test_taylorseer_equals_diffusers_lite(pair: Pair) -> None:
 
 
 def test_samples_of_a_batch_decide_alone(flux: TextToImagePipeline) -> None:
-    cache = FirstBlockConfig(threshold=0.08)
+    cache = FirstBlockConfig(threshold=0.2)
     prompts = ("a red circle", "two green stars on a gray background", "heart")
     whole = flux.create_context(
         GenerationRequest(prompts=prompts, seed=5, num_inference_steps=12, cache=cache)

@@ -14,7 +14,7 @@ from max.driver import Buffer
 from max.dtype import DType
 from safetensors.torch import load_file, save_file
 
-from graphs.weights import WeightSpec
+from graphs.weights import WeightSlot, WeightSpec
 from max_diffusion import ModelLoadError, load_pipeline
 from max_diffusion.buffers import to_numpy
 from max_diffusion.checkpoint import ComponentWeights, ModelFolder, open_model
@@ -41,7 +41,7 @@ def test_weights_are_cast_as_torch_casts(
     weights = ComponentWeights.from_files("t", [tmp_path / "model.safetensors"])
     spec = {"w": WeightSpec((37, 5), FLOATS[wanted])}
     assert weights.problems(spec) == []
-    loaded = weights.load(spec)["w"]
+    loaded = weights.load({"w": WeightSlot("w", (37, 5), FLOATS[wanted])})["w"]
     expected = tensor.to(wanted).float().numpy()
     assert np.array_equal(values(loaded).astype(np.float32), expected)
 
@@ -49,7 +49,7 @@ def test_weights_are_cast_as_torch_casts(
 def test_equal_dtypes_are_mapped_not_copied(tmp_path: Path) -> None:
     save_file({"w": torch.ones(4)}, tmp_path / "model.safetensors")
     weights = ComponentWeights.from_files("t", [tmp_path / "model.safetensors"])
-    loaded = weights.load({"w": WeightSpec((4,), DType.float32)})["w"]
+    loaded = weights.load({"w": WeightSlot("w", (4,), DType.float32)})["w"]
     assert not loaded.flags.owndata
     assert not loaded.flags.writeable
 
@@ -82,7 +82,7 @@ def test_weights_that_are_not_finite_are_refused(
     save_file({"w": tensor.to(dtype)}, tmp_path / "model.safetensors")
     weights = ComponentWeights.from_files("t", [tmp_path / "model.safetensors"])
     with pytest.raises(ModelLoadError, match="1 weights hold NaN or infinity: w"):
-        weights.load({"w": WeightSpec((100,), DType.float32)})
+        weights.load({"w": WeightSlot("w", (100,), DType.float32)})
 
 
 def test_truncated_file_says_both_sizes(tmp_path: Path) -> None:
