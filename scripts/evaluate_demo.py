@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from demo_checker import Verdict, check
 from demo_scenes import Scene, held_out_scene
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -50,6 +51,8 @@ def main() -> None:
     summary = summarise(scenes, verdicts)
     Console().print(_table(summary))
     _save_grid(args.output / "grid.png", pictures[:48], verdicts[:48])
+    captions = [scene.caption for scene in scenes]
+    _save_captioned(args.output / "captioned.png", pictures[:18], captions)
     wrong = [i for i, verdict in enumerate(verdicts) if not verdict.is_right][:48]
     if wrong:
         chosen = [pictures[i] for i in wrong]
@@ -152,6 +155,26 @@ def _save_grid(path: Path, pictures: list[np.ndarray], verdicts: list[Verdict]) 
             (x + 1, y + 1, x + cell - 2, y + cell - 2), outline=colour, width=3
         )
         grid.paste(Image.fromarray(picture), (x + 4, y + 4))
+    grid.save(path)
+
+
+def _save_captioned(
+    path: Path, pictures: list[np.ndarray], captions: list[str]
+) -> None:
+    """The first pictures, right or wrong, six a row with their prompts below."""
+    columns, width, height = 6, 152, 192
+    rows = -(-len(pictures) // columns)
+    grid = Image.new("RGB", (columns * width, rows * height), "white")
+    pen = ImageDraw.Draw(grid)
+    font = ImageFont.load_default(size=11)
+    for index, (picture, text) in enumerate(zip(pictures, captions, strict=False)):
+        x, y = index % columns * width, index // columns * height
+        grid.paste(Image.fromarray(picture), (x + 12, y + 6))
+        lines = textwrap.wrap(text, 25)
+        place = (x + width // 2, y + 138)
+        pen.multiline_text(
+            place, "\n".join(lines), "#333", font, anchor="ma", align="center"
+        )
     grid.save(path)
 
 
