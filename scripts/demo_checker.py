@@ -279,11 +279,6 @@ def _relation_holds(relation: str | None, objects: list[FoundObject]) -> bool:
         return all(_is_beside(a, b, direction) for a, b in pairwise(objects))
     if relation == "inside":
         return _is_inside(objects[0], objects[1])
-    if relation.startswith("inside+"):
-        # "Both above the third": the inner one lies in the outer, so the outer decides.
-        direction = relation.removeprefix("inside+")
-        is_inside = _is_inside(objects[0], objects[1])
-        return is_inside and _is_beside(objects[1], objects[2], direction)
     return _is_beside(objects[0], objects[1], relation)
 
 

@@ -78,9 +78,8 @@ class Scene:
     """A described picture.
 
     ``relation`` is ``None`` (one object, or several in no given order), a key of
-    ``RELATION_PHRASES`` (first object to second), ``row`` or ``stack`` (all objects in
-    reading order), or ``inside+above``: first inside second, both above the third, and
-    likewise for the other three directions.
+    ``RELATION_PHRASES`` (first object to second), or ``row`` or ``stack`` (all objects
+    in reading order).
     """
 
     objects: tuple[SceneObject, ...]
@@ -116,9 +115,8 @@ def random_scene(rng: np.random.Generator) -> Scene:
         )
         relation = relation or None
     else:
-        direction = str(rng.choice(["left of", "right of", "above", "below"]))
-        relation = str(rng.choice(["row", "stack", f"inside+{direction}"]))
-    may_repeat = not (relation or "").startswith("inside") and rng.random() < 0.2
+        relation = str(rng.choice(["row", "stack"]))
+    may_repeat = relation != "inside" and rng.random() < 0.2
     kinds = _random_kinds(rng, count, background, may_repeat)
     objects = _place(rng, kinds, relation)
     scene = Scene(objects, relation, background, "")
@@ -151,10 +149,6 @@ def caption(rng: np.random.Generator, scene: Scene) -> str:
         text = f"{_listing(phrases)} in a row"
     elif relation == "stack":
         text = f"{_listing(phrases)} stacked"
-    elif relation.startswith("inside+"):
-        inner = _phrase(rng, "inside")
-        outer = _phrase(rng, relation.removeprefix("inside+"))
-        text = f"{phrases[0]} {inner} {phrases[1]} {outer} {phrases[2]}"
     else:
         text = f"{phrases[0]} {_phrase(rng, relation)} {phrases[1]}"
     top, bottom = scene.background
@@ -183,7 +177,7 @@ def draw(scene: Scene) -> np.ndarray:
 
 
 def patch_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What each of the 8x8 patches of 16 px shows: shape, colour and where its centre is.
+    """What each of the 8x8 patches of 16 px shows: shape, colour, and its centre.
 
     Returns:
         ``shape`` and ``colour``, int64 ``(64,)``: index into ``SHAPES`` and ``COLOURS``
@@ -299,11 +293,6 @@ def _place(
         across = rng.uniform(0.4, 0.6) + rng.uniform(-0.03, 0.03, size=3)
         pairs = zip(along, across, strict=True)
         centres = [np.array(p if relation == "row" else p[::-1]) for p in pairs]
-    elif relation is not None and relation.startswith("inside+"):
-        outer = float(rng.uniform(0.20, 0.225))
-        radii = [outer * 0.36, outer, float(rng.uniform(0.11, 0.14))]
-        first, third = _apart(rng, relation.removeprefix("inside+"), outer, radii[2])
-        centres = [_inside(kinds[1][0], first, outer), first, third]
     elif len(kinds) == 2:
         direction = relation or str(rng.choice(["left of", "above"]))
         centres = list(_apart(rng, direction, *radii))
@@ -342,8 +331,8 @@ def _apart(
 
 
 def _painting_order(scene: Scene) -> list[SceneObject]:
-    if scene.relation is not None and scene.relation.startswith("inside"):
-        return [scene.objects[1], scene.objects[0], *scene.objects[2:]]
+    if scene.relation == "inside":
+        return [scene.objects[1], scene.objects[0]]
     return list(scene.objects)
 
 
