@@ -40,6 +40,7 @@ def take_rows(buffer: Buffer, rows: Sequence[int]) -> Buffer:
     taken = Buffer(dtype=buffer.dtype, shape=shape, device=buffer.device)
     for target, source in enumerate(rows):
         _row(taken, target).inplace_copy_from(_row(buffer, source))
+    _wait_for_copies(buffer.device)
     return taken
 
 
@@ -47,11 +48,18 @@ def put_rows(target: Buffer, rows: Sequence[int], source: Buffer) -> None:
     """Overwrites the given rows of ``target`` with the rows of ``source``."""
     for index, row in enumerate(rows):
         _row(target, row).inplace_copy_from(_row(source, index))
+    _wait_for_copies(target.device)
 
 
 def repeat_rows(array: np.ndarray, count: int) -> np.ndarray:
     """Every row ``count`` times in a row, as diffusers repeats prompts."""
     return np.repeat(array, count, axis=0)
+
+
+def _wait_for_copies(device: Device) -> None:
+    """A GPU's queue keeps copies and graphs in order; a CPU's graphs do not wait."""
+    if device.is_host:
+        device.synchronize()
 
 
 def _row(buffer: Buffer, index: int) -> Buffer:

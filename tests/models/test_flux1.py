@@ -265,6 +265,9 @@ def test_samples_of_a_batch_decide_alone(flux: TextToImagePipeline) -> None:
     rows = np.array([record.actions for record in batch.steps])
     assert (rows == "reuse").any()
     assert any(len(set(row)) > 1 for row in rows)  # in one step, some and not others
+    for _ in range(20):  # copies of rows are done before a graph reads them
+        again = flux.execute(flux.prepare_inputs(whole))
+        assert np.array_equal(again.images, batch.images)
     for index in range(3):
         part = slice(index, index + 1)
         alone = replace(
