@@ -123,7 +123,10 @@ def test_transformer_equals_diffusers(
     ours = to_numpy(pair.ours.denoiser.full(**on_device(arrays)))
     theirs = pair.expected(arrays, *shape[1:3])
     assert np.abs(theirs).max() > 0.1
-    assert np.abs(ours - theirs).max() < TOLERANCE
+    # The trained model's predictions are several times larger on such inputs, and what
+    # float32 rounds off grows with them.
+    size = max(1.0, float(np.abs(theirs).std()))
+    assert np.abs(ours - theirs).max() < TOLERANCE * size
 
 
 def test_front_and_back_equal_full(odd: Pair) -> None:
