@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``max-diffusion``; exits with the error's code."""
+    for stream in ("stdin", "stdout", "stderr"):
+        if vars(sys)[stream] is None:  # closed by the caller, as with 2>&-
+            vars(sys)[stream] = open(os.devnull, "r+")  # noqa: SIM115
     with Interruption() as interruption:
         args = _parser().parse_args(arguments)
         code = _run(args, interruption)
@@ -134,9 +137,6 @@ def resolve(args: argparse.Namespace) -> Job:
     from .images import check_writable, output_paths
     from .types import GenerationRequest
 
-    for text in (*args.prompts, args.negative_prompt or ""):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise RequestError(f"prompt: expected UTF-8 text, got {text!r}")
     cache = parse_cache(args.cache, args.cache_option)
     request = GenerationRequest(
         prompts=tuple(args.prompts),
@@ -152,7 +152,7 @@ def resolve(args: argparse.Namespace) -> Job:
     timeline = Path(args.timeline) if args.timeline is not None else None
     job = Job(request, cache, Path(args.output), timeline)
     files = output_paths(job.output, job.pictures)
-    if timeline in files:
+    if timeline and timeline.resolve() in {file.resolve() for file in files}:
         raise RequestError(f"--timeline: {timeline} is a picture's name already")
     for path in (*files, *([timeline] if timeline else [])):
         check_writable(path)

@@ -60,7 +60,7 @@ class TorchCpuGenerator:
         """
         # RandomState, not Generator: its seeding and its 32-bit stream are frozen
         # by numpy's compatibility policy.
-        self._bits = np.random.RandomState(_checked_seed(seed) & 0xFFFFFFFF)
+        self._bits = np.random.RandomState(checked_seed(seed) & 0xFFFFFFFF)
         self._spare: float | None = None
 
     def randn(self, shape: Sequence[int]) -> npt.NDArray[np.float32]:
@@ -165,7 +165,8 @@ def _float64(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return values.astype(np.float64)
 
 
-def _checked_seed(seed: SupportsIndex) -> int:
+def checked_seed(seed: SupportsIndex) -> int:
+    """``seed`` as an integer in torch's range, else a RequestError."""
     wanted = f"sampling: seed must be a whole number in [{_MIN_SEED}, {_MAX_SEED}]"
     if isinstance(seed, bool):
         raise RequestError(f"{wanted}, got {seed!r}; pass 0 or 1 instead.")

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from max.driver import Buffer, Device
@@ -98,9 +98,9 @@ class Denoised:
 class DiffusionPipeline(ABC):
     """Base of every model's pipeline, by MAX's documented contract.
 
-    A subclass names its ``components``; the constructor makes each, compiles all their
-    graphs as one module in the given session, and then calls
-    :meth:`init_remaining_components`. ``execute(prepare_inputs(context))`` in a loop is
+    A subclass names its ``components``; the constructor makes each, calls
+    :meth:`init_remaining_components`, and compiles all their graphs as one module in
+    the given session. ``execute(prepare_inputs(context))`` in a loop is
     the serving contract: whatever a request leaves behind dies with its inputs.
 
     A subclass with a ``DenoiserComponent`` gets every cache. One without overrides
@@ -157,7 +157,6 @@ class DiffusionPipeline(ABC):
         self.loaded: dict[str, ComponentModel] = {}
         self.runners: dict[str, Callable[..., Any] | None] = {}
         self._load(weight_paths, on_event or _ignore)
-        self.init_remaining_components()
 
     @property
     def device(self) -> Device:
@@ -179,7 +178,11 @@ class DiffusionPipeline(ABC):
 
     @abstractmethod
     def init_remaining_components(self) -> None:
-        """Sets up what is no ComponentModel: tokenizers, schedulers."""
+        """Sets up what is no ComponentModel: tokenizers, schedulers.
+
+        Called before anything compiles: components are in ``loaded``, but no graph can
+        run yet.
+        """
 
     @abstractmethod
     def prepare_inputs(self, context: Any) -> Any:
@@ -230,7 +233,7 @@ class DiffusionPipeline(ABC):
         Raises:
             RequestError: The pipeline was compiled without this cache.
         """
-        config = cache or self.cache_config
+        config = self.cache_config if cache is None else self.resolve_cache(cache)
         if not self._graph_groups.issuperset(config.graph_groups):
             allowed = ", ".join(self.pipeline_config.caches)
             raise RequestError(
@@ -302,6 +305,11 @@ class DiffusionPipeline(ABC):
                     self.default_taylorseer_max_order,
                     self.default_taylorseer_warmup_steps,
                 )
+            )
+        if not isinstance(cache, get_args(CacheConfig)):
+            raise RequestError(
+                "cache: expected a cache configuration such as TaylorSeerConfig(), got "
+                f"{cache!r}"
             )
         return cache
 
@@ -434,6 +442,8 @@ class DiffusionPipeline(ABC):
         add_guidance(module, "guidance", self.dtype, device_ref)
         if "taylorseer" in self._graph_groups:
             add_taylorseer_graphs(module, self.dtype, device_ref)
+        # Compiling takes minutes: what is wrong with a tokenizer is said before.
+        self.init_remaining_components()
         on_event("load", "end")
         on_event("compile", "start")
         compiled = compile_graphs(self.session, module, registry, expected, self.device)

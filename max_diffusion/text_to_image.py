@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 import time
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
@@ -17,9 +17,10 @@ from .checkpoint import ModelFolder
 from .errors import RequestError
 from .pipeline import DiffusionPipeline, OnStep
 from .report import RunReport
-from .types import GenerationContext, GenerationRequest, whole
+from .types import GenerationContext, GenerationRequest
 
 _MAX_SEED = 2**32
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class TextToImagePipeline(DiffusionPipeline):
             MaxDiffusionError: The result is not finite.
         """
         started = time.perf_counter()
-        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+        prompts = (prompt,) if isinstance(prompt, str) else _tuple("prompt", prompt)
         resolved = self.cache_config if cache is None else self._cache(cache)
         request = GenerationRequest(
             prompts=prompts,
@@ -98,9 +99,9 @@ class TextToImagePipeline(DiffusionPipeline):
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             true_cfg_scale=true_cfg_scale,
-            seed=secrets.randbelow(_MAX_SEED) if seed is None else whole("seed", seed),
+            seed=secrets.randbelow(_MAX_SEED) if seed is None else seed,
             num_images_per_prompt=num_images_per_prompt,
-            sigmas=None if sigmas is None else tuple(sigmas),
+            sigmas=None if sigmas is None else _tuple("sigmas", sigmas),
             cache=resolved,
         )
         context = self.create_context(request)
@@ -138,6 +139,15 @@ class TextToImagePipeline(DiffusionPipeline):
         if isinstance(cache, str):
             return named_cache(cache)
         return self.resolve_cache(cache)
+
+
+def _tuple(name: str, values: Iterable[T]) -> tuple[T, ...]:
+    try:
+        return tuple(values)
+    except TypeError as err:
+        raise RequestError(
+            f"request: {name} must be a sequence, got {type(values).__name__}"
+        ) from err
 
 
 def named_cache(name: str) -> CacheConfig:

@@ -225,6 +225,11 @@ def _settings(path: Path) -> dict[str, Any]:
 
 def _limit(settings: dict[str, Any], default: int) -> int:
     value = settings.get("model_max_length", default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 4:
+        raise ModelLoadError(
+            "tokenizer_config.json: model_max_length must be 4 or more, got "
+            f"{value!r}; download the tokenizer again"
+        )
     return int(value) if value < _NO_LIMIT else default
 
 

@@ -8,15 +8,17 @@ cells. ``sigma`` is 0..1, ``timestep`` what the model receives (0..1000), ``step
 
 from __future__ import annotations
 
-import math
-import operator
 from dataclasses import dataclass
-from typing import SupportsIndex
 
 import numpy as np
 
 from .caches import CacheConfig
+from .checks import not_negative, text, whole
 from .errors import RequestError
+from .noise import checked_seed
+
+MAX_PICTURES = 10_000
+"""Of one request; more is a slip of the keyboard, and would fill the memory."""
 
 
 @dataclass(frozen=True)
@@ -45,30 +47,34 @@ class GenerationRequest:
 
     def __post_init__(self) -> None:
         """Checks types and ranges."""
-        if not self.prompts:
-            raise RequestError("request: at least one prompt is needed, got none")
+        if isinstance(self.prompts, str) or not self.prompts:
+            raise RequestError(
+                "request: prompts must be a tuple of at least one prompt, got "
+                f"{self.prompts!r}"
+            )
         for prompt in self.prompts:
-            if not isinstance(prompt, str):
-                raise RequestError(
-                    f"request: a prompt must be text, got {type(prompt).__name__}"
-                )
-        for name, value in (
+            text("request: a prompt", prompt)
+        if self.negative_prompt is not None:
+            text("request: negative_prompt", self.negative_prompt)
+        for name, size in (
             ("height", self.height),
             ("width", self.width),
             ("num_inference_steps", self.num_inference_steps),
-            ("num_images_per_prompt", self.num_images_per_prompt),
         ):
-            if value is not None and whole(f"request: {name}", value) < 1:
-                raise RequestError(f"request: {name} must be at least 1, got {value}")
-        whole("request: seed", self.seed)
-        for name, scale in (
-            ("guidance_scale", self.guidance_scale),
-            ("true_cfg_scale", self.true_cfg_scale),
-        ):
-            if scale is not None and not (math.isfinite(scale) and scale >= 0):
-                raise RequestError(
-                    f"request: {name} must be a number of 0 or more, got {scale}"
-                )
+            if size is not None:
+                whole(f"request: {name}", size, minimum=1)
+        count = whole(
+            "request: num_images_per_prompt", self.num_images_per_prompt, minimum=1
+        )
+        if count * len(self.prompts) > MAX_PICTURES:
+            raise RequestError(
+                f"request: {count * len(self.prompts)} pictures asked for at once, at "
+                f"most {MAX_PICTURES} are drawn; ask several times"
+            )
+        checked_seed(self.seed)
+        if self.guidance_scale is not None:
+            not_negative("request: guidance_scale", self.guidance_scale)
+        not_negative("request: true_cfg_scale", self.true_cfg_scale)
 
 
 @dataclass(frozen=True)
@@ -102,13 +108,3 @@ class GenerationContext:
     warnings: tuple[str, ...] = ()
     cache: CacheConfig | None = None
     """Overrides the pipeline's cache for this request."""
-
-
-def whole(where: str, value: SupportsIndex) -> int:
-    """``value`` as an integer; a float or text is an error, not rounded."""
-    if isinstance(value, bool):
-        raise RequestError(f"{where} must be a whole number, got {value}")
-    try:
-        return operator.index(value)
-    except TypeError as err:
-        raise RequestError(f"{where} must be a whole number, got {value!r}") from err

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import numpy as np
 
-from ..errors import RequestError
+from ..checks import not_negative, whole
 from .base import AbstractResidualCache, GraphGroup, ResidualState
 
 
@@ -31,18 +30,10 @@ class FirstBlockConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        if not (math.isfinite(self.threshold) and self.threshold >= 0):
-            raise RequestError(
-                f"first-block: threshold must be 0 or more, got {self.threshold}"
-            )
-        for name, value in (
-            ("warmup_steps", self.warmup_steps),
-            ("max_consecutive_cached", self.max_consecutive_cached),
-        ):
-            if value < 0:
-                raise RequestError(
-                    f"first-block: {name} must be 0 or more, got {value}"
-                )
+        not_negative("first-block: threshold", self.threshold)
+        whole("first-block: warmup_steps", self.warmup_steps, minimum=0)
+        limit = self.max_consecutive_cached
+        whole("first-block: max_consecutive_cached", limit, minimum=0)
 
 
 @final

@@ -14,6 +14,7 @@ from max.graph import DeviceRef, Module
 from graphs.caches import taylorseer as graphs
 
 from ..buffers import to_device
+from ..checks import whole
 from ..errors import CacheStateError, RequestError
 from .base import AbstractCacheState, AbstractStepCache, GraphGroup
 
@@ -42,15 +43,9 @@ class TaylorSeerConfig:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        for name, value in (
-            ("cache_interval", self.cache_interval),
-            ("warmup_steps", self.warmup_steps),
-        ):
-            if value < 1:
-                raise RequestError(
-                    f"taylorseer: {name} must be at least 1, got {value}"
-                )
-        if not 0 <= self.max_order <= MAX_ORDER:
+        whole("taylorseer: cache_interval", self.cache_interval, minimum=1)
+        whole("taylorseer: warmup_steps", self.warmup_steps, minimum=1)
+        if not 0 <= whole("taylorseer: max_order", self.max_order) <= MAX_ORDER:
             raise RequestError(
                 f"taylorseer: max_order must be 0 to {MAX_ORDER}, got {self.max_order}"
             )

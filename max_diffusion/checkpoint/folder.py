@@ -159,9 +159,13 @@ def _weight_sets(folder: Path) -> dict[str, list[Path]]:
 
 def _shards(folder: Path, index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and name == Path(name).name
+        for name in weight_map.values()
+    ):
         raise ModelLoadError(
-            f"{folder.name}/{index.name}: no weight_map; download it again"
+            f"{folder.name}/{index.name}: no weight_map from weights to files of this "
+            "folder; download it again"
         )
     shards = [folder / name for name in sorted(set(weight_map.values()))]
     missing = [path.name for path in shards if not path.is_file()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import mmap
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,8 +70,15 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     Raises:
         ModelLoadError: The file is shorter than its header says, or has no header.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    try:
+        size = path.stat().st_size
+        opened = path.open("rb")
+    except OSError as err:
+        raise ModelLoadError(
+            f"{_short(path)}: cannot be read ({err.strerror}); check the path and its "
+            "permissions"
+        ) from err
+    with opened as file:
         length = int.from_bytes(file.read(_HEADER_BYTES), "little")
         start = _HEADER_BYTES + length
         if size < _HEADER_BYTES or start > size:
@@ -80,14 +88,15 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             )
         try:
             header: dict[str, Any] = json.loads(file.read(length))
-        except ValueError as err:
+            entries = header.items()
+        except (ValueError, AttributeError) as err:
             raise ModelLoadError(
-                f"{_short(path)}: the header is no JSON; the file is damaged: download "
-                "it again"
+                f"{_short(path)}: the header is no JSON object; the file is damaged: "
+                "download it again"
             ) from err
     tensors = {
         name: _tensor(path, name, entry, start)
-        for name, entry in header.items()
+        for name, entry in entries
         if name != "__metadata__"
     }
     end = max((t.offset + t.num_bytes for t in tensors.values()), default=start)
@@ -104,7 +113,9 @@ def _tensor(
 ) -> StoredTensor:
     try:
         first, last = entry["data_offsets"]
-        shape, code = tuple(entry["shape"]), entry["dtype"]
+        shape, code = tuple(entry["shape"]), str(entry["dtype"])
+        if min(operator.index(size) for size in (first, last, *shape)) < 0:
+            raise ValueError("negative")
     except (KeyError, TypeError, ValueError) as err:
         raise ModelLoadError(
             f"{_short(path)}: the header's entry for {name} is malformed; download the "

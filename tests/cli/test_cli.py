@@ -81,7 +81,11 @@ def test_cache_options_are_parsed_by_their_types() -> None:
         ("taylorseer", "cache_interval=2.5", "must be a whole number, got '2.5'"),
         ("taylorseer", "cache_interval=0", "cache_interval must be at least 1, got 0"),
         ("first-block", "threshold=low", "threshold must be a number, got 'low'"),
-        ("first-block", "threshold=nan", "threshold must be 0 or more, got nan"),
+        (
+            "first-block",
+            "threshold=nan",
+            "threshold must be a number of 0 or more, got nan",
+        ),
         ("taylorseer", "x", "expected key=value, got 'x'"),
         ("taylorseer", "x=1", "it has cache_interval, warmup_steps, max_order"),
         ("none", "x=1", "none has no option 'x'; it has none"),

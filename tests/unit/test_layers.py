@@ -16,7 +16,7 @@ PACKAGE_FILES = [path for path in FILES if path.name != "__init__.py"]
 # Lowest first; a part imports its own layer and those below. A new part needs a place.
 LAYERS = (
     {"errors", "report"},
-    {"buffers", "compile", "images", "noise", "timeline"},
+    {"buffers", "checks", "compile", "images", "noise", "timeline"},
     {"caches", "checkpoint", "schedulers"},
     {"component", "tokenizers", "types"},
     {"denoising"},

@@ -117,6 +117,13 @@ class Flux1Pipeline(TextToImagePipeline):
         assert folder is not None, "Flux1Pipeline is built by load_pipeline"
         self._clip_tokenizer = load_clip_tokenizer(folder / "tokenizer")
         self._t5_tokenizer = load_t5_tokenizer(folder / "tokenizer_2")
+        positions = int(configs["text_encoder"]["max_position_embeddings"])
+        limit = self._clip_tokenizer.model_max_length
+        if limit > positions:
+            raise ModelLoadError(
+                f"tokenizer: its limit of {limit} tokens is above the {positions} "
+                "positions of text_encoder; are they of one model?"
+            )
         self._scheduler = load_scheduler(configs["scheduler"])
         self._transformer = flux1_config(configs["transformer"])
         vae = autoencoder_config(configs["vae"])

@@ -1,0 +1,41 @@
+"""Checks of single values that callers give."""
+
+from __future__ import annotations
+
+import operator
+from numbers import Real
+from typing import SupportsIndex
+
+import numpy as np
+
+from .errors import RequestError
+
+
+def whole(where: str, value: SupportsIndex, minimum: int | None = None) -> int:
+    """``value`` as an integer; a float or text is an error, not rounded."""
+    if isinstance(value, bool):
+        raise RequestError(f"{where} must be a whole number, got {value}")
+    try:
+        number = operator.index(value)
+    except TypeError as err:
+        raise RequestError(f"{where} must be a whole number, got {value!r}") from err
+    if minimum is not None and number < minimum:
+        raise RequestError(f"{where} must be at least {minimum}, got {number}")
+    return number
+
+
+def not_negative(where: str, value: float) -> float:
+    """``value`` as a float of 0 or more that float32 can hold."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= float(np.finfo(np.float32).max):
+        raise RequestError(f"{where} must be a number of 0 or more, got {value!r}")
+    return float(value)
+
+
+def text(where: str, value: str) -> str:
+    """``value`` if it is text that UTF-8 can write."""
+    if not isinstance(value, str):
+        raise RequestError(f"{where} must be text, got {type(value).__name__}")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise RequestError(f"{where}: expected UTF-8 text, got {value!r}")
+    return value

@@ -1,0 +1,55 @@
+"""Values of a request and of a cache are checked where they are given."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from max_diffusion import (
+    FirstBlockConfig,
+    GenerationRequest,
+    RequestError,
+    TaylorSeerConfig,
+)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"prompts": "abc"}, "must be a tuple of at least one prompt, got 'abc'"),
+        ({"prompts": ()}, "must be a tuple of at least one prompt, got ()"),
+        ({"prompts": (3,)}, "a prompt must be text, got int"),
+        ({"prompts": ("\ud800",)}, "a prompt: expected UTF-8 text"),
+        ({"negative_prompt": 3}, "negative_prompt must be text, got int"),
+        ({"height": 8.0}, "height must be a whole number, got 8.0"),
+        ({"num_images_per_prompt": None}, "must be a whole number, got None"),
+        ({"num_images_per_prompt": 10**9}, "at most 10000 are drawn"),
+        ({"seed": 2**64}, "seed must be a whole number in"),
+        ({"guidance_scale": "3"}, "must be a number of 0 or more, got '3'"),
+        ({"guidance_scale": 1e40}, "must be a number of 0 or more, got 1e+40"),
+        ({"true_cfg_scale": True}, "must be a number of 0 or more, got True"),
+    ],
+    ids=str,
+)
+def test_bad_requests_are_one_line(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        GenerationRequest(**({"prompts": ("a",)} | values))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (TaylorSeerConfig, {"cache_interval": 1.5}),
+        (TaylorSeerConfig, {"warmup_steps": None}),
+        (TaylorSeerConfig, {"max_order": True}),
+        (FirstBlockConfig, {"threshold": "x"}),
+        (FirstBlockConfig, {"warmup_steps": 1.5}),
+        (FirstBlockConfig, {"max_consecutive_cached": -1}),
+    ],
+)
+def test_bad_cache_settings_are_refused(kind: Any, values: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=next(iter(values))):
+        kind(**values)
