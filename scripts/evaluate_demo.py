@@ -162,7 +162,7 @@ def _save_captioned(
     path: Path, pictures: list[np.ndarray], captions: list[str]
 ) -> None:
     """The first pictures, right or wrong, six a row with their prompts below."""
-    columns, width, height = 6, 152, 192
+    columns, width, height = 6, 152, 206
     rows = -(-len(pictures) // columns)
     grid = Image.new("RGB", (columns * width, rows * height), "white")
     pen = ImageDraw.Draw(grid)
