@@ -124,9 +124,10 @@ def test_transformer_equals_diffusers(
     ours = to_numpy(pair.ours.denoiser.full(**on_device(arrays)))
     theirs = pair.expected(arrays, *shape[1:3])
     assert np.abs(theirs).max() > 0.1
-    # The trained model's predictions are several times larger on such inputs, and what
-    # float32 rounds off grows with them.
-    size = max(1.0, float(np.abs(theirs).std()))
+    # The bar is for random weights. On trained ones the last bit of torch's float32 exp
+    # counts: a frequency one bit off turns guidance 5 by 3e-4 rad. Relative there.
+    is_trained = pair.theirs.transformer.config.guidance_embeds
+    size = float(np.abs(theirs).max()) if is_trained else 1.0
     assert np.abs(ours - theirs).max() < TOLERANCE * size
 
 
