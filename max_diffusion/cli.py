@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of ``max-diffusion``; exits with the error's code."""
-    for stream in ("stdin", "stdout", "stderr"):
-        if vars(sys)[stream] is None:  # closed by the caller, as with 2>&-
-            vars(sys)[stream] = open(os.devnull, "r+")  # noqa: SIM115
+    # Closed by the caller, as with 2>&-: print would send errors to standard output.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     with Interruption() as interruption:
         args = _parser().parse_args(arguments)
         code = _run(args, interruption)

@@ -199,6 +199,11 @@ def test_second_ctrl_c_ends_at_once_even_within_foreign_code(
     assert (busy.returncode, output, errors) == (130, "", "")
 
 
+def test_closed_stderr_keeps_errors_out_of_standard_output() -> None:
+    done = processes.run("sh", "-c", f"{' '.join(COMMAND)} a --steps 0 2>&-")
+    assert (done.returncode, done.stdout) == (2, "")
+
+
 def test_first_ctrl_c_is_told_at_the_next_check() -> None:
     code = """
 import os, signal, time
