@@ -14,6 +14,7 @@ from typing import Final, SupportsIndex, final
 import numpy as np
 import numpy.typing as npt
 
+from .checks import whole
 from .errors import RequestError
 
 _MIN_SEED: Final = -(2**63)
@@ -120,27 +121,6 @@ class TorchCpuGenerator:
         return (word & np.uint64(2**53 - 1)).astype(np.float64) * 2.0**-53
 
 
-def seeded_noise(shape: Sequence[int], seed: SupportsIndex) -> npt.NDArray[np.float32]:
-    """Draws the noise that torch's CPU generator gives for a fresh seed.
-
-    Equal to ``torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed),
-    dtype=torch.float32)`` within 1e-6. (In bfloat16 torch draws other values, so
-    the same picture as diffusers needs float32 noise there, too.)
-
-    Args:
-        shape: Sizes, each 0 or more. For one picture of packed latents this is the
-            unpacked shape ``(B, C, h, w)``, since diffusers packs after drawing.
-        seed: Whole number in [-2**63, 2**64 - 1]; see ``TorchCpuGenerator``.
-
-    Returns:
-        Array of ``shape``, float32, C order, mean 0 and variance 1.
-
-    Raises:
-        RequestError: The seed or a size is no whole number or out of range.
-    """
-    return TorchCpuGenerator(seed).randn(shape)
-
-
 def _box_muller_blocks(
     uniforms: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32]:
@@ -167,18 +147,13 @@ def _float64(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 def checked_seed(seed: SupportsIndex) -> int:
     """``seed`` as an integer in torch's range, else a RequestError."""
-    wanted = f"sampling: seed must be a whole number in [{_MIN_SEED}, {_MAX_SEED}]"
-    if isinstance(seed, bool):
-        raise RequestError(f"{wanted}, got {seed!r}; pass 0 or 1 instead.")
-    try:
-        value = operator.index(seed)
-    except TypeError as err:
-        raise RequestError(f"{wanted}, got {seed!r}; pass an int.") from err
+    value = whole("sampling: seed", seed)
     if not _MIN_SEED <= value <= _MAX_SEED:
         # As in torch only 32 bits count, so a folded seed would lose nothing, but
         # the caller has to do it.
         raise RequestError(
-            f"{wanted}, got {value}; {value % 2**32} names the same stream."
+            f"sampling: seed must be in [{_MIN_SEED}, {_MAX_SEED}], got {value}; "
+            f"{value % 2**32} names the same stream"
         )
     return value
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import cast
+from collections.abc import Sequence
+from typing import SupportsIndex, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,11 +12,15 @@ import pytest
 import torch
 
 from max_diffusion.errors import RequestError
-from max_diffusion.noise import TorchCpuGenerator, seeded_noise
+from max_diffusion.noise import TorchCpuGenerator
 
 SEEDS = [0, 1, 42, 2**32 - 1, 2**32 + 5, 2**63, 2**64 - 1, -1, -(2**63)]
 # 1e-6 is the promise; single draws stay below 5e-7, one float32 step at 4 to 8.
 TOLERANCE = 1e-6
+
+
+def seeded_noise(shape: Sequence[int], seed: SupportsIndex) -> npt.NDArray[np.float32]:
+    return TorchCpuGenerator(seed).randn(shape)
 
 
 def torch_noise(shape: tuple[int, ...], seed: int) -> npt.NDArray[np.float32]:
@@ -94,7 +99,7 @@ def test_seeded_noise_refuses_seeds_that_torch_refuses(seed: int) -> None:
         torch.Generator("cpu").manual_seed(seed)
     with pytest.raises(
         RequestError,
-        match=rf"seed must be .* in \[-9223372036854775808, .*\], got {seed}; \d+ n",
+        match=rf"seed must be in \[-9223372036854775808, .*\], got {seed}; \d+ n",
     ):
         seeded_noise((4,), seed)
 
@@ -103,7 +108,7 @@ def test_seeded_noise_refuses_seeds_that_torch_refuses(seed: int) -> None:
 def test_seeded_noise_refuses_seeds_that_are_no_whole_numbers(
     seed: object,
 ) -> None:
-    with pytest.raises(RequestError, match=r"seed must be a whole number .* got"):
+    with pytest.raises(RequestError, match="seed must be a whole number, got"):
         seeded_noise((4,), cast("int", seed))
 
 

@@ -25,7 +25,7 @@ from max_diffusion import (
         ({"height": 8.0}, "height must be a whole number, got 8.0"),
         ({"num_images_per_prompt": None}, "must be a whole number, got None"),
         ({"num_images_per_prompt": 10**9}, "at most 10000 are drawn"),
-        ({"seed": 2**64}, "seed must be a whole number in"),
+        ({"seed": 2**64}, "seed must be in"),
         ({"guidance_scale": "3"}, "must be a number of 0 or more, got '3'"),
         ({"guidance_scale": 1e40}, "must be a number of 0 or more, got 1e+40"),
         ({"true_cfg_scale": True}, "must be a number of 0 or more, got True"),
