@@ -11,7 +11,12 @@ import numpy as np
 from .errors import RequestError
 
 
-def whole(where: str, value: SupportsIndex, minimum: int | None = None) -> int:
+def whole(
+    where: str,
+    value: SupportsIndex,
+    minimum: int | None = None,
+    maximum: int | None = None,
+) -> int:
     """``value`` as an integer; a float or text is an error, not rounded."""
     if isinstance(value, bool):
         raise RequestError(f"{where} must be a whole number, got {value}")
@@ -21,6 +26,8 @@ def whole(where: str, value: SupportsIndex, minimum: int | None = None) -> int:
         raise RequestError(f"{where} must be a whole number, got {value!r}") from err
     if minimum is not None and number < minimum:
         raise RequestError(f"{where} must be at least {minimum}, got {number}")
+    if maximum is not None and number > maximum:
+        raise RequestError(f"{where} must be at most {maximum}, got {number}")
     return number
 
 

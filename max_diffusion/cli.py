@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(args: argparse.Namespace, interruption: Interruption) -> int:
     try:
         args.run(args, interruption)
+        sys.stdout.flush()
     except RequestCancelled as err:
         print(f"cancelled: {err}", file=sys.stderr)
         return err.exit_code
@@ -52,6 +53,10 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> int:
     except BrokenPipeError:
         # The reader of our output has left; give Python's last flush a place to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as err:
+        print(f"error: standard output: {err.strerror}; free some", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return RequestError.exit_code
     return 0
 
 
@@ -154,8 +159,10 @@ def resolve(args: argparse.Namespace) -> Job:
     files = output_paths(job.output, job.pictures)
     if timeline and timeline.resolve() in {file.resolve() for file in files}:
         raise RequestError(f"--timeline: {timeline} is a picture's name already")
-    for path in (*files, *([timeline] if timeline else [])):
-        check_writable(path)
+    for path in files:
+        check_writable(path, "--output")
+    if timeline:
+        check_writable(timeline, "--timeline")
     return job
 
 
@@ -222,6 +229,7 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             variant=args.variant,
             show_progress=is_shown,
             on_event=progress.on_event,
+            before_compile=lambda model: model.create_context(request),
         )
 
         def on_step(done: int, total: int) -> None:

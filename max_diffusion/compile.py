@@ -31,7 +31,6 @@ class CompiledGraphs:
     """What the slots are filled with. MAX reads these very bytes and does not keep
     them: they must live as long as the models."""
     compile_seconds: float
-    init_seconds: float
 
 
 def resolve_device(name: str) -> Device:
@@ -42,7 +41,8 @@ def resolve_device(name: str) -> Device:
         DeviceError: That GPU is not there.
     """
     kind, _, index = name.partition(":")
-    if kind not in ("auto", "cpu", "gpu") or (index and not index.isdigit()):
+    is_known = kind in ("auto", "cpu", "gpu") and (not index or kind == "gpu")
+    if not is_known or (index and not index.isdigit()):
         raise RequestError(
             f"device: expected auto, cpu, gpu or gpu:INDEX, got {name!r}"
         )
@@ -102,17 +102,10 @@ def compile_graphs(
         first_line = str(cause).strip().split("\n", maxsplit=1)[0]
         raise CompileError(f"compile: MAX refused the graphs: {first_line}") from err
     compile_seconds = time.perf_counter() - started
-    started = time.perf_counter()
     registry = weights if device.is_host else _to_device(weights, device)
     models = session.init_all(compiled, weights_registry=registry)
-    init_seconds = time.perf_counter() - started
-    logger.info(
-        "compiled %s in %.2f s, weights in %.2f s",
-        ", ".join(models),
-        compile_seconds,
-        init_seconds,
-    )
-    return CompiledGraphs(models, registry, compile_seconds, init_seconds)
+    logger.info("compiled %s in %.2f s", ", ".join(models), compile_seconds)
+    return CompiledGraphs(models, registry, compile_seconds)
 
 
 def _check(weights: Mapping[str, Any], expected: Mapping[str, WeightSlot]) -> None:

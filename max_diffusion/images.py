@@ -16,7 +16,7 @@ from .errors import RequestError
 from .report import RunReport
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, where: str) -> None:
     """Refuses a path that could not be written, before anything is computed.
 
     Raises:
@@ -25,22 +25,22 @@ def check_writable(path: Path) -> None:
     folder = path.parent
     try:
         if path.is_dir():
-            raise RequestError(f"output: {path} is a folder; give a file name in it")
+            raise RequestError(f"{where}: {path} is a folder; give a file name in it")
         if path.suffix.lower() != ".png":
             raise RequestError(
-                f"output: {path} must end in .png, the only format written"
+                f"{where}: {path} must end in .png, the only format written"
             )
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "does not exist"
-            raise RequestError(f"output: {folder} {what}; make it or choose another")
+            raise RequestError(f"{where}: {folder} {what}; make it or choose another")
         is_closed = path.exists() and not os.access(path, os.W_OK)
     except OSError as err:  # a name too long, a folder that may not be looked into
         raise RequestError(
-            f"output: {path} cannot be written ({err.strerror}); choose another path"
+            f"{where}: {path} cannot be written ({err.strerror}); choose another path"
         ) from err
     if is_closed or not os.access(folder, os.W_OK | os.X_OK):
         raise RequestError(
-            f"output: {path} cannot be written (no permission); choose another path"
+            f"{where}: {path} cannot be written (no permission); choose another path"
         )
 
 

@@ -113,6 +113,8 @@ class DiffusionPipeline(ABC):
         weight_paths: Safetensors files, in folders named after the components.
         cache_config: Denoising cache of requests that bring none of their own.
         on_event: Called with ``(stage, "start" | "end")`` for load and compile.
+        before_compile: Called with the pipeline when all but its graphs is there, to
+            check a request, say; what it raises ends the construction.
 
     Raises:
         ModelLoadError: Weights missing, left over, of another shape or dtype.
@@ -136,6 +138,7 @@ class DiffusionPipeline(ABC):
         cache_config: DenoisingCacheConfig | CacheConfig | None = None,
         *,
         on_event: OnEvent | None = None,
+        before_compile: Callable[[Any], object] | None = None,
     ) -> None:
         if not self.components:
             raise MaxDiffusionError(
@@ -155,8 +158,7 @@ class DiffusionPipeline(ABC):
         self._weights: Mapping[str, Any] = {}
         self.compile_count = 0
         self.loaded: dict[str, ComponentModel] = {}
-        self.runners: dict[str, Callable[..., Any] | None] = {}
-        self._load(weight_paths, on_event or _ignore)
+        self._load(weight_paths, on_event or _ignore, before_compile)
 
     @property
     def device(self) -> Device:
@@ -403,7 +405,12 @@ class DiffusionPipeline(ABC):
                 "try float32, or check the weights"
             )
 
-    def _load(self, weight_paths: Sequence[Path], on_event: OnEvent) -> None:
+    def _load(
+        self,
+        weight_paths: Sequence[Path],
+        on_event: OnEvent,
+        before_compile: Callable[[Any], object] | None,
+    ) -> None:
         """Constructs the components, loads their weights, compiles once, binds."""
         assert self.components is not None
         started = time.perf_counter()
@@ -444,6 +451,8 @@ class DiffusionPipeline(ABC):
             add_taylorseer_graphs(module, self.dtype, device_ref)
         # Compiling takes minutes: what is wrong with a tokenizer is said before.
         self.init_remaining_components()
+        if before_compile is not None:
+            before_compile(self)
         on_event("load", "end")
         on_event("compile", "start")
         compiled = compile_graphs(self.session, module, registry, expected, self.device)
@@ -452,9 +461,9 @@ class DiffusionPipeline(ABC):
         self._weights = compiled.weights
         self.compile_count += 1
         self.seconds["compile"] = compiled.compile_seconds
-        for name, component in self.loaded.items():
+        for component in self.loaded.values():
             component.bind(self.models)
-            self.runners[name] = component.load_model()
+            component.load_model()
         self.seconds["load"] = time.perf_counter() - started - compiled.compile_seconds
 
     def _files_by_component(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
@@ -37,10 +37,11 @@ def load_pipeline(
     revision: str | None = None,
     show_progress: bool = False,
     on_event: OnEvent | None = None,
+    before_compile: Callable[[TextToImagePipeline], object] | None = None,
 ) -> TextToImagePipeline:
     """Opens a model and compiles it, once.
 
-    The first compile of a model takes a minute or so and is kept on disk; later ones
+    The first compile of a model takes minutes and is kept on disk; later ones
     take milliseconds.
 
     Args:
@@ -55,6 +56,9 @@ def load_pipeline(
         revision: Hub revision.
         show_progress: Show download progress.
         on_event: Called with ``("load" | "compile", "start" | "end")``.
+        before_compile: Called with the pipeline before its graphs are compiled, which
+            takes minutes: ``lambda p: p.create_context(request)`` tells first whether
+            the model can draw a request.
 
     Raises:
         ModelLoadError: No such model, files missing or damaged, or a model class that
@@ -93,7 +97,13 @@ def load_pipeline(
         for file in folder.weight_files(role)
     ]
     return kind(
-        config, open_session(chosen), [chosen], files, settings, on_event=on_event
+        config,
+        open_session(chosen),
+        [chosen],
+        files,
+        settings,
+        on_event=on_event,
+        before_compile=before_compile,
     )
 
 

@@ -112,7 +112,9 @@ class TextToImagePipeline(DiffusionPipeline):
             device=str(self.device.label),
             dtype=self.dtype.name,
             prompts=prompts,
-            negative_prompt=negative_prompt,
+            negative_prompt=(
+                None if context.negative_tokens is None else negative_prompt
+            ),
             height=context.height,
             width=context.width,
             num_inference_steps=context.num_inference_steps,

@@ -69,6 +69,11 @@ class AbstractTokenizer(ABC):
             removed.append(rest)
         return TokenBatch(ids, tuple(removed))
 
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+
     @abstractmethod
     def _tokens(self, text: str, room: int) -> tuple[list[int], str]:
         """At most ``room`` ids of a text, and the text that did not fit."""
@@ -91,6 +96,11 @@ class FastTokenizer(AbstractTokenizer):
         tokenizer.no_padding()
         self._tokenizer = tokenizer
 
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return 1 + max(self._tokenizer.get_vocab().values())
+
     def _tokens(self, text: str, room: int) -> tuple[list[int], str]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         if len(encoding.ids) <= room:
@@ -106,6 +116,11 @@ class SentencePieceTokenizer(AbstractTokenizer):
         eos, pad = processor.eos_id(), processor.pad_id()
         super().__init__(model_max_length, (), (eos,), pad)
         self._processor = processor
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return int(self._processor.get_piece_size())
 
     def _tokens(self, text: str, room: int) -> tuple[list[int], str]:
         ids = self._processor.encode(text)

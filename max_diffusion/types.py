@@ -17,8 +17,10 @@ from .checks import not_negative, text, whole
 from .errors import RequestError
 from .noise import checked_seed
 
+# Of one request; more is a slip of the keyboard, and would fill the memory.
 MAX_PICTURES = 10_000
-"""Of one request; more is a slip of the keyboard, and would fill the memory."""
+MAX_SIZE = 16_384
+MAX_STEPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,8 @@ class GenerationRequest:
             ("num_inference_steps", self.num_inference_steps),
         ):
             if size is not None:
-                whole(f"request: {name}", size, minimum=1)
+                limit = MAX_STEPS if name == "num_inference_steps" else MAX_SIZE
+                whole(f"request: {name}", size, minimum=1, maximum=limit)
         count = whole(
             "request: num_images_per_prompt", self.num_images_per_prompt, minimum=1
         )

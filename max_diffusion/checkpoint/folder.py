@@ -86,10 +86,6 @@ class ModelFolder:
             "download it again"
         )
 
-    def tokenizer_path(self, role: str) -> Path:
-        """A tokenizer's folder."""
-        return self.path / role
-
     def weight_files(self, role: str) -> list[Path]:
         """A component's safetensors files.
 

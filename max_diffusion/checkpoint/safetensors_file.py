@@ -99,7 +99,20 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         for name, entry in entries
         if name != "__metadata__"
     }
-    end = max((t.offset + t.num_bytes for t in tensors.values()), default=start)
+    end = start
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
+        if tensor.offset != end and tensor.num_bytes:
+            what = "overlaps" if tensor.offset < end else "leaves a gap to"
+            raise ModelLoadError(
+                f"{_short(path)}: {name} {what} the tensor before it; the file is "
+                "damaged: download it again"
+            )
+        end += tensor.num_bytes
+    if size > end:
+        raise ModelLoadError(
+            f"{_short(path)}: {end} bytes expected from its header, got {size}; the "
+            "file is damaged: download it again"
+        )
     if size < end:
         raise ModelLoadError(
             f"{_short(path)}: {end} bytes expected from its header, got {size}; the "

@@ -131,10 +131,11 @@ def test_help_lists_every_cache_and_its_options() -> None:
         (["a", "--guidance", "nan"], 2, "guidance_scale must be a number"),
         (["a", "--output", "/no/such/x.png"], 2, "/no/such does not exist"),
         (["a", "--output", "x.jpg"], 2, "x.jpg must end in .png"),
-        (["a", "--timeline", "/"], 2, "/ is a folder"),
+        (["a", "--timeline", "/"], 2, "--timeline: / is a folder"),
         (["a", "--cache", "tea"], 2, "invalid choice: 'tea'"),
         (["a", "--cache-option", "x=1"], 2, "none has no option 'x'; it has none"),
         (["a", "--device", "tpu"], 2, "expected auto, cpu, gpu or gpu:INDEX"),
+        (["a", "--device", "cpu:7"], 2, "expected auto, cpu, gpu or gpu:INDEX"),
         (["a", "--device", "gpu:77"], 5, "GPUs here"),
         (["a", "--model", "no-such-model"], 3, "no folder here and no hub repository"),
         (["a", "--step", "5"], 2, "unrecognized arguments: --step"),
@@ -279,10 +280,29 @@ def test_several_pictures_and_one_line_each(
     assert prompts == ["a", "a", "", ""]
 
 
-def test_a_size_the_model_cannot_draw_is_one_line(
+def test_a_full_disk_behind_standard_output_is_one_line(
     demo: TextToImagePipeline, tmp_path: Path
 ) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, "a", "--steps", "1"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=tmp_path,
+            text=True,
+            check=False,
+        )
+    message = "error: standard output: No space left on device; free some\n"
+    assert (done.returncode, done.stderr) == (2, message)
+
+
+def test_a_size_the_model_cannot_draw_is_told_before_compiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("MODULAR_CACHE_DIR", str(cache))
     done = run("a", "--width", 1000, cwd=tmp_path)
+    assert not cache.exists()
     assert done.returncode == 2
     assert "width must be a multiple of 16 pixels, got 1000" in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -94,8 +95,30 @@ def test_truncated_file_says_both_sizes(tmp_path: Path) -> None:
         ModelLoadError, match=f"{len(whole)} bytes expected .* got {len(whole) - 8}"
     ):
         ComponentWeights.from_files("t", [path])
+    path.write_bytes(whole + b"more")
+    with pytest.raises(ModelLoadError, match=f"expected .* got {len(whole) + 4}"):
+        ComponentWeights.from_files("t", [path])
     path.write_bytes(whole[:20])
     with pytest.raises(ModelLoadError, match="truncated or no safetensors file"):
+        ComponentWeights.from_files("t", [path])
+
+
+@pytest.mark.parametrize(
+    ("start", "message"), [(0, "b overlaps"), (12, "b leaves a gap to")]
+)
+def test_tensors_that_do_not_follow_each_other(
+    tmp_path: Path, start: int, message: str
+) -> None:
+    entry = {"dtype": "F32", "shape": [2]}
+    header = json.dumps(
+        {
+            "a": entry | {"data_offsets": [0, 8]},
+            "b": entry | {"data_offsets": [start, start + 8]},
+        }
+    ).encode()
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(start + 8))
+    with pytest.raises(ModelLoadError, match=message):
         ComponentWeights.from_files("t", [path])
 
 
@@ -167,6 +190,21 @@ def damage_weights(folder: Path) -> None:
     save_file(tensors, path)
 
 
+def damage_tokenizer(folder: Path) -> None:
+    path = folder / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["vocab"]["beyond"] = 5000
+    path.write_text(json.dumps(content))
+
+
+def damage_config(role: str, **values: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        path = folder / role / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return damage
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -176,6 +214,17 @@ def damage_weights(folder: Path) -> None:
         (damage_vae_folder, "the folder vae is missing"),
         (damage_vae_role, "lists no vae"),
         (damage_to_pickle, "only diffusion_pytorch_model.bin, a pickle"),
+        (
+            damage_config("transformer", num_layers="2"),
+            "transformer: config.json's num_layers must be a whole number .* got '2'",
+        ),
+        (damage_config("transformer", axes_dims_rope=4), "must be a list, got 4"),
+        (damage_config("vae", block_out_channels=[8, 0]), "whole number .* got 0"),
+        (damage_config("vae", act_fn="relu"), "act_fn must be silu, got 'relu'"),
+        (damage_config("vae", scaling_factor="1"), "must be a number, got '1'"),
+        (damage_config("text_encoder", hidden_act=3), "must be text, got 3"),
+        (damage_config("text_encoder", vocab_size=9), "wrong shape: .*embedding"),
+        (damage_tokenizer, "tokenizer: its 5001 ids are more than the .* encoder"),
         (damage_weights, "1 weights missing: x_embedder.bias; .*wrong shape: proj_out"),
     ],
 )

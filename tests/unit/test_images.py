@@ -86,7 +86,7 @@ def test_check_writable_refuses_in_one_line(
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match=message) as caught:
-        check_writable(tmp_path / path)
+        check_writable(tmp_path / path, "output")
     assert "\n" not in str(caught.value)
 
 
@@ -94,13 +94,13 @@ def test_check_writable_refuses_in_one_line(
 def test_check_writable_refuses_a_closed_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(RequestError, match="no permission"):
-        check_writable(tmp_path / "x.png")
+        check_writable(tmp_path / "x.png", "output")
 
 
 def test_check_writable_takes_new_and_old_files_and_makes_none(tmp_path: Path) -> None:
     (tmp_path / "old.PNG").touch()
-    check_writable(tmp_path / "old.PNG")
-    check_writable(tmp_path / "new.png")
+    check_writable(tmp_path / "old.PNG", "output")
+    check_writable(tmp_path / "new.png", "output")
     assert os.listdir(tmp_path) == ["old.PNG"]
 
 

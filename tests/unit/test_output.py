@@ -96,8 +96,8 @@ def test_unwritable_paths_are_said_first(tmp_path: Path) -> None:
         (tmp_path / "folder.png", "is a folder"),
     ):
         with pytest.raises(RequestError, match=message):
-            check_writable(path)
-    check_writable(tmp_path / "x.png")
+            check_writable(path, "output")
+    check_writable(tmp_path / "x.png", "output")
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from max_diffusion import (
         ({"prompts": (3,)}, "a prompt must be text, got int"),
         ({"prompts": ("\ud800",)}, "a prompt: expected UTF-8 text"),
         ({"negative_prompt": 3}, "negative_prompt must be text, got int"),
+        ({"height": 10**6}, "height must be at most 16384, got 1000000"),
         ({"height": 8.0}, "height must be a whole number, got 8.0"),
         ({"num_images_per_prompt": None}, "must be a whole number, got None"),
         ({"num_images_per_prompt": 10**9}, "at most 10000 are drawn"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from graphs.autoencoder_kl import AutoencoderKLConfig
 from graphs.clip import ClipTextConfig
@@ -50,6 +50,7 @@ def t5_config(config: Mapping[str, Any]) -> T5Config:
 
 def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderKLConfig:
     """Sizes of an ``AutoencoderKL``."""
+    _one_of("vae", "act_fn", config.get("act_fn", "silu"), ("silu",))
     for key, block in (
         ("down_block_types", "DownEncoderBlock2D"),
         ("up_block_types", "UpDecoderBlock2D"),
@@ -62,17 +63,41 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderKLConfig:
 
 def _select(kind: type[ConfigT], config: Mapping[str, Any], where: str) -> ConfigT:
     """The dataclass's fields out of a larger mapping, lists as tuples."""
-    values = {}
+    values, hints = {}, get_type_hints(kind)
     for item in fields(kind):  # type: ignore[arg-type]  # every caller's is one
         if item.name in config:
-            value = config[item.name]
-            values[item.name] = tuple(value) if isinstance(value, list) else value
+            values[item.name] = _typed(
+                f"{where}: config.json's {item.name}",
+                config[item.name],
+                hints[item.name],
+            )
         elif item.default is MISSING and item.default_factory is MISSING:
             raise ModelLoadError(
                 f"{where}: config.json has no {item.name}; is it the config of a "
                 "FLUX.1 model?"
             )
     return kind(**values)
+
+
+def _typed(where: str, value: Any, kind: Any) -> Any:
+    """``value`` if it is what a field of type ``kind`` holds; sizes are positive."""
+    if get_origin(kind) is tuple:
+        if isinstance(value, list) and value:
+            return tuple(_typed(where, item, get_args(kind)[0]) for item in value)
+        wanted = "a list"
+    elif kind is int:
+        if type(value) is int and value > 0:
+            return value
+        wanted = "a whole number above 0"
+    elif kind is float:
+        if type(value) in (int, float):
+            return float(value)
+        wanted = "a number"
+    else:
+        if isinstance(value, kind):
+            return value
+        wanted = {bool: "true or false", str: "text"}[kind]
+    raise ModelLoadError(f"{where} must be {wanted}, got {value!r}")
 
 
 def _one_of(where: str, key: str, value: str, choices: tuple[str, ...]) -> None:

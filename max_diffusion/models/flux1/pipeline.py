@@ -29,7 +29,7 @@ from .components import (
     Flux1Transformer,
     T5TextEncoder,
 )
-from .config import autoencoder_config, flux1_config
+from .config import autoencoder_config, clip_config, flux1_config, t5_config
 
 # Longest T5 input the published models were trained on.
 _MAX_TEXT_TOKENS = 512
@@ -117,7 +117,19 @@ class Flux1Pipeline(TextToImagePipeline):
         assert folder is not None, "Flux1Pipeline is built by load_pipeline"
         self._clip_tokenizer = load_clip_tokenizer(folder / "tokenizer")
         self._t5_tokenizer = load_t5_tokenizer(folder / "tokenizer_2")
-        positions = int(configs["text_encoder"]["max_position_embeddings"])
+        clip = clip_config(configs["text_encoder"])
+        t5 = t5_config(configs["text_encoder_2"])
+        for role, tokenizer, rows in (
+            ("tokenizer", self._clip_tokenizer, clip.vocab_size),
+            ("tokenizer_2", self._t5_tokenizer, t5.vocab_size),
+        ):
+            # Ids beyond the table would be read from other memory.
+            if tokenizer.vocab_size > rows:
+                raise ModelLoadError(
+                    f"{role}: its {tokenizer.vocab_size} ids are more than the {rows} "
+                    "of the text encoder; are they of one model?"
+                )
+        positions = clip.max_position_embeddings
         limit = self._clip_tokenizer.model_max_length
         if limit > positions:
             raise ModelLoadError(
@@ -157,10 +169,15 @@ class Flux1Pipeline(TextToImagePipeline):
             request.true_cfg_scale > 1 and request.negative_prompt is not None
         )
         warnings = self._guidance_warnings(request)
-        tokens, tokens_2, notes = self._tokenize(request.prompts)
-        negative = [request.negative_prompt or ""] * len(request.prompts)
-        none = (None, None, ())
-        first, second, more = self._tokenize(negative) if has_negative else none
+        names = [f"prompt {index + 1}" for index in range(len(request.prompts))]
+        tokens, tokens_2, notes = self._tokenize(request.prompts, names)
+        first = second = None
+        if request.negative_prompt is not None and has_negative:
+            first, second, more = self._tokenize(
+                [request.negative_prompt], ["the negative prompt"]
+            )
+            notes += more
+            first, second = (repeat_rows(x, len(names)) for x in (first, second))
         batch = len(request.prompts) * request.num_images_per_prompt
         return GenerationContext(
             tokens=tokens,
@@ -177,7 +194,7 @@ class Flux1Pipeline(TextToImagePipeline):
             true_cfg_scale=request.true_cfg_scale,
             num_images_per_prompt=request.num_images_per_prompt,
             seed=request.seed,
-            warnings=(*warnings, *notes, *dict.fromkeys(more)),
+            warnings=(*warnings, *notes),
             cache=request.cache,
         )
 
@@ -271,7 +288,7 @@ class Flux1Pipeline(TextToImagePipeline):
         return Branch(name, held)
 
     def _tokenize(
-        self, prompts: Sequence[str]
+        self, prompts: Sequence[str], names: Sequence[str]
     ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """Ids of both tokenizers, and what was cut off."""
         clip = self._clip_tokenizer.encode(
@@ -280,13 +297,13 @@ class Flux1Pipeline(TextToImagePipeline):
         t5_length = min(self._t5_tokenizer.model_max_length, _MAX_TEXT_TOKENS)
         t5 = self._t5_tokenizer.encode(prompts, t5_length)
         notes = [
-            f"prompt {index + 1} is longer than the {length} tokens of {name} and was "
-            f"cut; not seen: {_shortened(text)}"
-            for name, length, batch in (
+            f"{name} is longer than the {length} tokens of {encoder} and was cut; "
+            f"not seen: {_shortened(text)}"
+            for encoder, length, batch in (
                 ("text_encoder", self._clip_tokenizer.model_max_length, clip),
                 ("text_encoder_2", t5_length, t5),
             )
-            for index, text in enumerate(batch.removed)
+            for name, text in zip(names, batch.removed, strict=True)
             if text
         ]
         return clip.ids, t5.ids, tuple(notes)
