@@ -288,6 +288,7 @@ def test_a_full_disk_behind_standard_output_is_one_line(
             [*COMMAND, "a", "--steps", "1"],
             stdout=full,
             stderr=subprocess.PIPE,
+            env=dict(os.environ),  # see processes.run
             cwd=tmp_path,
             text=True,
             check=False,
@@ -318,7 +319,7 @@ def test_ctrl_c_while_denoising_ends_cleanly(
     process = subprocess.Popen(
         [
             *COMMAND,
-            *("a", "--steps", "100000"),
+            *("a", "--steps", "10000"),
             *("--output", str(tmp_path / "x.png")),
         ],
         stdout=subprocess.PIPE,
