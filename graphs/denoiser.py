@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from max.dtype import DType
-from max.graph import DeviceRef, Graph, Module, TensorType, TensorValue, ops
+from max.graph import DeviceRef, Graph, Module, TensorType, TensorValue
 
+from .caches.series import magnitude
 from .weights import WeightScope
 
 ConditioningT = TypeVar("ConditioningT")
@@ -131,7 +132,7 @@ def add_front(
         start = denoiser.embed(w, inputs)
         streams = _run(denoiser, w, start, conditioning, 0, front_blocks)
         residual = streams.image - start.image
-        change = _magnitude(residual - reference) / _magnitude(reference)
+        change = magnitude(residual - reference) / magnitude(reference)
         graph.output(streams.image, streams.text, residual, change)
 
 
@@ -208,9 +209,3 @@ def _hidden_type(denoiser: AbstractDenoiser[ConditioningT], seq_len: str) -> Ten
     return TensorType(
         denoiser.dtype, ("batch", seq_len, denoiser.width), denoiser.device
     )
-
-
-def _magnitude(x: TensorValue) -> TensorValue:
-    """Mean absolute value of each sample, float32 ``(B,)``."""
-    absolute = ops.abs(x.cast(DType.float32))
-    return ops.squeeze(ops.squeeze(ops.mean(ops.mean(absolute, 2), 1), 2), 1)

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .caches import (
         CACHES,
+        AutoConfig,
         CacheConfig,
         DenoisingCacheConfig,
         FirstBlockConfig,
         NoCacheConfig,
+        StepMaskConfig,
         TaylorSeerBufferState,
         TaylorSeerCache,
         TaylorSeerConfig,
     )
     from .component import ComponentModel
+    from .decorator import taylor_seer
     from .denoising import DenoiserComponent, DenoisingCacheState
     from .errors import (
         CacheStateError,
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "AutoConfig": "caches",
     "CACHES": "caches",
     "CacheConfig": "caches",
     "CacheStateError": "errors",
@@ -61,6 +65,7 @@ _MODULE_OF = {
     "RequestCancelled": "errors",
     "RequestError": "errors",
     "RunReport": "report",
+    "StepMaskConfig": "caches",
     "StepRecord": "report",
     "TaylorSeerBufferState": "caches",
     "TaylorSeerCache": "caches",
@@ -68,10 +73,12 @@ _MODULE_OF = {
     "TextToImagePipeline": "text_to_image",
     "demo_model_path": "registry",
     "load_pipeline": "registry",
+    "taylor_seer": "decorator",
 }
 
 __all__ = [
     "CACHES",
+    "AutoConfig",
     "CacheConfig",
     "CacheStateError",
     "CompileError",
@@ -93,6 +100,7 @@ __all__ = [
     "RequestCancelled",
     "RequestError",
     "RunReport",
+    "StepMaskConfig",
     "StepRecord",
     "TaylorSeerBufferState",
     "TaylorSeerCache",
@@ -101,6 +109,7 @@ __all__ = [
     "__version__",
     "demo_model_path",
     "load_pipeline",
+    "taylor_seer",
 ]
 
 

@@ -51,6 +51,14 @@ def put_rows(target: Buffer, rows: Sequence[int], source: Buffer) -> None:
     _wait_for_copies(target.device)
 
 
+def with_rows(base: Buffer, rows: Sequence[int], source: Buffer) -> Buffer:
+    """A copy of ``base`` with the given rows replaced by the rows of ``source``."""
+    fresh = base.copy()
+    _wait_for_copies(base.device)
+    put_rows(fresh, rows, source)
+    return fresh
+
+
 def repeat_rows(array: np.ndarray, count: int) -> np.ndarray:
     """Every row ``count`` times in a row, as diffusers repeats prompts."""
     return np.repeat(array, count, axis=0)

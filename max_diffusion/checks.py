@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from numbers import Real
 from typing import SupportsIndex
 
@@ -29,6 +30,13 @@ def whole(
     if maximum is not None and number > maximum:
         raise RequestError(f"{where} must be at most {maximum}, got {number}")
     return number
+
+
+def one_of(where: str, value: str, choices: Sequence[str]) -> str:
+    """``value`` if it is one of the choices."""
+    if value not in choices:
+        raise RequestError(f"{where} must be {', '.join(choices)}, got {value!r}")
+    return value
 
 
 def not_negative(where: str, value: float) -> float:

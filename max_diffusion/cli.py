@@ -201,12 +201,20 @@ def parse_cache(name: str, options: Sequence[str]) -> CacheConfig:
     return kind(**values)
 
 
+def _steps(text: str) -> tuple[int, ...] | str:
+    """Step indices separated by commas, or a policy's name."""
+    if text[:1].isdigit():
+        return tuple(int(step) for step in text.split(","))
+    return text
+
+
 # How a field of a cache's configuration is read from text, by the field's type.
 _CONVERTERS: Mapping[object, tuple[Callable[[str], Any], str]] = MappingProxyType(
     {
         int: (int, "a whole number"),
         float: (float, "a number"),
         str: (str, "text"),
+        tuple[int, ...] | str: (_steps, "step indices like 0,5,9 or a policy"),
         bool: ({"true": True, "false": False}.__getitem__, "true or false"),
     }
 )

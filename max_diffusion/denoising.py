@@ -14,7 +14,7 @@ from max.graph import Dim, Module
 from graphs.denoiser import AbstractDenoiser, add_back, add_front, add_full, add_reuse
 from graphs.weights import WeightScope
 
-from .buffers import num_bytes, put_rows, take_rows, to_numpy, zeros
+from .buffers import num_bytes, put_rows, take_rows, to_numpy, with_rows, zeros
 from .caches import (
     AbstractResidualCache,
     AbstractStepCache,
@@ -40,6 +40,8 @@ class DenoisingCacheState:
     """The policy this state belongs to."""
     state: AbstractCacheState
     """The policy's own memory."""
+    required_steps: frozenset[int] = frozenset()
+    """Steps that are computed whatever the policy says."""
     residual_threshold: float = 0.0
     """For a ``run_transformer`` that decides in a graph of its own."""
     prev_residual: Buffer | None = None
@@ -162,6 +164,15 @@ class DenoiserComponent(ComponentModel):
         model = self.models["reuse"]
         return model.execute(*self._ordered(inputs), image, tail_residual)[0]
 
+    def rows_of(
+        self, inputs: Mapping[str, Buffer], rows: Sequence[int]
+    ) -> dict[str, Buffer]:
+        """The inputs of some samples as a batch of their own."""
+        return {
+            name: take_rows(value, rows) if name in self.batched_inputs else value
+            for name, value in inputs.items()
+        }
+
     def _ordered(self, inputs: Mapping[str, Buffer]) -> list[Buffer]:
         return [inputs[name] for name in self._input_names]
 
@@ -170,17 +181,39 @@ def run_step_cache(
     cache: AbstractStepCache,
     memory: DenoisingCacheState,
     step: int,
-    batch_size: int,
-    compute: Callable[[], Buffer],
+    batch: int,
+    compute: Callable[[Sequence[int] | None], Buffer],
+    *,
+    is_divisible: bool,
 ) -> Buffer:
-    """One step under a cache that decides from the step index."""
-    if cache.should_compute(memory.state, step):
-        prediction = compute()
-        cache.remember(memory.state, prediction, step)
-        memory.actions = (COMPUTE,) * batch_size
-        return prediction
-    memory.actions = (FORECAST,) * batch_size
-    return cache.forecast(memory.state, step)
+    """One step under a cache that forecasts predictions.
+
+    Args:
+        cache: The policy.
+        memory: Its state, and what the step did.
+        step: 0-based step index.
+        batch: Samples.
+        compute: The prediction of some samples, or of all for ``None``.
+        is_divisible: Whether it can compute only some.
+    """
+    decision = cache.decide(memory.state, step, batch)
+    if step in memory.required_steps or (decision.any() and not is_divisible):
+        decision = np.ones(batch, bool)
+    memory.actions = tuple(COMPUTE if flag else FORECAST for flag in decision)
+    memory.signal = None
+    if not decision.any():
+        return cache.forecast(memory.state, step)
+    rows = None if decision.all() else [int(row) for row in np.flatnonzero(decision)]
+    computed = compute(rows)
+    prediction = computed
+    if rows is not None:
+        prediction = with_rows(cache.forecast(memory.state, step), rows, computed)
+    error = cache.remember(memory.state, computed, step, rows)
+    if error is not None:
+        signal = np.full(batch, np.nan)
+        signal[decision] = error
+        memory.signal = tuple(float(x) for x in signal)
+    return prediction
 
 
 def run_residual_cache(
@@ -198,54 +231,37 @@ def run_residual_cache(
     if reference is not None and tuple(reference.shape[:2]) != shape:
         reference = None  # another shape: the history starts again
     front = denoiser.front(reference, **inputs)
-    batch = front.change.shape[0]
+    decision = np.ones(front.change.shape, bool)
+    memory.signal = None
     if reference is None:
-        decision = np.ones(batch, bool)
-        memory.signal = None
-        state.consecutive = np.zeros(batch, np.int64)
+        state.restart(len(decision))
     else:
-        decision = cache.decide(state, step, front.change)
         memory.signal = tuple(float(x) for x in front.change)
+        if step not in memory.required_steps:
+            decision = cache.decide(state, step, front.change)
     memory.actions = tuple(COMPUTE if flag else REUSE for flag in decision)
-    state.consecutive = np.where(decision, 0, state.consecutive + 1)
+    state.count(decision, front.change)
     if decision.all():
         prediction, tail = denoiser.back(front, **inputs)
-        state.front_residual, state.tail_residual = front.residual, tail
+        state.front_residual = front.residual
+        state.tail.push(tail, step)
         return prediction
-    assert state.tail_residual is not None and state.front_residual is not None
-    prediction = denoiser.reuse(front.image, state.tail_residual, **inputs)
-    if decision.any():
-        _compute_rows(
-            np.flatnonzero(decision), front, denoiser, inputs, state, prediction
-        )
-    return prediction
-
-
-def _compute_rows(
-    chosen: np.ndarray,
-    front: Front,
-    denoiser: DenoiserComponent,
-    inputs: dict[str, Buffer],
-    state: ResidualState,
-    prediction: Buffer,
-) -> None:
-    """Computes some samples as a batch of their own and puts them in their place."""
-    rows = [int(row) for row in chosen]
-    some = {
-        name: take_rows(value, rows) if name in denoiser.batched_inputs else value
-        for name, value in inputs.items()
-    }
+    prediction = denoiser.reuse(front.image, state.tail.forecast(step), **inputs)
+    if not decision.any():
+        return prediction
+    rows = [int(row) for row in np.flatnonzero(decision)]
     part = Front(
         take_rows(front.image, rows),
         take_rows(front.text, rows),
         take_rows(front.residual, rows),
-        front.change[chosen],
+        front.change[decision],
     )
-    computed, tail = denoiser.back(part, **some)
-    assert state.tail_residual is not None and state.front_residual is not None
-    put_rows(prediction, rows, computed)
+    computed, tail = denoiser.back(part, **denoiser.rows_of(inputs, rows))
+    assert state.front_residual is not None
     put_rows(state.front_residual, rows, part.residual)
-    put_rows(state.tail_residual, rows, tail)
+    state.tail.push(tail, step, rows)
+    put_rows(prediction, rows, computed)
+    return prediction
 
 
 @final

@@ -21,6 +21,8 @@ from graphs.weights import WeightScope, WeightSlot
 from .buffers import to_device, to_numpy
 from .caches import (
     CACHES,
+    Auto,
+    AutoConfig,
     CacheConfig,
     CacheDefaults,
     DenoisingCacheConfig,
@@ -28,11 +30,13 @@ from .caches import (
     FirstBlockConfig,
     GraphGroup,
     NoCache,
+    StepMaskConfig,
+    StepRules,
     TaylorSeer,
     TaylorSeerConfig,
+    add_series_graphs,
 )
 from .caches.base import AbstractStepCache
-from .caches.taylorseer import add_graphs as add_taylorseer_graphs
 from .checkpoint import ComponentWeights
 from .compile import compile_graphs
 from .component import ComponentModel
@@ -219,6 +223,7 @@ class DiffusionPipeline(ABC):
         text_seq_len: int = 0,
         *,
         cache: CacheConfig | None = None,
+        num_inference_steps: int | None = None,
     ) -> DenoisingCacheState:
         """Fresh cache state of one request's guidance branch.
 
@@ -231,9 +236,12 @@ class DiffusionPipeline(ABC):
             transformer_config: The transformer's configuration.
             text_seq_len: Text tokens.
             cache: This request's cache instead of the pipeline's.
+            num_inference_steps: Steps of the request, for rules that count from its
+                end.
 
         Raises:
-            RequestError: The pipeline was compiled without this cache.
+            RequestError: The pipeline was compiled without this cache, or its rules
+                name steps that the request does not have.
         """
         config = self.cache_config if cache is None else self.resolve_cache(cache)
         if not self._graph_groups.issuperset(config.graph_groups):
@@ -244,16 +252,22 @@ class DiffusionPipeline(ABC):
             )
         if "split" in config.graph_groups and self.denoiser and self._runs_split:
             self.denoiser.require_split()
-        if isinstance(config, TaylorSeerConfig):
-            seer = TaylorSeer(config, self.models, self.device)
-            return DenoisingCacheState(seer, seer.create_step_state())
+        required: frozenset[int] = frozenset()
+        if isinstance(config, StepRules):
+            required = config.required_steps(num_inference_steps)
         if isinstance(config, FirstBlockConfig):
-            policy = FirstBlockCache(config)
+            policy = FirstBlockCache(config, self.models)
             return DenoisingCacheState(
-                policy, policy.create_residual_state(), config.threshold
+                policy, policy.create_residual_state(), required, config.threshold
             )
-        nothing = NoCache()
-        return DenoisingCacheState(nothing, nothing.create_step_state())
+        cache_of_steps: AbstractStepCache = NoCache()
+        if isinstance(config, TaylorSeerConfig | StepMaskConfig):
+            cache_of_steps = TaylorSeer(config, self.models)
+        elif isinstance(config, AutoConfig):
+            cache_of_steps = Auto(config, self.models)
+        return DenoisingCacheState(
+            cache_of_steps, cache_of_steps.create_step_state(), required
+        )
 
     def run_denoising_step(
         self,
@@ -274,16 +288,25 @@ class DiffusionPipeline(ABC):
             The prediction ``(B, S_img, C)``. Do not write to it: a cache may hold it.
         """
         cache = cache_state.cache
+        denoiser = self.denoiser if self._runs_split else None
         if isinstance(cache, AbstractStepCache):
+
+            def compute(rows: Sequence[int] | None) -> Buffer:
+                if rows is None:
+                    return self.run_transformer(cache_state, **kwargs)[0]
+                assert denoiser is not None, "only a split denoiser is divisible"
+                return denoiser.full(**denoiser.rows_of(kwargs, rows))
+
             return run_step_cache(
                 cache,
                 cache_state,
                 step,
                 _batch_size(kwargs),
-                lambda: self.run_transformer(cache_state, **kwargs)[0],
+                compute,
+                is_divisible=denoiser is not None,
             )
-        if self.denoiser is not None and self._runs_split:
-            return run_residual_cache(cache, cache_state, step, self.denoiser, kwargs)
+        if denoiser is not None:
+            return run_residual_cache(cache, cache_state, step, denoiser, kwargs)
         residual, prediction = self.run_transformer(cache_state, **kwargs)
         cache_state.prev_residual, cache_state.prev_output = residual, prediction
         cache_state.actions = (COMPUTE,) * _batch_size(kwargs)
@@ -340,7 +363,11 @@ class DiffusionPipeline(ABC):
         batch, seq_len, _ = (int(size) for size in latents.shape)
         states = [
             self.create_cache_state(
-                batch, seq_len, self._transformer_config, cache=cache
+                batch,
+                seq_len,
+                self._transformer_config,
+                cache=cache,
+                num_inference_steps=schedule.num_steps,
             )
             for _ in branches
         ]
@@ -447,8 +474,8 @@ class DiffusionPipeline(ABC):
         device_ref = DeviceRef.from_device(self.device)
         add_euler_step(module, "euler_step", self.dtype, device_ref)
         add_guidance(module, "guidance", self.dtype, device_ref)
-        if "taylorseer" in self._graph_groups:
-            add_taylorseer_graphs(module, self.dtype, device_ref)
+        if "series" in self._graph_groups:
+            add_series_graphs(module, self.dtype, device_ref)
         # Compiling takes minutes: what is wrong with a tokenizer is said before.
         self.init_remaining_components()
         if before_compile is not None:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from PIL import Image, ImageDraw, ImageFont
 
+from .caches import CACHES
 from .report import RunReport
 
 # Colours that people with any colour vision tell apart.
@@ -76,13 +77,18 @@ def _rows(report: RunReport) -> _Rows:
 def _title(report: RunReport) -> tuple[str, str]:
     full, total = report.full_passes, report.total_passes
     saved = 100 * (1 - full / total) if total else 0.0
+    name = str(report.cache.get("name"))
+    defaults = vars(CACHES[name]()) if name in CACHES else {}
+    # What is off by default and was left so would only widen the picture.
     settings = ", ".join(
-        f"{key} {value}" for key, value in report.cache.items() if key != "name"
+        f"{key} {value}"
+        for key, value in report.cache.items()
+        if key != "name" and (value or value != defaults.get(key))
     )
     details = f"{full} of {total} full transformer passes, {saved:.0f} % saved"
     if settings:
         details += f"     {settings}"
-    return f"Cache: {report.cache.get('name')}", details
+    return f"Cache: {name}", details
 
 
 def _draw_bars(

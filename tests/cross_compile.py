@@ -26,7 +26,7 @@ from max.graph import DeviceRef, Graph, Module, TensorType
 from graphs import layers
 from graphs.sampler import add_euler_step, add_guidance
 from graphs.weights import WeightScope
-from max_diffusion.caches.taylorseer import add_graphs as add_taylorseer
+from max_diffusion.caches import add_series_graphs
 from max_diffusion.checkpoint import ComponentWeights
 from max_diffusion.denoising import DenoiserComponent
 from max_diffusion.models.flux1.pipeline import Flux1Pipeline
@@ -45,7 +45,7 @@ def main() -> None:
     if part in ("build", "step"):
         add_euler_step(module, "euler_step", HALF, ref)
         add_guidance(module, "guidance", HALF, ref)
-        add_taylorseer(module, HALF, ref)
+        add_series_graphs(module, HALF, ref)
     if part == "layers":
         add_layers(module, ref)
     for name, kind in (Flux1Pipeline.components or {}).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from .auto import Auto, AutoConfig
 from .base import (
     AbstractResidualCache,
     AbstractStepCache,
@@ -12,8 +13,11 @@ from .base import (
     ResidualState,
 )
 from .first_block import FirstBlockCache, FirstBlockConfig
+from .history import History, add_series_graphs
 from .none import NoCache, NoCacheConfig
+from .rules import POLICIES, StepRules
 from .settings import CacheConfig, CacheDefaults, DenoisingCacheConfig
+from .step_mask import StepMaskConfig
 from .taylorseer import (
     TaylorSeer,
     TaylorSeerBufferState,
@@ -27,25 +31,34 @@ CACHES: Mapping[str, type[CacheConfig]] = MappingProxyType(
         "none": NoCacheConfig,
         "taylorseer": TaylorSeerConfig,
         "first-block": FirstBlockConfig,
+        "auto": AutoConfig,
+        "step-mask": StepMaskConfig,
     }
 )
 
 __all__ = [
     "CACHES",
+    "POLICIES",
     "AbstractResidualCache",
     "AbstractStepCache",
+    "Auto",
+    "AutoConfig",
     "CacheConfig",
     "CacheDefaults",
     "DenoisingCacheConfig",
     "FirstBlockCache",
     "FirstBlockConfig",
     "GraphGroup",
+    "History",
     "NoCache",
     "NoCacheConfig",
     "ResidualState",
+    "StepMaskConfig",
+    "StepRules",
     "TaylorSeer",
     "TaylorSeerBufferState",
     "TaylorSeerCache",
     "TaylorSeerConfig",
     "TaylorSeerState",
+    "add_series_graphs",
 ]

@@ -2,38 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 
 from ..checks import not_negative, whole
 from .base import AbstractResidualCache, GraphGroup, ResidualState
+from .history import MAX_ORDER, History
+from .rules import StepRules
+from .series import checked_coefficients
+
+if TYPE_CHECKING:
+    from max.engine import Model
 
 
 @dataclass(frozen=True)
-class FirstBlockConfig:
-    """Knobs of the first-block cache.
+class FirstBlockConfig(StepRules):
+    """Knobs of the first-block cache, beside those of :class:`StepRules`.
 
     Attributes:
         threshold: Relative change below which a sample reuses the tail; 0 never does.
             Changing it never recompiles.
         warmup_steps: Steps at the start that always compute.
         max_consecutive_cached: Most reused steps in a row; 0 for no limit.
+        max_cached_steps: Most reused steps of a request; 0 for no limit.
+        max_accumulated_change: Most that the changes of reused steps may add up to
+            since the last computed one; 0 for no limit. cache-dit 1.5 never resets
+            this sum, so that its cache stays off once the limit is reached.
+        tail_order: The tail is forecast by a series of this order from its last
+            computed values, 0 to 4; 0 reuses the last one. The threshold decides
+            when, the series what.
+        coefficients: Of that series, see :class:`TaylorSeerConfig`.
     """
 
-    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("split",)
+    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("split", "series")
 
     threshold: float = 0.05
     warmup_steps: int = 0
     max_consecutive_cached: int = 0
+    max_cached_steps: int = 0
+    max_accumulated_change: float = 0.0
+    tail_order: int = 0
+    coefficients: str = "finite_difference"
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
+        super().__post_init__()
         not_negative("first-block: threshold", self.threshold)
         whole("first-block: warmup_steps", self.warmup_steps, minimum=0)
         limit = self.max_consecutive_cached
         whole("first-block: max_consecutive_cached", limit, minimum=0)
+        whole("first-block: max_cached_steps", self.max_cached_steps, minimum=0)
+        not_negative("first-block: max_accumulated_change", self.max_accumulated_change)
+        whole("first-block: tail_order", self.tail_order, minimum=0, maximum=MAX_ORDER)
+        checked_coefficients("first-block", self.coefficients)
 
 
 @final
@@ -51,18 +75,27 @@ class FirstBlockCache(AbstractResidualCache):
         one decision per sample, in float32; NaN and a zero reference compute.
     """
 
-    front_blocks = 1
-
-    def __init__(self, config: FirstBlockConfig) -> None:
+    def __init__(self, config: FirstBlockConfig, models: Mapping[str, Model]) -> None:
         self.config = config
+        self._models = models
+
+    def create_residual_state(self) -> ResidualState:
+        """No residuals yet."""
+        order, coefficients = self.config.tail_order, self.config.coefficients
+        return ResidualState(History(self._models, order, coefficients))
 
     def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
-        """True where the change reaches the threshold or is not a number."""
-        if step < self.config.warmup_steps:
+        """True where the change reaches the threshold or a limit, or is no number."""
+        config = self.config
+        if step < config.warmup_steps:
             return np.ones(change.shape, bool)
         # Written so that NaN, for which every comparison is false, computes.
-        compute = ~(change < self.config.threshold)
-        limit = self.config.max_consecutive_cached
-        if limit:
-            compute |= state.consecutive >= limit
+        compute = ~(change < config.threshold)
+        for limit, reached in (
+            (config.max_consecutive_cached, state.consecutive + 1),
+            (config.max_cached_steps, state.reused + 1),
+            (config.max_accumulated_change, state.accumulated + change),
+        ):
+            if limit:
+                compute |= reached > limit
         return compute

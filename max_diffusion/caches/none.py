@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import numpy as np
 from max.driver import Buffer
 
 from .base import AbstractCacheState, AbstractStepCache, GraphGroup
@@ -36,15 +38,19 @@ class NoCache(AbstractStepCache):
         """An empty state."""
         return NoCacheState()
 
-    def should_compute(self, state: AbstractCacheState, step: int) -> bool:
-        """Always."""
-        return True
+    def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
+        """All of them."""
+        return np.ones(batch, bool)
 
     def forecast(self, state: AbstractCacheState, step: int) -> Buffer:
         """Never reached: every step computes."""
         raise AssertionError("a cache that computes every step has nothing to forecast")
 
     def remember(
-        self, state: AbstractCacheState, noise_pred: Buffer, step: int
+        self,
+        state: AbstractCacheState,
+        noise_pred: Buffer,
+        step: int,
+        rows: Sequence[int] | None = None,
     ) -> None:
         """Keeps nothing."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import RequestError
+from .auto import AutoConfig
 from .first_block import FirstBlockConfig
 from .none import NoCacheConfig
+from .step_mask import StepMaskConfig
 from .taylorseer import TaylorSeerConfig
 
-CacheConfig = NoCacheConfig | TaylorSeerConfig | FirstBlockConfig
+CacheConfig = (
+    NoCacheConfig | TaylorSeerConfig | FirstBlockConfig | AutoConfig | StepMaskConfig
+)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from max.graph import DeviceRef, Module
 
 from ..compile import compile_graphs
 from ..errors import RequestError
+from .history import add_series_graphs
 from .settings import DenoisingCacheConfig
-from .taylorseer import TaylorSeer, TaylorSeerConfig, TaylorSeerState, add_graphs
+from .taylorseer import TaylorSeer, TaylorSeerConfig, TaylorSeerState
 
 if TYPE_CHECKING:
     from max.engine import InferenceSession
@@ -21,9 +22,10 @@ if TYPE_CHECKING:
 class TaylorSeerCache:
     """TaylorSeer by itself, for an executor with a denoising loop of its own.
 
-    Compiles predict and update as graphs of one module in the session it is given.
-    The inside of a :class:`~max_diffusion.DiffusionPipeline` needs none of this: there
-    the graphs are compiled with the rest.
+    Compiles its forecasts as one module in the session it is given; an update only
+    keeps the prediction and needs no graph, which MAX's class of this name has. The
+    inside of a :class:`~max_diffusion.DiffusionPipeline` needs none of this: there the
+    graphs are compiled with the rest.
 
     Args:
         config: Cache settings with ``taylorseer=True``; interval, warm-up and order
@@ -49,9 +51,11 @@ class TaylorSeerCache:
                 "TaylorSeerCache: config must have taylorseer=True; set it"
             )
         module = Module()
-        add_graphs(module, dtype, DeviceRef.from_device(device))
+        order = max(1, settings.max_order)  # order 0 needs none, but a module needs one
+        device_ref = DeviceRef.from_device(device)
+        add_series_graphs(module, dtype, device_ref, max_order=order)
         compiled = compile_graphs(session, module, {}, {}, device)
-        self._cache = TaylorSeer(settings, compiled.models, device)
+        self._cache = TaylorSeer(settings, compiled.models)
 
     def create_state(
         self, batch_size: int, seq_len: int, output_dim: int

@@ -87,9 +87,9 @@ def test_cache_options_are_parsed_by_their_types() -> None:
             "threshold must be a number of 0 or more, got nan",
         ),
         ("taylorseer", "x", "expected key=value, got 'x'"),
-        ("taylorseer", "x=1", "it has cache_interval, warmup_steps, max_order"),
+        ("taylorseer", "x=1", "it has compute_steps, compute_last, cache_interval"),
         ("none", "x=1", "none has no option 'x'; it has none"),
-        ("tea", "x=1", "expected none, taylorseer, first-block, got 'tea'"),
+        ("tea", "x=1", "expected none, taylorseer, first-block, auto, step-mask, got"),
     ],
 )
 def test_bad_cache_options_are_named(name: str, option: str, message: str) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
 from max.driver import CPU, Buffer
 from max.dtype import DType
-from max.engine import InferenceSession
+from max.engine import InferenceSession, Model
+from max.graph import DeviceRef, Module
 
 from max_diffusion import (
     CacheStateError,
@@ -17,6 +19,11 @@ from max_diffusion import (
     TaylorSeerCache,
     TaylorSeerConfig,
 )
+from max_diffusion.caches import History, add_series_graphs
+from max_diffusion.caches.series import series_weights
+from max_diffusion.compile import compile_graphs
+
+ORDERS = (1, 2, 4)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +41,16 @@ def caches() -> dict[int, TaylorSeerCache]:
             CPU(),
             session,
         )
-        for order in (0, 1, 2)
+        for order in ORDERS
     }
+
+
+@pytest.fixture(scope="module")
+def models() -> Mapping[str, Model]:
+    module = Module()
+    add_series_graphs(module, DType.float32, DeviceRef.CPU())
+    session = InferenceSession(devices=[CPU()])
+    return compile_graphs(session, module, {}, {}, CPU()).models
 
 
 def field(step: int, rng_seed: int = 0) -> np.ndarray:
@@ -67,7 +82,7 @@ def test_forecasts_equal_the_published_table(
     assert got == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("order", ORDERS)
 def test_forecasts_equal_float64(
     caches: dict[int, TaylorSeerCache], order: int
 ) -> None:
@@ -112,6 +127,52 @@ def test_a_new_shape_starts_again(caches: dict[int, TaylorSeerCache]) -> None:
     assert np.array_equal(cache.predict(state, 2).to_numpy(), other)
 
 
+@pytest.mark.parametrize("coefficients", ["finite_difference", "newton"])
+@pytest.mark.parametrize("order", [0, 1, 2, 4])
+def test_samples_advance_alone(
+    models: Mapping[str, Model], order: int, coefficients: str
+) -> None:
+    """After any history, each sample's forecast is that of its own values."""
+    rng = np.random.default_rng(order)
+    history = History(models, order, coefficients)
+    own: list[list[tuple[int, np.ndarray]]] = [[], [], []]
+    for step in range(16):
+        rows = [row for row in range(3) if step == 0 or rng.random() < 0.5]
+        value = rng.standard_normal((len(rows), 5, 3)).astype(np.float32)
+        if rows:
+            every = len(rows) == 3
+            history.push(Buffer.from_numpy(value), step, None if every else rows)
+        for place, row in enumerate(rows):
+            own[row] = [*own[row], (step, value[place])][-order - 1 :]
+        got = history.forecast(step + 2).to_numpy()
+        for row, values in enumerate(own):
+            weights = series_weights([s for s, _ in values], step + 2, coefficients)
+            wanted = sum(w * v for w, (_, v) in zip(weights, values, strict=True))
+            scale = np.abs(weights).sum() * 4
+            assert np.abs(got[row] - wanted).max() <= 1e-6 * scale
+        assert list(history.last_steps) == [values[-1][0] for values in own]
+        assert list(history.orders) == [len(values) - 1 for values in own]
+    assert history.num_bytes == (order + 1) * 3 * 5 * 3 * 4
+
+
+def test_relative_error_equals_float64(models: Mapping[str, Model]) -> None:
+    rng = np.random.default_rng(7)
+    history = History(models, 1, "newton")
+    values = rng.standard_normal((3, 4, 9, 5)).astype(np.float32)
+    for step in (0, 1):
+        history.push(Buffer.from_numpy(values[step]), step)
+    forecast = 3 * values[1].astype(np.float64) - 2 * values[0]
+    wanted = np.abs(forecast - values[2]).mean((1, 2)) / np.abs(values[2]).mean((1, 2))
+    got = history.relative_error(Buffer.from_numpy(values[2]), 3)
+    assert np.allclose(got, wanted, rtol=1e-5)
+    some = Buffer.from_numpy(values[2][[1, 3]])
+    assert np.allclose(
+        history.relative_error(some, 3, [1, 3]), wanted[[1, 3]], rtol=1e-5
+    )
+    zero = Buffer.from_numpy(np.zeros((4, 9, 5), np.float32))
+    assert not np.isfinite(history.relative_error(zero, 3)).any()
+
+
 def test_misuse_is_said(caches: dict[int, TaylorSeerCache]) -> None:
     cache = caches[1]
     state = cache.create_state(2, 5, 3)
@@ -123,18 +184,27 @@ def test_misuse_is_said(caches: dict[int, TaylorSeerCache]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("warmup", "interval", "computed"),
+    ("warmup", "interval", "phase", "computed"),
     [
-        (3, 5, [0, 1, 2, *range(4, 50, 5)]),
-        (4, 5, [0, 1, 2, 3, *range(5, 50, 5)]),
-        (9, 5, [*range(9), *range(10, 50, 5)]),
-        (3, 2, [0, 1, 2, *range(4, 50, 2)]),
+        (3, 5, "documented", [0, 1, 2, *range(4, 50, 5)]),
+        (4, 5, "documented", [0, 1, 2, 3, *range(5, 50, 5)]),
+        (9, 5, "documented", [*range(9), *range(10, 50, 5)]),
+        (3, 2, "documented", [0, 1, 2, *range(4, 50, 2)]),
+        (3, 5, "absolute", [0, 1, 2, *range(5, 50, 5)]),
+        (4, 5, "absolute", [0, 1, 2, 3, *range(5, 50, 5)]),
+        (9, 5, "absolute", [*range(9), *range(10, 50, 5)]),
+        (3, 2, "absolute", [0, 1, 2, *range(4, 50, 2)]),
+        (3, 5, "official", [0, 1, 2, *range(7, 50, 5)]),
+        (4, 5, "official", [0, 1, 2, 3, *range(8, 50, 5)]),
+        (9, 5, "official", [*range(9), *range(13, 50, 5)]),
+        (3, 2, "official", [0, 1, 2, *range(4, 50, 2)]),
+        (3, 6, "official", [0, 1, 2, *range(8, 50, 6)]),
     ],
 )
 def test_schedule_equals_the_published_tables(
-    warmup: int, interval: int, computed: list[int]
+    warmup: int, interval: int, phase: str, computed: list[int]
 ) -> None:
-    config = TaylorSeerConfig(cache_interval=interval, warmup_steps=warmup)
+    config = TaylorSeerConfig(cache_interval=interval, warmup_steps=warmup, phase=phase)
     assert [step for step in range(50) if not config.should_skip(step)] == computed
 
 
@@ -143,7 +213,12 @@ def test_schedule_equals_the_published_tables(
     [
         ({"cache_interval": 0}, "cache_interval must be at least 1, got 0"),
         ({"warmup_steps": 0}, "warmup_steps must be at least 1, got 0"),
-        ({"max_order": 3}, "max_order must be 0 to 2, got 3"),
+        ({"max_order": 5}, "max_order must be at most 4, got 5"),
+        ({"phase": "x"}, "phase must be documented, official, absolute, got 'x'"),
+        ({"coefficients": "x"}, "must be finite_difference, newton, got 'x'"),
+        ({"compute_steps": "x"}, "one of slow, medium, fast, ultra, got 'x'"),
+        ({"compute_steps": (-1,)}, "must be at least 0, got -1"),
+        ({"compute_last": -1}, "compute_last must be at least 0, got -1"),
     ],
 )
 def test_bad_settings_are_said(settings: dict[str, int], message: str) -> None:

@@ -16,9 +16,9 @@ PACKAGE_FILES = [path for path in FILES if path.name != "__init__.py"]
 # Lowest first; a part imports its own layer and those below. A new part needs a place.
 LAYERS = (
     {"errors", "report"},
-    {"buffers", "checks", "compile", "images", "noise", "timeline"},
+    {"buffers", "checks", "compile", "images", "noise"},
     {"caches", "checkpoint", "schedulers"},
-    {"component", "tokenizers", "types"},
+    {"component", "decorator", "timeline", "tokenizers", "types"},
     {"denoising"},
     {"pipeline"},
     {"text_to_image"},

@@ -1,0 +1,128 @@
+"""Error-controlled TaylorSeer: as many skipped steps as a tolerance allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, final
+
+import numpy as np
+from max.driver import Buffer
+
+from ..checks import not_negative, whole
+from ..errors import RequestError
+from .base import AbstractCacheState, AbstractStepCache, GraphGroup
+from .controller import next_gap
+from .history import MAX_ORDER, History
+from .rules import StepRules
+from .series import checked_coefficients
+
+if TYPE_CHECKING:
+    from max.engine import Model
+
+
+@dataclass(frozen=True)
+class AutoConfig(StepRules):
+    """Knobs of the error-controlled cache, beside those of :class:`StepRules`.
+
+    Attributes:
+        tolerance: Relative error a forecast prediction may have, above 0.
+        warmup_steps: Steps at the start that always compute, at least 2: the first
+            forecast that can be measured needs one step before it.
+        max_order: Highest order of the forecast, 0 to 4.
+        max_interval: A step in this many is computed at least.
+        coefficients: See :class:`TaylorSeerConfig`.
+    """
+
+    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("full", "series")
+
+    tolerance: float = 0.05
+    warmup_steps: int = 4
+    max_order: int = 1
+    max_interval: int = 8
+    coefficients: str = "finite_difference"
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        if not not_negative("auto: tolerance", self.tolerance):
+            raise RequestError("auto: tolerance must be above 0, got 0")
+        whole("auto: warmup_steps", self.warmup_steps, minimum=2)
+        whole("auto: max_order", self.max_order, minimum=0, maximum=MAX_ORDER)
+        whole("auto: max_interval", self.max_interval, minimum=1)
+        checked_coefficients("auto", self.coefficients)
+
+
+@final
+@dataclass
+class AutoState(AbstractCacheState):
+    """Computed predictions of one branch, and when each sample computes next."""
+
+    history: History
+    due: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Next step to compute, int64 ``(B,)``."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all predictions kept."""
+        return self.history.num_bytes
+
+
+@final
+class Auto(AbstractStepCache):
+    """TaylorSeer that chooses its own intervals, sample by sample.
+
+    Every computed step is also forecast from the steps before it, which costs as much
+    as skipping one; the relative error of that forecast tells how fast the series goes
+    wrong, and a step-size controller how many steps to forecast next.
+
+    References:
+        The controller is that of adaptive ODE solvers, see
+        :func:`~max_diffusion.caches.controller.next_gap`; the series is that of
+        TaylorSeer, arXiv:2503.06923. No published cache combines the two.
+    """
+
+    def __init__(self, config: AutoConfig, models: Mapping[str, Model]) -> None:
+        self.config = config
+        self._models = models
+
+    def create_step_state(self) -> AutoState:
+        """An empty state."""
+        config = self.config
+        return AutoState(History(self._models, config.max_order, config.coefficients))
+
+    def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
+        """True for samples whose next computed step has come."""
+        assert isinstance(state, AutoState)
+        if state.history.is_empty or step < self.config.warmup_steps:
+            return np.ones(batch, bool)
+        return step >= state.due
+
+    def forecast(self, state: AbstractCacheState, step: int) -> Buffer:
+        """Sums the series at ``step``."""
+        assert isinstance(state, AutoState)
+        return state.history.forecast(step)
+
+    def remember(
+        self,
+        state: AbstractCacheState,
+        noise_pred: Buffer,
+        step: int,
+        rows: Sequence[int] | None = None,
+    ) -> np.ndarray | None:
+        """Keeps the prediction and returns how far its forecast was off."""
+        assert isinstance(state, AutoState)
+        history = state.history
+        if rows is None and not history.continues(noise_pred):
+            history.push(noise_pred, step)
+            state.due = np.full(int(noise_pred.shape[0]), step + 1)
+            return None
+        chosen = np.arange(len(state.due)) if rows is None else np.asarray(rows)
+        error = history.relative_error(noise_pred, step, rows)
+        gap = step - history.last_steps[chosen]
+        orders = history.orders[chosen]
+        history.push(noise_pred, step, rows)
+        state.due[chosen] = step + next_gap(
+            gap, error, self.config.tolerance, orders, self.config.max_interval
+        )
+        return error

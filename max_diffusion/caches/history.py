@@ -1,0 +1,169 @@
+"""The last computed values of every sample, and forecasts from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Final, final
+
+import numpy as np
+from max.driver import Buffer
+from max.dtype import DType
+from max.graph import DeviceRef, Module
+
+from graphs.caches.series import add_relative_error, add_weighted_sum
+
+from ..buffers import num_bytes, take_rows, to_device, to_numpy, with_rows
+from ..errors import CacheStateError
+from .series import series_weights
+
+if TYPE_CHECKING:
+    from max.engine import Model
+
+MAX_ORDER: Final = 4
+_EMPTY: Final = -1
+
+
+def add_series_graphs(
+    module: Module, dtype: DType, device: DeviceRef, *, max_order: int = MAX_ORDER
+) -> None:
+    """Adds the sums of 2 to ``max_order + 1`` terms, and the error of a forecast."""
+    for terms in range(2, max_order + 2):
+        add_weighted_sum(module, f"weighted_sum_{terms}", dtype, device, terms=terms)
+    add_relative_error(module, "relative_error", dtype, device)
+
+
+@final
+class History:
+    """Up to ``max_order + 1`` computed values of each sample of a batch.
+
+    Values are kept as they came, uncopied, in slots of the whole batch; a forecast is
+    one weighted sum of slots. Where only some samples computed, their rows replace the
+    oldest value of each, so samples advance independently: after any history a
+    sample's forecast is the one it would get alone.
+
+    Args:
+        models: The graphs of :func:`add_series_graphs`.
+        max_order: Highest order of a forecast; one slot more is kept.
+        coefficients: See :func:`~max_diffusion.caches.series.series_weights`.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Model], max_order: int, coefficients: str
+    ) -> None:
+        self._models = models
+        self._size = max_order + 1
+        self._coefficients = coefficients
+        self._slots: list[Buffer] = []
+        # Step of each sample's value in each slot, (B, slots).
+        self._steps = np.zeros((0, 0), np.int64)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all slots."""
+        return sum(num_bytes(slot) for slot in self._slots)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was computed yet."""
+        return not self._slots
+
+    @property
+    def last_steps(self) -> np.ndarray:
+        """Step each sample was last computed at, int64 ``(B,)``."""
+        return np.asarray(self._steps.max(axis=1))
+
+    @property
+    def orders(self) -> np.ndarray:
+        """Order of each sample's forecast, int64 ``(B,)``."""
+        return np.asarray((self._steps != _EMPTY).sum(axis=1) - 1)
+
+    def push(self, value: Buffer, step: int, rows: Sequence[int] | None = None) -> None:
+        """Takes in a computed value; one of another shape begins a new history.
+
+        Args:
+            value: ``(B, S, C)``; with ``rows`` only theirs, ``(len(rows), S, C)``. A
+                value of all samples is kept itself, uncopied.
+            step: 0-based step it belongs to.
+            rows: Samples that were computed; ``None`` for all.
+
+        Raises:
+            CacheStateError: ``step`` is not after the last one of a sample.
+        """
+        if rows is None and not self.continues(value):
+            self._slots = [value]
+            self._steps = np.full((int(value.shape[0]), 1), step, np.int64)
+            return
+        chosen = np.arange(len(self._steps)) if rows is None else np.asarray(rows)
+        last = int(self.last_steps[chosen].max())
+        if step <= last:
+            raise CacheStateError(
+                f"taylorseer: step {step} was computed after step {last}; steps must "
+                "increase"
+            )
+        if len(self._slots) < self._size:
+            # Rows that were not computed stay marked as empty, but finite.
+            self._slots.append(self._slots[0])
+            self._steps = np.pad(self._steps, ((0, 0), (0, 1)), constant_values=_EMPTY)
+        oldest = self._steps.argmin(axis=1)
+        if rows is None and (oldest == oldest[0]).all():
+            self._slots[oldest[0]] = value
+        else:
+            for slot in np.unique(oldest[chosen]):
+                self._replace(
+                    slot, chosen, np.flatnonzero(oldest[chosen] == slot), value
+                )
+        self._steps[chosen, oldest[chosen]] = step
+
+    def forecast(self, step: int) -> Buffer:
+        """The value ``(B, S, C)`` of every sample at ``step``.
+
+        With one value so far this is that value's own buffer: do not write to it.
+
+        Raises:
+            CacheStateError: Nothing was computed yet.
+        """
+        if not self._slots:
+            raise CacheStateError(
+                f"taylorseer: step {step} cannot be predicted before a computed step; "
+                "call update first"
+            )
+        weights = self._weights(step)
+        used = np.flatnonzero(weights.any(axis=0))
+        if len(used) == 1:
+            return self._slots[used[0]]
+        values = [self._slots[slot] for slot in used]
+        device = values[0].device
+        scale = to_device(weights[:, used].astype(np.float32), device)
+        return self._models[f"weighted_sum_{len(used)}"].execute(scale, *values)[0]
+
+    def relative_error(
+        self, value: Buffer, step: int, rows: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """How far a forecast of ``value`` is off, float32 ``(B,)`` or of the rows."""
+        forecast = self.forecast(step)
+        if rows is not None:
+            forecast = take_rows(forecast, rows)
+        return to_numpy(self._models["relative_error"].execute(forecast, value)[0])
+
+    def continues(self, value: Buffer) -> bool:
+        """Whether ``value`` has the shape of those before it."""
+        return bool(self._slots) and tuple(self._slots[0].shape) == tuple(value.shape)
+
+    def _weights(self, step: int) -> np.ndarray:
+        """float64 ``(B, slots)``; samples of one history share the work."""
+        weights = np.zeros(self._steps.shape)
+        histories, sample_of = np.unique(self._steps, axis=0, return_inverse=True)
+        for index, history in enumerate(histories):
+            slots = [slot for slot in np.argsort(history) if history[slot] != _EMPTY]
+            row = np.zeros(len(history))
+            row[slots] = series_weights(history[slots], step, self._coefficients)
+            weights[sample_of.reshape(-1) == index] = row
+        return weights
+
+    def _replace(
+        self, slot: int, chosen: np.ndarray, places: np.ndarray, value: Buffer
+    ) -> None:
+        """Puts rows ``places`` of ``value`` where ``chosen`` says, in a new buffer."""
+        some = take_rows(value, [int(place) for place in places])
+        rows = [int(row) for row in chosen[places]]
+        self._slots[slot] = with_rows(self._slots[slot], rows, some)

@@ -1,0 +1,92 @@
+"""Steps that must be computed whatever a cache thinks: masks, policies, cool-down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from ..checks import whole
+from ..errors import RequestError
+
+# Steps of a run of 28 that each policy computes: cache-dit 1.5's step masks.
+_POLICY_STEPS = 28
+POLICIES: Mapping[str, tuple[int, ...]] = MappingProxyType(
+    {
+        "slow": (*range(8), 9, 10, 11, 14, 15, 16, 19, 20, 23, 27),
+        "medium": (*range(6), 7, 8, 12, 13, 17, 18, 22, 23, 27),
+        "fast": (*range(6), 7, 11, 16, 22, 27),
+        "ultra": (*range(4), 6, 12, 19, 27),
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRules:
+    """What every cache's configuration has beside its own knobs.
+
+    Attributes:
+        compute_steps: Steps that are always computed: their 0-based indices, or a
+            policy (slow, medium, fast, ultra), which is cache-dit's mask for 28 steps
+            stretched to the request's number. Empty for none.
+        compute_last: Steps at the end that are always computed.
+    """
+
+    compute_steps: tuple[int, ...] | str = ()
+    compute_last: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        whole("cache: compute_last", self.compute_last, minimum=0)
+        if isinstance(self.compute_steps, str):
+            if self.compute_steps not in POLICIES:
+                raise RequestError(
+                    f"cache: compute_steps must be step indices or one of "
+                    f"{', '.join(POLICIES)}, got {self.compute_steps!r}"
+                )
+            return
+        if not isinstance(self.compute_steps, tuple):
+            raise RequestError(
+                "cache: compute_steps must be a tuple of step indices, got "
+                f"{self.compute_steps!r}"
+            )
+        for step in self.compute_steps:
+            whole("cache: a step of compute_steps", step, minimum=0)
+
+    def required_steps(self, num_steps: int | None) -> frozenset[int]:
+        """Steps that must be computed in a run of ``num_steps``.
+
+        Raises:
+            RequestError: A step beyond the run, or a rule that needs the number of
+                steps without one.
+        """
+        named = self.compute_steps
+        if num_steps is None:
+            if self.compute_last or isinstance(named, str):
+                raise RequestError(
+                    "cache: compute_last and policies need the number of steps; give "
+                    "num_inference_steps to create_cache_state"
+                )
+            return frozenset(named)
+        if isinstance(named, str):
+            named = stretched(POLICIES[named], num_steps)
+        beyond = [step for step in named if step >= num_steps]
+        if beyond:
+            raise RequestError(
+                f"cache: compute_steps names step {beyond[0]}, but the last of "
+                f"{num_steps} is {num_steps - 1}"
+            )
+        last = range(max(0, num_steps - self.compute_last), num_steps)
+        return frozenset((*named, *last))
+
+
+def stretched(steps: tuple[int, ...], num_steps: int) -> tuple[int, ...]:
+    """A policy's steps at another number of steps; the first and the last stay so.
+
+    cache-dit cuts its mask below 28 steps and has tables below 16; stretching keeps the
+    share that is computed.
+    """
+    scale = (num_steps - 1) / (_POLICY_STEPS - 1)
+    return tuple(sorted({int(np.floor(step * scale + 0.5)) for step in steps}))

@@ -1,0 +1,45 @@
+"""Step mask: compute the steps of a list or a policy, forecast the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from ..checks import whole
+from ..errors import RequestError
+from .base import GraphGroup
+from .history import MAX_ORDER
+from .rules import StepRules
+from .series import checked_coefficients
+
+
+@dataclass(frozen=True)
+class StepMaskConfig(StepRules):
+    """Knobs of the step mask: those of :class:`StepRules`, and the forecast's.
+
+    Attributes:
+        max_order: Order of the forecast of the other steps, 0 to 4; 0 reuses the last
+            computed prediction.
+        coefficients: See :class:`TaylorSeerConfig`.
+    """
+
+    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("full", "series")
+
+    compute_steps: tuple[int, ...] | str = field(default="medium", kw_only=True)
+    max_order: int = 1
+    coefficients: str = "finite_difference"
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        if not self.compute_steps:
+            raise RequestError(
+                "step-mask: compute_steps must name the steps to compute or a policy, "
+                "got none"
+            )
+        whole("step-mask: max_order", self.max_order, minimum=0, maximum=MAX_ORDER)
+        checked_coefficients("step-mask", self.coefficients)
+
+    def should_skip(self, step: int) -> bool:
+        """Always: only the rules compute."""
+        return True

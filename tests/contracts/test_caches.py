@@ -1,0 +1,260 @@
+"""What every cache promises, a row per method and configuration, on a random FLUX.1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from max_diffusion import (
+    AutoConfig,
+    CacheConfig,
+    FirstBlockConfig,
+    GenerationRequest,
+    StepMaskConfig,
+    TaylorSeerConfig,
+    TextToImagePipeline,
+)
+from max_diffusion.caches import POLICIES
+from max_diffusion.denoising import COMPUTE
+
+STEPS = 12
+PROMPTS = ("a red circle", "two green stars on a gray background", "heart")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method and configuration."""
+
+    name: str
+    config: CacheConfig
+    computed: tuple[int, ...] | None = None
+    """Steps that compute by the documented rule, where activations have no say."""
+    off: CacheConfig | None = None
+    """The same method so that it never skips."""
+
+
+ROWS = [
+    Row(
+        "taylorseer",
+        TaylorSeerConfig(cache_interval=3, warmup_steps=3),
+        (0, 1, 2, 4, 7, 10),
+        TaylorSeerConfig(cache_interval=1),
+    ),
+    Row(
+        "taylorseer-official",
+        TaylorSeerConfig(3, 3, 3, phase="official", coefficients="newton"),
+        (0, 1, 2, 5, 8, 11),
+        TaylorSeerConfig(1, 3, 3, phase="official"),
+    ),
+    Row(
+        "taylorseer-absolute-last",
+        TaylorSeerConfig(5, 1, 4, phase="absolute", compute_last=1),
+        (0, 5, 10, 11),
+        TaylorSeerConfig(1, 1, 4, phase="absolute"),
+    ),
+    Row(
+        "taylorseer-masked",
+        TaylorSeerConfig(4, 2, 0, compute_steps=(5, 6)),
+        (0, 1, 3, 5, 6, 7, 11),
+    ),
+    Row("step-mask", StepMaskConfig(compute_steps=(0, 3, 9)), (0, 3, 9)),
+    Row("step-mask-first", StepMaskConfig(compute_steps=(4,), max_order=2), (0, 4)),
+    Row(
+        "step-mask-policy",
+        StepMaskConfig(compute_steps="ultra"),
+        # 28 steps' 0, 1, 2, 3, 6, 12, 19, 27, times 11 / 27.
+        (0, 1, 2, 5, 8, 11),
+    ),
+    Row("first-block", FirstBlockConfig(threshold=0.3), None, FirstBlockConfig(0.0)),
+    Row(
+        "first-block-forecast",
+        FirstBlockConfig(threshold=0.3, tail_order=2, warmup_steps=3, compute_last=1),
+        None,
+        FirstBlockConfig(0.0, tail_order=2),
+    ),
+    Row(
+        "first-block-consecutive",
+        FirstBlockConfig(threshold=1e9, max_consecutive_cached=2),
+        (0, 3, 6, 9),
+    ),
+    Row(
+        "first-block-total",
+        FirstBlockConfig(threshold=1e9, max_cached_steps=5, compute_steps=(2,)),
+        (0, 2, 7, 8, 9, 10, 11),
+    ),
+    Row(
+        "auto",
+        AutoConfig(tolerance=0.55, warmup_steps=3),
+        None,
+        AutoConfig(tolerance=1e-30),
+    ),
+    Row("auto-order-0", AutoConfig(tolerance=0.2, max_order=0, compute_last=1)),
+    Row(
+        "auto-cap",
+        AutoConfig(tolerance=1e9, warmup_steps=2, max_interval=4),
+        # Gaps double up to the cap: 1, 2, 4, 4.
+        (0, 1, 3, 7, 11),
+    ),
+]
+NAMES = [row.name for row in ROWS]
+
+
+def draw(
+    flux: TextToImagePipeline,
+    config: CacheConfig,
+    prompts: Sequence[str] = PROMPTS,
+    seed: int = 5,
+) -> tuple[np.ndarray, list[tuple[str, ...]]]:
+    result = flux.generate(prompts, seed=seed, num_inference_steps=STEPS, cache=config)
+    return result.images, [record.actions for record in result.report.steps]
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.computed], ids=lambda r: r.name)
+def test_full_passes_equal_the_documented_rule(
+    flux: TextToImagePipeline, row: Row
+) -> None:
+    _, actions = draw(flux, row.config)
+    computed = [s for s, step in enumerate(actions) if step == (COMPUTE,) * 3]
+    assert computed == list(row.computed or ())
+    assert sum(step.count(COMPUTE) for step in actions) == 3 * len(computed)
+
+
+@pytest.mark.parametrize(
+    "row", [r for r in ROWS if r.computed is None], ids=lambda r: r.name
+)
+def test_some_steps_are_skipped_and_some_computed(
+    flux: TextToImagePipeline, row: Row
+) -> None:
+    _, actions = draw(flux, row.config)
+    passes = sum(step.count(COMPUTE) for step in actions)
+    assert 3 < passes < 3 * STEPS
+
+
+@pytest.mark.parametrize("row", [r for r in ROWS if r.off], ids=lambda r: r.name)
+def test_turned_off_it_computes_all_and_changes_nothing(
+    flux: TextToImagePipeline, row: Row
+) -> None:
+    plain, _ = draw(flux, TaylorSeerConfig(cache_interval=1))
+    assert row.off is not None
+    images, actions = draw(flux, row.off)
+    assert actions == [(COMPUTE,) * 3] * STEPS
+    if "full" in row.off.graph_groups:
+        assert np.array_equal(images, plain)
+    else:  # other graphs than the whole transformer: equal but for rounding
+        assert psnr(images, plain) >= 60
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_a_sample_does_not_depend_on_its_batch(
+    flux: TextToImagePipeline, row: Row
+) -> None:
+    request = GenerationRequest(
+        prompts=PROMPTS, seed=5, num_inference_steps=STEPS, cache=row.config
+    )
+    whole = flux.create_context(request)
+    batch = flux.execute(flux.prepare_inputs(whole))
+    for index in range(3):
+        part = slice(index, index + 1)
+        alone = replace(
+            whole,
+            tokens=whole.tokens[part],
+            tokens_2=whole.tokens_2[part],
+            latents=whole.latents[part],
+        )
+        output = flux.execute(flux.prepare_inputs(alone))
+        assert [r.actions[0] for r in output.steps] == [
+            r.actions[index] for r in batch.steps
+        ]
+        assert psnr(output.images[0], batch.images[index]) >= 60
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_requests_leave_nothing_to_each_other(
+    flux: TextToImagePipeline, row: Row
+) -> None:
+    """In a row, after one that was aborted, and one within the steps of another."""
+    wanted, actions = draw(flux, row.config)
+    other, _ = draw(flux, row.config, PROMPTS[:2], seed=8)
+
+    def abort(done: int, total: int) -> None:
+        if done == 7:
+            raise KeyboardInterrupt
+
+    def interleave(done: int, total: int) -> None:
+        if done in (3, 8):
+            within, _ = draw(flux, row.config, PROMPTS[:2], seed=8)
+            assert np.array_equal(within, other)
+
+    settings = {"seed": 5, "num_inference_steps": STEPS, "cache": row.config}
+    with pytest.raises(KeyboardInterrupt):
+        flux.generate(PROMPTS, on_step=abort, **settings)
+    again = flux.generate(PROMPTS, on_step=interleave, **settings)
+    assert np.array_equal(again.images, wanted)
+    assert [record.actions for record in again.report.steps] == actions
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_guidance_branches_have_states_of_their_own(
+    flux: TextToImagePipeline, row: Row
+) -> None:
+    """With the prompt as its own negative, guidance changes nothing."""
+    images, actions = draw(flux, row.config, PROMPTS[:1])
+    guided = flux.generate(
+        PROMPTS[0],
+        negative_prompt=PROMPTS[0],
+        true_cfg_scale=1.5,
+        seed=5,
+        num_inference_steps=STEPS,
+        cache=row.config,
+    )
+    assert psnr(guided.images, images) >= 60
+    for branch in ("conditional", "unconditional"):
+        records = [r for r in guided.report.steps if r.branch == branch]
+        assert [record.actions for record in records] == actions
+
+
+@pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_sizes_prompts_and_batches_need_no_compile(
+    flux: TextToImagePipeline, row: Row
+) -> None:
+    for height, width, prompts in ((8, 12, PROMPTS[:2]), (20, 8, ("x " * 9,))):
+        result = flux.generate(
+            prompts,
+            height=height,
+            width=width,
+            num_inference_steps=STEPS,
+            cache=row.config,
+        )
+        assert result.images.shape == (len(prompts), height, width, 3)
+        assert result.images.dtype == np.uint8
+        if row.computed is not None:
+            assert result.report.full_passes == len(row.computed) * len(prompts)
+    assert flux.compile_count == 1
+
+
+def test_tolerance_orders_passes_and_errors(flux: TextToImagePipeline) -> None:
+    plain, _ = draw(flux, TaylorSeerConfig(cache_interval=1))
+    passes, quality = [], []
+    for tolerance in (1e-3, 0.55, 5.0):
+        images, actions = draw(flux, AutoConfig(tolerance=tolerance, warmup_steps=2))
+        passes.append(sum(step.count(COMPUTE) for step in actions))
+        quality.append(psnr(images, plain))
+    assert passes[0] > passes[1] > passes[2]
+    assert quality[0] > quality[1] > quality[2]
+
+
+def test_every_policy_runs(flux: TextToImagePipeline) -> None:
+    for policy in POLICIES:
+        config = StepMaskConfig(compute_steps=policy)
+        _, actions = draw(flux, config, PROMPTS[:1])
+        computed = {s for s, step in enumerate(actions) if step == (COMPUTE,)}
+        assert computed == config.required_steps(STEPS)
