@@ -245,7 +245,7 @@ class _Sequence:
         return (step - settings.warmup_steps + 1) % settings.skip_interval_steps == 0
 
     def _forecast(self, step: int) -> Any:
-        weights = series_weights(self._steps, step).tolist()
+        weights = series_weights(self._steps, step)
         return sum(map(operator.mul, self._values, weights))
 
     def _remember(self, output: Any, step: int) -> None:

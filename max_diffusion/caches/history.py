@@ -133,7 +133,7 @@ class History:
             return self._slots[used[0]]
         values = [self._slots[slot] for slot in used]
         device = values[0].device
-        scale = to_device(weights[:, used].astype(np.float32), device)
+        scale = to_device(weights[:, used], device)
         return self._models[f"weighted_sum_{len(used)}"].execute(scale, *values)[0]
 
     def relative_error(
@@ -150,15 +150,19 @@ class History:
         return bool(self._slots) and tuple(self._slots[0].shape) == tuple(value.shape)
 
     def _weights(self, step: int) -> np.ndarray:
-        """float64 ``(B, slots)``; samples of one history share the work."""
-        weights = np.zeros(self._steps.shape)
-        histories, sample_of = np.unique(self._steps, axis=0, return_inverse=True)
-        for index, history in enumerate(histories):
-            slots = [slot for slot in np.argsort(history) if history[slot] != _EMPTY]
-            row = np.zeros(len(history))
-            row[slots] = series_weights(history[slots], step, self._coefficients)
-            weights[sample_of.reshape(-1) == index] = row
-        return weights
+        """float32 ``(B, slots)``; samples of one history share the work."""
+        rows: dict[tuple[int, ...], list[float]] = {}
+        histories = [tuple(history) for history in self._steps.tolist()]
+        for history in set(histories):
+            known = sorted(
+                (at, slot) for slot, at in enumerate(history) if at != _EMPTY
+            )
+            row = rows[history] = [0.0] * len(history)
+            steps = [at for at, _ in known]
+            weights = series_weights(steps, step, self._coefficients)
+            for (_, slot), weight in zip(known, weights, strict=True):
+                row[slot] = weight
+        return np.array([rows[history] for history in histories], np.float32)
 
     def _replace(
         self, slot: int, chosen: np.ndarray, places: np.ndarray, value: Buffer

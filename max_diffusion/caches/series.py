@@ -7,10 +7,10 @@ alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
-
-import numpy as np
 
 from ..checks import one_of
 from ..errors import CacheStateError
@@ -25,7 +25,7 @@ def checked_coefficients(where: str, value: str) -> str:
 
 def series_weights(
     steps: Sequence[int], step: int, coefficients: str = "finite_difference"
-) -> np.ndarray:
+) -> list[float]:
     """Weights of the values at ``steps`` in the forecast of the value at ``step``.
 
     ``finite_difference`` is what all published TaylorSeer code computes: factor ``j``
@@ -40,7 +40,7 @@ def series_weights(
         coefficients: ``finite_difference`` or ``newton``.
 
     Returns:
-        float64 ``(len(steps),)``; they add up to 1.
+        One a step, in their order; they add up to 1.
 
     Raises:
         CacheStateError: ``steps`` is empty or does not increase.
@@ -49,29 +49,33 @@ def series_weights(
         Liu et al., "From Reusing to Forecasting: Accelerating Diffusion Models with
         TaylorSeers", 2025, arXiv:2503.06923, equations 6 to 8.
     """
-    known = np.asarray(steps, np.float64)
-    if not len(known) or (np.diff(known) <= 0).any():
+    # A handful of numbers, once a step: numpy would take longer than the sum itself.
+    known = [float(at) for at in steps]
+    if not known or any(b <= a for a, b in pairwise(known)):
         raise CacheStateError(
             f"taylorseer: a forecast needs steps that increase, got {list(steps)}"
         )
     if coefficients == "newton":
         return _lagrange(known, step)
-    ladder: list[np.ndarray] = []
-    for index, value in enumerate(np.eye(len(known))):
-        old, ladder = ladder, [value]
+    count = len(known)
+    ladder: list[list[float]] = []  # of the factors, as weights of the values
+    for index in range(count):
+        old, ladder = ladder, [[float(index == each) for each in range(count)]]
         for factor in old:
-            ladder.append((ladder[-1] - factor) / (known[index] - known[index - 1]))
-    total, power = np.zeros(len(known)), 1.0
+            rate = 1 / (known[index] - known[index - 1])
+            pairs = zip(ladder[-1], factor, strict=True)
+            ladder.append([(new - before) * rate for new, before in pairs])
+    total, power = [0.0] * count, 1.0
     for order, factor in enumerate(ladder):
-        total += factor * power
+        total = [t + f * power for t, f in zip(total, factor, strict=True)]
         power *= (step - known[-1]) / (order + 1)
     return total
 
 
-def _lagrange(known: np.ndarray, step: int) -> np.ndarray:
+def _lagrange(known: list[float], step: int) -> list[float]:
     """Newton's polynomial, with the values as its basis."""
-    weights = np.ones(len(known))
+    weights = []
     for index, at in enumerate(known):
-        others = np.delete(known, index)
-        weights[index] = np.prod((step - others) / (at - others))
+        others = [*known[:index], *known[index + 1 :]]
+        weights.append(math.prod((step - other) / (at - other) for other in others))
     return weights
