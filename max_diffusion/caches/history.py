@@ -128,13 +128,17 @@ class History:
                 "call update first"
             )
         weights = self._weights(step)
-        used = np.flatnonzero(weights.any(axis=0))
+        used = [
+            slot for slot in range(len(self._slots)) if any(w[slot] for w in weights)
+        ]
         if len(used) == 1:
             return self._slots[used[0]]
         values = [self._slots[slot] for slot in used]
         device = values[0].device
-        scale = to_device(weights[:, used], device)
-        return self._models[f"weighted_sum_{len(used)}"].execute(scale, *values)[0]
+        scale = np.array([[row[slot] for slot in used] for row in weights], np.float32)
+        return self._models[f"weighted_sum_{len(used)}"].execute(
+            to_device(scale, device), *values
+        )[0]
 
     def relative_error(
         self, value: Buffer, step: int, rows: Sequence[int] | None = None
@@ -149,8 +153,8 @@ class History:
         """Whether ``value`` has the shape of those before it."""
         return bool(self._slots) and tuple(self._slots[0].shape) == tuple(value.shape)
 
-    def _weights(self, step: int) -> np.ndarray:
-        """float32 ``(B, slots)``; samples of one history share the work."""
+    def _weights(self, step: int) -> list[list[float]]:
+        """One list a sample, one weight a slot; equal histories share the work."""
         rows: dict[tuple[int, ...], list[float]] = {}
         histories = [tuple(history) for history in self._steps.tolist()]
         for history in set(histories):
@@ -162,7 +166,7 @@ class History:
             weights = series_weights(steps, step, self._coefficients)
             for (_, slot), weight in zip(known, weights, strict=True):
                 row[slot] = weight
-        return np.array([rows[history] for history in histories], np.float32)
+        return [rows[history] for history in histories]
 
     def _replace(
         self, slot: int, chosen: np.ndarray, places: np.ndarray, value: Buffer
