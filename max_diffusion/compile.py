@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,13 @@ from max.graph import Module
 
 from graphs.weights import WeightSlot
 
-from .errors import CompileError, DeviceError, ModelLoadError, RequestError
+from .errors import (
+    CompileError,
+    DeviceError,
+    MaxDiffusionError,
+    ModelLoadError,
+    RequestError,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -102,10 +109,32 @@ def compile_graphs(
         first_line = str(cause).strip().split("\n", maxsplit=1)[0]
         raise CompileError(f"compile: MAX refused the graphs: {first_line}") from err
     compile_seconds = time.perf_counter() - started
-    registry = weights if device.is_host else _to_device(weights, device)
-    models = session.init_all(compiled, weights_registry=registry)
+    with memory_errors_said():
+        registry = weights if device.is_host else _to_device(weights, device)
+        models = session.init_all(compiled, weights_registry=registry)
     logger.info("compiled %s in %.2f s", ", ".join(models), compile_seconds)
     return CompiledGraphs(models, registry, compile_seconds)
+
+
+@contextmanager
+def memory_errors_said() -> Iterator[None]:
+    """Turns what MAX and numpy raise for want of memory into a DeviceError.
+
+    MAX 26.7 raises a ValueError of several lines for it, told apart by its text only.
+    """
+    try:
+        yield
+    except MaxDiffusionError:
+        raise  # a RequestError is a ValueError too, and may quote the caller
+    except (ValueError, RuntimeError, MemoryError) as err:
+        words = ("memory allocation failed", "out of memory", "out_of_memory")
+        text = str(err).lower()
+        if isinstance(err, MemoryError) or any(word in text for word in words):
+            raise DeviceError(
+                "device: out of memory; ask for fewer or smaller pictures at a time, "
+                "or for bfloat16"
+            ) from err
+        raise
 
 
 def _check(weights: Mapping[str, Any], expected: Mapping[str, WeightSlot]) -> None:

@@ -38,7 +38,7 @@ from .caches import (
 )
 from .caches.base import AbstractStepCache
 from .checkpoint import ComponentWeights
-from .compile import compile_graphs
+from .compile import compile_graphs, memory_errors_said
 from .component import ComponentModel
 from .denoising import (
     COMPUTE,
@@ -479,7 +479,8 @@ class DiffusionPipeline(ABC):
         # Compiling takes minutes: what is wrong with a tokenizer is said before.
         self.init_remaining_components()
         if before_compile is not None:
-            before_compile(self)
+            with memory_errors_said():
+                before_compile(self)
         on_event("load", "end")
         on_event("compile", "start")
         compiled = compile_graphs(self.session, module, registry, expected, self.device)

@@ -14,6 +14,7 @@ import numpy as np
 
 from .caches import CACHES, CacheConfig, DenoisingCacheConfig
 from .checkpoint import ModelFolder
+from .compile import memory_errors_said
 from .errors import RequestError
 from .pipeline import DiffusionPipeline, OnStep
 from .report import RunReport
@@ -86,6 +87,7 @@ class TextToImagePipeline(DiffusionPipeline):
         Raises:
             RequestError: A value is missing, malformed or out of range.
             RequestCancelled: ``on_step`` raised it.
+            DeviceError: Out of memory.
             MaxDiffusionError: The result is not finite.
         """
         started = time.perf_counter()
@@ -104,8 +106,9 @@ class TextToImagePipeline(DiffusionPipeline):
             sigmas=None if sigmas is None else _tuple("sigmas", sigmas),
             cache=resolved,
         )
-        context = self.create_context(request)
-        output = self.execute(self.prepare_inputs(context), on_step=on_step)
+        with memory_errors_said():
+            context = self.create_context(request)
+            output = self.execute(self.prepare_inputs(context), on_step=on_step)
         seconds = output.seconds or {}
         report = RunReport(
             model=self.pipeline_config.model_name,

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 
 from max_diffusion import (
+    DeviceError,
     FirstBlockConfig,
     GenerationRequest,
     RequestError,
     TaylorSeerConfig,
 )
+from max_diffusion.compile import memory_errors_said
 
 
 @pytest.mark.parametrize(
@@ -54,3 +56,27 @@ def test_bad_requests_are_one_line(values: dict[str, Any], message: str) -> None
 def test_bad_cache_settings_are_refused(kind: Any, values: dict[str, Any]) -> None:
     with pytest.raises(RequestError, match=next(iter(values))):
         kind(**values)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("An error occurred\nAt device_context: Memory allocation failed\n"),
+        RuntimeError("CUDA call failed: CUDA_ERROR_OUT_OF_MEMORY (out of memory)"),
+        MemoryError("Unable to allocate 4.00 TiB"),
+    ],
+    ids=["max", "cuda", "numpy"],
+)
+def test_want_of_memory_is_one_line(error: Exception) -> None:
+    said = pytest.raises(DeviceError, match="device: out of memory; ask")
+    with said as caught, memory_errors_said():
+        raise error
+    assert caught.value.__cause__ is error
+
+
+def test_other_errors_are_left_alone() -> None:
+    with pytest.raises(ValueError, match="shape"), memory_errors_said():
+        raise ValueError("wrong shape")
+    quoted = RequestError("a prompt: expected UTF-8 text, got 'out of memory'")
+    with pytest.raises(RequestError), memory_errors_said():
+        raise quoted
