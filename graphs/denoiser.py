@@ -132,7 +132,8 @@ def add_front(
         start = denoiser.embed(w, inputs)
         streams = _run(denoiser, w, start, conditioning, 0, front_blocks)
         residual = streams.image - start.image
-        change = magnitude(residual - reference) / magnitude(reference)
+        now, before = (x.cast(DType.float32) for x in (residual, reference))
+        change = magnitude(now - before) / magnitude(before)
         graph.output(streams.image, streams.text, residual, change)
 
 

@@ -51,10 +51,16 @@ def put_rows(target: Buffer, rows: Sequence[int], source: Buffer) -> None:
     _wait_for_copies(target.device)
 
 
+def copied(buffer: Buffer) -> Buffer:
+    """A copy, done before any graph that starts after it."""
+    fresh = buffer.copy()
+    _wait_for_copies(buffer.device)
+    return fresh
+
+
 def with_rows(base: Buffer, rows: Sequence[int], source: Buffer) -> Buffer:
     """A copy of ``base`` with the given rows replaced by the rows of ``source``."""
-    fresh = base.copy()
-    _wait_for_copies(base.device)
+    fresh = copied(base)
     put_rows(fresh, rows, source)
     return fresh
 

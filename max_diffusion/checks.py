@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from numbers import Real
 from typing import SupportsIndex
 
 import numpy as np
@@ -32,6 +31,13 @@ def whole(
     return number
 
 
+def count(where: str, value: int, minimum: int = 0, maximum: int | None = None) -> int:
+    """``value`` if it is an ``int``: NumPy's integers would wrap around when used."""
+    if type(value) is not int:
+        raise RequestError(f"{where} must be an int, got {value!r}")
+    return whole(where, value, minimum, maximum)
+
+
 def one_of(where: str, value: str, choices: Sequence[str]) -> str:
     """``value`` if it is one of the choices."""
     if value not in choices:
@@ -41,7 +47,9 @@ def one_of(where: str, value: str, choices: Sequence[str]) -> str:
 
 def not_negative(where: str, value: float) -> float:
     """``value`` as a float of 0 or more that float32 can hold."""
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float | np.number) and not isinstance(
+        value, bool
+    )
     if not is_number or not 0 <= value <= float(np.finfo(np.float32).max):
         raise RequestError(f"{where} must be a number of 0 or more, got {value!r}")
     return float(value)

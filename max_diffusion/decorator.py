@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, final
 import numpy as np
 
 from .caches.controller import next_gap
-from .caches.series import series_weights
-from .checks import not_negative, one_of, whole
+from .caches.series import exact_degree, series_weights
+from .checks import count, not_negative, one_of
 from .errors import RequestError
 
 if TYPE_CHECKING:
@@ -99,10 +99,10 @@ class taylor_seer:  # a decorator, and so in lower case
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        whole("taylor_seer: warmup_steps", self.warmup_steps, minimum=1)
-        whole("taylor_seer: skip_interval_steps", self.skip_interval_steps, minimum=1)
-        whole("taylor_seer: n_derivatives", self.n_derivatives, minimum=0)
-        whole("taylor_seer: max_interval", self.max_interval, minimum=1)
+        count("taylor_seer: warmup_steps", self.warmup_steps, minimum=1)
+        count("taylor_seer: skip_interval_steps", self.skip_interval_steps, minimum=1)
+        count("taylor_seer: n_derivatives", self.n_derivatives, minimum=0)
+        count("taylor_seer: max_interval", self.max_interval, minimum=1)
         one_of("taylor_seer: mode", self.mode, ("interval", "auto"))
         if not not_negative("taylor_seer: tolerance", self.tolerance):
             raise RequestError("taylor_seer: tolerance must be above 0, got 0")
@@ -213,6 +213,8 @@ class _Sequence:
     def __init__(self, settings: taylor_seer) -> None:
         self.info = CacheInfo(0, 0)
         self._settings = settings
+        steps = settings.compute_step_map
+        self._map = None if steps is None else tuple(steps)
         self._steps = deque[int](maxlen=settings.n_derivatives + 1)
         self._values = deque[Any](maxlen=settings.n_derivatives + 1)
         self._form: object = None
@@ -236,8 +238,8 @@ class _Sequence:
 
     def _is_due(self, step: int) -> bool:
         settings = self._settings
-        if settings.compute_step_map is not None:
-            return all(settings.compute_step_map[step : step + 1])
+        if self._map is not None:
+            return all(self._map[step : step + 1])
         if step < settings.warmup_steps:
             return True
         if settings.mode == "auto":
@@ -262,16 +264,23 @@ class _Sequence:
 
     def _gap(self, value: Any, step: int) -> int:
         """Steps to the next computed one."""
-        error = float(abs(self._forecast(step) - value).sum())
-        size = float(abs(value).sum())
+        error = _total(abs(self._forecast(step) - value))
+        size = _total(abs(value))
         gaps = next_gap(
             np.array([step - self._steps[-1]]),
             np.array([error / size if size else math.nan]),
             self._settings.tolerance,
-            len(self._values) - 1,
+            exact_degree(len(self._values) - 1),
             self._settings.max_interval,
         )
         return int(gaps[0])
+
+
+def _total(value: Any) -> float:
+    # A method in numpy and torch, a function in the array API.
+    if hasattr(value, "sum"):
+        return float(value.sum())
+    return float(value.__array_namespace__().sum(value))
 
 
 def _widen(output: Any) -> tuple[Any, Callable[[Any], Any]]:

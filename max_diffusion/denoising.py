@@ -42,6 +42,8 @@ class DenoisingCacheState:
     """The policy's own memory."""
     required_steps: frozenset[int] = frozenset()
     """Steps that are computed whatever the policy says."""
+    shape: tuple[int, ...] = ()
+    """``(B, S_img)`` of the last step."""
     residual_threshold: float = 0.0
     """For a ``run_transformer`` that decides in a graph of its own."""
     prev_residual: Buffer | None = None
@@ -181,7 +183,7 @@ def run_step_cache(
     cache: AbstractStepCache,
     memory: DenoisingCacheState,
     step: int,
-    batch: int,
+    shape: tuple[int, ...],
     compute: Callable[[Sequence[int] | None], Buffer],
     *,
     is_divisible: bool,
@@ -192,13 +194,16 @@ def run_step_cache(
         cache: The policy.
         memory: Its state, and what the step did.
         step: 0-based step index.
-        batch: Samples.
+        shape: ``(B, S_img)`` of the latents; where it changes, all samples compute.
         compute: The prediction of some samples, or of all for ``None``.
         is_divisible: Whether it can compute only some.
     """
-    decision = cache.decide(memory.state, step, batch)
-    if step in memory.required_steps or (decision.any() and not is_divisible):
-        decision = np.ones(batch, bool)
+    decision = np.ones(shape[0], bool)
+    is_new, memory.shape = shape != memory.shape, shape
+    if not is_new and step not in memory.required_steps:
+        decision = cache.decide(memory.state, step, shape[0])
+    if decision.any() and not is_divisible:
+        decision[:] = True
     memory.actions = tuple(COMPUTE if flag else FORECAST for flag in decision)
     memory.signal = None
     if not decision.any():
@@ -210,7 +215,7 @@ def run_step_cache(
         prediction = with_rows(cache.forecast(memory.state, step), rows, computed)
     error = cache.remember(memory.state, computed, step, rows)
     if error is not None:
-        signal = np.full(batch, np.nan)
+        signal = np.full(shape[0], np.nan)
         signal[decision] = error
         memory.signal = tuple(float(x) for x in signal)
     return prediction

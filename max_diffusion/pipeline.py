@@ -42,6 +42,7 @@ from .compile import compile_graphs, memory_errors_said
 from .component import ComponentModel
 from .denoising import (
     COMPUTE,
+    REUSE,
     Branch,
     DenoiserComponent,
     DenoisingCacheState,
@@ -244,21 +245,11 @@ class DiffusionPipeline(ABC):
                 name steps that the request does not have.
         """
         config = self.cache_config if cache is None else self.resolve_cache(cache)
-        if not self._graph_groups.issuperset(config.graph_groups):
-            allowed = ", ".join(self.pipeline_config.caches)
-            raise RequestError(
-                f"cache: {type(config).__name__} needs graphs that this pipeline was "
-                f"not compiled with (caches: {allowed}); name it in caches at load"
-            )
-        if "split" in config.graph_groups and self.denoiser and self._runs_split:
-            self.denoiser.require_split()
-        required: frozenset[int] = frozenset()
-        if isinstance(config, StepRules):
-            required = config.required_steps(num_inference_steps)
+        required = self.check_cache(config, num_inference_steps)
         if isinstance(config, FirstBlockConfig):
             policy = FirstBlockCache(config, self.models)
             return DenoisingCacheState(
-                policy, policy.create_residual_state(), required, config.threshold
+                policy, policy.create_residual_state(), required, (), config.threshold
             )
         cache_of_steps: AbstractStepCache = NoCache()
         if isinstance(config, TaylorSeerConfig | StepMaskConfig):
@@ -268,6 +259,42 @@ class DiffusionPipeline(ABC):
         return DenoisingCacheState(
             cache_of_steps, cache_of_steps.create_step_state(), required
         )
+
+    def check_cache(
+        self, config: CacheConfig, num_inference_steps: int | None
+    ) -> frozenset[int]:
+        """Whether this pipeline can run a cache; needs no compiled graph.
+
+        Returns:
+            Steps that must be computed by the cache's rules.
+
+        Raises:
+            RequestError: The pipeline was compiled without this cache, an option has
+                no effect here, or rules name steps that the request does not have.
+        """
+        if not self._graph_groups.issuperset(config.graph_groups):
+            allowed = ", ".join(self.pipeline_config.caches)
+            raise RequestError(
+                f"cache: {type(config).__name__} needs graphs that this pipeline was "
+                f"not compiled with (caches: {allowed}); name it in caches at load"
+            )
+        if "split" in config.graph_groups and self._runs_split and self.denoiser:
+            self.denoiser.require_split()
+        if isinstance(config, FirstBlockConfig) and not self._runs_split:
+            for name, value in (
+                ("tail_order", config.tail_order),
+                ("max_cached_steps", config.max_cached_steps),
+                ("max_consecutive_cached", config.max_consecutive_cached),
+                ("max_accumulated_change", config.max_accumulated_change),
+            ):
+                if value:
+                    raise RequestError(
+                        f"first-block: {name} has no effect on {type(self).__name__}, "
+                        "whose run_transformer decides by itself; leave it out"
+                    )
+        if isinstance(config, StepRules):
+            return config.required_steps(num_inference_steps)
+        return frozenset()
 
     def run_denoising_step(
         self,
@@ -301,16 +328,13 @@ class DiffusionPipeline(ABC):
                 cache,
                 cache_state,
                 step,
-                _batch_size(kwargs),
+                _latents_shape(kwargs),
                 compute,
                 is_divisible=denoiser is not None,
             )
         if denoiser is not None:
             return run_residual_cache(cache, cache_state, step, denoiser, kwargs)
-        residual, prediction = self.run_transformer(cache_state, **kwargs)
-        cache_state.prev_residual, cache_state.prev_output = residual, prediction
-        cache_state.actions = (COMPUTE,) * _batch_size(kwargs)
-        return prediction
+        return self._run_own_residual_cache(cache_state, step, kwargs)
 
     def resolve_cache(
         self, cache: DenoisingCacheConfig | CacheConfig | None
@@ -411,6 +435,31 @@ class DiffusionPipeline(ABC):
                 on_step(step + 1, schedule.num_steps)
         self._check_finite(latents)
         return Denoised(latents, tuple(records), cache_bytes)
+
+    def _run_own_residual_cache(
+        self, cache_state: DenoisingCacheState, step: int, kwargs: dict[str, Any]
+    ) -> Buffer:
+        """First-block caching by a subclass's ``run_transformer``."""
+        shape = _latents_shape(kwargs)
+        policy = cache_state.cache
+        assert isinstance(policy, FirstBlockCache)
+        is_free = step >= policy.config.warmup_steps
+        if not is_free or step in cache_state.required_steps:
+            cache_state.prev_residual = cache_state.prev_output = None
+        if shape != cache_state.shape:
+            cache_state.prev_residual = cache_state.prev_output = None
+        cache_state.shape, before = shape, cache_state.prev_output
+        outputs = self.run_transformer(cache_state, **kwargs)
+        if len(outputs) != 2:
+            raise MaxDiffusionError(
+                f"{type(self).__name__}.run_transformer: expected (new_residual, "
+                f"noise_pred) under first-block caching, got {len(outputs)} values"
+            )
+        cache_state.prev_residual, cache_state.prev_output = outputs
+        # Only it knows what it did; giving the old prediction back is a reuse.
+        action = REUSE if outputs[1] is before else COMPUTE
+        cache_state.actions = (action,) * shape[0]
+        return outputs[1]
 
     @property
     def _runs_split(self) -> bool:
@@ -513,9 +562,14 @@ class DiffusionPipeline(ABC):
         return files
 
 
-def _batch_size(inputs: Mapping[str, Any]) -> int:
-    latents = inputs.get("latents")
-    return int(latents.shape[0]) if latents is not None else 1
+def _latents_shape(inputs: Mapping[str, Any]) -> tuple[int, ...]:
+    """``(B, S_img)``."""
+    if "latents" not in inputs:
+        raise MaxDiffusionError(
+            "run_denoising_step: expected latents (B, S_img, C) among the inputs, got "
+            f"{', '.join(inputs) or 'none'}"
+        )
+    return tuple(int(size) for size in inputs["latents"].shape[:2])
 
 
 def _ignore(stage: str, what: str) -> None:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, ClassVar, final
 import numpy as np
 from max.driver import Buffer
 
-from ..checks import not_negative, whole
+from ..checks import count, not_negative
 from ..errors import RequestError
 from .base import AbstractCacheState, AbstractStepCache, GraphGroup
 from .controller import next_gap
 from .history import MAX_ORDER, History
 from .rules import StepRules
-from .series import checked_coefficients
+from .series import checked_coefficients, exact_degree
 
 if TYPE_CHECKING:
     from max.engine import Model
@@ -47,9 +47,9 @@ class AutoConfig(StepRules):
         super().__post_init__()
         if not not_negative("auto: tolerance", self.tolerance):
             raise RequestError("auto: tolerance must be above 0, got 0")
-        whole("auto: warmup_steps", self.warmup_steps, minimum=2)
-        whole("auto: max_order", self.max_order, minimum=0, maximum=MAX_ORDER)
-        whole("auto: max_interval", self.max_interval, minimum=1)
+        count("auto: warmup_steps", self.warmup_steps, minimum=2)
+        count("auto: max_order", self.max_order, minimum=0, maximum=MAX_ORDER)
+        count("auto: max_interval", self.max_interval, minimum=1)
         checked_coefficients("auto", self.coefficients)
 
 
@@ -120,9 +120,16 @@ class Auto(AbstractStepCache):
         chosen = np.arange(len(state.due)) if rows is None else np.asarray(rows)
         error = history.relative_error(noise_pred, step, rows)
         gap = step - history.last_steps[chosen]
-        orders = history.orders[chosen]
+        degrees = [
+            exact_degree(int(order), self.config.coefficients)
+            for order in history.orders[chosen]
+        ]
         history.push(noise_pred, step, rows)
         state.due[chosen] = step + next_gap(
-            gap, error, self.config.tolerance, orders, self.config.max_interval
+            gap,
+            error,
+            self.config.tolerance,
+            np.array(degrees),
+            self.config.max_interval,
         )
         return error

@@ -19,16 +19,17 @@ def next_gap(
 ) -> np.ndarray:
     """The gap whose forecasts should err by ``tolerance``, one a sample.
 
-    A series of order ``p`` errs by ``C gap**(p + 1)``, so one measured error tells
-    ``C``. As with the step size of an ODE solver, the new gap is a little under what
-    that says and at most twice the old one.
+    A series that is exact for polynomials of degree ``p`` errs by ``C gap**(p + 1)``,
+    so one measured error tells ``C``. As with the step size of an ODE solver, the new
+    gap is a little under what that says and at most twice the old one.
 
     Args:
         gap: Steps from the last computed one to the one that was forecast and then
             computed, int64 ``(B,)``, 1 or more.
         error: Relative error of that forecast, ``(B,)``; inf or NaN gives 1.
         tolerance: Relative error to aim at, above 0.
-        order: Order of the forecast.
+        order: Degree ``p`` of the forecast, see
+            :func:`~max_diffusion.caches.series.exact_degree`.
         max_gap: Largest gap to return.
 
     Returns:
@@ -38,8 +39,9 @@ def next_gap(
         Hairer, Norsett and Wanner, "Solving Ordinary Differential Equations I", 2nd
         edition, 1993, section II.4, equation 4.13.
     """
-    bounded = np.where(np.isfinite(error), error, np.inf)
-    with np.errstate(divide="ignore"):
+    measured = np.asarray(error, np.float64)
+    bounded = np.where(np.isfinite(measured), measured, np.inf)
+    with np.errstate(divide="ignore", over="ignore"):
         factor = _SAFETY * (tolerance / bounded) ** (1 / (np.asarray(order) + 1))
     wanted = np.floor(gap * np.minimum(factor, _MAX_GROWTH))
     return np.clip(wanted, 1, max_gap).astype(np.int64)

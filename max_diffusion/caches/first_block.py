@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 
-from ..checks import not_negative, whole
+from ..checks import count, not_negative
 from .base import AbstractResidualCache, GraphGroup, ResidualState
 from .history import MAX_ORDER, History
 from .rules import StepRules
@@ -51,12 +51,12 @@ class FirstBlockConfig(StepRules):
         """Checks the ranges."""
         super().__post_init__()
         not_negative("first-block: threshold", self.threshold)
-        whole("first-block: warmup_steps", self.warmup_steps, minimum=0)
+        count("first-block: warmup_steps", self.warmup_steps, minimum=0)
         limit = self.max_consecutive_cached
-        whole("first-block: max_consecutive_cached", limit, minimum=0)
-        whole("first-block: max_cached_steps", self.max_cached_steps, minimum=0)
+        count("first-block: max_consecutive_cached", limit, minimum=0)
+        count("first-block: max_cached_steps", self.max_cached_steps, minimum=0)
         not_negative("first-block: max_accumulated_change", self.max_accumulated_change)
-        whole("first-block: tail_order", self.tail_order, minimum=0, maximum=MAX_ORDER)
+        count("first-block: tail_order", self.tail_order, minimum=0, maximum=MAX_ORDER)
         checked_coefficients("first-block", self.coefficients)
 
 

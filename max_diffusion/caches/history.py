@@ -100,8 +100,9 @@ class History:
                 f"taylorseer: step {step} was computed after step {last}; steps must "
                 "increase"
             )
-        if len(self._slots) < self._size:
-            # Rows that were not computed stay marked as empty, but finite.
+        is_full = (self._steps[chosen] != _EMPTY).all(axis=1).any()
+        if is_full and len(self._slots) < self._size:
+            # Replaced below; rows that were not computed stay empty, but finite.
             self._slots.append(self._slots[0])
             self._steps = np.pad(self._steps, ((0, 0), (0, 1)), constant_values=_EMPTY)
         oldest = self._steps.argmin(axis=1)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from ..checks import whole
+from ..checks import count, whole
 from ..errors import RequestError
 
 # Steps of a run of 28 that each policy computes: cache-dit 1.5's step masks.
@@ -39,7 +39,7 @@ class StepRules:
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
-        whole("cache: compute_last", self.compute_last, minimum=0)
+        count("cache: compute_last", self.compute_last, minimum=0)
         if isinstance(self.compute_steps, str):
             if self.compute_steps not in POLICIES:
                 raise RequestError(
@@ -53,7 +53,7 @@ class StepRules:
                 f"{self.compute_steps!r}"
             )
         for step in self.compute_steps:
-            whole("cache: a step of compute_steps", step, minimum=0)
+            count("cache: a step of compute_steps", step, minimum=0)
 
     def required_steps(self, num_steps: int | None) -> frozenset[int]:
         """Steps that must be computed in a run of ``num_steps``.
@@ -63,7 +63,9 @@ class StepRules:
                 steps without one.
         """
         named = self.compute_steps
-        if num_steps is None:
+        if num_steps is not None:
+            whole("cache: num_inference_steps", num_steps, minimum=1)
+        else:
             if self.compute_last or isinstance(named, str):
                 raise RequestError(
                     "cache: compute_last and policies need the number of steps; give "

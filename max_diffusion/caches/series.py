@@ -72,6 +72,14 @@ def series_weights(
     return total
 
 
+def exact_degree(order: int, coefficients: str = "finite_difference") -> int:
+    """Degree of polynomials that a series of ``order`` forecasts without error.
+
+    Finite differences are exact for lines only, see :func:`series_weights`.
+    """
+    return order if coefficients == "newton" else min(order, 1)
+
+
 def _lagrange(known: list[float], step: int) -> list[float]:
     """Newton's polynomial, with the values as its basis."""
     weights = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from ..checks import whole
+from ..checks import count
 from ..errors import RequestError
 from .base import GraphGroup
 from .history import MAX_ORDER
@@ -37,7 +37,7 @@ class StepMaskConfig(StepRules):
                 "step-mask: compute_steps must name the steps to compute or a policy, "
                 "got none"
             )
-        whole("step-mask: max_order", self.max_order, minimum=0, maximum=MAX_ORDER)
+        count("step-mask: max_order", self.max_order, minimum=0, maximum=MAX_ORDER)
         checked_coefficients("step-mask", self.coefficients)
 
     def should_skip(self, step: int) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, final
 import numpy as np
 from max.driver import Buffer
 
-from ..checks import one_of, whole
+from ..checks import count, one_of
 from .base import AbstractCacheState, AbstractStepCache, GraphGroup
 from .history import MAX_ORDER, History
 from .rules import StepRules
@@ -34,7 +34,8 @@ class TaylorSeerConfig(StepRules):
         phase: Which of the steps ``s`` after ``W = warmup_steps`` compute, of every
             ``N = cache_interval``: ``documented``, ``s = W + 1 + kN`` (MAX, diffusers);
             ``official``, ``s = W - 1 + kN`` (the authors' code, cache-dit, OpenVINO);
-            ``absolute``, ``s = kN`` (MAX's Wan). Equal up to ``N = 2``.
+            ``absolute``, ``s = kN`` (MAX's Wan). The first two are equal up to
+            ``N = 2``.
         coefficients: ``finite_difference``, what all published code computes, or
             ``newton``, exact for polynomials of the order also over uneven gaps. The
             same up to order 1.
@@ -51,9 +52,9 @@ class TaylorSeerConfig(StepRules):
     def __post_init__(self) -> None:
         """Checks the ranges."""
         super().__post_init__()
-        whole("taylorseer: cache_interval", self.cache_interval, minimum=1)
-        whole("taylorseer: warmup_steps", self.warmup_steps, minimum=1)
-        whole("taylorseer: max_order", self.max_order, minimum=0, maximum=MAX_ORDER)
+        count("taylorseer: cache_interval", self.cache_interval, minimum=1)
+        count("taylorseer: warmup_steps", self.warmup_steps, minimum=1)
+        count("taylorseer: max_order", self.max_order, minimum=0, maximum=MAX_ORDER)
         one_of("taylorseer: phase", self.phase, PHASES)
         checked_coefficients("taylorseer", self.coefficients)
 

@@ -8,6 +8,7 @@ from max.driver import Buffer, Device
 from max.dtype import DType
 from max.graph import DeviceRef, Module
 
+from ..buffers import copied
 from ..compile import compile_graphs
 from ..errors import RequestError
 from .history import add_series_graphs
@@ -45,6 +46,11 @@ class TaylorSeerCache:
         device: Device,
         session: InferenceSession,
     ) -> None:
+        if not isinstance(config, DenoisingCacheConfig):
+            raise RequestError(
+                "TaylorSeerCache: config must be a DenoisingCacheConfig, got "
+                f"{type(config).__name__}"
+            )
         settings = config.resolve()
         if not isinstance(settings, TaylorSeerConfig):
             raise RequestError(
@@ -84,9 +90,9 @@ class TaylorSeerCache:
     def update(self, state: TaylorSeerState, noise_pred: Buffer, step: int) -> None:
         """Takes in a computed prediction ``(B, S_img, C)`` of ``step``, in place.
 
-        Keeps ``noise_pred`` itself, uncopied.
+        Keeps a copy: an executor may write its next output to the same buffer.
 
         Raises:
             CacheStateError: ``step`` is not after the last computed one.
         """
-        self._cache.remember(state, noise_pred, step)
+        self._cache.remember(state, copied(noise_pred), step)

@@ -8,17 +8,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from max.driver import Buffer
 
 from max_diffusion import (
     AutoConfig,
     CacheConfig,
     FirstBlockConfig,
     GenerationRequest,
+    NoCacheConfig,
+    RequestError,
     StepMaskConfig,
     TaylorSeerConfig,
     TextToImagePipeline,
 )
-from max_diffusion.caches import POLICIES
+from max_diffusion.caches import POLICIES, FirstBlockCache
 from max_diffusion.denoising import COMPUTE
 
 STEPS = 12
@@ -143,7 +146,7 @@ def test_some_steps_are_skipped_and_some_computed(
 def test_turned_off_it_computes_all_and_changes_nothing(
     flux: TextToImagePipeline, row: Row
 ) -> None:
-    plain, _ = draw(flux, TaylorSeerConfig(cache_interval=1))
+    plain, _ = draw(flux, NoCacheConfig())
     assert row.off is not None
     images, actions = draw(flux, row.off)
     assert actions == [(COMPUTE,) * 3] * STEPS
@@ -242,7 +245,7 @@ def test_sizes_prompts_and_batches_need_no_compile(
 
 
 def test_tolerance_orders_passes_and_errors(flux: TextToImagePipeline) -> None:
-    plain, _ = draw(flux, TaylorSeerConfig(cache_interval=1))
+    plain, _ = draw(flux, NoCacheConfig())
     passes, quality = [], []
     for tolerance in (1e-3, 0.55, 5.0):
         images, actions = draw(flux, AutoConfig(tolerance=tolerance, warmup_steps=2))
@@ -258,3 +261,54 @@ def test_every_policy_runs(flux: TextToImagePipeline) -> None:
         _, actions = draw(flux, config, PROMPTS[:1])
         computed = {s for s, step in enumerate(actions) if step == (COMPUTE,)}
         assert computed == config.required_steps(STEPS)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (
+            TaylorSeerConfig(4, 3, 2),
+            TaylorSeerConfig(4, 3, 2, coefficients="newton"),
+        ),
+        (
+            AutoConfig(tolerance=9, max_order=2),
+            AutoConfig(tolerance=9, max_order=2, coefficients="newton"),
+        ),
+        (
+            StepMaskConfig(compute_steps="ultra", max_order=2),
+            StepMaskConfig(compute_steps="ultra", max_order=2, coefficients="newton"),
+        ),
+        (
+            FirstBlockConfig(1e9, warmup_steps=3),
+            FirstBlockConfig(1e9, warmup_steps=3, tail_order=1),
+        ),
+        (
+            FirstBlockConfig(1e9, warmup_steps=3, tail_order=2),
+            FirstBlockConfig(1e9, 3, tail_order=2, coefficients="newton"),
+        ),
+    ],
+    ids=["taylorseer", "auto", "step-mask", "tail", "tail-newton"],
+)
+def test_the_series_is_the_one_asked_for(
+    flux: TextToImagePipeline, first: CacheConfig, second: CacheConfig
+) -> None:
+    assert not np.array_equal(draw(flux, first)[0], draw(flux, second)[0])
+
+
+def test_a_tail_is_forecast_by_its_series(flux: TextToImagePipeline) -> None:
+    """Against the same sum over the tails that the graphs gave, in float64."""
+    config = FirstBlockConfig(1e9, warmup_steps=3, tail_order=1)
+    history = FirstBlockCache(config, flux.models).create_residual_state().tail
+    rng = np.random.default_rng(3)
+    tails = rng.standard_normal((2, 1, 8, 16)).astype(np.float32)
+    for step, tail in enumerate(tails):
+        history.push(Buffer.from_numpy(tail), step)
+    wanted = 3 * tails[1].astype(np.float64) - 2 * tails[0]
+    assert np.abs(history.forecast(3).to_numpy() - wanted).max() < 1e-5
+
+
+def test_rules_beyond_the_request_are_told_with_it(flux: TextToImagePipeline) -> None:
+    cache = StepMaskConfig(compute_steps=(60,))
+    request = GenerationRequest(prompts=("a",), num_inference_steps=12, cache=cache)
+    with pytest.raises(RequestError, match="names step 60, but the last of 12 is 11"):
+        flux.create_context(request)

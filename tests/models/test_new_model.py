@@ -8,11 +8,16 @@ from max.driver import Buffer
 from new_model import ToyPipeline, main, make_context
 
 from max_diffusion import (
+    AutoConfig,
+    CacheConfig,
     DenoisingCacheConfig,
     DenoisingCacheState,
     DiffusionPipeline,
     FirstBlockConfig,
+    MaxDiffusionError,
     NoCacheConfig,
+    RequestError,
+    StepMaskConfig,
     TaylorSeerConfig,
 )
 from max_diffusion.schedulers import Schedule
@@ -109,6 +114,69 @@ def test_run_denoising_step_by_the_documented_contract(toy: ToyPipeline) -> None
     assert len(seen) == 20
     assert seen[0] == (None, None)
     assert all(residual is not None for residual, _ in seen[1:])
+
+
+class Reusing(ToyPipeline):
+    """Gives the previous prediction back whenever it may."""
+
+    def __init__(self, toy: ToyPipeline) -> None:  # shares the compiled toy
+        vars(self).update(vars(toy))
+
+    def run_transformer(
+        self, cache_state: DenoisingCacheState, **kwargs: Buffer
+    ) -> tuple[Buffer, ...]:
+        if cache_state.prev_output is not None:
+            return (kwargs["latents"], cache_state.prev_output)
+        prediction = DiffusionPipeline.run_transformer(self, cache_state, **kwargs)
+        return (kwargs["latents"], *prediction)
+
+
+def test_rules_hold_for_a_transformer_of_its_own(toy: ToyPipeline) -> None:
+    cache = FirstBlockConfig(warmup_steps=3, compute_steps=(7,), compute_last=2)
+    pipeline = Reusing(toy)
+    output = pipeline.execute(toy.prepare_inputs(make_context(9, cache=cache)))
+    computed = [r.step for r in output.steps if r.actions == ("compute",)]
+    assert computed == [0, 1, 2, 7, 18, 19]
+    with pytest.raises(RequestError, match="tail_order has no effect on Reusing"):
+        pipeline.create_cache_state(1, 6, {}, cache=FirstBlockConfig(tail_order=1))
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [
+        TaylorSeerConfig(cache_interval=9, warmup_steps=2),
+        AutoConfig(tolerance=1e9, warmup_steps=2),
+        StepMaskConfig(compute_steps=(0,)),
+        FirstBlockConfig(threshold=1e9),
+    ],
+    ids=lambda cache: type(cache).__name__,
+)
+def test_a_change_of_shape_computes(toy: ToyPipeline, cache: CacheConfig) -> None:
+    state = toy.create_cache_state(2, 6, {}, cache=cache)
+    rng = np.random.default_rng(1)
+    shapes = [(2, 6)] * 5 + [(3, 6)] * 2 + [(3, 4)] * 2
+    actions = []
+    for step, (batch, tokens) in enumerate(shapes):
+        latents = rng.standard_normal((batch, tokens, 12)).astype(np.float32)
+        prediction = toy.run_denoising_step(
+            step,
+            state,
+            toy.device,
+            latents=Buffer.from_numpy(latents),
+            timestep=Buffer.from_numpy(np.full(batch, 500, np.float32)),
+            text=Buffer.from_numpy(np.ones((batch, tokens, 12), np.float32)),
+        )
+        assert tuple(prediction.shape) == (batch, tokens, 12)
+        actions.append(state.actions)
+    assert actions[5] == ("compute",) * 3
+    assert actions[7] == ("compute",) * 3
+    assert "compute" not in actions[4]  # and it was not computing anyway
+
+
+def test_latents_are_asked_for_by_name(toy: ToyPipeline) -> None:
+    state = toy.create_cache_state(1, 6, {}, cache=TaylorSeerConfig())
+    with pytest.raises(MaxDiffusionError, match=r"expected latents .* got hidden"):
+        toy.run_denoising_step(0, state, toy.device, hidden=None)
 
 
 def test_create_cache_state_is_per_request(toy: ToyPipeline) -> None:

@@ -433,7 +433,7 @@ def test_output_must_be_one_floating_point_array(output: object, kind: str) -> N
 
 WRONG = [
     ({"warmup_steps": 0}, "warmup_steps must be at least 1, got 0"),
-    ({"warmup_steps": 1.5}, "warmup_steps must be a whole number, got 1.5"),
+    ({"warmup_steps": 1.5}, "warmup_steps must be an int, got 1.5"),
     ({"skip_interval_steps": 0}, "skip_interval_steps must be at least 1, got 0"),
     ({"compute_step_map": {True}}, r"sequence of True and False, got \{True\}"),
     ({"compute_step_map": [1, 0]}, r"sequence of True and False, got \[1, 0\]"),

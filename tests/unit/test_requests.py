@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from max_diffusion import (
@@ -48,6 +49,7 @@ def test_bad_requests_are_one_line(values: dict[str, Any], message: str) -> None
         (TaylorSeerConfig, {"cache_interval": 1.5}),
         (TaylorSeerConfig, {"warmup_steps": None}),
         (TaylorSeerConfig, {"max_order": True}),
+        (TaylorSeerConfig, {"cache_interval": np.uint8(5)}),
         (FirstBlockConfig, {"threshold": "x"}),
         (FirstBlockConfig, {"warmup_steps": 1.5}),
         (FirstBlockConfig, {"max_consecutive_cached": -1}),

@@ -51,6 +51,12 @@ def test_the_next_gap_meets_the_tolerance() -> None:
     assert (scale * chosen**2 <= tolerance).tolist() == [True, True, False]
 
 
+def test_the_smallest_tolerance_and_error_stay_in_range() -> None:
+    error = np.zeros(1, np.float32)
+    assert next_gap(np.array([1]), error, 1e-50, 1, 8) == 2
+    assert next_gap(np.array([4]), error + 1, 1e-50, 1, 8) == 1
+
+
 @pytest.mark.parametrize("error", [np.nan, np.inf, 1e30])
 def test_a_bad_forecast_computes_the_next_step(error: float) -> None:
     assert next_gap(np.array([8]), np.array([error]), 0.1, 1, 20) == 1

@@ -159,6 +159,8 @@ class Flux1Pipeline(TextToImagePipeline):
         schedule = self._scheduler.schedule(
             steps, image_seq_len=rows * columns, sigmas=request.sigmas
         )
+        cache = self.cache_config if request.cache is None else request.cache
+        self.check_cache(cache, schedule.num_steps)
         if request.guidance_scale is not None and not self.has_guidance:
             raise RequestError(
                 "flux1: this model has no guidance embedding, so guidance_scale would "
