@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--autoencoder-steps", type=int, default=5000)
     parser.add_argument("--scenes", type=int, default=60_000)
     parser.add_argument("--flow-steps", type=int, default=18_000)
-    parser.add_argument("--distill-steps", type=int, default=500)
+    parser.add_argument("--distill-steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
