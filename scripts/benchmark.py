@@ -133,7 +133,7 @@ def compare_caches() -> None:
         took = [result.report.denoise_seconds * 1e3 for result in results]
         verdicts = [check(x, s) for x, s in zip(pictures, scenes, strict=True)]
         table.add_row(
-            label or str(cache),
+            label or _label(cache),
             str(steps),
             f"{statistics.median(took):.0f}",
             f"{100 * (1 - full / (50 * len(scenes))):.0f}",
@@ -235,6 +235,17 @@ def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal to noise ratio of two uint8 pictures, dB."""
     error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean()
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+
+
+def _label(cache: object) -> str:
+    """A configuration's name and what differs from its defaults."""
+    kind = type(cache)
+    changed = [
+        f"{key}={value}"
+        for key, value in vars(cache).items()
+        if value != vars(kind()).get(key)
+    ]
+    return f"{kind.__name__.removesuffix('Config')} {' '.join(changed)}"
 
 
 def _time_taylorseer(cache: object) -> dict[str, float]:

@@ -55,9 +55,12 @@ def series_weights(
         raise CacheStateError(
             f"taylorseer: a forecast needs steps that increase, got {list(steps)}"
         )
+    count = len(known)
+    if count == 2:  # a line, whatever the coefficients; the usual order, so at once
+        rate = (step - known[1]) / (known[1] - known[0])
+        return [-rate, 1 + rate]
     if coefficients == "newton":
         return _lagrange(known, step)
-    count = len(known)
     ladder: list[list[float]] = []  # of the factors, as weights of the values
     for index in range(count):
         old, ladder = ladder, [[float(index == each) for each in range(count)]]
