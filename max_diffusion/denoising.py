@@ -44,8 +44,6 @@ class DenoisingCacheState:
     """Steps that are computed whatever the policy says."""
     shape: tuple[int, ...] = ()
     """``(B, S_img)`` of the last step."""
-    residual_threshold: float = 0.0
-    """For a ``run_transformer`` that decides in a graph of its own."""
     prev_residual: Buffer | None = None
     """First-block residual last returned by such a ``run_transformer``."""
     prev_output: Buffer | None = None
@@ -54,6 +52,18 @@ class DenoisingCacheState:
     """What the last step did with each sample: compute, predict or reuse."""
     signal: tuple[float, ...] | None = None
     """What the last decision was based on, per sample."""
+
+    @property
+    def residual_threshold(self) -> float:
+        """For a ``run_transformer`` that decides in a graph of its own."""
+        if isinstance(self.cache, AbstractResidualCache):
+            return self.cache.residual_threshold
+        return 0.0
+
+    def changes_to(self, shape: tuple[int, ...]) -> bool:
+        """Whether a step's ``(B, S_img)`` is not the last one's, which it becomes."""
+        is_new, self.shape = shape != self.shape, shape
+        return is_new
 
     @property
     def num_bytes(self) -> int:
@@ -199,8 +209,7 @@ def run_step_cache(
         is_divisible: Whether it can compute only some.
     """
     decision = np.ones(shape[0], bool)
-    is_new, memory.shape = shape != memory.shape, shape
-    if not is_new and step not in memory.required_steps:
+    if not memory.changes_to(shape) and step not in memory.required_steps:
         decision = cache.decide(memory.state, step, shape[0])
     if decision.any() and not is_divisible:
         decision[:] = True
@@ -231,10 +240,9 @@ def run_residual_cache(
     """One step under a cache that decides from the front blocks, sample by sample."""
     state = memory.state
     assert isinstance(state, ResidualState)
-    reference = state.front_residual
-    shape = tuple(inputs["latents"].shape[:2])
-    if reference is not None and tuple(reference.shape[:2]) != shape:
-        reference = None  # another shape: the history starts again
+    shape = tuple(int(size) for size in inputs["latents"].shape[:2])
+    # Another shape: the history starts again.
+    reference = None if memory.changes_to(shape) else state.front_residual
     front = denoiser.front(reference, **inputs)
     decision = np.ones(front.change.shape, bool)
     memory.signal = None

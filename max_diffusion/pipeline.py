@@ -21,22 +21,15 @@ from graphs.weights import WeightScope, WeightSlot
 from .buffers import to_device, to_numpy
 from .caches import (
     CACHES,
-    Auto,
-    AutoConfig,
     CacheConfig,
     CacheDefaults,
     DenoisingCacheConfig,
-    FirstBlockCache,
     FirstBlockConfig,
     GraphGroup,
-    NoCache,
-    StepMaskConfig,
     StepRules,
-    TaylorSeer,
-    TaylorSeerConfig,
     add_series_graphs,
 )
-from .caches.base import AbstractStepCache
+from .caches.base import AbstractResidualCache, AbstractStepCache
 from .checkpoint import ComponentWeights
 from .compile import compile_graphs, memory_errors_said
 from .component import ComponentModel
@@ -246,19 +239,8 @@ class DiffusionPipeline(ABC):
         """
         config = self.cache_config if cache is None else self.resolve_cache(cache)
         required = self.check_cache(config, num_inference_steps)
-        if isinstance(config, FirstBlockConfig):
-            policy = FirstBlockCache(config, self.models)
-            return DenoisingCacheState(
-                policy, policy.create_residual_state(), required, (), config.threshold
-            )
-        cache_of_steps: AbstractStepCache = NoCache()
-        if isinstance(config, TaylorSeerConfig | StepMaskConfig):
-            cache_of_steps = TaylorSeer(config, self.models)
-        elif isinstance(config, AutoConfig):
-            cache_of_steps = Auto(config, self.models)
-        return DenoisingCacheState(
-            cache_of_steps, cache_of_steps.create_step_state(), required
-        )
+        policy = config.create_cache(self.models)
+        return DenoisingCacheState(policy, policy.create_state(), required)
 
     def check_cache(
         self, config: CacheConfig, num_inference_steps: int | None
@@ -442,13 +424,11 @@ class DiffusionPipeline(ABC):
         """First-block caching by a subclass's ``run_transformer``."""
         shape = _latents_shape(kwargs)
         policy = cache_state.cache
-        assert isinstance(policy, FirstBlockCache)
-        is_free = step >= policy.config.warmup_steps
-        if not is_free or step in cache_state.required_steps:
+        assert isinstance(policy, AbstractResidualCache)
+        is_required = step < policy.warmup_steps or step in cache_state.required_steps
+        if cache_state.changes_to(shape) or is_required:
             cache_state.prev_residual = cache_state.prev_output = None
-        if shape != cache_state.shape:
-            cache_state.prev_residual = cache_state.prev_output = None
-        cache_state.shape, before = shape, cache_state.prev_output
+        before = cache_state.prev_output
         outputs = self.run_transformer(cache_state, **kwargs)
         if len(outputs) != 2:
             raise MaxDiffusionError(

@@ -22,7 +22,6 @@ from .taylorseer import (
     TaylorSeer,
     TaylorSeerBufferState,
     TaylorSeerConfig,
-    TaylorSeerState,
 )
 from .taylorseer_cache import TaylorSeerCache
 
@@ -59,6 +58,5 @@ __all__ = [
     "TaylorSeerBufferState",
     "TaylorSeerCache",
     "TaylorSeerConfig",
-    "TaylorSeerState",
     "add_series_graphs",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
@@ -11,11 +11,12 @@ from max.driver import Buffer
 
 from ..checks import count, not_negative
 from ..errors import RequestError
-from .base import AbstractCacheState, AbstractStepCache, GraphGroup
+from .base import AbstractCacheState, GraphGroup
 from .controller import next_gap
-from .history import MAX_ORDER, History
+from .history import MAX_ORDER
 from .rules import StepRules
 from .series import checked_coefficients, exact_degree
+from .series_cache import SeriesCache, SeriesState
 
 if TYPE_CHECKING:
     from max.engine import Model
@@ -52,24 +53,13 @@ class AutoConfig(StepRules):
         count("auto: max_interval", self.max_interval, minimum=1)
         checked_coefficients("auto", self.coefficients)
 
-
-@final
-@dataclass
-class AutoState(AbstractCacheState):
-    """Computed predictions of one branch, and when each sample computes next."""
-
-    history: History
-    due: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Next step to compute, int64 ``(B,)``."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all predictions kept."""
-        return self.history.num_bytes
+    def create_cache(self, models: Mapping[str, Model]) -> Auto:
+        """The policy over a pipeline's graphs."""
+        return Auto(self, models)
 
 
 @final
-class Auto(AbstractStepCache):
+class Auto(SeriesCache):
     """TaylorSeer that chooses its own intervals, sample by sample.
 
     Every computed step is also forecast from the steps before it, which costs as much
@@ -83,25 +73,15 @@ class Auto(AbstractStepCache):
     """
 
     def __init__(self, config: AutoConfig, models: Mapping[str, Model]) -> None:
+        super().__init__(models, config.max_order, config.coefficients)
         self.config = config
-        self._models = models
-
-    def create_step_state(self) -> AutoState:
-        """An empty state."""
-        config = self.config
-        return AutoState(History(self._models, config.max_order, config.coefficients))
 
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
         """True for samples whose next computed step has come."""
-        assert isinstance(state, AutoState)
+        assert isinstance(state, SeriesState)
         if state.history.is_empty or step < self.config.warmup_steps:
             return np.ones(batch, bool)
         return step >= state.due
-
-    def forecast(self, state: AbstractCacheState, step: int) -> Buffer:
-        """Sums the series at ``step``."""
-        assert isinstance(state, AutoState)
-        return state.history.forecast(step)
 
     def remember(
         self,
@@ -111,7 +91,7 @@ class Auto(AbstractStepCache):
         rows: Sequence[int] | None = None,
     ) -> np.ndarray | None:
         """Keeps the prediction and returns how far its forecast was off."""
-        assert isinstance(state, AutoState)
+        assert isinstance(state, SeriesState)
         history = state.history
         if rows is None and not history.continues(noise_pred):
             history.push(noise_pred, step)

@@ -38,7 +38,7 @@ class AbstractStepCache(ABC):
     """Decides before anything of the step is computed."""
 
     @abstractmethod
-    def create_step_state(self) -> AbstractCacheState:
+    def create_state(self) -> AbstractCacheState:
         """Fresh state of one guidance branch."""
 
     @abstractmethod
@@ -111,8 +111,13 @@ class ResidualState(AbstractCacheState):
 class AbstractResidualCache(ABC):
     """Decides from the relative change of the front blocks' residual."""
 
+    residual_threshold: float
+    """For a ``run_transformer`` that decides in a graph of its own."""
+    warmup_steps: int
+    """Steps at the start that such a one must compute."""
+
     @abstractmethod
-    def create_residual_state(self) -> ResidualState:
+    def create_state(self) -> ResidualState:
         """Fresh state of one guidance branch."""
 
     @abstractmethod

@@ -59,6 +59,10 @@ class FirstBlockConfig(StepRules):
         count("first-block: tail_order", self.tail_order, minimum=0, maximum=MAX_ORDER)
         checked_coefficients("first-block", self.coefficients)
 
+    def create_cache(self, models: Mapping[str, Model]) -> FirstBlockCache:
+        """The policy over a pipeline's graphs."""
+        return FirstBlockCache(self, models)
+
 
 @final
 class FirstBlockCache(AbstractResidualCache):
@@ -77,9 +81,11 @@ class FirstBlockCache(AbstractResidualCache):
 
     def __init__(self, config: FirstBlockConfig, models: Mapping[str, Model]) -> None:
         self.config = config
+        self.residual_threshold = config.threshold
+        self.warmup_steps = config.warmup_steps
         self._models = models
 
-    def create_residual_state(self) -> ResidualState:
+    def create_state(self) -> ResidualState:
         """No residuals yet."""
         order, coefficients = self.config.tail_order, self.config.coefficients
         return ResidualState(History(self._models, order, coefficients))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 from max.driver import Buffer
 
 from .base import AbstractCacheState, AbstractStepCache, GraphGroup
+
+if TYPE_CHECKING:
+    from max.engine import Model
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,10 @@ class NoCacheConfig:
     """Computes every step."""
 
     graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("full",)
+
+    def create_cache(self, models: Mapping[str, Model]) -> NoCache:
+        """The policy; it needs no graph."""
+        return NoCache()
 
 
 @final
@@ -34,7 +41,7 @@ class NoCacheState(AbstractCacheState):
 class NoCache(AbstractStepCache):
     """The policy that never skips."""
 
-    def create_step_state(self) -> NoCacheState:
+    def create_state(self) -> NoCacheState:
         """An empty state."""
         return NoCacheState()
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, final
+
+import numpy as np
 
 from ..checks import count
 from ..errors import RequestError
-from .base import GraphGroup
+from .base import AbstractCacheState, GraphGroup
 from .history import MAX_ORDER
 from .rules import StepRules
 from .series import checked_coefficients
+from .series_cache import SeriesCache, history_of
+
+if TYPE_CHECKING:
+    from max.engine import Model
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,19 @@ class StepMaskConfig(StepRules):
         count("step-mask: max_order", self.max_order, minimum=0, maximum=MAX_ORDER)
         checked_coefficients("step-mask", self.coefficients)
 
-    def should_skip(self, step: int) -> bool:
-        """Always: only the rules compute."""
-        return True
+    def create_cache(self, models: Mapping[str, Model]) -> StepMask:
+        """The policy over a pipeline's graphs."""
+        return StepMask(models, self.max_order, self.coefficients)
+
+
+@final
+class StepMask(SeriesCache):
+    """Computes what the rules require, and the first step, nothing else.
+
+    References:
+        cache-dit 1.5's step masks, which reuse; at ``max_order=0`` so does this.
+    """
+
+    def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
+        """Only without a history; the executor knows the rules."""
+        return np.full(batch, history_of(state).is_empty)

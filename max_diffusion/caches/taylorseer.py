@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, final
 
 import numpy as np
-from max.driver import Buffer
 
 from ..checks import count, one_of
-from .base import AbstractCacheState, AbstractStepCache, GraphGroup
-from .history import MAX_ORDER, History
+from .base import AbstractCacheState, GraphGroup
+from .history import MAX_ORDER
 from .rules import StepRules
 from .series import checked_coefficients
-from .step_mask import StepMaskConfig
+from .series_cache import SeriesCache, SeriesState, history_of
 
 if TYPE_CHECKING:
     from max.engine import Model
@@ -67,32 +66,17 @@ class TaylorSeerConfig(StepRules):
         }[self.phase]
         return step >= self.warmup_steps and (step - first) % self.cache_interval != 0
 
-
-@final
-@dataclass
-class TaylorSeerState(AbstractCacheState):
-    """The last computed predictions of one branch."""
-
-    history: History
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all predictions kept."""
-        return self.history.num_bytes
-
-    @property
-    def last_compute_step(self) -> int | None:
-        """Step last computed of any sample, ``None`` before the first."""
-        history = self.history
-        return None if history.is_empty else int(history.last_steps.max())
+    def create_cache(self, models: Mapping[str, Model]) -> TaylorSeer:
+        """The policy over a pipeline's graphs."""
+        return TaylorSeer(self, models)
 
 
 # The documented name of the Buffer-based state.
-TaylorSeerBufferState = TaylorSeerState
+TaylorSeerBufferState = SeriesState
 
 
 @final
-class TaylorSeer(AbstractStepCache):
+class TaylorSeer(SeriesCache):
     """TaylorSeer over compiled graphs, on the final prediction ("lite" in diffusers).
 
     All factors are linear in the last ``max_order + 1`` computed predictions, so those
@@ -106,36 +90,11 @@ class TaylorSeer(AbstractStepCache):
         (MAX 26.7 starts from zeros and so doubles its first forecast at warm-up 1).
     """
 
-    def __init__(
-        self, config: TaylorSeerConfig | StepMaskConfig, models: Mapping[str, Model]
-    ) -> None:
+    def __init__(self, config: TaylorSeerConfig, models: Mapping[str, Model]) -> None:
+        super().__init__(models, config.max_order, config.coefficients)
         self.config = config
-        self._models = models
-
-    def create_step_state(self) -> TaylorSeerState:
-        """An empty state: nothing is allocated before the first computed step."""
-        config = self.config
-        history = History(self._models, config.max_order, config.coefficients)
-        return TaylorSeerState(history)
 
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
-        """All samples alike, by the configuration's ``should_skip``."""
-        assert isinstance(state, TaylorSeerState)
-        compute = state.history.is_empty or not self.config.should_skip(step)
+        """All samples alike, by :meth:`TaylorSeerConfig.should_skip`."""
+        compute = history_of(state).is_empty or not self.config.should_skip(step)
         return np.full(batch, compute)
-
-    def forecast(self, state: AbstractCacheState, step: int) -> Buffer:
-        """Sums the series at ``step``; see :class:`TaylorSeerCache`."""
-        assert isinstance(state, TaylorSeerState)
-        return state.history.forecast(step)
-
-    def remember(
-        self,
-        state: AbstractCacheState,
-        noise_pred: Buffer,
-        step: int,
-        rows: Sequence[int] | None = None,
-    ) -> None:
-        """Keeps the prediction; a new shape starts the history again."""
-        assert isinstance(state, TaylorSeerState)
-        state.history.push(noise_pred, step, rows)

@@ -12,8 +12,9 @@ from ..buffers import copied
 from ..compile import compile_graphs
 from ..errors import RequestError
 from .history import add_series_graphs
+from .series_cache import SeriesState
 from .settings import DenoisingCacheConfig
-from .taylorseer import TaylorSeer, TaylorSeerConfig, TaylorSeerState
+from .taylorseer import TaylorSeer, TaylorSeerConfig
 
 if TYPE_CHECKING:
     from max.engine import InferenceSession
@@ -65,19 +66,19 @@ class TaylorSeerCache:
 
     def create_state(
         self, batch_size: int, seq_len: int, output_dim: int
-    ) -> TaylorSeerState:
+    ) -> SeriesState:
         """Fresh state of one request.
 
         Holds no zero-filled factors: zeros would be taken for data by the first
         update. The sizes are those of the predictions to come.
         """
-        return self._cache.create_step_state()
+        return self._cache.create_state()
 
     def should_skip(self, step: int) -> bool:
         """Whether ``step`` (0-based) can be forecast, by the documented rule."""
         return self._cache.config.should_skip(step)
 
-    def predict(self, state: TaylorSeerState, step: int) -> Buffer:
+    def predict(self, state: SeriesState, step: int) -> Buffer:
         """Forecasts the prediction of ``step``, ``(B, S_img, C)``; state unchanged.
 
         With one computed step so far this is that step's own buffer: do not write it.
@@ -87,7 +88,7 @@ class TaylorSeerCache:
         """
         return self._cache.forecast(state, step)
 
-    def update(self, state: TaylorSeerState, noise_pred: Buffer, step: int) -> None:
+    def update(self, state: SeriesState, noise_pred: Buffer, step: int) -> None:
         """Takes in a computed prediction ``(B, S_img, C)`` of ``step``, in place.
 
         Keeps a copy: an executor may write its next output to the same buffer.

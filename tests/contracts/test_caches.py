@@ -298,7 +298,7 @@ def test_the_series_is_the_one_asked_for(
 def test_a_tail_is_forecast_by_its_series(flux: TextToImagePipeline) -> None:
     """Against the same sum over the tails that the graphs gave, in float64."""
     config = FirstBlockConfig(1e9, warmup_steps=3, tail_order=1)
-    history = FirstBlockCache(config, flux.models).create_residual_state().tail
+    history = FirstBlockCache(config, flux.models).create_state().tail
     rng = np.random.default_rng(3)
     tails = rng.standard_normal((2, 1, 8, 16)).astype(np.float32)
     for step, tail in enumerate(tails):

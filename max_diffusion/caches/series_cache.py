@@ -1,0 +1,82 @@
+"""Step caches that forecast the prediction by a series: all but when they compute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+from max.driver import Buffer
+
+from .base import AbstractCacheState, AbstractStepCache
+from .history import History
+
+if TYPE_CHECKING:
+    from max.engine import Model
+
+
+@final
+@dataclass
+class SeriesState(AbstractCacheState):
+    """The last computed predictions of one branch."""
+
+    history: History
+    due: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Next step to compute, int64 ``(B,)``, of caches that choose it ahead."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all predictions kept."""
+        return self.history.num_bytes
+
+    @property
+    def last_compute_step(self) -> int | None:
+        """Step last computed of any sample, ``None`` before the first."""
+        history = self.history
+        return None if history.is_empty else int(history.last_steps.max())
+
+
+class SeriesCache(AbstractStepCache):
+    """Forecasts by a weighted sum of the last computed predictions.
+
+    Args:
+        models: The graphs of :func:`~max_diffusion.caches.history.add_series_graphs`.
+        max_order: Highest order of a forecast.
+        coefficients: See :func:`~max_diffusion.caches.series.series_weights`.
+    """
+
+    def __init__(
+        self, models: Mapping[str, Model], max_order: int, coefficients: str
+    ) -> None:
+        self._models = models
+        self._max_order, self._coefficients = max_order, coefficients
+
+    def create_state(self) -> SeriesState:
+        """An empty state: nothing is allocated before the first computed step."""
+        return SeriesState(History(self._models, self._max_order, self._coefficients))
+
+    def forecast(self, state: AbstractCacheState, step: int) -> Buffer:
+        """Sums the series at ``step``.
+
+        Raises:
+            CacheStateError: Nothing was computed yet.
+        """
+        return history_of(state).forecast(step)
+
+    def remember(
+        self,
+        state: AbstractCacheState,
+        noise_pred: Buffer,
+        step: int,
+        rows: Sequence[int] | None = None,
+    ) -> np.ndarray | None:
+        """Keeps the prediction; a new shape starts the history again."""
+        history_of(state).push(noise_pred, step, rows)
+        return None
+
+
+def history_of(state: AbstractCacheState) -> History:
+    """The history of a state that a series cache has made."""
+    assert isinstance(state, SeriesState)
+    return state.history
