@@ -24,6 +24,13 @@ def to_numpy(buffer: Buffer) -> np.ndarray:
     return host.to_numpy()
 
 
+def bfloat16_bits(values: np.ndarray) -> np.ndarray:
+    """float32 to the bits of the nearest bfloat16, ties to even."""
+    bits = values.view(np.uint32)
+    odd = (bits >> 16) & np.uint32(1)
+    return ((bits + np.uint32(0x7FFF) + odd) >> 16).astype(np.uint16)
+
+
 def zeros(shape: Sequence[int], dtype: DType, device: Device) -> Buffer:
     """A zeroed buffer on ``device``."""
     return Buffer.zeros(tuple(shape), dtype, device)

@@ -316,12 +316,9 @@ def _widen(output: Any) -> tuple[Any, Callable[[Any], Any]]:
 def _to_buffer(value: np.ndarray, dtype: DType, device: Device) -> Buffer:
     from max.dtype import DType
 
-    from .buffers import to_device
+    from .buffers import bfloat16_bits, to_device
 
     if dtype != DType.bfloat16:
         return to_device(np.asarray(value, dtype.to_numpy()), device)
-    # To the nearest, ties to even. No NaN overflows: those of bfloat16 end in zeros.
-    bits = value.view(np.uint32)
-    rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
-    words = to_device(rounded.astype(np.uint16), device)
+    words = to_device(bfloat16_bits(value), device)
     return words.view(dtype, words.shape)

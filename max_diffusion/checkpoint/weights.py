@@ -13,6 +13,7 @@ from max.dtype import DType
 
 from graphs.weights import WeightSlot, WeightSpec
 
+from ..buffers import bfloat16_bits
 from ..errors import ModelLoadError
 from .safetensors_file import StoredTensor, read_header
 
@@ -148,19 +149,12 @@ def _fill(slot: WeightSlot, tensor: StoredTensor) -> np.ndarray | Buffer:
         bits = np.ascontiguousarray(bits[:, slice(*slot.columns)])
     if slot.dtype == DType.bfloat16:
         if tensor.dtype != DType.bfloat16:
-            bits = _to_bfloat16(bits.astype(np.float32))
+            bits = bfloat16_bits(bits.astype(np.float32))
         # numpy has no bfloat16: the buffer reads the same bytes as one.
         return Buffer.from_numpy(bits).view(DType.bfloat16, slot.shape)
     if tensor.dtype == DType.bfloat16:
         bits = (bits.astype(np.uint32) << 16).view(np.float32)
     return bits.astype(slot.dtype.to_numpy(), copy=False)
-
-
-def _to_bfloat16(values: np.ndarray) -> np.ndarray:
-    """float32 to the bits of the nearest bfloat16, ties to even."""
-    bits = values.view(np.uint32)
-    odd = (bits >> 16) & np.uint32(1)
-    return ((bits + np.uint32(0x7FFF) + odd) >> 16).astype(np.uint16)
 
 
 def _listed(names: Sequence[str]) -> str:
