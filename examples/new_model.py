@@ -19,7 +19,7 @@ from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef, TensorType, TensorValue
 
-from graphs.denoiser import AbstractDenoiser, Streams
+from graphs.denoiser import AbstractBlock, AbstractDenoiser, Streams
 from graphs.weights import WeightScope
 from max_diffusion import (
     DenoiserComponent,
@@ -32,6 +32,29 @@ from max_diffusion.denoising import Branch
 from max_diffusion.schedulers import Schedule
 
 WIDTH = 12
+
+
+class ToyBlock(AbstractBlock):
+    """Takes a share of the target away from the image stream."""
+
+    def __init__(self, streams: Streams, share: float) -> None:
+        self.streams, self.share = streams, share
+
+    def modulated_input(self) -> TensorValue:
+        """The image stream, as it is."""
+        return self.streams.image
+
+    def attention(self) -> tuple[TensorValue, ...]:
+        """What the image sees of the text."""
+        return (self.streams.text.rebind(self.streams.image.shape),)
+
+    def outputs(self, attention: tuple[TensorValue, ...]) -> tuple[TensorValue, ...]:
+        """The share."""
+        return (attention[0] * -self.share,)
+
+    def add(self, outputs: tuple[TensorValue, ...]) -> Streams:
+        """To the image stream."""
+        return Streams(self.streams.image + outputs[0], self.streams.text)
 
 
 class ToyDenoiser(AbstractDenoiser[TensorValue]):
@@ -56,9 +79,17 @@ class ToyDenoiser(AbstractDenoiser[TensorValue]):
             "text": TensorType(self.dtype, (batch, text_seq_len, WIDTH), self.device),
         }
 
-    def condition(self, w: WeightScope, inputs: dict[str, TensorValue]) -> TensorValue:
+    def condition(
+        self, w: WeightScope, inputs: dict[str, TensorValue]
+    ) -> tuple[TensorValue]:
+        """Sigma, ``(B,)``."""
+        return (inputs["timestep"] / 1000.0,)
+
+    def conditioning(
+        self, condition: tuple[TensorValue, ...], inputs: dict[str, TensorValue]
+    ) -> TensorValue:
         """Sigma as ``(B, 1, 1)``."""
-        return (inputs["timestep"] / 1000.0).reshape((-1, 1, 1))
+        return condition[0].reshape((-1, 1, 1))
 
     def embed(self, w: WeightScope, inputs: dict[str, TensorValue]) -> Streams:
         """Both streams unchanged."""
@@ -66,10 +97,9 @@ class ToyDenoiser(AbstractDenoiser[TensorValue]):
 
     def block(
         self, w: WeightScope, index: int, streams: Streams, conditioning: TensorValue
-    ) -> Streams:
-        """Takes a third of the target away from the image stream."""
-        target = streams.text.rebind(streams.image.shape)
-        return Streams(streams.image - target / self.num_blocks, streams.text)
+    ) -> ToyBlock:
+        """The same three times."""
+        return ToyBlock(streams, 1 / self.num_blocks)
 
     def output(
         self, w: WeightScope, image: TensorValue, conditioning: TensorValue

@@ -14,7 +14,7 @@ import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
 
-from .denoiser import AbstractDenoiser, Streams
+from .denoiser import AbstractBlock, AbstractDenoiser, Streams
 from .layers import (
     attention,
     layer_norm,
@@ -78,6 +78,7 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
         self.dtype = dtype
         self.device = device
         self.num_blocks = config.num_layers + config.num_single_layers
+        self.block_inputs = ("text_rotary", "image_rotary")
         self.width = config.width
 
     def input_types(
@@ -114,8 +115,8 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
 
     def condition(
         self, w: WeightScope, inputs: dict[str, TensorValue]
-    ) -> Flux1Conditioning:
-        """Time, guidance and pooled text to one vector; rotary tables side by side."""
+    ) -> tuple[TensorValue]:
+        """Time, guidance and pooled text to one vector ``(B, D)``."""
         scope = w / "time_text_embed"
         embedding = self._embed_scalar(scope / "timestep_embedder", inputs["timestep"])
         if self.config.guidance_embeds:
@@ -127,9 +128,15 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
             inputs["pooled_text"],
             self.config.pooled_projection_dim,
         )
+        return (ops.silu(embedding),)
+
+    def conditioning(
+        self, condition: tuple[TensorValue, ...], inputs: dict[str, TensorValue]
+    ) -> Flux1Conditioning:
+        """The vector, and the rotary tables side by side."""
         table = ops.concat([inputs["text_rotary"], inputs["image_rotary"]], axis=1)
         table = ops.unsqueeze(table, 2)  # 2, S_txt + S_img, 1, Dh
-        return Flux1Conditioning(ops.silu(embedding), (table[0], table[1]))
+        return Flux1Conditioning(condition[0], (table[0], table[1]))
 
     def embed(self, w: WeightScope, inputs: dict[str, TensorValue]) -> Streams:
         """Latents and text states to the model's width."""
@@ -150,13 +157,13 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
         index: int,
         streams: Streams,
         conditioning: Flux1Conditioning,
-    ) -> Streams:
+    ) -> DoubleBlock | SingleBlock:
         """Block ``index`` of double blocks first, then single blocks."""
         if index < self.config.num_layers:
             scope = w / "transformer_blocks" / index
-            return self._double_block(scope, streams, conditioning)
+            return DoubleBlock(self.config, scope, streams, conditioning)
         scope = w / "single_transformer_blocks" / (index - self.config.num_layers)
-        return self._single_block(scope, streams, conditioning)
+        return SingleBlock(self.config, scope, streams, conditioning)
 
     def output(
         self, w: WeightScope, image: TensorValue, conditioning: Flux1Conditioning
@@ -164,64 +171,45 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
         """Image stream to the velocity prediction ``(B, S_img, C)``."""
         config = self.config
         # The final norm stores scale before shift, unlike the blocks.
-        scale, shift = self._modulation(w / "norm_out" / "linear", conditioning, 2)
+        scope = w / "norm_out" / "linear"
+        scale, shift = _modulation(scope, conditioning, self.width, 2)
         x = _modulate(layer_norm(image, self.width), shift, scale)
         channels = config.patch_size**2 * config.out_channels
         return linear(w / "proj_out", x, self.width, channels)
 
-    def _double_block(
-        self, w: WeightScope, streams: Streams, conditioning: Flux1Conditioning
-    ) -> Streams:
-        image, text = streams.image, streams.text
-        image_mod = self._modulation(w / "norm1" / "linear", conditioning, 6)
-        text_mod = self._modulation(w / "norm1_context" / "linear", conditioning, 6)
-        image_in = _modulate(layer_norm(image, self.width), *image_mod[:2])
-        text_in = _modulate(layer_norm(text, self.width), *text_mod[:2])
-        scope = w / "attn"
-        image_qkv = self._qkv(scope, image_in, ("to_q", "to_k", "to_v"), "norm_")
-        text_qkv = self._qkv(
-            scope, text_in, ("add_q_proj", "add_k_proj", "add_v_proj"), "norm_added_"
-        )
-        query, key, value = (
-            ops.concat([t, i], axis=1) for t, i in zip(text_qkv, image_qkv, strict=True)
-        )  # B, S_txt + S_img, heads, head_dim
-        mixed = self._attend(query, key, value, conditioning)
-        text_mixed, image_mixed = _cut(mixed, text.shape[1], image.shape[1])
-        image_out = linear(scope / "to_out" / 0, image_mixed, self.width, self.width)
-        text_out = linear(scope / "to_add_out", text_mixed, self.width, self.width)
-        image = image + image_mod[2] * image_out
-        text = text + text_mod[2] * text_out
-        return Streams(
-            self._feed_forward(w / "ff", image, image_mod[3:]),
-            self._feed_forward(w / "ff_context", text, text_mod[3:]),
-        )
+    def _embed_scalar(self, w: WeightScope, value: TensorValue) -> TensorValue:
+        sinusoid = timestep_embedding(value, _TIMESTEP_CHANNELS).cast(self.dtype)
+        return self._two_linears(w, sinusoid, _TIMESTEP_CHANNELS)
 
-    def _single_block(
-        self, w: WeightScope, streams: Streams, conditioning: Flux1Conditioning
-    ) -> Streams:
-        joint = streams.joint
-        if joint is None:
-            joint = ops.concat([streams.text, streams.image], axis=1)
-        shift, scale, gate = self._modulation(w / "norm" / "linear", conditioning, 3)
-        x = _modulate(layer_norm(joint, self.width), shift, scale)
-        width, hidden = self.width, _MLP_RATIO * self.width
-        mlp = ops.gelu(linear(w / "proj_mlp", x, width, hidden), approximate="tanh")
-        qkv = self._qkv(w / "attn", x, ("to_q", "to_k", "to_v"), "norm_")
-        mixed = self._attend(*qkv, conditioning)
-        # One matrix in the checkpoint, two here: joining attention and MLP along the
-        # channels copies both, and takes longer than the product on CPU.
-        w_out = w / "proj_out"
-        total = width + hidden
-        first = w_out.columns("weight", width, total, 0, width)
-        second = w_out.columns("weight", width, total, width, total)
-        out = mixed @ ops.transpose(first, 0, 1) + w_out("bias", width)
-        joint = joint + gate * (out + mlp @ ops.transpose(second, 0, 1))
-        text, image = _cut(joint, streams.text.shape[1], streams.image.shape[1])
-        return Streams(image, text, joint)
+    def _two_linears(
+        self, w: WeightScope, x: TensorValue, in_features: int
+    ) -> TensorValue:
+        hidden = ops.silu(linear(w / "linear_1", x, in_features, self.width))
+        return linear(w / "linear_2", hidden, self.width, self.width)
 
-    def _qkv(
+
+class Flux1Block(AbstractBlock):
+    """What double and single blocks share."""
+
+    def __init__(
+        self,
+        config: Flux1Config,
+        w: WeightScope,
+        streams: Streams,
+        conditioning: Flux1Conditioning,
+    ) -> None:
+        self.config, self.w = config, w
+        self.width = config.width
+        self.streams, self.conditioning = streams, conditioning
+
+    def modulation(self, w: WeightScope, count: int) -> list[TensorValue]:
+        """``count`` tensors ``(B, 1, D)`` from the conditioning."""
+        return _modulation(w, self.conditioning, self.width, count)
+
+    def qkv(
         self, w: WeightScope, x: TensorValue, names: tuple[str, str, str], norm: str
     ) -> tuple[TensorValue, TensorValue, TensorValue]:
+        """Query and key, normed, and value, each ``(B, S, heads, head_dim)``."""
         heads, head_dim = (
             self.config.num_attention_heads,
             self.config.attention_head_dim,
@@ -233,44 +221,138 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
         query = rms_norm(w / f"{norm}q", query, head_dim)
         return query, rms_norm(w / f"{norm}k", key, head_dim), value
 
-    def _attend(
-        self,
-        query: TensorValue,
-        key: TensorValue,
-        value: TensorValue,
-        conditioning: Flux1Conditioning,
+    def attend(
+        self, query: TensorValue, key: TensorValue, value: TensorValue
     ) -> TensorValue:
-        query = _rotate(query, conditioning.rotary)
-        key = _rotate(key, conditioning.rotary)
+        """Attention with rotary positions: ``(B, S, D)``."""
+        query = _rotate(query, self.conditioning.rotary)
+        key = _rotate(key, self.conditioning.rotary)
         scale = self.config.attention_head_dim**-0.5
         return merge_heads(attention(query, key, value, scale=scale))
+
+
+@final
+class DoubleBlock(Flux1Block):
+    """Two streams with weights of their own and joint attention."""
+
+    def __init__(
+        self,
+        config: Flux1Config,
+        w: WeightScope,
+        streams: Streams,
+        conditioning: Flux1Conditioning,
+    ) -> None:
+        super().__init__(config, w, streams, conditioning)
+        self._image_mod = self.modulation(w / "norm1" / "linear", 6)
+        self._text_mod = self.modulation(w / "norm1_context" / "linear", 6)
+
+    def modulated_input(self) -> TensorValue:
+        """Of the image stream, ``(B, S_img, D)``."""
+        x = layer_norm(self.streams.image, self.width)
+        return _modulate(x, *self._image_mod[:2])
+
+    def attention(self) -> tuple[TensorValue, ...]:
+        """Of image and text, after their own projections."""
+        image, text = self.streams.image, self.streams.text
+        text_in = _modulate(layer_norm(text, self.width), *self._text_mod[:2])
+        scope = self.w / "attn"
+        names = ("to_q", "to_k", "to_v")
+        image_qkv = self.qkv(scope, self.modulated_input(), names, "norm_")
+        names = ("add_q_proj", "add_k_proj", "add_v_proj")
+        text_qkv = self.qkv(scope, text_in, names, "norm_added_")
+        query, key, value = (
+            ops.concat([t, i], axis=1) for t, i in zip(text_qkv, image_qkv, strict=True)
+        )  # B, S_txt + S_img, heads, head_dim
+        mixed = self.attend(query, key, value)
+        text_mixed, image_mixed = _cut(mixed, text.shape[1], image.shape[1])
+        return (
+            linear(scope / "to_out" / 0, image_mixed, self.width, self.width),
+            linear(scope / "to_add_out", text_mixed, self.width, self.width),
+        )
+
+    def outputs(self, attention: tuple[TensorValue, ...]) -> tuple[TensorValue, ...]:
+        """Attention and feed-forward of image and text."""
+        image, text = self._attended(attention)
+        image_ff = self._feed_forward(self.w / "ff", image, self._image_mod)
+        text_ff = self._feed_forward(self.w / "ff_context", text, self._text_mod)
+        return (*attention, image_ff, text_ff)
+
+    def add(self, outputs: tuple[TensorValue, ...]) -> Streams:
+        """Each through its gate."""
+        image, text = self._attended(outputs[:2])
+        return Streams(
+            image + self._image_mod[5] * outputs[2],
+            text + self._text_mod[5] * outputs[3],
+        )
+
+    def _attended(
+        self, attention: tuple[TensorValue, ...]
+    ) -> tuple[TensorValue, TensorValue]:
+        image, text = attention
+        return (
+            self.streams.image + self._image_mod[2] * image,
+            self.streams.text + self._text_mod[2] * text,
+        )
 
     def _feed_forward(
         self, w: WeightScope, x: TensorValue, modulation: list[TensorValue]
     ) -> TensorValue:
-        shift, scale, gate = modulation
+        shift, scale = modulation[3:5]
         hidden = _MLP_RATIO * self.width
         y = _modulate(layer_norm(x, self.width), shift, scale)
         y = linear(w / "net" / 0 / "proj", y, self.width, hidden)
-        y = linear(w / "net" / 2, ops.gelu(y, approximate="tanh"), hidden, self.width)
-        return x + gate * y
+        y = ops.gelu(y, approximate="tanh")
+        return linear(w / "net" / 2, y, hidden, self.width)
 
-    def _modulation(
-        self, w: WeightScope, conditioning: Flux1Conditioning, count: int
-    ) -> list[TensorValue]:
-        """``count`` tensors ``(B, 1, D)`` from the conditioning."""
-        y = linear(w, conditioning.embedding, self.width, count * self.width)
-        return ops.split(ops.unsqueeze(y, 1), [self.width] * count, axis=2)
 
-    def _embed_scalar(self, w: WeightScope, value: TensorValue) -> TensorValue:
-        sinusoid = timestep_embedding(value, _TIMESTEP_CHANNELS).cast(self.dtype)
-        return self._two_linears(w, sinusoid, _TIMESTEP_CHANNELS)
+@final
+class SingleBlock(Flux1Block):
+    """Both streams as one sequence, attention and feed-forward side by side."""
 
-    def _two_linears(
-        self, w: WeightScope, x: TensorValue, in_features: int
-    ) -> TensorValue:
-        hidden = ops.silu(linear(w / "linear_1", x, in_features, self.width))
-        return linear(w / "linear_2", hidden, self.width, self.width)
+    def __init__(
+        self,
+        config: Flux1Config,
+        w: WeightScope,
+        streams: Streams,
+        conditioning: Flux1Conditioning,
+    ) -> None:
+        super().__init__(config, w, streams, conditioning)
+        joint = streams.joint
+        if joint is None:
+            joint = ops.concat([streams.text, streams.image], axis=1)
+        self._joint = joint
+        shift, scale, self._gate = self.modulation(w / "norm" / "linear", 3)
+        self._normed = _modulate(layer_norm(joint, self.width), shift, scale)
+
+    def modulated_input(self) -> TensorValue:
+        """Of the joint sequence, ``(B, S_txt + S_img, D)``."""
+        return self._normed
+
+    def attention(self) -> tuple[TensorValue, ...]:
+        """Of the joint sequence, before the block's one projection."""
+        names = ("to_q", "to_k", "to_v")
+        return (self.attend(*self.qkv(self.w / "attn", self._normed, names, "norm_")),)
+
+    def outputs(self, attention: tuple[TensorValue, ...]) -> tuple[TensorValue, ...]:
+        """The projection of attention and feed-forward together."""
+        width, hidden = self.width, _MLP_RATIO * self.width
+        mlp = linear(self.w / "proj_mlp", self._normed, width, hidden)
+        mlp = ops.gelu(mlp, approximate="tanh")
+        # One matrix in the checkpoint, two here: joining attention and MLP along the
+        # channels copies both, and takes longer than the product on CPU.
+        w_out = self.w / "proj_out"
+        total = width + hidden
+        first = w_out.columns("weight", width, total, 0, width)
+        second = w_out.columns("weight", width, total, width, total)
+        out = attention[0] @ ops.transpose(first, 0, 1) + w_out("bias", width)
+        return (out + mlp @ ops.transpose(second, 0, 1),)
+
+    def add(self, outputs: tuple[TensorValue, ...]) -> Streams:
+        """Through the gate, to the joint sequence."""
+        joint = self._joint + self._gate * outputs[0]
+        lengths = self.streams.text.shape[1], self.streams.image.shape[1]
+        text, image = _cut(joint, *lengths)
+        return Streams(image, text, joint)
 
 
 def rotary_table(ids: np.ndarray, axes_dims: tuple[int, ...]) -> np.ndarray:
@@ -301,6 +383,13 @@ def image_ids(rows: int, columns: int) -> np.ndarray:
     ids[..., 1] = np.arange(rows)[:, None]
     ids[..., 2] = np.arange(columns)[None, :]
     return ids.reshape(-1, 3)
+
+
+def _modulation(
+    w: WeightScope, conditioning: Flux1Conditioning, width: int, count: int
+) -> list[TensorValue]:
+    y = linear(w, conditioning.embedding, width, count * width)
+    return ops.split(ops.unsqueeze(y, 1), [width] * count, axis=2)
 
 
 def _modulate(x: TensorValue, shift: TensorValue, scale: TensorValue) -> TensorValue:

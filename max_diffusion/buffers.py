@@ -31,6 +31,14 @@ def bfloat16_bits(values: np.ndarray) -> np.ndarray:
     return ((bits + np.uint32(0x7FFF) + odd) >> 16).astype(np.uint16)
 
 
+def from_numpy(values: np.ndarray, dtype: DType, device: Device) -> Buffer:
+    """float32 values on ``device`` in ``dtype``; bfloat16 is the nearest one."""
+    if dtype != DType.bfloat16:
+        return to_device(np.asarray(values, dtype.to_numpy()), device)
+    words = to_device(bfloat16_bits(values), device)
+    return words.view(dtype, words.shape)
+
+
 def zeros(shape: Sequence[int], dtype: DType, device: Device) -> Buffer:
     """A zeroed buffer on ``device``."""
     return Buffer.zeros(tuple(shape), dtype, device)

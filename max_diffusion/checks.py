@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import SupportsIndex
 
 import numpy as np
@@ -62,3 +62,32 @@ def text(where: str, value: str) -> str:
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise RequestError(f"{where}: expected UTF-8 text, got {value!r}")
     return value
+
+
+def finite(where: str, value: float) -> float:
+    """``value`` as a float that is finite, also in float32."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(
+        value, bool
+    )
+    if not is_number or not abs(value) <= float(np.finfo(np.float32).max):
+        raise RequestError(f"{where} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def numbers(
+    where: str, values: tuple[float, ...], check: Callable[[str, float], float]
+) -> tuple[float, ...]:
+    """``values`` if it is a tuple and each passes ``check``."""
+    if not isinstance(values, tuple):
+        raise RequestError(f"{where} must be a tuple of numbers, got {values!r}")
+    return tuple(check(f"{where}: each", value) for value in values)
+
+
+def ordered(where: str, low: float, high: float) -> None:
+    """Raises unless ``low`` is below ``high``: the range would be empty."""
+    if not finite(f"{where}: min_timestep", low) < finite(
+        f"{where}: max_timestep", high
+    ):
+        raise RequestError(
+            f"{where}: min_timestep must be below max_timestep, got {low} and {high}"
+        )

@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import secrets
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from types import FrameType, MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, get_type_hints
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NoReturn, get_type_hints
 
 from . import __version__
 from .errors import MaxDiffusionError, RequestCancelled, RequestError
+from .model_commands import MODEL_COMMANDS
+from .terminal import Interruption, Progress
 
 # What needs MAX, Pillow or rich is imported where it is used, so that --version and
 # most mistakes are answered at once.
@@ -60,64 +61,6 @@ def _run(args: argparse.Namespace, interruption: Interruption) -> int:
     return 0
 
 
-class Interruption:
-    """Ctrl-C: the first stops at the next step, the second at once.
-
-    A thread hears of both, because a signal handler runs only when the main thread is
-    back in Python, and MAX may compile for a minute.
-    """
-
-    def __init__(self) -> None:
-        self._is_asked = threading.Event()
-
-    def __enter__(self) -> Self:
-        """Takes over SIGINT; in the main thread only."""
-        reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        self._old_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        self._old_handler = signal.signal(signal.SIGINT, _on_signal)
-        threading.Thread(target=self._watch, args=(reader,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Gives SIGINT back, unless already stopping; the thread ends with its pipe."""
-        # A second Ctrl-C on the way out must not turn exit code 130 into a kill.
-        is_stopping = self._is_asked.is_set()
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN if is_stopping else self._old_handler
-        )
-        signal.set_wakeup_fd(self._old_fd)
-        os.close(self._writer)
-
-    def check(self) -> None:
-        """Raises :class:`RequestCancelled` if the user asked to stop."""
-        if self._is_asked.is_set():
-            raise RequestCancelled("stopped by Ctrl-C, nothing was written")
-
-    def _watch(self, reader: int) -> None:
-        is_terminal = sys.stderr.isatty()
-        while number := os.read(reader, 1):
-            if number[0] != signal.SIGINT:
-                continue
-            if self._is_asked.is_set():
-                if is_terminal:
-                    os.write(2, b"\x1b[?25h\n")  # rich has hidden the cursor
-                os._exit(RequestCancelled.exit_code)
-            self._is_asked.set()
-            if is_terminal:
-                os.write(2, b"\nstopping at the next step; Ctrl-C again: at once\n")
-        os.close(reader)
-
-
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    """Stands in for Python's own handler, which would raise anywhere."""
-
-
 @dataclass(frozen=True)
 class Job:
     """Arguments of ``generate``, resolved and checked as far as no model is needed."""
@@ -153,6 +96,7 @@ def resolve(args: argparse.Namespace) -> Job:
         true_cfg_scale=args.true_cfg,
         seed=secrets.randbelow(2**32) if args.seed is None else args.seed,
         num_images_per_prompt=args.num_images,
+        cache_memory_limit=memory_size("--cache-memory-limit", args.cache_memory_limit),
     )
     timeline = Path(args.timeline) if args.timeline is not None else None
     job = Job(request, cache, Path(args.output), timeline)
@@ -201,6 +145,27 @@ def parse_cache(name: str, options: Sequence[str]) -> CacheConfig:
     return kind(**values)
 
 
+def memory_size(option: str, text: str | None) -> int | None:
+    """Bytes from text such as ``64MiB``; ``None`` stays so.
+
+    Raises:
+        RequestError: It is no size.
+    """
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?(B|KiB|MiB|GiB)?", text)
+    if match is None:
+        raise RequestError(
+            f"{option}: expected a size such as 500KiB, 64MiB or 2GiB, got {text!r}"
+        )
+    units = ("B", "KiB", "MiB", "GiB")
+    return int(float(match[1]) * 1024 ** units.index(match[2] or "B"))
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(number) for number in text.split(",")) if text else ()
+
+
 def _steps(text: str) -> tuple[int, ...] | str:
     """Step indices separated by commas, or a policy's name."""
     if text[:1].isdigit():
@@ -215,6 +180,7 @@ _CONVERTERS: Mapping[object, tuple[Callable[[str], Any], str]] = MappingProxyTyp
         float: (float, "a number"),
         str: (str, "text"),
         tuple[int, ...] | str: (_steps, "step indices like 0,5,9 or a policy"),
+        tuple[float, ...]: (_numbers, "numbers separated by commas"),
         bool: ({"true": True, "false": False}.__getitem__, "true or false"),
     }
 )
@@ -226,14 +192,15 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
 
     request, is_shown = job.request, sys.stderr.isatty()
     with ExitStack() as stack:
-        progress = _Progress(stack, is_shown=is_shown)
+        progress = Progress(stack, is_shown=is_shown)
         pipeline = load_pipeline(
             args.model,
             device=args.device,
             dtype=args.dtype,
             cache=job.cache,
-            # TaylorSeer costs seconds to compile, the split transformer a minute.
+            # TaylorSeer costs seconds to compile, single blocks a minute.
             caches=("none", "taylorseer"),
+            calibration=args.calibration,
             variant=args.variant,
             show_progress=is_shown,
             on_event=progress.on_event,
@@ -255,6 +222,7 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             negative_prompt=request.negative_prompt,
             seed=request.seed,
             num_images_per_prompt=request.num_images_per_prompt,
+            cache_memory_limit=request.cache_memory_limit,
             on_step=on_step,
         )
         interruption.check()
@@ -284,45 +252,6 @@ def _save(job: Job, result: GenerationResult, *, is_json: bool) -> None:
         print(f"{path}: seed {report.seed}, {took}, {passes}")
 
 
-class _Progress:
-    """Progress bars on a terminal, nothing elsewhere."""
-
-    def __init__(self, stack: ExitStack, *, is_shown: bool) -> None:
-        self._tasks: dict[str, Any] = {}
-        self._bars: Any = None
-        if is_shown:
-            from rich import progress
-            from rich.console import Console
-
-            columns = (
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.TaskProgressColumn(),
-                progress.TimeElapsedColumn(),
-            )
-            self._bars = stack.enter_context(
-                progress.Progress(
-                    *columns, console=Console(stderr=True), transient=True
-                )
-            )
-
-    def on_event(self, stage: str, what: str) -> None:
-        if self._bars is None:
-            return
-        if what == "start":
-            words = {"load": "loading weights", "compile": "compiling, once a model"}
-            self._tasks[stage] = self._bars.add_task(words[stage], total=None)
-        else:
-            self._bars.remove_task(self._tasks.pop(stage))
-
-    def on_step(self, done: int, total: int) -> None:
-        if self._bars is None:
-            return
-        if "step" not in self._tasks:
-            self._tasks["step"] = self._bars.add_task("denoising", total=total)
-        self._bars.update(self._tasks["step"], completed=done)
-
-
 class _Parser(argparse.ArgumentParser):
     """Errors in this project's one-line form; exit code 2 is argparse's own."""
 
@@ -331,10 +260,12 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(RequestError.exit_code)
 
 
-class _GenerateParser(_Parser):
-    """Lists every cache's options, as their configuration classes have them."""
+class _CommandParser(_Parser):
+    """Of ``generate``, lists every cache's options, as their classes have them."""
 
     def format_help(self) -> str:
+        if not self.prog.endswith("generate"):
+            return super().format_help()
         from .caches import CACHES
 
         lines = ["", "cache options and their defaults:"]
@@ -366,13 +297,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(
-        required=True, metavar="COMMAND", parser_class=_GenerateParser
+        required=True, metavar="COMMAND", parser_class=_CommandParser
     )
     generate = commands.add_parser(
         "generate", help="draw pictures from prompts", allow_abbrev=False
     )
     generate.set_defaults(run=_generate)
     _add_generate_options(generate.add_argument)
+    for name, command in MODEL_COMMANDS.items():
+        parts = commands.add_parser(name, help=command.help, allow_abbrev=False)
+        parts.set_defaults(run=command.run)
+        command.add_options(parts.add_argument)
     return parser
 
 
@@ -405,6 +340,12 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         metavar="KEY=VALUE",
         help="a setting of the cache, see below; may be repeated",
     )
+    add(
+        "--cache-memory-limit",
+        metavar="SIZE",
+        help="refuse a cache whose state may take more, such as 64MiB",
+    )
+    add("--calibration", metavar="FILE", help="measurements instead of the model's")
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
     add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
     add("--timeline", metavar="FILE.png", help="a picture of what each step did")

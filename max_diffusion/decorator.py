@@ -20,8 +20,7 @@ from .checks import count, not_negative, one_of
 from .errors import RequestError
 
 if TYPE_CHECKING:
-    from max.driver import Buffer, Device
-    from max.dtype import DType
+    pass
 
 
 class CacheInfo(NamedTuple):
@@ -288,11 +287,11 @@ def _widen(output: Any) -> tuple[Any, Callable[[Any], Any]]:
     # Whoever returns a tensor or a Buffer has loaded its library: nothing to import.
     torch, driver = map(sys.modules.get, ("torch", "max.driver"))
     if driver and isinstance(output, driver.Buffer):
-        from .buffers import to_numpy
+        from .buffers import from_numpy, to_numpy
 
         value, _ = _widen(to_numpy(output))
         form = {"dtype": output.dtype, "device": output.device}
-        return value, functools.partial(_to_buffer, **form)
+        return value, functools.partial(from_numpy, **form)
     if torch and isinstance(output, torch.Tensor):
         if output.dtype.is_floating_point:
             is_double = output.dtype == torch.float64
@@ -311,14 +310,3 @@ def _widen(output: Any) -> tuple[Any, Callable[[Any], Any]]:
     raise RequestError(
         f"taylor_seer: the output must be one floating-point array, got {kind}"
     )
-
-
-def _to_buffer(value: np.ndarray, dtype: DType, device: Device) -> Buffer:
-    from max.dtype import DType
-
-    from .buffers import bfloat16_bits, to_device
-
-    if dtype != DType.bfloat16:
-        return to_device(np.asarray(value, dtype.to_numpy()), device)
-    words = to_device(bfloat16_bits(value), device)
-    return words.view(dtype, words.shape)

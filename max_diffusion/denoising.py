@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, final, get_args
 
 import numpy as np
 from max.driver import Buffer
 from max.graph import Dim, Module
 
-from graphs.denoiser import AbstractDenoiser, add_back, add_front, add_full, add_reuse
+from graphs.denoiser import AbstractDenoiser, ModuleLevel, StepGraphs
 from graphs.weights import WeightScope
 
-from .buffers import num_bytes, put_rows, take_rows, to_numpy, with_rows, zeros
+from .buffers import num_bytes, put_rows, take_rows, to_device, to_numpy, with_rows
 from .caches import (
+    AbstractModuleCache,
     AbstractResidualCache,
     AbstractStepCache,
+    FirstBlockCache,
     GraphGroup,
+    ModuleState,
     ResidualState,
+    StateSizes,
 )
 from .caches.base import AbstractCacheState
 from .component import ComponentModel
 from .errors import RequestError
 
 COMPUTE, FORECAST, REUSE = "compute", "predict", "reuse"
+PARTIAL, ESTIMATE = "partial", "estimate"
+Policy = AbstractStepCache | AbstractResidualCache | AbstractModuleCache
 
 
 @dataclass
@@ -36,7 +42,7 @@ class DenoisingCacheState:
     forgets the request.
     """
 
-    cache: AbstractStepCache | AbstractResidualCache
+    cache: Policy
     """The policy this state belongs to."""
     state: AbstractCacheState
     """The policy's own memory."""
@@ -49,15 +55,16 @@ class DenoisingCacheState:
     prev_output: Buffer | None = None
     """Its noise prediction."""
     actions: tuple[str, ...] = ()
-    """What the last step did with each sample: compute, predict or reuse."""
+    """What the last step did with each sample: compute, predict, reuse,
+    partial or estimate."""
     signal: tuple[float, ...] | None = None
     """What the last decision was based on, per sample."""
 
     @property
     def residual_threshold(self) -> float:
         """For a ``run_transformer`` that decides in a graph of its own."""
-        if isinstance(self.cache, AbstractResidualCache):
-            return self.cache.residual_threshold
+        if isinstance(self.cache, FirstBlockCache):
+            return self.cache.config.threshold
         return 0.0
 
     def changes_to(self, shape: tuple[int, ...]) -> bool:
@@ -73,17 +80,15 @@ class DenoisingCacheState:
 
 
 @dataclass(frozen=True)
-class Front:
-    """What the front graph returns."""
+class Hidden:
+    """Where a pass stands between two blocks."""
 
     image: Buffer
-    """Image stream after the front blocks, ``(B, S_img, D)``."""
+    """Image stream, ``(B, S_img, D)``."""
     text: Buffer
     """Text stream, ``(B, S_txt, D)``."""
-    residual: Buffer
-    """What the front blocks added to the image stream, ``(B, S_img, D)``."""
-    change: np.ndarray
-    """Relative change against the reference residual, float32 ``(B,)``."""
+    context: tuple[Buffer, ...]
+    """What every block reads beside them."""
 
 
 class DenoiserComponent(ComponentModel):
@@ -92,14 +97,38 @@ class DenoiserComponent(ComponentModel):
     Final but for :meth:`denoiser`; ``load_model`` has nothing left to do.
     """
 
-    front_blocks = 1
-    """Blocks of the front graph."""
-    graph_groups: frozenset[GraphGroup] = frozenset(("full", "split"))
+    graph_groups: frozenset[GraphGroup] = frozenset(("full", "blocks"))
     """Which graphs to build; the pipeline sets what its caches need."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # Facts of the model, each found out once: nothing of a request is in them.
+        self._elements: dict[str, tuple[int, int]] = {}
 
     @abstractmethod
     def denoiser(self) -> AbstractDenoiser[Any]:
         """The transformer's pieces."""
+
+    @property
+    def num_blocks(self) -> int:
+        """Transformer blocks."""
+        return self.denoiser().num_blocks
+
+    def check_policy(self, policy: Policy) -> None:
+        """Whether a cache leaves some blocks between those that always run.
+
+        Raises:
+            RequestError: It does not, so it would have no effect.
+        """
+        if not isinstance(policy, AbstractResidualCache):
+            return
+        always = policy.front_blocks + policy.back_blocks
+        if always >= self.num_blocks:
+            raise RequestError(
+                f"cache: {always} blocks would always run, but this transformer has "
+                f"{self.num_blocks}, so none could be reused; use another cache or "
+                "fewer front_blocks and back_blocks"
+            )
 
     def hot_shapes(self) -> Sequence[tuple[int, int, int]]:
         """``(B, S_img, S_txt)`` that deserve a static graph beside the symbolic one."""
@@ -114,33 +143,78 @@ class DenoiserComponent(ComponentModel):
         pieces, w = self.denoiser(), self.weight_scope()
         types = pieces.input_types()
         self._input_names = tuple(types)
+        self._block_inputs = pieces.block_inputs
         self.batched_inputs = frozenset(
             name for name, kind in types.items() if kind.shape[0] == Dim("batch")
         )
-        self._hidden_dtype, self._width = pieces.dtype, pieces.width
+        graphs = StepGraphs(module, pieces, w)
         self._static: dict[tuple[int, int, int], str] = {}
         if "full" in self.graph_groups:
-            add_full(module, "full", pieces, w)
+            graphs.add_full("full")
             for shape in self.hot_shapes():
                 name = "full_" + "x".join(str(size) for size in shape)
-                add_full(module, name, pieces, w, static_shape=shape)
+                graphs.add_full(name, shape)
                 self._static[shape] = name
-        blocks = self.front_blocks
-        # A model of so few blocks has no tail to reuse.
-        self.is_split = "split" in self.graph_groups and pieces.num_blocks > blocks
-        if self.is_split:
-            add_front(module, "front", pieces, w, front_blocks=blocks)
-            add_back(module, "back", pieces, w, front_blocks=blocks)
-            add_reuse(module, "reuse", pieces, w)
+        if "blocks" in self.graph_groups:
+            graphs.add_blocks()
+        for level in get_args(ModuleLevel):
+            if level in self.graph_groups:
+                graphs.add_modules(level)
         return w
 
-    def require_split(self) -> None:
-        """Raises a RequestError if there is no tail of blocks to reuse."""
-        if not self.is_split:
-            raise RequestError(
-                f"cache: this transformer has no more than {self.front_blocks} blocks, "
-                "so none could be reused; use another cache"
+    def state_sizes(
+        self,
+        shape: tuple[int, int, int],
+        branches: int = 1,
+        levels: Collection[str] = get_args(ModuleLevel),
+    ) -> StateSizes:
+        """What caches would keep, from the shapes of graphs that nobody compiles.
+
+        Args:
+            shape: ``(B, S_img, S_txt)``.
+            branches: 2 with true guidance.
+            levels: Of the modules to look at; the first time a large model's take
+                seconds.
+        """
+        batch, *lengths = (int(size) for size in shape)
+        item = batch * self.denoiser().dtype.size_in_bytes
+        image, text = lengths
+
+        def of(name: str) -> int:
+            of_image, of_text = self._token_elements(name)
+            return item * (of_image * image + of_text * text)
+
+        width = self.denoiser().width
+        return StateSizes(
+            prediction=of("output"),
+            image=item * image * width,
+            text=item * text * width,
+            modulated_input=of("modulated_input"),
+            modules={
+                level: of(level) for level in get_args(ModuleLevel) if level in levels
+            },
+            branches=branches,
+        )
+
+    def _token_elements(self, name: str) -> tuple[int, int]:
+        """Elements of a kind of value for each image token, and each text token."""
+        if name not in self._elements:
+            # By these lengths, image, text and joint sequences are told apart.
+            graphs = StepGraphs(
+                Module(), self.denoiser(), self.weight_scope(), (1, 1, 2)
             )
+            shapes = {
+                "output": lambda: [graphs.add_output()],
+                "modulated_input": lambda: [graphs.add_modulated_input()],
+                "attention": lambda: graphs.add_modules("attention"),
+                "modules": lambda: graphs.add_modules("modules"),
+            }[name]()
+            counts = [0, 0]
+            for _, length, width in shapes:
+                counts[0] += int(width) * (int(length) in (1, 3))
+                counts[1] += int(width) * (int(length) in (2, 3))
+            self._elements[name] = (counts[0], counts[1])
+        return self._elements[name]
 
     def load_model(self) -> Callable[..., Any] | None:
         """The full transformer, by named inputs."""
@@ -153,28 +227,51 @@ class DenoiserComponent(ComponentModel):
         model = self.models[self._static.get(shape, "full")]
         return model.execute(*self._ordered(inputs))[0]
 
-    def front(self, reference: Buffer | None, **inputs: Buffer) -> Front:
-        """The first blocks, compared with a reference residual if there is one."""
-        if reference is None:
-            batch, image_len = inputs["latents"].shape[:2]
-            shape = (int(batch), int(image_len), self._width)
-            reference = zeros(shape, self._hidden_dtype, self.device)
-        outputs = self.models["front"].execute(*self._ordered(inputs), reference)
-        image, text, residual, change = outputs
-        return Front(image, text, residual, to_numpy(change))
+    def embed(self, inputs: Mapping[str, Buffer]) -> Hidden:
+        """Inputs to the hidden states before the first block."""
+        image, text, *condition = self.models["embed"].execute(*self._ordered(inputs))
+        shared = [inputs[name] for name in self._block_inputs]
+        return Hidden(image, text, (*condition, *shared))
 
-    def back(self, front: Front, **inputs: Buffer) -> tuple[Buffer, Buffer]:
-        """The other blocks: the prediction and the tail residual."""
-        model = self.models["back"]
-        prediction, tail = model.execute(
-            *self._ordered(inputs), front.image, front.text
-        )
-        return prediction, tail
+    def run_blocks(self, hidden: Hidden, start: int, stop: int) -> Hidden:
+        """Blocks ``start`` to ``stop - 1``."""
+        for index in range(start, stop):
+            hidden = self._run(f"block_{index}", hidden)[0]
+        return hidden
 
-    def reuse(self, image: Buffer, tail_residual: Buffer, **inputs: Buffer) -> Buffer:
-        """The output layers on the front's image stream plus a known tail residual."""
-        model = self.models["reuse"]
-        return model.execute(*self._ordered(inputs), image, tail_residual)[0]
+    def run_and_take(
+        self, hidden: Hidden, index: int, level: ModuleLevel
+    ) -> tuple[Hidden, list[Buffer]]:
+        """Block ``index``, and what its modules gave, each ``(B, S, D)``."""
+        return self._run(f"{level}_{index}", hidden)
+
+    def run_given(
+        self, hidden: Hidden, index: int, level: ModuleLevel, values: Sequence[Buffer]
+    ) -> Hidden:
+        """Block ``index`` with such values in place of its modules'."""
+        return self._run(f"given_{level}_{index}", hidden, values)[0]
+
+    def output(self, hidden: Hidden) -> Buffer:
+        """The prediction ``(B, S_img, C)``."""
+        streams = hidden.image, hidden.text
+        return self.models["output"].execute(*streams, *hidden.context)[0]
+
+    def modulated_input(self, hidden: Hidden) -> Buffer:
+        """What the first block's attention would read, ``(B, S, D)``."""
+        streams = hidden.image, hidden.text
+        return self.models["modulated_input"].execute(*streams, *hidden.context)[0]
+
+    def weighted_sum(self, *terms: tuple[float, Buffer]) -> Buffer:
+        """``weight * value`` added up, in float32, of at most five values."""
+        values = [value for _, value in terms]
+        row = np.array([weight for weight, _ in terms], np.float32)
+        weights = np.tile(row, (int(values[0].shape[0]), 1))
+        model = self.models[f"weighted_sum_{len(terms)}"]
+        return model.execute(to_device(weights, self.device), *values)[0]
+
+    def change(self, now: Buffer, reference: Buffer) -> np.ndarray:
+        """``mean|now - reference| / mean|reference|`` of each sample, float32."""
+        return to_numpy(self.models["relative_error"].execute(now, reference)[0])
 
     def rows_of(
         self, inputs: Mapping[str, Buffer], rows: Sequence[int]
@@ -184,6 +281,28 @@ class DenoiserComponent(ComponentModel):
             name: take_rows(value, rows) if name in self.batched_inputs else value
             for name, value in inputs.items()
         }
+
+    def rows_of_hidden(self, hidden: Hidden, rows: Sequence[int]) -> Hidden:
+        """The hidden states of some samples as a batch of their own."""
+        count = len(hidden.context) - len(self._block_inputs)
+        condition, shared = hidden.context[:count], hidden.context[count:]
+        named = dict(zip(self._block_inputs, shared, strict=True))
+        return Hidden(
+            take_rows(hidden.image, rows),
+            take_rows(hidden.text, rows),
+            (
+                *(take_rows(value, rows) for value in condition),
+                *self.rows_of(named, rows).values(),
+            ),
+        )
+
+    def _run(
+        self, name: str, hidden: Hidden, values: Sequence[Buffer] = ()
+    ) -> tuple[Hidden, list[Buffer]]:
+        streams = hidden.image, hidden.text
+        outputs = self.models[name].execute(*streams, *hidden.context, *values)
+        image, text, *taken = outputs
+        return Hidden(image, text, hidden.context), taken
 
     def _ordered(self, inputs: Mapping[str, Buffer]) -> list[Buffer]:
         return [inputs[name] for name in self._input_names]
@@ -235,46 +354,117 @@ def run_residual_cache(
     memory: DenoisingCacheState,
     step: int,
     denoiser: DenoiserComponent,
-    inputs: dict[str, Buffer],
+    inputs: Mapping[str, Buffer],
 ) -> Buffer:
-    """One step under a cache that decides from the front blocks, sample by sample."""
+    """One step under a cache that knows what the middle blocks add."""
     state = memory.state
     assert isinstance(state, ResidualState)
     shape = tuple(int(size) for size in inputs["latents"].shape[:2])
-    # Another shape: the history starts again.
-    reference = None if memory.changes_to(shape) else state.front_residual
-    front = denoiser.front(reference, **inputs)
-    decision = np.ones(front.change.shape, bool)
+    if memory.changes_to(shape):
+        state.restart(shape[0])
+    start = denoiser.embed(inputs)
+    front = denoiser.run_blocks(start, 0, cache.front_blocks)
+    now = _signal(cache, denoiser, start, front)
+    change = np.zeros(shape[0], np.float32)
     memory.signal = None
-    if reference is None:
-        state.restart(len(decision))
-    else:
-        memory.signal = tuple(float(x) for x in front.change)
-        if step not in memory.required_steps:
-            decision = cache.decide(state, step, front.change)
+    if now is not None and state.reference is not None:
+        change = denoiser.change(now, state.reference)
+        memory.signal = tuple(float(x) for x in change)
+    decision = np.ones(shape[0], bool)
+    if not state.tail.is_empty and step not in memory.required_steps:
+        decision = cache.decide(state, step, change)
     memory.actions = tuple(COMPUTE if flag else REUSE for flag in decision)
-    state.count(decision, front.change)
-    if decision.all():
-        prediction, tail = denoiser.back(front, **inputs)
-        state.front_residual = front.residual
-        state.tail.push(tail, step)
-        return prediction
-    prediction = denoiser.reuse(front.image, state.tail.forecast(step), **inputs)
-    if not decision.any():
-        return prediction
+    state.count(decision, cache.measure(change))
     rows = [int(row) for row in np.flatnonzero(decision)]
-    part = Front(
-        take_rows(front.image, rows),
-        take_rows(front.text, rows),
-        take_rows(front.residual, rows),
-        front.change[decision],
-    )
-    computed, tail = denoiser.back(part, **denoiser.rows_of(inputs, rows))
-    assert state.front_residual is not None
-    put_rows(state.front_residual, rows, part.residual)
+    if now is not None and (cache.compares_neighbours or decision.all()):
+        state.reference = now
+    elif now is not None and rows:
+        assert state.reference is not None
+        state.reference = with_rows(state.reference, rows, take_rows(now, rows))
+    stop = denoiser.num_blocks - cache.back_blocks
+    if decision.all():
+        middle = _compute_middle(cache, state, step, denoiser, front, stop)
+    else:
+        middle = _reuse_middle(state, step, denoiser, front)
+        if rows:
+            part = denoiser.rows_of_hidden(front, rows)
+            part = _compute_middle(cache, state, step, denoiser, part, stop, rows)
+            put_rows(middle.image, rows, part.image)
+            if state.text_tail is not None:
+                put_rows(middle.text, rows, part.text)
+    return denoiser.output(denoiser.run_blocks(middle, stop, denoiser.num_blocks))
+
+
+def _signal(
+    cache: AbstractResidualCache,
+    denoiser: DenoiserComponent,
+    start: Hidden,
+    front: Hidden,
+) -> Buffer | None:
+    if cache.signal == "residual":
+        return denoiser.weighted_sum((1, front.image), (-1, start.image))
+    if cache.signal == "modulated_input":
+        return denoiser.modulated_input(start)
+    return None
+
+
+def _compute_middle(
+    cache: AbstractResidualCache,
+    state: ResidualState,
+    step: int,
+    denoiser: DenoiserComponent,
+    front: Hidden,
+    stop: int,
+    rows: Sequence[int] | None = None,
+) -> Hidden:
+    """Runs the middle blocks, of some samples or all, and remembers what they added."""
+    middle = denoiser.run_blocks(front, cache.front_blocks, stop)
+    tail = denoiser.weighted_sum((1, middle.image), (-1, front.image))
     state.tail.push(tail, step, rows)
-    put_rows(prediction, rows, computed)
-    return prediction
+    if state.text_tail is not None:
+        tail = denoiser.weighted_sum((1, middle.text), (-1, front.text))
+        state.text_tail.push(tail, step, rows)
+    return middle
+
+
+def _reuse_middle(
+    state: ResidualState, step: int, denoiser: DenoiserComponent, front: Hidden
+) -> Hidden:
+    """What the middle blocks would give, in buffers of its own."""
+    tail = state.tail.forecast(step)
+    image, text = denoiser.weighted_sum((1, front.image), (1, tail)), front.text
+    if state.text_tail is not None:
+        tail = state.text_tail.forecast(step)
+        text = denoiser.weighted_sum((1, front.text), (1, tail))
+    return Hidden(image, text, front.context)
+
+
+def run_module_cache(
+    cache: AbstractModuleCache,
+    memory: DenoisingCacheState,
+    step: int,
+    denoiser: DenoiserComponent,
+    inputs: Mapping[str, Buffer],
+) -> Buffer:
+    """One step under a cache that knows what modules give: all samples alike."""
+    state = memory.state
+    assert isinstance(state, ModuleState)
+    shape = tuple(int(size) for size in inputs["latents"].shape[:2])
+    if memory.changes_to(shape):
+        state.memories.clear()
+    is_required = state.is_empty or step in memory.required_steps
+    computes = is_required or cache.decide(state, step)
+    memory.actions = (COMPUTE if computes else PARTIAL,) * shape[0]
+    memory.signal = None
+    hidden = denoiser.embed(inputs)
+    for index in range(denoiser.num_blocks):
+        if computes:
+            hidden, values = denoiser.run_and_take(hidden, index, cache.level)
+            cache.remember(state, index, values, step)
+        else:
+            values = cache.forecast(state, index, step)
+            hidden = denoiser.run_given(hidden, index, cache.level, values)
+    return denoiser.output(hidden)
 
 
 @final

@@ -16,19 +16,20 @@ from .errors import RequestError
 from .report import RunReport
 
 
-def check_writable(path: Path, where: str) -> None:
+def check_writable(path: Path, where: str, suffix: str = ".png") -> None:
     """Refuses a path that could not be written, before anything is computed.
 
     Raises:
-        RequestError: A folder, not ``.png``, or in a folder that is missing or closed.
+        RequestError: A folder, of another suffix, or in a folder that is missing or
+            closed.
     """
     folder = path.parent
     try:
         if path.is_dir():
             raise RequestError(f"{where}: {path} is a folder; give a file name in it")
-        if path.suffix.lower() != ".png":
+        if path.suffix.lower() != suffix:
             raise RequestError(
-                f"{where}: {path} must end in .png, the only format written"
+                f"{where}: {path} must end in {suffix}, the only format written"
             )
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "does not exist"

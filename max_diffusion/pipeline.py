@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 from max.driver import Buffer, Device
@@ -21,24 +22,32 @@ from graphs.weights import WeightScope, WeightSlot
 from .buffers import to_device, to_numpy
 from .caches import (
     CACHES,
+    AbstractModuleCache,
+    AbstractStepCache,
     CacheConfig,
     CacheDefaults,
+    Calibration,
     DenoisingCacheConfig,
+    FirstBlockCache,
     FirstBlockConfig,
     GraphGroup,
+    GuidanceEstimate,
+    NoCacheConfig,
+    Run,
     StepRules,
     add_series_graphs,
 )
-from .caches.base import AbstractResidualCache, AbstractStepCache
 from .checkpoint import ComponentWeights
 from .compile import compile_graphs, memory_errors_said
 from .component import ComponentModel
 from .denoising import (
     COMPUTE,
+    ESTIMATE,
     REUSE,
     Branch,
     DenoiserComponent,
     DenoisingCacheState,
+    run_module_cache,
     run_residual_cache,
     run_step_cache,
 )
@@ -64,9 +73,12 @@ class PipelineConfig:
     """The model folder, for tokenizers."""
     weight_ignores: Mapping[str, Sequence[str]] | None = None
     """Patterns of checkpoint tensors that a component does not use, by component."""
-    caches: Sequence[str] = tuple(CACHES)
+    caches: Sequence[str | CacheConfig] = tuple(CACHES)
     """Caches that requests may ask for, beside the pipeline's own; only the graphs
-    that these need are compiled."""
+    that these need are compiled. A name stands for the cache at its defaults; an option
+    that needs other graphs, such as TaylorSeer's target, takes a configuration."""
+    calibration: Calibration = field(default_factory=Calibration)
+    """What was measured of the model, for caches that need it."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +159,10 @@ class DiffusionPipeline(ABC):
         self.session = session
         self.devices = devices
         self.cache_config = self.resolve_cache(cache_config)
-        kinds = [CACHES[name] for name in pipeline_config.caches]
+        kinds = [
+            CACHES[cache]() if isinstance(cache, str) else cache
+            for cache in pipeline_config.caches
+        ]
         self._graph_groups: frozenset[GraphGroup] = frozenset(
             group for kind in (*kinds, self.cache_config) for group in kind.graph_groups
         )
@@ -217,7 +232,7 @@ class DiffusionPipeline(ABC):
         text_seq_len: int = 0,
         *,
         cache: CacheConfig | None = None,
-        num_inference_steps: int | None = None,
+        run: Run | None = None,
     ) -> DenoisingCacheState:
         """Fresh cache state of one request's guidance branch.
 
@@ -230,17 +245,19 @@ class DiffusionPipeline(ABC):
             transformer_config: The transformer's configuration.
             text_seq_len: Text tokens.
             cache: This request's cache instead of the pipeline's.
-            num_inference_steps: Steps of the request, for rules that count from its
-                end.
+            run: What caches may know of the request beforehand: its number of steps
+                and their timesteps, for those that need them.
 
         Raises:
             RequestError: The pipeline was compiled without this cache, or its rules
                 name steps that the request does not have.
         """
         config = self.cache_config if cache is None else self.resolve_cache(cache)
-        required = self.check_cache(config, num_inference_steps)
-        policy = config.create_cache(self.models)
-        return DenoisingCacheState(policy, policy.create_state(), required)
+        run = Run() if run is None else run
+        required = self.check_cache(config, run.num_steps)
+        run = replace(run, required_steps=required)
+        policy = config.create_cache(self.models, self.pipeline_config.calibration)
+        return DenoisingCacheState(policy, policy.create_state(run), required)
 
     def check_cache(
         self, config: CacheConfig, num_inference_steps: int | None
@@ -254,29 +271,71 @@ class DiffusionPipeline(ABC):
             RequestError: The pipeline was compiled without this cache, an option has
                 no effect here, or rules name steps that the request does not have.
         """
-        if not self._graph_groups.issuperset(config.graph_groups):
-            allowed = ", ".join(self.pipeline_config.caches)
-            raise RequestError(
-                f"cache: {type(config).__name__} needs graphs that this pipeline was "
-                f"not compiled with (caches: {allowed}); name it in caches at load"
-            )
-        if "split" in config.graph_groups and self._runs_split and self.denoiser:
-            self.denoiser.require_split()
-        if isinstance(config, FirstBlockConfig) and not self._runs_split:
-            for name, value in (
-                ("tail_order", config.tail_order),
-                ("max_cached_steps", config.max_cached_steps),
-                ("max_consecutive_cached", config.max_consecutive_cached),
-                ("max_accumulated_change", config.max_accumulated_change),
-            ):
-                if value:
-                    raise RequestError(
-                        f"first-block: {name} has no effect on {type(self).__name__}, "
-                        "whose run_transformer decides by itself; leave it out"
-                    )
+        config = self.resolve_cache(config)
+        self._check_supported(config)
         if isinstance(config, StepRules):
             return config.required_steps(num_inference_steps)
         return frozenset()
+
+    def _check_supported(self, config: CacheConfig) -> None:
+        """Whether this pipeline can run a cache in some request."""
+        if not self._graph_groups.issuperset(config.graph_groups):
+            allowed = ", ".join(map(str, self.pipeline_config.caches))
+            raise RequestError(
+                f"cache: {type(config).__name__} needs graphs that this pipeline was "
+                f"not compiled with (caches: {allowed}); give it in caches at load"
+            )
+        policy = config.create_cache(self.models, self.pipeline_config.calibration)
+        if self._runs_split and self.denoiser:
+            self.denoiser.check_policy(policy)
+        elif isinstance(policy, FirstBlockCache):
+            self._check_own_decision(config)
+        elif not isinstance(policy, AbstractStepCache):
+            raise RequestError(
+                f"cache: {type(config).__name__} has no effect on "
+                f"{type(self).__name__}, whose run_transformer is its own; use a cache "
+                "that forecasts the prediction"
+            )
+
+    def check_cache_memory(
+        self,
+        config: CacheConfig,
+        limit: int,
+        shape: tuple[int, int, int],
+        branches: int = 1,
+    ) -> None:
+        """Whether a cache's state fits a limit; needs no compiled graph.
+
+        Args:
+            config: The cache.
+            limit: Bytes of state, of all branches of the request.
+            shape: ``(B, S_img, S_txt)`` of the request.
+            branches: 2 with true guidance.
+
+        Raises:
+            RequestError: It does not fit; names the caches that do.
+        """
+        if self.denoiser is None:
+            raise RequestError(
+                f"cache: {type(self).__name__} has no DenoiserComponent, so the memory "
+                "of a cache is not known beforehand; leave the limit out"
+            )
+        sizes = self.denoiser.state_sizes(shape, branches, config.graph_groups)
+        needed = config.state_bytes(sizes)
+        if needed <= limit:
+            return
+        sizes = self.denoiser.state_sizes(shape, branches)
+        fitting = []
+        for name, kind in CACHES.items():
+            with suppress(RequestError):
+                self._check_supported(kind())
+                if kind().state_bytes(sizes) <= limit:
+                    fitting.append(name)
+        raise RequestError(
+            f"cache: {type(config).__name__} would keep {needed} bytes of state, more "
+            f"than the limit of {limit}; at their defaults these run here and fit: "
+            f"{', '.join(fitting)}"
+        )
 
     def run_denoising_step(
         self,
@@ -314,9 +373,11 @@ class DiffusionPipeline(ABC):
                 compute,
                 is_divisible=denoiser is not None,
             )
-        if denoiser is not None:
-            return run_residual_cache(cache, cache_state, step, denoiser, kwargs)
-        return self._run_own_residual_cache(cache_state, step, kwargs)
+        if denoiser is None:
+            return self._run_own_residual_cache(cache_state, step, kwargs)
+        if isinstance(cache, AbstractModuleCache):
+            return run_module_cache(cache, cache_state, step, denoiser, kwargs)
+        return run_residual_cache(cache, cache_state, step, denoiser, kwargs)
 
     def resolve_cache(
         self, cache: DenoisingCacheConfig | CacheConfig | None
@@ -337,7 +398,7 @@ class DiffusionPipeline(ABC):
                     self.default_taylorseer_warmup_steps,
                 )
             )
-        if not isinstance(cache, get_args(CacheConfig)):
+        if not isinstance(cache, NoCacheConfig | StepRules):
             raise RequestError(
                 "cache: expected a cache configuration such as TaylorSeerConfig(), got "
                 f"{cache!r}"
@@ -352,6 +413,7 @@ class DiffusionPipeline(ABC):
         *,
         true_cfg_scale: float = 1.0,
         cache: CacheConfig | None = None,
+        grid: tuple[int, int] | None = None,
         on_step: OnStep | None = None,
     ) -> Denoised:
         """The denoising loop.
@@ -363,38 +425,60 @@ class DiffusionPipeline(ABC):
                 guidance; each has a cache state of its own.
             true_cfg_scale: Weight of the conditional branch with two branches.
             cache: This request's cache instead of the pipeline's.
+            grid: Rows and columns of the image tokens, for caches that need them.
             on_step: Called with ``(steps done, steps)`` after each step; what it
                 raises ends the request.
         """
         batch, seq_len, _ = (int(size) for size in latents.shape)
+        if len(branches) not in (1, 2):
+            raise MaxDiffusionError(
+                "denoise: expected the conditional branch, and with true guidance the "
+                f"unconditional one, got {len(branches)} branches"
+            )
+        if grid is not None and grid[0] * grid[1] != seq_len:
+            raise MaxDiffusionError(
+                f"denoise: grid must have as many cells as the latents have tokens, "
+                f"{seq_len}, got {grid}"
+            )
+        run = Run(
+            schedule.num_steps,
+            tuple(float(timestep) for timestep in schedule.timesteps),
+            grid=grid,
+            has_guidance=len(branches) == 2,
+        )
         states = [
             self.create_cache_state(
                 batch,
                 seq_len,
                 self._transformer_config,
                 cache=cache,
-                num_inference_steps=schedule.num_steps,
+                run=replace(run, is_unconditional=index > 0),
             )
-            for _ in branches
+            for index in range(len(branches))
         ]
+        guidance = self._create_guidance(states, run)
         scale = self._per_sample(true_cfg_scale, batch)
         records: list[StepRecord] = []
         cache_bytes = 0
         for step in range(schedule.num_steps):
             timestep = self._per_sample(schedule.timesteps[step], batch)
-            predictions = []
+            predictions: list[Buffer] = []
             for branch, state in zip(branches, states, strict=True):
                 started = time.perf_counter()
-                predictions.append(
-                    self.run_denoising_step(
-                        step,
-                        state,
-                        self.device,
-                        latents=latents,
-                        timestep=timestep,
-                        **branch.inputs,
+                if predictions and guidance and step in guidance.steps:
+                    predictions.append(guidance.estimate(predictions[0], step))
+                    state.actions = (ESTIMATE,) * batch
+                else:
+                    predictions.append(
+                        self.run_denoising_step(
+                            step,
+                            state,
+                            self.device,
+                            latents=latents,
+                            timestep=timestep,
+                            **branch.inputs,
+                        )
                     )
-                )
                 self.device.synchronize()
                 records.append(
                     StepRecord(
@@ -409,10 +493,13 @@ class DiffusionPipeline(ABC):
                 )
             prediction = predictions[0]
             if len(predictions) == 2:
+                if guidance and step not in guidance.steps:
+                    guidance.remember(*predictions)
                 prediction = self.models["guidance"].execute(*predictions, scale)[0]
             dt = self._per_sample(schedule.dt(step), batch)
             latents = self.models["euler_step"].execute(latents, prediction, dt)[0]
-            cache_bytes = max(cache_bytes, sum(state.num_bytes for state in states))
+            held = sum(memory.num_bytes for memory in (*states, guidance) if memory)
+            cache_bytes = max(cache_bytes, held)
             if on_step is not None:
                 on_step(step + 1, schedule.num_steps)
         self._check_finite(latents)
@@ -424,8 +511,9 @@ class DiffusionPipeline(ABC):
         """First-block caching by a subclass's ``run_transformer``."""
         shape = _latents_shape(kwargs)
         policy = cache_state.cache
-        assert isinstance(policy, AbstractResidualCache)
-        is_required = step < policy.warmup_steps or step in cache_state.required_steps
+        assert isinstance(policy, FirstBlockCache)
+        warmup = policy.config.warmup_steps
+        is_required = step < warmup or step in cache_state.required_steps
         if cache_state.changes_to(shape) or is_required:
             cache_state.prev_residual = cache_state.prev_output = None
         before = cache_state.prev_output
@@ -440,6 +528,28 @@ class DiffusionPipeline(ABC):
         action = REUSE if outputs[1] is before else COMPUTE
         cache_state.actions = (action,) * shape[0]
         return outputs[1]
+
+    def _check_own_decision(self, config: CacheConfig) -> None:
+        """Whether a ``run_transformer`` that decides by itself knows all options."""
+        decided = ("threshold", "warmup_steps", "compute_steps", "compute_last")
+        defaults = FirstBlockConfig()
+        for name, value in vars(config).items():
+            if name not in decided and value != vars(defaults)[name]:
+                raise RequestError(
+                    f"first-block: {name} has no effect on {type(self).__name__}, "
+                    "whose run_transformer decides by itself; leave it out"
+                )
+
+    @staticmethod
+    def _create_guidance(
+        states: Sequence[DenoisingCacheState], run: Run
+    ) -> GuidanceEstimate | None:
+        """What estimates the second branch at some steps, if the cache does."""
+        cache = states[0].cache
+        if not run.has_guidance or not isinstance(cache, AbstractModuleCache):
+            return None
+        required = states[0].required_steps
+        return cache.create_guidance(replace(run, required_steps=required))
 
     @property
     def _runs_split(self) -> bool:
@@ -507,6 +617,7 @@ class DiffusionPipeline(ABC):
             add_series_graphs(module, self.dtype, device_ref)
         # Compiling takes minutes: what is wrong with a tokenizer is said before.
         self.init_remaining_components()
+        self._check_supported(self.cache_config)
         if before_compile is not None:
             with memory_errors_said():
                 before_compile(self)

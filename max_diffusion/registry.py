@@ -8,10 +8,18 @@ from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 
-from .caches import CACHES, CacheConfig, DenoisingCacheConfig
+from .caches import (
+    CACHES,
+    CALIBRATION_FILE,
+    CacheConfig,
+    Calibration,
+    DenoisingCacheConfig,
+    NoCacheConfig,
+    StepRules,
+)
 from .checkpoint import ModelFolder, open_model
 from .compile import open_session, resolve_device, resolve_dtype
-from .errors import ModelLoadError
+from .errors import ModelLoadError, RequestError
 from .pipeline import OnEvent, PipelineConfig
 from .text_to_image import TextToImagePipeline, named_cache
 
@@ -32,7 +40,8 @@ def load_pipeline(
     dtype: str | None = None,
     cache: str | DenoisingCacheConfig | CacheConfig | None = None,
     *,
-    caches: Sequence[str] = tuple(CACHES),
+    caches: Sequence[str | CacheConfig] = tuple(CACHES),
+    calibration: str | os.PathLike[str] | Calibration | None = None,
     variant: str | None = None,
     revision: str | None = None,
     show_progress: bool = False,
@@ -49,8 +58,11 @@ def load_pipeline(
         device: ``auto``, ``cpu``, ``gpu`` or ``gpu:i``.
         dtype: ``float32`` or ``bfloat16``; default by device.
         cache: Default cache of every request: a name of ``CACHES`` or a configuration.
-        caches: Names of the caches that requests may use beside that one. Only the
-            graphs they need are compiled: fewer start sooner.
+        caches: Caches that requests may use beside that one, by name, or as a
+            configuration where an option needs graphs of its own. Only the graphs they
+            need are compiled: fewer start sooner.
+        calibration: File of ``max-diffusion calibrate``, or what it holds, instead of
+            the model's own.
         variant: Weight files' variant, for example ``fp16``; weights are cast to
             ``dtype``.
         revision: Hub revision.
@@ -70,16 +82,24 @@ def load_pipeline(
     chosen = resolve_device(device)
     wanted = resolve_dtype(dtype, chosen)
     settings = named_cache(cache) if isinstance(cache, str) else cache
-    for name in caches:
-        named_cache(name)
-    is_demo = path_or_repo_id == "demo"
-    folder = open_model(
-        demo_model_path() if is_demo else path_or_repo_id,
+    if isinstance(caches, str) or not isinstance(caches, Sequence):
+        raise RequestError(
+            f"caches: expected a sequence of names and configurations, got {caches!r}"
+        )
+    for item in caches:
+        if isinstance(item, str):
+            named_cache(item)
+        elif not isinstance(item, NoCacheConfig | StepRules):
+            raise RequestError(
+                f"caches: expected {', '.join(CACHES)} or a configuration such as "
+                f"TaylorSeerConfig(), got {item!r}"
+            )
+    folder, kind = open_folder(
+        path_or_repo_id,
         variant=variant,
         revision=revision,
         show_progress=show_progress,
     )
-    kind = _pipeline_class(folder)
     components = kind.component_configs(folder)
     assert kind.components is not None
     config = PipelineConfig(
@@ -89,6 +109,7 @@ def load_pipeline(
         path=folder.path,
         weight_ignores=kind.weight_ignores,
         caches=caches,
+        calibration=read_calibration(folder.path, calibration),
     )
     files = [
         file
@@ -107,7 +128,33 @@ def load_pipeline(
     )
 
 
-def _pipeline_class(folder: ModelFolder) -> type[TextToImagePipeline]:
+def read_calibration(
+    folder: Path, given: str | os.PathLike[str] | Calibration | None
+) -> Calibration:
+    """What was given, or the model's own if it has one."""
+    if isinstance(given, Calibration):
+        return given
+    own = folder / CALIBRATION_FILE
+    if given is None and not own.is_file():
+        return Calibration()
+    return Calibration.read(own if given is None else Path(given))
+
+
+def open_folder(
+    path_or_repo_id: str | os.PathLike[str],
+    *,
+    variant: str | None = None,
+    revision: str | None = None,
+    show_progress: bool = False,
+) -> tuple[ModelFolder, type[TextToImagePipeline]]:
+    """A model's folder, downloaded if need be, and the pipeline it is for."""
+    is_demo = path_or_repo_id == "demo"
+    folder = open_model(
+        demo_model_path() if is_demo else path_or_repo_id,
+        variant=variant,
+        revision=revision,
+        show_progress=show_progress,
+    )
     if folder.class_name not in PIPELINES:
         raise ModelLoadError(
             f"{folder.path.name}: model_index.json names {folder.class_name!r}; "
@@ -115,4 +162,4 @@ def _pipeline_class(folder: ModelFolder) -> type[TextToImagePipeline]:
         )
     module, name = PIPELINES[folder.class_name]
     kind: type[TextToImagePipeline] = vars(import_module(module))[name]
-    return kind
+    return folder, kind

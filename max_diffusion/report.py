@@ -22,7 +22,9 @@ class StepRecord:
     timestep: float
     """What the model received, 0 to 1000."""
     actions: tuple[str, ...]
-    """``compute``, ``predict`` or ``reuse``, one a sample."""
+    """One a sample: ``compute`` (all of the transformer), ``predict`` (none of it),
+    ``reuse`` (without the middle blocks), ``partial`` (blocks with known attention or
+    modules) or ``estimate`` (from the other branch)."""
     signal: tuple[float, ...] | None
     """What the decision was based on, one a sample, if on anything."""
     milliseconds: float

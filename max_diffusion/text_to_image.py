@@ -44,6 +44,17 @@ class TextToImagePipeline(DiffusionPipeline):
     def component_configs(cls, folder: ModelFolder) -> dict[str, dict[str, Any]]:
         """Checks a model folder's roles and returns its configurations by name."""
 
+    @classmethod
+    @abstractmethod
+    def token_counts(
+        cls,
+        folder: ModelFolder,
+        configs: Mapping[str, Mapping[str, Any]],
+        height: int | None,
+        width: int | None,
+    ) -> tuple[int, int]:
+        """Image tokens of a picture's size, and the most text tokens."""
+
     @abstractmethod
     def create_context(self, request: GenerationRequest) -> GenerationContext:
         """A request as numbers: tokens, noise, schedule."""
@@ -62,6 +73,7 @@ class TextToImagePipeline(DiffusionPipeline):
         num_images_per_prompt: int = 1,
         sigmas: Sequence[float] | None = None,
         cache: str | DenoisingCacheConfig | CacheConfig | None = None,
+        cache_memory_limit: int | None = None,
         on_step: OnStep | None = None,
     ) -> GenerationResult:
         """Draws pictures.
@@ -81,6 +93,8 @@ class TextToImagePipeline(DiffusionPipeline):
             sigmas: A schedule of your own: decreasing, in (0, 1], without the final 0.
             cache: This call's cache instead of the pipeline's: a configuration, or a
                 name of ``CACHES`` for its defaults. Never recompiles.
+            cache_memory_limit: Most bytes that the cache's state may take on the
+                device; a cache that would need more is refused before anything runs.
             on_step: Called with ``(steps done, steps)``; raise
                 :class:`RequestCancelled` in it to stop.
 
@@ -105,6 +119,7 @@ class TextToImagePipeline(DiffusionPipeline):
             num_images_per_prompt=num_images_per_prompt,
             sigmas=None if sigmas is None else _tuple("sigmas", sigmas),
             cache=resolved,
+            cache_memory_limit=cache_memory_limit,
         )
         with memory_errors_said():
             context = self.create_context(request)

@@ -12,13 +12,21 @@ from .report import RunReport
 
 # Colours that people with any colour vision tell apart.
 _COLOURS: Mapping[str, str] = MappingProxyType(
-    {"compute": "#2456c8", "predict": "#f2b134", "reuse": "#5fbf8f"}
+    {
+        "compute": "#2456c8",
+        "predict": "#f2b134",
+        "reuse": "#5fbf8f",
+        "partial": "#b07aa1",
+        "estimate": "#8c6d46",
+    }
 )
 _WORDS: Mapping[str, str] = MappingProxyType(
     {
         "compute": "computed in full",
         "predict": "forecast from earlier steps",
         "reuse": "front computed, tail reused",
+        "partial": "known attention or modules",
+        "estimate": "estimated from the other branch",
     }
 )
 _INK, _MUTED, _LINE, _MIXED = "#1d2433", "#6b7384", "#d9dde5", "#9aa5bd"

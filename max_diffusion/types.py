@@ -46,6 +46,8 @@ class GenerationRequest:
     sigmas: tuple[float, ...] | None = None
     """A schedule of the caller's, decreasing in (0, 1], without the final 0."""
     cache: CacheConfig | None = None
+    cache_memory_limit: int | None = None
+    """Most bytes that the cache's state may take on the device."""
 
     def __post_init__(self) -> None:
         """Checks types and ranges."""
@@ -75,6 +77,8 @@ class GenerationRequest:
                 f"most {MAX_PICTURES} are drawn; ask several times"
             )
         checked_seed(self.seed)
+        if self.cache_memory_limit is not None:
+            whole("request: cache_memory_limit", self.cache_memory_limit, minimum=0)
         if self.guidance_scale is not None:
             not_negative("request: guidance_scale", self.guidance_scale)
         not_negative("request: true_cfg_scale", self.true_cfg_scale)

@@ -1,11 +1,13 @@
 """Measures, and asserts nothing. One process a runtime, in turn; ratios of medians.
 
     scripts/bench                     everything
-    scripts/bench --only step         step | taylorseer | quality | start
+    scripts/bench --only step         step | taylorseer | skip | quality | start
 
 ``step``        demo transformer step, float32, against diffusers eager
 ``taylorseer``  predict and update against MAX's own ``TaylorSeerCache``
-``quality``     caches on the demo model, and fewer steps: passes, time, PSNR
+``skip``        a skipped step at FLUX.1's width: forecasts against a memory copy, the
+                first-block cache against its front alone
+``quality``     caches on the demo model, and fewer steps: see compare_caches.py
 ``start``       import, and a whole ``generate`` process with everything compiled
 """
 
@@ -23,13 +25,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from demo_checker import check
-from demo_scenes import held_out_scene
 from rich.console import Console
 from rich.table import Table
 
 ROUNDS = 3
-JUDGED = 20
 AS_ON_COMMAND_LINE = ("none", "taylorseer")  # what it compiles, so already compiled
 PROMPTS = [
     "a red circle above a blue square",
@@ -46,7 +45,8 @@ def main() -> None:
     parts: dict[str, Callable[[], None]] = {
         "step": compare_step,
         "taylorseer": compare_taylorseer,
-        "quality": compare_caches,
+        "skip": measure_skips,
+        "quality": compare_quality,
         "start": measure_start,
     }
     workers = {
@@ -54,6 +54,7 @@ def main() -> None:
         "step-diffusers": step_diffusers,
         "taylorseer-ours": taylorseer_ours,
         "taylorseer-max": taylorseer_max,
+        "skip": skip_ours,
     }
     parser.add_argument("--only", choices=parts)
     parser.add_argument("--worker", choices=workers, help=argparse.SUPPRESS)
@@ -76,74 +77,24 @@ def compare_taylorseer() -> None:
     _compare("TaylorSeer, order 1, float32", "taylorseer-max", "taylorseer-ours")
 
 
-def compare_caches() -> None:
-    """50 steps of held-out prompts with each cache, and the same with fewer steps.
-
-    A cache is worth its trouble where it is closer to the uncached pictures than as
-    many steps as take the same time.
-    """
-    from max_diffusion import (
-        AutoConfig,
-        CacheConfig,
-        FirstBlockConfig,
-        NoCacheConfig,
-        StepMaskConfig,
-        TaylorSeerConfig,
-        load_pipeline,
+def measure_skips() -> None:
+    """What skipped steps cost, in a process of its own."""
+    line = [sys.executable, __file__, "--worker", "skip"]
+    done = subprocess.run(
+        line, check=True, stdout=subprocess.PIPE, env=dict(os.environ)
     )
+    results = json.loads(done.stdout.splitlines()[-1])
+    table = Table("skipped step, float32", "ms", "against", "ms", "times as long")
+    for name, (ours, against, other) in results.items():
+        ratio = f"{ours / other:.2f}"
+        table.add_row(name, f"{ours:.3f}", against, f"{other:.3f}", ratio)
+    Console().print(table)
 
-    rng = np.random.default_rng(11)
-    scenes = [held_out_scene(rng) for _ in range(JUDGED)]
-    pipeline = load_pipeline("demo", device="cpu")
-    table = Table("cache", "steps", "ms", "passes saved %", "worst", "median", "right")
-    runs: list[tuple[str, CacheConfig, int]] = [("none", NoCacheConfig(), 50)]
-    runs += [("fewer steps", NoCacheConfig(), n) for n in (30, 20, 15, 12, 10, 8)]
-    caches: list[CacheConfig] = [
-        TaylorSeerConfig(cache_interval=3, warmup_steps=4),
-        TaylorSeerConfig(cache_interval=4, warmup_steps=4),
-        TaylorSeerConfig(cache_interval=5, warmup_steps=9),
-        TaylorSeerConfig(cache_interval=4, warmup_steps=4, max_order=2),
-        TaylorSeerConfig(4, 4, 2, coefficients="newton"),
-        TaylorSeerConfig(4, 4, compute_last=2),
-        AutoConfig(tolerance=0.02),
-        AutoConfig(tolerance=0.05),
-        AutoConfig(tolerance=0.1),
-        AutoConfig(tolerance=0.05, max_order=2, coefficients="newton"),
-        FirstBlockConfig(0.05),
-        FirstBlockConfig(0.1),
-        FirstBlockConfig(0.2),
-        FirstBlockConfig(0.1, tail_order=1),
-        FirstBlockConfig(0.2, tail_order=1),
-        StepMaskConfig(compute_steps="medium"),
-        StepMaskConfig(compute_steps="fast"),
-    ]
-    runs += [("", cache, 50) for cache in caches]
-    plain: list[np.ndarray] = []
-    for label, cache, steps in runs:
-        results = [
-            pipeline.generate(
-                scene.caption, seed=index, num_inference_steps=steps, cache=cache
-            )
-            for index, scene in enumerate(scenes)
-        ]
-        pictures = [result.images[0] for result in results]
-        plain = plain or pictures
-        psnrs = [psnr(x, y) for x, y in zip(pictures, plain, strict=True)]
-        full = sum(result.report.full_passes for result in results)
-        took = [result.report.denoise_seconds * 1e3 for result in results]
-        verdicts = [check(x, s) for x, s in zip(pictures, scenes, strict=True)]
-        table.add_row(
-            label or _label(cache),
-            str(steps),
-            f"{statistics.median(took):.0f}",
-            f"{100 * (1 - full / (50 * len(scenes))):.0f}",
-            f"{min(psnrs):.1f}",
-            f"{statistics.median(psnrs):.1f}",
-            f"{sum(verdict.is_right for verdict in verdicts)}",
-        )
-    title = f"{JUDGED} held-out prompts; PSNR dB against 50 steps uncached"
-    table.title = title
-    Console(width=160).print(table)
+
+def compare_quality() -> None:
+    """Caches on the demo model, in a process of its own."""
+    script = Path(__file__).with_name("compare_caches.py")
+    subprocess.run([sys.executable, script], check=True, env=dict(os.environ))
 
 
 def measure_start() -> None:
@@ -231,21 +182,96 @@ def taylorseer_max() -> dict[str, float]:
     return _time_taylorseer(TaylorSeerCache(config, DType.float32, CPU(), session))
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal to noise ratio of two uint8 pictures, dB."""
-    error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean()
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
+def skip_ours() -> dict[str, tuple[float, str, float]]:
+    """Milliseconds of skipped steps, each beside what it is measured against."""
+    from max.driver import CPU, Buffer
+    from max.dtype import DType
+    from max.engine import InferenceSession
+    from max.graph import DeviceRef, Module
 
+    from graphs.flux1 import image_ids, rotary_table
+    from graphs.sampler import add_euler_step
+    from max_diffusion import FirstBlockConfig, TaylorSeerConfig
+    from max_diffusion.caches import Calibration, Run, add_series_graphs
+    from max_diffusion.compile import compile_graphs
+    from max_diffusion.denoising import DenoisingCacheState, run_residual_cache
+    from max_diffusion.models.flux1.components import Flux1Transformer
 
-def _label(cache: object) -> str:
-    """A configuration's name and what differs from its defaults."""
-    kind = type(cache)
-    changed = [
-        f"{key}={value}"
-        for key, value in vars(cache).items()
-        if value != vars(kind()).get(key)
-    ]
-    return f"{kind.__name__.removesuffix('Config')} {' '.join(changed)}"
+    # FLUX.1-dev's width, with three blocks, so that there is a tail to skip.
+    sizes = {
+        "in_channels": 64,
+        "num_layers": 2,
+        "num_single_layers": 1,
+        "attention_head_dim": 128,
+        "num_attention_heads": 24,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "axes_dims_rope": [16, 56, 56],
+    }
+    side, text_len = 16, 128  # 256 x 256 pixels
+    tokens, axes = side * side, (16, 56, 56)
+    rng = np.random.default_rng(0)
+
+    def random(*shape: int) -> np.ndarray:
+        return 0.02 * rng.standard_normal(shape, np.float32)
+
+    denoiser = Flux1Transformer(sizes, "float32", [CPU()], None)
+    denoiser.graph_groups = frozenset(["blocks"])
+    module, device = Module(), DeviceRef.CPU()
+    scope = denoiser.build_graphs(module)
+    add_series_graphs(module, DType.float32, device)
+    add_euler_step(module, "euler_step", DType.float32, device)
+    expected = {f"{scope.prefix}.{key}": slot for key, slot in scope.slots.items()}
+    weights = {key: random(*slot.shape) for key, slot in expected.items()}
+    session = InferenceSession(devices=[CPU()])
+    models = compile_graphs(session, module, weights, expected, CPU()).models
+    denoiser.bind(models)
+    arrays = {
+        "latents": random(1, tokens, 64),
+        "timestep": np.full(1, 500, np.float32),
+        "text": random(1, text_len, 4096),
+        "pooled_text": random(1, 768),
+        "text_rotary": rotary_table(np.zeros((text_len, 3)), axes),
+        "image_rotary": rotary_table(image_ids(side, side), axes),
+    }
+    inputs = {name: Buffer.from_numpy(array) for name, array in arrays.items()}
+    cache = FirstBlockConfig(threshold=1e9).create_cache(models, Calibration())
+    memory = DenoisingCacheState(cache, cache.create_state(Run()))
+    steps = iter(range(10**9))
+
+    def skip() -> None:
+        run_residual_cache(cache, memory, next(steps), denoiser, inputs)
+
+    skip()  # computes
+    results = {
+        "first-block": (
+            _milliseconds(skip, 9),
+            "embed and one block",
+            _milliseconds(lambda: denoiser.run_blocks(denoiser.embed(inputs), 0, 1), 9),
+        )
+    }
+    # A prediction of FLUX.1-dev at 1024 x 1024.
+    forecasts = TaylorSeerConfig().create_cache(models, Calibration())
+    state = forecasts.create_state(Run())
+    latents = Buffer.from_numpy(random(1, 4096, 64))
+    for step in range(2):
+        forecasts.remember(state, Buffer.from_numpy(random(1, 4096, 64)), step)
+    dt = Buffer.from_numpy(np.full(1, -0.02, np.float32))
+    # Two predictions and the latents are read; the forecast is written and read again,
+    # the latents are written.
+    copied = random(3 * 4096 * 64)
+    target = np.empty_like(copied)
+
+    def forecast() -> None:
+        prediction = forecasts.forecast(state, 4)
+        models["euler_step"].execute(latents, prediction, dt)
+
+    results["taylorseer, order 1, and sampler"] = (
+        _milliseconds(forecast, 300),
+        "copy of as many bytes",
+        _milliseconds(lambda: np.copyto(target, copied), 300),
+    )
+    return results
 
 
 def _time_taylorseer(cache: object) -> dict[str, float]:
@@ -272,7 +298,7 @@ def _time_taylorseer(cache: object) -> dict[str, float]:
 
 
 def _milliseconds(call: Callable[[], object], count: int = 50) -> float:
-    for _ in range(10):
+    for _ in range(min(10, count)):
         call()
     times = []
     for _ in range(count):

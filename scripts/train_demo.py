@@ -62,7 +62,7 @@ def main() -> None:
     )
     parser.add_argument("--autoencoder-steps", type=int, default=5000)
     parser.add_argument("--scenes", type=int, default=60_000)
-    parser.add_argument("--flow-steps", type=int, default=18_000)
+    parser.add_argument("--flow-steps", type=int, default=21_000)
     parser.add_argument("--distill-steps", type=int, default=900)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -11,7 +11,13 @@ import torch
 from folders import make_flux_folder
 from new_model import ToyPipeline, make_pipeline
 
-from max_diffusion import TextToImagePipeline, demo_model_path, load_pipeline
+from max_diffusion import (
+    CACHES,
+    TaylorSeerConfig,
+    TextToImagePipeline,
+    demo_model_path,
+    load_pipeline,
+)
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -26,7 +32,8 @@ def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def flux(flux_folder: Path) -> TextToImagePipeline:
     """The same model as a pipeline."""
-    return load_pipeline(flux_folder, device="cpu")
+    modules = TaylorSeerConfig(target="modules")  # has graphs that no default needs
+    return load_pipeline(flux_folder, device="cpu", caches=(*CACHES, modules))
 
 
 @pytest.fixture(scope="session")

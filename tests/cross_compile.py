@@ -3,7 +3,7 @@
 A script, because virtual devices must be set before MAX makes any device. Parts:
 ``build`` (every graph, built and checked but not compiled), ``step`` (sampler and
 TaylorSeer), ``layers`` (one of each kind of layer), or a component's name, for the
-transformer with its group of graphs (``transformer:full``, ``transformer:split``).
+transformer with its group of graphs (``transformer:full``, ``transformer:blocks`` ...).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import get_args
 
 from max.driver import (
     Accelerator,
@@ -26,7 +27,7 @@ from max.graph import DeviceRef, Graph, Module, TensorType
 from graphs import layers
 from graphs.sampler import add_euler_step, add_guidance
 from graphs.weights import WeightScope
-from max_diffusion.caches import add_series_graphs
+from max_diffusion.caches import GraphGroup, add_series_graphs
 from max_diffusion.checkpoint import ComponentWeights
 from max_diffusion.denoising import DenoiserComponent
 from max_diffusion.models.flux1.pipeline import Flux1Pipeline
@@ -56,8 +57,9 @@ def main() -> None:
         files = sorted((folder / name).glob("*.safetensors"))
         weights = ComponentWeights.from_files(name, files)
         component = kind(config, "bfloat16", [device], weights)
-        if isinstance(component, DenoiserComponent) and group:
-            component.graph_groups = frozenset([group])  # type: ignore[list-item]
+        if isinstance(component, DenoiserComponent):
+            groups = [group] if group else get_args(GraphGroup)
+            component.graph_groups = frozenset(groups)  # type: ignore[arg-type]
         component.build_graphs(module)
     if part != "build":
         InferenceSession(devices=[device]).compile(module)

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from .auto import Auto, AutoConfig
-from .base import (
-    AbstractResidualCache,
-    AbstractStepCache,
-    GraphGroup,
-    ResidualState,
-)
+from .base import AbstractStepCache, GraphGroup, Run, StateSizes
+from .calibration import CALIBRATION_FILE, Calibration
+from .fastercache import FasterCache, FasterCacheConfig
 from .first_block import FirstBlockCache, FirstBlockConfig
 from .history import History, add_series_graphs
+from .magcache import MagCache, MagCacheConfig
+from .modules import AbstractModuleCache, GuidanceEstimate, ModuleState
 from .none import NoCache, NoCacheConfig
+from .pab import Pab, PabConfig
+from .residual import AbstractResidualCache, ResidualState
 from .rules import POLICIES, StepRules
 from .settings import CacheConfig, CacheDefaults, DenoisingCacheConfig
 from .step_mask import StepMaskConfig
@@ -22,8 +23,10 @@ from .taylorseer import (
     TaylorSeer,
     TaylorSeerBufferState,
     TaylorSeerConfig,
+    TaylorSeerModules,
 )
 from .taylorseer_cache import TaylorSeerCache
+from .teacache import TeaCache, TeaCacheConfig
 
 CACHES: Mapping[str, type[CacheConfig]] = MappingProxyType(
     {
@@ -32,31 +35,51 @@ CACHES: Mapping[str, type[CacheConfig]] = MappingProxyType(
         "first-block": FirstBlockConfig,
         "auto": AutoConfig,
         "step-mask": StepMaskConfig,
+        "magcache": MagCacheConfig,
+        "teacache": TeaCacheConfig,
+        "pab": PabConfig,
+        "fastercache": FasterCacheConfig,
     }
 )
 
 __all__ = [
     "CACHES",
+    "CALIBRATION_FILE",
     "POLICIES",
+    "AbstractModuleCache",
     "AbstractResidualCache",
     "AbstractStepCache",
     "Auto",
     "AutoConfig",
     "CacheConfig",
     "CacheDefaults",
+    "Calibration",
     "DenoisingCacheConfig",
+    "FasterCache",
+    "FasterCacheConfig",
     "FirstBlockCache",
     "FirstBlockConfig",
     "GraphGroup",
+    "GuidanceEstimate",
     "History",
+    "MagCache",
+    "MagCacheConfig",
+    "ModuleState",
     "NoCache",
     "NoCacheConfig",
+    "Pab",
+    "PabConfig",
     "ResidualState",
+    "Run",
+    "StateSizes",
     "StepMaskConfig",
     "StepRules",
     "TaylorSeer",
     "TaylorSeerBufferState",
     "TaylorSeerCache",
     "TaylorSeerConfig",
+    "TaylorSeerModules",
+    "TeaCache",
+    "TeaCacheConfig",
     "add_series_graphs",
 ]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import TYPE_CHECKING, ClassVar, Final, final
 
 import numpy as np
 from max.driver import Buffer
 
 from ..checks import count, not_negative
 from ..errors import RequestError
-from .base import AbstractCacheState, GraphGroup
+from .base import AbstractCacheState, GraphGroup, StateSizes
+from .calibration import Calibration
 from .controller import next_gap
 from .history import MAX_ORDER
 from .rules import StepRules
@@ -20,6 +21,10 @@ from .series_cache import SeriesCache, SeriesState
 
 if TYPE_CHECKING:
     from max.engine import Model
+
+
+MAX_INTERVAL: Final = 1_000_000
+"""Beyond any run; arithmetic of gaps stays exact."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,16 @@ class AutoConfig(StepRules):
             raise RequestError("auto: tolerance must be above 0, got 0")
         count("auto: warmup_steps", self.warmup_steps, minimum=2)
         count("auto: max_order", self.max_order, minimum=0, maximum=MAX_ORDER)
-        count("auto: max_interval", self.max_interval, minimum=1)
+        count("auto: max_interval", self.max_interval, minimum=1, maximum=MAX_INTERVAL)
         checked_coefficients("auto", self.coefficients)
 
-    def create_cache(self, models: Mapping[str, Model]) -> Auto:
+    def state_bytes(self, sizes: StateSizes) -> int:
+        """Most bytes of state that a request holds, of all branches."""
+        return sizes.branches * (self.max_order + 1) * sizes.prediction
+
+    def create_cache(
+        self, models: Mapping[str, Model], calibration: Calibration
+    ) -> Auto:
         """The policy over a pipeline's graphs."""
         return Auto(self, models)
 

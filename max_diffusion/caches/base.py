@@ -1,27 +1,90 @@
 """What a denoising cache is: a policy on the host with state that belongs to a request.
 
-Two kinds. A *step cache* forecasts the prediction of the steps it does not compute. A
-*residual cache* looks at how far the first blocks' output has moved before it decides
-whether to run the rest. The executor (``max_diffusion.denoising``) asks for the kind,
-never for the name.
+Three kinds. A *step cache* forecasts the prediction of the steps it does not compute. A
+*residual cache* runs the first blocks of every step, and knows what the others add
+where it does not run them. A *module cache* runs all blocks of every step, and knows
+what their attention, or all their modules, give. The executor
+(``max_diffusion.denoising``) asks for the kind, never for the name.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from max.driver import Buffer
 
-from ..buffers import num_bytes
-from .history import History
+from ..errors import RequestError
 
-GraphGroup = Literal["full", "split", "series"]
-"""Graphs that come and go together: the whole transformer; its front, back and reuse;
-the forecasts."""
+GraphGroup = Literal["full", "blocks", "attention", "modules", "series"]
+"""Graphs that come and go together: the whole transformer; its blocks one by one; the
+same with what their attention, or all their modules, gave; the forecasts."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a policy may know of the request beforehand."""
+
+    num_steps: int | None = None
+    """Denoising steps."""
+    timesteps: tuple[float, ...] | None = None
+    """Of every step, 1000 at pure noise, as the scheduler gives them."""
+    required_steps: frozenset[int] = frozenset()
+    """0-based steps that are computed whatever the policy says."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of the image tokens."""
+    has_guidance: bool = False
+    """Whether there is a second, unconditional branch."""
+    is_unconditional: bool = False
+    """Whether the state is that branch's."""
+
+    def steps_for(self, name: str) -> int:
+        """The number of steps, for a policy that cannot do without."""
+        if self.num_steps is None:
+            raise RequestError(
+                f"{name}: needs the number of steps; give run=Run(num_steps=...) to "
+                "create_cache_state"
+            )
+        return self.num_steps
+
+    def timesteps_for(self, name: str) -> tuple[float, ...]:
+        """The timesteps, for a policy that cannot do without."""
+        if self.timesteps is None:
+            raise RequestError(
+                f"{name}: needs the timesteps; give run=Run(timesteps=...) to "
+                "create_cache_state"
+            )
+        return self.timesteps
+
+    def grid_for(self, name: str) -> tuple[int, int]:
+        """Rows and columns, for a policy that cannot do without."""
+        if self.grid is None:
+            raise RequestError(
+                f"{name}: needs rows and columns of the image tokens under true "
+                "guidance; give grid to denoise"
+            )
+        return self.grid
+
+
+@dataclass(frozen=True)
+class StateSizes:
+    """Bytes of what a cache may keep of a request, each for its whole batch."""
+
+    prediction: int
+    """One prediction ``(B, S_img, C)``."""
+    image: int
+    """The image stream ``(B, S_img, D)``."""
+    text: int
+    """The text stream ``(B, S_txt, D)``."""
+    modulated_input: int
+    """What TeaCache compares."""
+    modules: Mapping[str, int]
+    """The outputs of all blocks' modules, by level."""
+    branches: int = 1
+    """2 with true guidance."""
 
 
 @dataclass
@@ -38,7 +101,7 @@ class AbstractStepCache(ABC):
     """Decides before anything of the step is computed."""
 
     @abstractmethod
-    def create_state(self) -> AbstractCacheState:
+    def create_state(self, run: Run) -> AbstractCacheState:
         """Fresh state of one guidance branch."""
 
     @abstractmethod
@@ -70,62 +133,4 @@ class AbstractStepCache(ABC):
 
         Returns:
             What the next decision rests on, one a computed sample, if on anything.
-        """
-
-
-@dataclass
-class ResidualState(AbstractCacheState):
-    """Residuals of the last computed steps of every sample."""
-
-    tail: History
-    """What the blocks after the front added to the image stream, ``(B, S_img, D)``."""
-    front_residual: Buffer | None = None
-    """What the front blocks added when last computed, ``(B, S_img, D)``."""
-    consecutive: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Reused steps in a row, per sample ``(B,)``."""
-    reused: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Reused steps so far, per sample ``(B,)``."""
-    accumulated: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    """Changes of the reused steps since the last computed one, added up, ``(B,)``."""
-
-    def restart(self, batch: int) -> None:
-        """Counts of a new history; totals of a request of the same batch go on."""
-        self.consecutive = np.zeros(batch, np.int64)
-        self.accumulated = np.zeros(batch, np.float32)
-        if len(self.reused) != batch:
-            self.reused = np.zeros(batch, np.int64)
-
-    def count(self, decision: np.ndarray, change: np.ndarray) -> None:
-        """Notes a step's decision, bool ``(B,)``, and what it rested on."""
-        self.consecutive = np.where(decision, 0, self.consecutive + 1)
-        self.reused = self.reused + ~decision
-        self.accumulated = np.where(decision, 0, self.accumulated + change)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all residuals."""
-        front = 0 if self.front_residual is None else num_bytes(self.front_residual)
-        return front + self.tail.num_bytes
-
-
-class AbstractResidualCache(ABC):
-    """Decides from the relative change of the front blocks' residual."""
-
-    residual_threshold: float
-    """For a ``run_transformer`` that decides in a graph of its own."""
-    warmup_steps: int
-    """Steps at the start that such a one must compute."""
-
-    @abstractmethod
-    def create_state(self) -> ResidualState:
-        """Fresh state of one guidance branch."""
-
-    @abstractmethod
-    def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
-        """Which samples to compute: bool ``(B,)``.
-
-        Args:
-            state: Has a history; without one the executor computes unasked.
-            step: 0-based step index.
-            change: float32 ``(B,)``, may hold inf or NaN: those samples compute.
         """

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, ClassVar, final
 import numpy as np
 
 from ..checks import count, not_negative
-from .base import AbstractResidualCache, GraphGroup, ResidualState
+from .base import GraphGroup, Run, StateSizes
+from .calibration import Calibration
 from .history import MAX_ORDER, History
+from .residual import AbstractResidualCache, ResidualState
 from .rules import StepRules
 from .series import checked_coefficients
 
@@ -35,9 +37,12 @@ class FirstBlockConfig(StepRules):
             computed values, 0 to 4; 0 reuses the last one. The threshold decides
             when, the series what.
         coefficients: Of that series, see :class:`TaylorSeerConfig`.
+        front_blocks: Blocks at the start that always run; what they add is compared.
+        back_blocks: Blocks at the end that always run, as in cache-dit's dual-block
+            cache; what the blocks between add to the text is then reused as well.
     """
 
-    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("split", "series")
+    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("blocks", "series")
 
     threshold: float = 0.05
     warmup_steps: int = 0
@@ -46,6 +51,8 @@ class FirstBlockConfig(StepRules):
     max_accumulated_change: float = 0.0
     tail_order: int = 0
     coefficients: str = "finite_difference"
+    front_blocks: int = 1
+    back_blocks: int = 0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -58,37 +65,51 @@ class FirstBlockConfig(StepRules):
         not_negative("first-block: max_accumulated_change", self.max_accumulated_change)
         count("first-block: tail_order", self.tail_order, minimum=0, maximum=MAX_ORDER)
         checked_coefficients("first-block", self.coefficients)
+        count("first-block: front_blocks", self.front_blocks, minimum=1)
+        count("first-block: back_blocks", self.back_blocks, minimum=0)
 
-    def create_cache(self, models: Mapping[str, Model]) -> FirstBlockCache:
+    def state_bytes(self, sizes: StateSizes) -> int:
+        """Most bytes of state that a request holds, of all branches."""
+        stream = sizes.image + (sizes.text if self.back_blocks else 0)
+        tails = (self.tail_order + 1) * stream
+        return sizes.branches * (sizes.image + tails)
+
+    def create_cache(
+        self, models: Mapping[str, Model], calibration: Calibration
+    ) -> FirstBlockCache:
         """The policy over a pipeline's graphs."""
         return FirstBlockCache(self, models)
 
 
 @final
 class FirstBlockCache(AbstractResidualCache):
-    """Reuses what the blocks after the first added when that step was last computed.
+    """Reuses what the blocks in the middle added when a step was last computed.
 
-    The residual is compared with that of the last *computed* step, so slow drift adds
-    up until it trips the threshold, and the reused tail is added to the present first
-    block's output, as in diffusers and ParaAttention. MAX 26.7 differs in both: it
-    compares neighbouring steps and returns the previous final prediction.
+    The front blocks' residual is compared with that of the last *computed* step, so
+    slow drift adds up until it trips the threshold, and the reused tail is added to the
+    present front blocks' output, as in diffusers and ParaAttention. MAX 26.7 differs in
+    both: it compares neighbouring steps and returns the previous final prediction.
 
     References:
         ParaAttention's first-block cache (2024), after Liu et al., "Timestep Embedding
-        Tells: It's Time to Cache for Video Diffusion Model", arXiv:2411.19108. Differs:
-        one decision per sample, in float32; NaN and a zero reference compute.
+        Tells: It's Time to Cache for Video Diffusion Model", arXiv:2411.19108; front
+        and back blocks after cache-dit 1.5's dual-block cache. Differs: one decision
+        per sample, in float32; NaN and a zero reference compute.
     """
+
+    signal = "residual"
 
     def __init__(self, config: FirstBlockConfig, models: Mapping[str, Model]) -> None:
         self.config = config
-        self.residual_threshold = config.threshold
-        self.warmup_steps = config.warmup_steps
+        self.front_blocks = config.front_blocks
+        self.back_blocks = config.back_blocks
         self._models = models
 
-    def create_state(self) -> ResidualState:
+    def create_state(self, run: Run) -> ResidualState:
         """No residuals yet."""
-        order, coefficients = self.config.tail_order, self.config.coefficients
-        return ResidualState(History(self._models, order, coefficients))
+        return ResidualState(
+            self._history(), self._history() if self.back_blocks else None
+        )
 
     def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
         """True where the change reaches the threshold or a limit, or is no number."""
@@ -105,3 +126,7 @@ class FirstBlockCache(AbstractResidualCache):
             if limit:
                 compute |= reached > limit
         return compute
+
+    def _history(self) -> History:
+        order, coefficients = self.config.tail_order, self.config.coefficients
+        return History(self._models, order, coefficients)

@@ -97,7 +97,7 @@ class History:
         last = int(self.last_steps[chosen].max())
         if step <= last:
             raise CacheStateError(
-                f"taylorseer: step {step} was computed after step {last}; steps must "
+                f"cache: step {step} was computed after step {last}; steps must "
                 "increase"
             )
         is_full = (self._steps[chosen] != _EMPTY).all(axis=1).any()
@@ -115,6 +115,11 @@ class History:
                 )
         self._steps[chosen, oldest[chosen]] = step
 
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._slots = []
+        self._steps = np.zeros((0, 0), np.int64)
+
     def forecast(self, step: int) -> Buffer:
         """The value ``(B, S, C)`` of every sample at ``step``.
 
@@ -125,7 +130,7 @@ class History:
         """
         if not self._slots:
             raise CacheStateError(
-                f"taylorseer: step {step} cannot be predicted before a computed step; "
+                f"cache: step {step} cannot be predicted before a computed step; "
                 "call update first"
             )
         weights = self._weights(step)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, ClassVar, final
 import numpy as np
 from max.driver import Buffer
 
-from .base import AbstractCacheState, AbstractStepCache, GraphGroup
+from .base import AbstractCacheState, AbstractStepCache, GraphGroup, Run, StateSizes
+from .calibration import Calibration
 
 if TYPE_CHECKING:
     from max.engine import Model
@@ -21,7 +22,13 @@ class NoCacheConfig:
 
     graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("full",)
 
-    def create_cache(self, models: Mapping[str, Model]) -> NoCache:
+    def state_bytes(self, sizes: StateSizes) -> int:
+        """Most bytes of state that a request holds, of all branches."""
+        return 0
+
+    def create_cache(
+        self, models: Mapping[str, Model], calibration: Calibration
+    ) -> NoCache:
         """The policy; it needs no graph."""
         return NoCache()
 
@@ -41,7 +48,7 @@ class NoCacheState(AbstractCacheState):
 class NoCache(AbstractStepCache):
     """The policy that never skips."""
 
-    def create_state(self) -> NoCacheState:
+    def create_state(self, run: Run) -> NoCacheState:
         """An empty state."""
         return NoCacheState()
 

@@ -69,7 +69,7 @@ class StepRules:
             if self.compute_last or isinstance(named, str):
                 raise RequestError(
                     "cache: compute_last and policies need the number of steps; give "
-                    "num_inference_steps to create_cache_state"
+                    "run=Run(num_steps=...) to create_cache_state"
                 )
             return frozenset(named)
         if isinstance(named, str):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 from max.driver import Buffer
 
-from .base import AbstractCacheState, AbstractStepCache
+from .base import AbstractCacheState, AbstractStepCache, Run
 from .history import History
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class SeriesCache(AbstractStepCache):
         self._models = models
         self._max_order, self._coefficients = max_order, coefficients
 
-    def create_state(self) -> SeriesState:
+    def create_state(self, run: Run) -> SeriesState:
         """An empty state: nothing is allocated before the first computed step."""
         return SeriesState(History(self._models, self._max_order, self._coefficients))
 

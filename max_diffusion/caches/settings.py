@@ -6,13 +6,25 @@ from dataclasses import dataclass
 
 from ..errors import RequestError
 from .auto import AutoConfig
+from .fastercache import FasterCacheConfig
 from .first_block import FirstBlockConfig
+from .magcache import MagCacheConfig
 from .none import NoCacheConfig
+from .pab import PabConfig
 from .step_mask import StepMaskConfig
 from .taylorseer import TaylorSeerConfig
+from .teacache import TeaCacheConfig
 
 CacheConfig = (
-    NoCacheConfig | TaylorSeerConfig | FirstBlockConfig | AutoConfig | StepMaskConfig
+    NoCacheConfig
+    | TaylorSeerConfig
+    | FirstBlockConfig
+    | AutoConfig
+    | StepMaskConfig
+    | MagCacheConfig
+    | TeaCacheConfig
+    | PabConfig
+    | FasterCacheConfig
 )
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..checks import count
 from ..errors import RequestError
-from .base import AbstractCacheState, GraphGroup
+from .base import AbstractCacheState, GraphGroup, StateSizes
+from .calibration import Calibration
 from .history import MAX_ORDER
 from .rules import StepRules
 from .series import checked_coefficients
@@ -47,7 +48,13 @@ class StepMaskConfig(StepRules):
         count("step-mask: max_order", self.max_order, minimum=0, maximum=MAX_ORDER)
         checked_coefficients("step-mask", self.coefficients)
 
-    def create_cache(self, models: Mapping[str, Model]) -> StepMask:
+    def state_bytes(self, sizes: StateSizes) -> int:
+        """Most bytes of state that a request holds, of all branches."""
+        return sizes.branches * (self.max_order + 1) * sizes.prediction
+
+    def create_cache(
+        self, models: Mapping[str, Model], calibration: Calibration
+    ) -> StepMask:
         """The policy over a pipeline's graphs."""
         return StepMask(models, self.max_order, self.coefficients)
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
 
 from ..checks import count, one_of
-from .base import AbstractCacheState, GraphGroup
-from .history import MAX_ORDER
+from .base import AbstractCacheState, GraphGroup, Run, StateSizes
+from .calibration import Calibration
+from .history import MAX_ORDER, History
+from .modules import AbstractModuleCache, ModuleState
 from .rules import StepRules
 from .series import checked_coefficients
 from .series_cache import SeriesCache, SeriesState, history_of
@@ -19,6 +22,10 @@ if TYPE_CHECKING:
     from max.engine import Model
 
 PHASES: Final = ("documented", "official", "absolute")
+# What runs the steps that forecast each target.
+_GROUPS: Final[Mapping[str, GraphGroup]] = MappingProxyType(
+    {"prediction": "full", "attention": "attention", "modules": "modules"}
+)
 
 
 @dataclass(frozen=True)
@@ -38,15 +45,18 @@ class TaylorSeerConfig(StepRules):
         coefficients: ``finite_difference``, what all published code computes, or
             ``newton``, exact for polynomials of the order also over uneven gaps. The
             same up to order 1.
+        target: What is forecast: the final ``prediction`` (MAX, diffusers' lite mode),
+            which skips the whole transformer; the output of each ``attention``
+            (diffusers' other mode); or what all ``modules`` of each block add,
+            attention and feed-forward (the paper).
     """
-
-    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("full", "series")
 
     cache_interval: int = 5
     warmup_steps: int = 9
     max_order: int = 1
     phase: str = "documented"
     coefficients: str = "finite_difference"
+    target: str = "prediction"
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -56,6 +66,12 @@ class TaylorSeerConfig(StepRules):
         count("taylorseer: max_order", self.max_order, minimum=0, maximum=MAX_ORDER)
         one_of("taylorseer: phase", self.phase, PHASES)
         checked_coefficients("taylorseer", self.coefficients)
+        one_of("taylorseer: target", self.target, tuple(_GROUPS))
+
+    @property
+    def graph_groups(self) -> tuple[GraphGroup, ...]:
+        """Of the target."""
+        return (_GROUPS[self.target], "series")
 
     def should_skip(self, step: int) -> bool:
         """Whether ``step`` (0-based) may be forecast: warm-up, interval, phase."""
@@ -66,9 +82,19 @@ class TaylorSeerConfig(StepRules):
         }[self.phase]
         return step >= self.warmup_steps and (step - first) % self.cache_interval != 0
 
-    def create_cache(self, models: Mapping[str, Model]) -> TaylorSeer:
+    def state_bytes(self, sizes: StateSizes) -> int:
+        """Most bytes of state that a request holds, of all branches."""
+        is_final = self.target == "prediction"
+        value = sizes.prediction if is_final else sizes.modules[self.target]
+        return sizes.branches * (self.max_order + 1) * value
+
+    def create_cache(
+        self, models: Mapping[str, Model], calibration: Calibration
+    ) -> TaylorSeer | TaylorSeerModules:
         """The policy over a pipeline's graphs."""
-        return TaylorSeer(self, models)
+        if self.target == "prediction":
+            return TaylorSeer(self, models)
+        return TaylorSeerModules(self, models)
 
 
 # The documented name of the Buffer-based state.
@@ -98,3 +124,32 @@ class TaylorSeer(SeriesCache):
         """All samples alike, by :meth:`TaylorSeerConfig.should_skip`."""
         compute = history_of(state).is_empty or not self.config.should_skip(step)
         return np.full(batch, compute)
+
+
+@final
+class TaylorSeerModules(AbstractModuleCache):
+    """TaylorSeer on what modules give: all blocks run, with forecasts in their place.
+
+    References:
+        Liu et al., as :class:`TaylorSeer`. Differs: gates and, at ``attention``, all
+        feed-forward layers are those of the present step, as in diffusers; sums are
+        formed in float32 from outputs kept in the model's dtype, where diffusers keeps
+        factors, by default in bfloat16.
+    """
+
+    def __init__(self, config: TaylorSeerConfig, models: Mapping[str, Model]) -> None:
+        self.config = config
+        self.level = "attention" if config.target == "attention" else "modules"
+        self._models = models
+
+    def create_state(self, run: Run) -> ModuleState:
+        """No outputs yet."""
+        return ModuleState()
+
+    def create_memory(self) -> History:
+        """The last computed outputs of one module."""
+        return History(self._models, self.config.max_order, self.config.coefficients)
+
+    def decide(self, state: ModuleState, step: int) -> bool:
+        """By :meth:`TaylorSeerConfig.should_skip`."""
+        return not self.config.should_skip(step)

@@ -11,6 +11,7 @@ from max.graph import DeviceRef, Module
 from ..buffers import copied
 from ..compile import compile_graphs
 from ..errors import RequestError
+from .base import Run
 from .history import add_series_graphs
 from .series_cache import SeriesState
 from .settings import DenoisingCacheConfig
@@ -72,7 +73,7 @@ class TaylorSeerCache:
         Holds no zero-filled factors: zeros would be taken for data by the first
         update. The sizes are those of the predictions to come.
         """
-        return self._cache.create_state()
+        return self._cache.create_state(Run())
 
     def should_skip(self, step: int) -> bool:
         """Whether ``step`` (0-based) can be forecast, by the documented rule."""

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 from max.driver import Buffer
+from pictures import psnr
 
 from max_diffusion import (
     AutoConfig,
     CacheConfig,
+    FasterCacheConfig,
     FirstBlockConfig,
     GenerationRequest,
+    MagCacheConfig,
     NoCacheConfig,
+    PabConfig,
     RequestError,
     StepMaskConfig,
     TaylorSeerConfig,
+    TeaCacheConfig,
     TextToImagePipeline,
 )
-from max_diffusion.caches import POLICIES, FirstBlockCache
+from max_diffusion.caches import POLICIES, FirstBlockCache, Run
 from max_diffusion.denoising import COMPUTE
 
 STEPS = 12
+# Of the random model's 12 steps, from step 5 on timesteps are below 700.
+PAB_COMPUTED = (0, 1, 2, 3, 4, 6, 9)
+FASTERCACHE_COMPUTED = (0, 1, 2, 3, 4, 6, 8, 10)
 PROMPTS = ("a red circle", "two green stars on a gray background", "heart")
 
 
@@ -38,6 +45,10 @@ class Row:
     """Steps that compute by the documented rule, where activations have no say."""
     off: CacheConfig | None = None
     """The same method so that it never skips."""
+    is_full: bool = True
+    """Whether the run fills all of the state."""
+    is_guided_alike: bool = True
+    """Whether both guidance branches do the same."""
 
 
 ROWS = [
@@ -58,6 +69,7 @@ ROWS = [
         TaylorSeerConfig(5, 1, 4, phase="absolute", compute_last=1),
         (0, 5, 10, 11),
         TaylorSeerConfig(1, 1, 4, phase="absolute"),
+        is_full=False,
     ),
     Row(
         "taylorseer-masked",
@@ -65,7 +77,12 @@ ROWS = [
         (0, 1, 3, 5, 6, 7, 11),
     ),
     Row("step-mask", StepMaskConfig(compute_steps=(0, 3, 9)), (0, 3, 9)),
-    Row("step-mask-first", StepMaskConfig(compute_steps=(4,), max_order=2), (0, 4)),
+    Row(
+        "step-mask-first",
+        StepMaskConfig(compute_steps=(4,), max_order=2),
+        (0, 4),
+        is_full=False,
+    ),
     Row(
         "step-mask-policy",
         StepMaskConfig(compute_steps="ultra"),
@@ -102,6 +119,66 @@ ROWS = [
         # Gaps double up to the cap: 1, 2, 4, 4.
         (0, 1, 3, 7, 11),
     ),
+    Row(
+        "dual-block",
+        FirstBlockConfig(threshold=0.3, front_blocks=2, back_blocks=1),
+        None,
+        FirstBlockConfig(threshold=0.0, front_blocks=2, back_blocks=1),
+    ),
+    Row(
+        "dual-block-forecast",
+        FirstBlockConfig(
+            1e9, 3, front_blocks=1, back_blocks=2, tail_order=1, compute_steps=(6, 9)
+        ),
+        (0, 1, 2, 6, 9),
+        FirstBlockConfig(0.0, front_blocks=1, back_blocks=2, tail_order=1),
+    ),
+    Row(
+        "magcache",
+        MagCacheConfig(1e9, 2, retention_ratio=0.25, ratios=(1.0, 0.9)),
+        (0, 1, 2, 5, 8, 11),
+        MagCacheConfig(0.0, ratios=(0.9,)),
+    ),
+    Row(
+        "magcache-masked",
+        # Errors of .1, .19, .271: the sum of two is below .3, of three it is not.
+        MagCacheConfig(0.3, 9, retention_ratio=0.0, ratios=(0.9,), compute_steps=(4,)),
+        (0, 3, 4, 7, 10),
+    ),
+    Row(
+        "teacache",
+        TeaCacheConfig(threshold=0.9, coefficients=(1.0, 0.0)),
+        None,
+        TeaCacheConfig(threshold=0.0, coefficients=(1.0, 0.0)),
+    ),
+    Row(
+        "teacache-constant",
+        # .4 a step, so two are reused and the sum of three computes; the last as well.
+        TeaCacheConfig(threshold=1.0, coefficients=(0.4,)),
+        (0, 3, 6, 9, 11),
+    ),
+    Row(
+        "pab",
+        PabConfig(interval=3, min_timestep=-1, max_timestep=700),
+        PAB_COMPUTED,
+        PabConfig(interval=1),
+    ),
+    Row(
+        "fastercache",
+        FasterCacheConfig(attention_max_timestep=700),
+        FASTERCACHE_COMPUTED,
+        FasterCacheConfig(attention_interval=1),
+        is_guided_alike=False,
+    ),
+    *(
+        Row(
+            f"taylorseer-{target}",
+            TaylorSeerConfig(3, 3, order, target=target),
+            (0, 1, 2, 4, 7, 10),
+            TaylorSeerConfig(1, 3, order, target=target),
+        )
+        for target, order in (("attention", 1), ("modules", 2))
+    ),
 ]
 NAMES = [row.name for row in ROWS]
 
@@ -114,11 +191,6 @@ def draw(
 ) -> tuple[np.ndarray, list[tuple[str, ...]]]:
     result = flux.generate(prompts, seed=seed, num_inference_steps=STEPS, cache=config)
     return result.images, [record.actions for record in result.report.steps]
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 @pytest.mark.parametrize("row", [r for r in ROWS if r.computed], ids=lambda r: r.name)
@@ -203,6 +275,27 @@ def test_requests_leave_nothing_to_each_other(
 
 
 @pytest.mark.parametrize("row", ROWS, ids=NAMES)
+def test_state_takes_the_bytes_that_were_told(
+    flux: TextToImagePipeline, row: Row
+) -> None:
+    for negative in (None, "a red circle"):
+        result = flux.generate(
+            PROMPTS,
+            negative_prompt=negative,
+            true_cfg_scale=1.0 if negative is None else 2.0,
+            num_inference_steps=STEPS,
+            cache=row.config,
+        )
+        context = flux.create_context(GenerationRequest(prompts=PROMPTS))
+        shape = (*context.latents.shape[:2], context.tokens_2.shape[1])
+        sizes = flux.denoiser.state_sizes(shape, 1 if negative is None else 2)
+        told, held = row.config.state_bytes(sizes), result.report.cache_bytes
+        assert held == told if row.is_full else held < told
+
+
+@pytest.mark.parametrize(
+    "row", [r for r in ROWS if r.is_guided_alike], ids=lambda r: r.name
+)
 def test_guidance_branches_have_states_of_their_own(
     flux: TextToImagePipeline, row: Row
 ) -> None:
@@ -295,7 +388,7 @@ def test_the_series_is_the_one_asked_for(
 def test_a_tail_is_forecast_by_its_series(flux: TextToImagePipeline) -> None:
     """Against the same sum over the tails that the graphs gave, in float64."""
     config = FirstBlockConfig(1e9, warmup_steps=3, tail_order=1)
-    history = FirstBlockCache(config, flux.models).create_state().tail
+    history = FirstBlockCache(config, flux.models).create_state(Run()).tail
     rng = np.random.default_rng(3)
     tails = rng.standard_normal((2, 1, 8, 16)).astype(np.float32)
     for step, tail in enumerate(tails):

@@ -23,7 +23,9 @@ PARTS = [
             "text_encoder",
             "text_encoder_2",
             "transformer:full",
-            "transformer:split",
+            "transformer:blocks",
+            "transformer:attention",
+            "transformer:modules",
         )
     ),
 ]

@@ -6,14 +6,16 @@ Twice: the demo model, and a random folder that takes every option the other way
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from folders import CAPTIONS
 from max.driver import CPU, Buffer
+from pictures import psnr
 
+from graphs.denoiser import ModuleLevel
 from graphs.flux1 import image_ids, rotary_table
 from max_diffusion import (
     FirstBlockConfig,
@@ -108,11 +110,6 @@ def on_device(arrays: dict[str, np.ndarray]) -> dict[str, Buffer]:
     return {name: to_device(array, CPU()) for name, array in arrays.items()}
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean()
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
-
-
 # Components.
 
 
@@ -131,26 +128,46 @@ def test_transformer_equals_diffusers(
     assert np.abs(ours - theirs).max() < TOLERANCE * size
 
 
-def test_front_and_back_equal_full(odd: Pair) -> None:
+def test_blocks_one_by_one_equal_full(odd: Pair) -> None:
     denoiser, given = odd.ours.denoiser, on_device(odd.inputs(2, 3, 5, 7))
     full = to_numpy(denoiser.full(**given))
-    front = denoiser.front(None, **given)
-    assert not np.isfinite(front.change).any()  # a zero reference must compute
-    prediction, tail = denoiser.back(front, **given)
-    assert np.abs(to_numpy(prediction) - full).max() < 1e-5
-    reused = to_numpy(denoiser.reuse(front.image, tail, **given))
-    assert np.abs(reused - full).max() < 1e-5
+    start = denoiser.embed(given)
+    last = denoiser.run_blocks(start, 0, denoiser.num_blocks)
+    assert np.abs(to_numpy(denoiser.output(last)) - full).max() < 1e-5
 
 
-def test_front_measures_the_change_of_each_sample(odd: Pair) -> None:
-    denoiser, given = odd.ours.denoiser, on_device(odd.inputs(3, 3, 5, 7))
-    residual = to_numpy(denoiser.front(None, **given).residual)
+@pytest.mark.parametrize("level", get_args(ModuleLevel))
+def test_known_modules_take_the_place_of_computed_ones(
+    odd: Pair, level: ModuleLevel
+) -> None:
+    """Given what its modules gave, a block gives the same; given zeros, another."""
+    denoiser, given = odd.ours.denoiser, on_device(odd.inputs(2, 3, 5, 7))
+    full = to_numpy(denoiser.full(**given))
+    taking = given_them = start = denoiser.embed(given)
+    for index in range(denoiser.num_blocks):
+        taking, values = denoiser.run_and_take(taking, index, level)
+        given_them = denoiser.run_given(given_them, index, level, values)
+        zeros = [to_device(np.zeros(v.shape, np.float32), CPU()) for v in values]
+        without = denoiser.run_given(start, index, level, zeros)
+        if level == "modules":  # nothing is added
+            assert np.array_equal(to_numpy(without.image), to_numpy(start.image))
+        else:
+            whole = denoiser.run_blocks(start, index, index + 1)
+            assert np.abs(to_numpy(without.image) - to_numpy(whole.image)).max() > 0.01
+    for hidden in (taking, given_them):
+        assert np.abs(to_numpy(denoiser.output(hidden)) - full).max() < 1e-5
+
+
+def test_changes_are_measured_for_each_sample(flux: TextToImagePipeline) -> None:
     rng = np.random.default_rng(0)
-    moved = residual + rng.standard_normal(residual.shape).astype(np.float32)
-    change = denoiser.front(to_device(moved, CPU()), **given).change
-    difference = np.abs(residual - moved).astype(np.float64).mean(axis=(1, 2))
-    wanted = difference / np.abs(moved).astype(np.float64).mean(axis=(1, 2))
+    before = rng.standard_normal((3, 15, 24)).astype(np.float32)
+    now = before + rng.standard_normal((3, 15, 24)).astype(np.float32)
+    change = flux.denoiser.change(to_device(now, CPU()), to_device(before, CPU()))
+    difference = np.abs(now - before).astype(np.float64).mean(axis=(1, 2))
+    wanted = difference / np.abs(before).astype(np.float64).mean(axis=(1, 2))
     assert np.allclose(change, wanted, rtol=1e-5)
+    zero = to_device(np.zeros_like(before), CPU())
+    assert not np.isfinite(flux.denoiser.change(zero, zero)).any()
 
 
 @pytest.mark.parametrize("length", [32, 9, 3])
@@ -286,7 +303,7 @@ def test_a_batch_that_computes_in_part_draws_the_same_again(
 
 
 def test_a_cache_not_compiled_for_is_refused(demo: TextToImagePipeline) -> None:
-    with pytest.raises(RequestError, match="name it in caches at load"):
+    with pytest.raises(RequestError, match="give it in caches at load"):
         demo.generate("heart", cache="first-block")
 
 
@@ -320,7 +337,8 @@ def test_guidance_without_its_embedding_is_refused(flux: TextToImagePipeline) ->
         ({"guidance_scale": float("nan")}, "guidance_scale must be a number"),
         (
             {"cache": "tailor"},
-            "expected none, taylorseer, first-block, auto, step-mask, got",
+            "expected none, taylorseer, first-block, auto, step-mask, magcache, "
+            "teacache, pab, fastercache, got",
         ),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1"),
         ({"sigmas": [0.2, 0.9]}, "decreas"),

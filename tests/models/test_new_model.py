@@ -13,12 +13,17 @@ from max_diffusion import (
     DenoisingCacheConfig,
     DenoisingCacheState,
     DiffusionPipeline,
+    FasterCacheConfig,
     FirstBlockConfig,
+    MagCacheConfig,
     MaxDiffusionError,
     NoCacheConfig,
+    PabConfig,
     RequestError,
+    Run,
     StepMaskConfig,
     TaylorSeerConfig,
+    TeaCacheConfig,
 )
 from max_diffusion.schedulers import Schedule
 
@@ -148,11 +153,18 @@ def test_rules_hold_for_a_transformer_of_its_own(toy: ToyPipeline) -> None:
         AutoConfig(tolerance=1e9, warmup_steps=2),
         StepMaskConfig(compute_steps=(0,)),
         FirstBlockConfig(threshold=1e9),
+        FirstBlockConfig(threshold=1e9, back_blocks=1, tail_order=1),
+        MagCacheConfig(1e9, 50, 0.0, ratios=(1.0,)),
+        TeaCacheConfig(1e9, coefficients=(1.0, 0.0)),
+        PabConfig(99, max_timestep=2000),
+        FasterCacheConfig(attention_interval=99),
+        TaylorSeerConfig(cache_interval=9, warmup_steps=2, target="attention"),
     ],
     ids=lambda cache: type(cache).__name__,
 )
 def test_a_change_of_shape_computes(toy: ToyPipeline, cache: CacheConfig) -> None:
-    state = toy.create_cache_state(2, 6, {}, cache=cache)
+    run = Run(9, timesteps=(500.0,) * 9)
+    state = toy.create_cache_state(2, 6, {}, cache=cache, run=run)
     rng = np.random.default_rng(1)
     shapes = [(2, 6)] * 5 + [(3, 6)] * 2 + [(3, 4)] * 2
     actions = []

@@ -16,7 +16,7 @@ from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Graph, Module, TensorType
 
 from graphs.autoencoder_kl import encode
-from graphs.denoiser import add_full
+from graphs.denoiser import StepGraphs
 from graphs.flux1 import Flux1Denoiser, image_ids, rotary_table
 from graphs.weights import WeightScope
 from max_diffusion.buffers import to_device, to_numpy
@@ -42,7 +42,8 @@ def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
         graph.output(*encode(config, vae, picture, levels))
     half = WeightScope("transformer", DType.bfloat16, host)
     sizes = flux1_config(folder.config("transformer"))
-    add_full(module, "full", Flux1Denoiser(sizes, DType.bfloat16, host), half)
+    denoiser = Flux1Denoiser(sizes, DType.bfloat16, host)
+    StepGraphs(module, denoiser, half).add_full("full")
     filled, slots = {}, {}
     for scope in (vae, half):
         files = folder.weight_files(scope.prefix)

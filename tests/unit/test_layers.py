@@ -16,14 +16,16 @@ PACKAGE_FILES = [path for path in FILES if path.name != "__init__.py"]
 # Lowest first; a part imports its own layer and those below. A new part needs a place.
 LAYERS = (
     {"errors", "report"},
-    {"buffers", "checks", "compile", "images", "noise"},
+    {"buffers", "checks", "compile", "images", "noise", "terminal"},
     {"caches", "checkpoint", "schedulers"},
     {"component", "decorator", "timeline", "tokenizers", "types"},
     {"denoising"},
     {"pipeline"},
     {"text_to_image"},
-    {"models"},
+    {"calibration", "models"},
     {"registry"},
+    {"inspection"},
+    {"model_commands"},
     {"cli", "server"},
 )
 

@@ -62,8 +62,8 @@ class Flux1Pipeline(TextToImagePipeline):
     |---|---|---|
     | ``text_encoder`` | CLIP, pooled | 1, 2 with true guidance |
     | ``text_encoder_2`` | T5 | 1, 2 with true guidance |
-    | ``full`` / ``front``, ``back``, ``reuse`` | transformer | each step and branch |
-    | ``taylorseer_*`` | forecast | skipped / computed steps with TaylorSeer |
+    | ``full``, or ``embed``, ``block_i``, ``output`` | denoiser | steps, branches |
+    | ``weighted_sum_n``, ``relative_error`` | forecasts | by the cache |
     | ``euler_step``, ``guidance`` | sampler | each step |
     | ``decode`` | latents to uint8 | 1 |
     """
@@ -110,6 +110,20 @@ class Flux1Pipeline(TextToImagePipeline):
         configs["scheduler"] = folder.config("scheduler")
         return configs
 
+    @classmethod
+    def token_counts(
+        cls,
+        folder: ModelFolder,
+        configs: Mapping[str, Mapping[str, Any]],
+        height: int | None,
+        width: int | None,
+    ) -> tuple[int, int]:
+        """Image tokens of a picture's size, and the most text tokens."""
+        cell = 2 * _scale(autoencoder_config(configs["vae"]))
+        sizes = _sizes(cell, _default_size(configs["vae"]), height, width)
+        text = load_t5_tokenizer(folder.path / "tokenizer_2").model_max_length
+        return sizes[0] // cell * (sizes[1] // cell), min(text, _MAX_TEXT_TOKENS)
+
     def init_remaining_components(self) -> None:
         """Tokenizers, scheduler and sizes."""
         configs = self.pipeline_config.components
@@ -141,7 +155,7 @@ class Flux1Pipeline(TextToImagePipeline):
         vae = autoencoder_config(configs["vae"])
         self._latent_channels = vae.latent_channels
         self._cell = 2 * _scale(vae)
-        self._default_size = int(configs["vae"].get("sample_size", 1024))
+        self._default_size = _default_size(configs["vae"])
         self.has_guidance = self._transformer.guidance_embeds
 
     def create_context(self, request: GenerationRequest) -> GenerationContext:
@@ -151,7 +165,8 @@ class Flux1Pipeline(TextToImagePipeline):
             RequestError: A size that is no multiple of the model's step, or a guidance
                 scale for a model without guidance embedding.
         """
-        height, width = self._sizes(request)
+        sizes = request.height, request.width
+        height, width = _sizes(self._cell, self._default_size, *sizes)
         rows, columns = height // self._cell, width // self._cell
         steps = request.num_inference_steps
         if steps is None and request.sigmas is None:
@@ -159,7 +174,9 @@ class Flux1Pipeline(TextToImagePipeline):
         schedule = self._scheduler.schedule(
             steps, image_seq_len=rows * columns, sigmas=request.sigmas
         )
-        cache = self.cache_config if request.cache is None else request.cache
+        cache = self.cache_config
+        if request.cache is not None:
+            cache = self.resolve_cache(request.cache)
         self.check_cache(cache, schedule.num_steps)
         if request.guidance_scale is not None and not self.has_guidance:
             raise RequestError(
@@ -181,6 +198,13 @@ class Flux1Pipeline(TextToImagePipeline):
             notes += more
             first, second = (repeat_rows(x, len(names)) for x in (first, second))
         batch = len(request.prompts) * request.num_images_per_prompt
+        if request.cache_memory_limit is not None:
+            self.check_cache_memory(
+                cache,
+                request.cache_memory_limit,
+                (batch, rows * columns, tokens_2.shape[1]),
+                branches=2 if has_negative else 1,
+            )
         return GenerationContext(
             tokens=tokens,
             tokens_2=tokens_2,
@@ -242,16 +266,17 @@ class Flux1Pipeline(TextToImagePipeline):
                 self._branch("unconditional", model_inputs, negative, negative_2)
             )
         encoded = time.perf_counter()
+        rows, columns = context.height // self._cell, context.width // self._cell
         denoised = self.denoise(
             model_inputs.latents,
             Schedule(context.sigmas, context.timesteps),
             branches,
             true_cfg_scale=context.true_cfg_scale,
             cache=context.cache,
+            grid=(rows, columns),
             **kwargs,
         )
         ended = time.perf_counter()
-        rows, columns = context.height // self._cell, context.width // self._cell
         decoder = self.loaded["vae"]
         assert isinstance(decoder, AutoencoderKLDecoder)
         images = to_numpy(decoder.decode(denoised.latents, rows, columns)).copy()
@@ -320,20 +345,6 @@ class Flux1Pipeline(TextToImagePipeline):
             return ("negative_prompt has no effect unless true_cfg_scale is above 1",)
         return ()
 
-    def _sizes(self, request: GenerationRequest) -> tuple[int, int]:
-        sizes = []
-        for name, value in (("height", request.height), ("width", request.width)):
-            size = self._default_size if value is None else value
-            if size % self._cell:
-                low = size // self._cell * self._cell
-                near = [str(n) for n in (low, low + self._cell) if n]
-                raise RequestError(
-                    f"flux1: {name} must be a multiple of {self._cell} pixels, got "
-                    f"{size}; nearest: {' or '.join(near)}"
-                )
-            sizes.append(size)
-        return sizes[0], sizes[1]
-
     def _noise(self, seed: int, batch: int, height: int, width: int) -> np.ndarray:
         """Diffusers' noise for the seed, packed: float32 ``(B, S_img, 4 C)``."""
         channels = self._latent_channels
@@ -341,6 +352,28 @@ class Flux1Pipeline(TextToImagePipeline):
         cells = noise.reshape(batch, channels, height // 2, 2, width // 2, 2)
         packed = cells.transpose(0, 2, 4, 1, 3, 5)
         return np.ascontiguousarray(packed.reshape(batch, -1, channels * 4))
+
+
+def _sizes(
+    cell: int, default: int, height: int | None, width: int | None
+) -> tuple[int, int]:
+    """Height and width in pixels, if they are multiples of ``cell``."""
+    sizes = []
+    for name, value in (("height", height), ("width", width)):
+        size = default if value is None else value
+        if size % cell or size < cell:
+            low = size // cell * cell
+            near = [str(n) for n in (low, low + cell) if n]
+            raise RequestError(
+                f"flux1: {name} must be a multiple of {cell} pixels, got {size}; "
+                f"nearest: {' or '.join(near)}"
+            )
+        sizes.append(size)
+    return sizes[0], sizes[1]
+
+
+def _default_size(vae: Mapping[str, Any]) -> int:
+    return int(vae.get("sample_size", 1024))
 
 
 def _scale(vae: Any) -> int:

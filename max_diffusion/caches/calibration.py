@@ -1,0 +1,120 @@
+"""What was measured of a model for the caches that need it: a small JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ..errors import ModelLoadError, RequestError
+
+_LARGEST: Final = 1e300
+CALIBRATION_FILE: Final = "cache_calibration.json"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Measurements of one model, as ``max-diffusion calibrate`` writes them."""
+
+    num_inference_steps: int = 0
+    """Steps of the runs that were measured; 0 where nothing was."""
+    num_pictures: int = 0
+    """Pictures that were measured."""
+    magcache_ratios: tuple[float, ...] = ()
+    """Ratio of each step's residual to that of the step before, the first 1."""
+    teacache_coefficients: tuple[float, ...] = ()
+    """Polynomial from the change of the modulated input to the change of the residual,
+    highest power first."""
+    teacache_r2: float = 0.0
+    """How much of the residual's change the polynomial explains, at most 1, where
+    every point is judged by a fit to the others."""
+    teacache_range: tuple[float, ...] = ()
+    """Smallest and largest change of the input that the polynomial was fitted to."""
+
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """Reads a file.
+
+        Raises:
+            ModelLoadError: It is missing or not what ``calibrate`` writes.
+        """
+        try:
+            entries = json.loads(path.read_text())
+        except OSError as err:
+            raise ModelLoadError(
+                f"calibration: cannot read {path}: {err.strerror}"
+            ) from err
+        except (ValueError, RecursionError) as err:
+            raise ModelLoadError(f"calibration: {path} is no JSON: {err}") from err
+        known = cls()
+        wanted = asdict(known)
+        if not isinstance(entries, Mapping) or set(entries) != set(wanted):
+            raise ModelLoadError(
+                f"calibration: {path} must hold {', '.join(wanted)} and nothing else; "
+                "write it with max-diffusion calibrate"
+            )
+        values = {
+            name: _checked(path, name, entries[name], default)
+            for name, default in wanted.items()
+        }
+        result = cls(**values)
+        for name, is_in_range, expected in (
+            (
+                "magcache_ratios",
+                min(result.magcache_ratios, default=0) >= 0,
+                "0 or more",
+            ),
+            ("teacache_r2", result.teacache_r2 <= 1, "at most 1"),
+            (
+                "teacache_range",
+                len(result.teacache_range) == 2 * bool(result.teacache_coefficients),
+                "two numbers where there are coefficients",
+            ),
+        ):
+            if not is_in_range:
+                raise ModelLoadError(
+                    f"calibration: {name} in {path} must be {expected}, got "
+                    f"{values[name]}; write it with max-diffusion calibrate"
+                )
+        return result
+
+    def write(self, path: Path) -> None:
+        """Writes the file, whole or not at all.
+
+        Raises:
+            RequestError: It cannot be written.
+        """
+        temporary = path.with_name(path.name + ".part")
+        try:
+            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+            temporary.replace(path)
+        except OSError as err:
+            raise RequestError(
+                f"calibration: cannot write {path}: {err.strerror}; choose another path"
+            ) from err
+
+
+def _checked(path: Path, name: str, value: Any, default: Any) -> Any:
+    """A file's value, of the type that the default has."""
+    if isinstance(default, tuple):
+        if isinstance(value, list) and all(_is_number(item) for item in value):
+            return tuple(float(item) for item in value)
+        expected = "finite numbers"
+    elif type(default) is int:
+        if type(value) is int and value >= 0:
+            return value
+        expected = "a whole number of 0 or more"
+    else:
+        if _is_number(value):
+            return float(value)
+        expected = "a finite number"
+    raise ModelLoadError(
+        f"calibration: {name} in {path} must be {expected}, got {value!r}; write it "
+        "with max-diffusion calibrate"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < _LARGEST

@@ -1,0 +1,249 @@
+"""FasterCache: extrapolate attention, and estimate the unconditional branch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+import numpy as np
+from max.driver import Buffer
+
+from ..buffers import from_numpy, num_bytes, to_device, to_numpy
+from ..checks import count, not_negative, ordered
+from .base import GraphGroup, Run, StateSizes
+from .calibration import Calibration
+from .modules import AbstractModuleCache, ModuleState
+from .rules import StepRules
+
+if TYPE_CHECKING:
+    from max.engine import Model
+
+
+@dataclass(frozen=True)
+class FasterCacheConfig(StepRules):
+    """Knobs of FasterCache, beside those of :class:`StepRules`.
+
+    Ranges are of timesteps, 1000 at pure noise, ends excluded. Defaults are diffusers'.
+    All of guidance and frequencies is for true guidance only.
+
+    Attributes:
+        attention_interval: Within its range, steps whose index is a multiple of this
+            compute attention. With true guidance, so do all that compute the
+            unconditional branch.
+        attention_min_timestep: Lower end of the range that extrapolates attention.
+        attention_max_timestep: Upper end.
+        attention_weight: Attention is ``y1 + weight * (y1 - y2)`` of the last two.
+        guidance_interval: Within its range, steps whose index is a multiple of this
+            compute the unconditional branch of true guidance; the others estimate it.
+        guidance_min_timestep: Lower end of the range that estimates it.
+        guidance_max_timestep: Upper end.
+        alpha_low: Factor on the low frequencies of the difference between branches, in
+            their range.
+        alpha_high: The same of the high frequencies.
+        low_min_timestep: Lower end of the range of ``alpha_low``.
+        low_max_timestep: Upper end.
+        high_min_timestep: Lower end of the range of ``alpha_high``.
+        high_max_timestep: Upper end.
+    """
+
+    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("attention", "series")
+
+    attention_interval: int = 2
+    attention_min_timestep: float = -1.0
+    attention_max_timestep: float = 681.0
+    attention_weight: float = 0.5
+    guidance_interval: int = 5
+    guidance_min_timestep: float = -1.0
+    guidance_max_timestep: float = 641.0
+    alpha_low: float = 1.1
+    alpha_high: float = 1.1
+    low_min_timestep: float = 99.0
+    low_max_timestep: float = 901.0
+    high_min_timestep: float = -1.0
+    high_max_timestep: float = 301.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        count("fastercache: attention_interval", self.attention_interval, minimum=1)
+        count("fastercache: guidance_interval", self.guidance_interval, minimum=1)
+        for name in ("attention_weight", "alpha_low", "alpha_high"):
+            not_negative(f"fastercache: {name}", vars(self)[name])
+        for part in ("attention", "guidance", "low", "high"):
+            ends = (vars(self)[f"{part}_{end}_timestep"] for end in ("min", "max"))
+            ordered(f"fastercache: {part}", *ends)
+
+    def estimated_steps(self, run: Run) -> frozenset[int]:
+        """Steps that estimate the unconditional branch, if there is one."""
+        low, high = self.guidance_min_timestep, self.guidance_max_timestep
+        return frozenset(
+            step
+            for step, timestep in enumerate(run.timesteps_for("fastercache"))
+            if run.has_guidance
+            and low < timestep < high
+            and step % self.guidance_interval
+            and step not in run.required_steps
+        )
+
+    def extrapolated_steps(self, run: Run) -> frozenset[int]:
+        """Steps that extrapolate the attention of the conditional branch."""
+        low, high = self.attention_min_timestep, self.attention_max_timestep
+        estimated = self.estimated_steps(run)
+        return frozenset(
+            step
+            for step, timestep in enumerate(run.timesteps_for("fastercache"))
+            if low < timestep < high
+            and step % self.attention_interval
+            and step not in run.required_steps
+            and (step in estimated or not run.has_guidance)
+        )
+
+    def state_bytes(self, sizes: StateSizes) -> int:
+        """Most bytes of state that a request holds, of all branches."""
+        difference = 2 * sizes.prediction if sizes.branches == 2 else 0
+        return 2 * sizes.modules["attention"] + difference
+
+    def create_cache(
+        self, models: Mapping[str, Model], calibration: Calibration
+    ) -> FasterCache:
+        """The policy over a pipeline's graphs."""
+        return FasterCache(self, models)
+
+
+@final
+class FasterCache(AbstractModuleCache):
+    """Extrapolates attention where its difference between steps is small.
+
+    References:
+        Lv et al., "FasterCache: Training-Free Video Diffusion Model Acceleration with
+        High Quality", 2024, arXiv:2410.19355; rules and defaults are those of diffusers
+        0.42. Differs: guidance branches may run in turn; the difference between them
+        is weighted once, not again at each estimated step; frequencies are those of the
+        grid of image tokens.
+    """
+
+    level = "attention"
+
+    def __init__(self, config: FasterCacheConfig, models: Mapping[str, Model]) -> None:
+        self.config = config
+        self._models = models
+
+    def create_state(self, run: Run) -> ModuleState:
+        """Of the unconditional branch nothing is kept: what it runs, it computes."""
+        if run.is_unconditional:
+            return ModuleState(keeps_outputs=False)
+        return ModuleState(self.config.extrapolated_steps(run))
+
+    def create_memory(self) -> LastTwo:
+        """Of the last two outputs."""
+        return LastTwo(self._models, self.config.attention_weight)
+
+    def decide(self, state: ModuleState, step: int) -> bool:
+        """By the plan."""
+        return step not in state.plan
+
+    def create_guidance(self, run: Run) -> BranchDifference | None:
+        """What estimates the unconditional branch, if some steps do."""
+        estimated = self.config.estimated_steps(run)
+        if not estimated:
+            return None
+        return BranchDifference(self.config, self._models, run, estimated)
+
+
+@final
+class LastTwo:
+    """The last two outputs of a module, extrapolated ones among them, as published."""
+
+    def __init__(self, models: Mapping[str, Model], weight: float) -> None:
+        self._models, self._weight = models, weight
+        self._last: tuple[Buffer, ...] = ()
+
+    def push(self, value: Buffer, step: int) -> None:
+        """Takes in an output; the first one counts twice."""
+        self._last = (self._last[-1] if self._last else value, value)
+
+    def forecast(self, step: int) -> Buffer:
+        """``y1 + weight * (y1 - y2)``, which it also takes in."""
+        before, last = self._last
+        batch = int(last.shape[0])
+        row = np.array([1 + self._weight, -self._weight], np.float32)
+        weights = to_device(np.tile(row, (batch, 1)), last.device)
+        value = self._models["weighted_sum_2"].execute(weights, last, before)[0]
+        self.push(value, step)
+        return value
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of both outputs."""
+        distinct = {id(value): value for value in self._last}
+        return sum(num_bytes(value) for value in distinct.values())
+
+
+@final
+class BranchDifference:
+    """The unconditional prediction from the conditional one and their last difference.
+
+    Belongs to one request. ``conditional + a low(d) + b high(d)`` with ``d`` the
+    difference at the last step that computed both, its low frequencies those in a disk
+    of a fifth of the smaller side of the grid of image tokens.
+    """
+
+    def __init__(
+        self,
+        config: FasterCacheConfig,
+        models: Mapping[str, Model],
+        run: Run,
+        steps: frozenset[int],
+    ) -> None:
+        self._config, self._models, self.steps = config, models, steps
+        self._timesteps = run.timesteps_for("fastercache")
+        self._grid = run.grid_for("fastercache")
+        self._low: Buffer | None = None
+        self._high: Buffer | None = None
+
+    def remember(self, conditional: Buffer, unconditional: Buffer) -> None:
+        """Takes in the predictions ``(B, S_img, C)`` of a step that computed both."""
+        difference = to_numpy(unconditional) - to_numpy(conditional)
+        low = low_frequencies(difference, self._grid)
+        dtype, device = conditional.dtype, conditional.device
+        self._low = from_numpy(low, dtype, device)
+        self._high = from_numpy(difference - low, dtype, device)
+
+    def estimate(self, conditional: Buffer, step: int) -> Buffer:
+        """The unconditional prediction ``(B, S_img, C)`` of one of :attr:`steps`."""
+        assert self._low is not None, "step 0 is never estimated"
+        assert self._high is not None
+        config, timestep = self._config, self._timesteps[step]
+        is_low = config.low_min_timestep < timestep < config.low_max_timestep
+        is_high = config.high_min_timestep < timestep < config.high_max_timestep
+        factors = (
+            1.0,
+            config.alpha_low if is_low else 1.0,
+            config.alpha_high if is_high else 1.0,
+        )
+        batch = int(conditional.shape[0])
+        weights = np.tile(np.array(factors, np.float32), (batch, 1))
+        return self._models["weighted_sum_3"].execute(
+            to_device(weights, conditional.device), conditional, self._low, self._high
+        )[0]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the difference's two parts."""
+        return sum(num_bytes(part) for part in (self._low, self._high) if part)
+
+
+def low_frequencies(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The part of ``(B, S, C)`` on a grid of ``(rows, columns)`` that varies slowly.
+
+    Frequencies in a disk of radius ``min(rows, columns) // 5`` about zero, inclusive.
+    """
+    rows, columns = grid
+    batch, _, channels = values.shape
+    spectrum = np.fft.fft2(values.reshape(batch, rows, columns, channels), axes=(1, 2))
+    y = np.fft.fftfreq(rows, 1 / rows)[:, None]
+    x = np.fft.fftfreq(columns, 1 / columns)[None, :]
+    disk = y**2 + x**2 <= (min(rows, columns) // 5) ** 2
+    low = np.fft.ifft2(spectrum * disk[None, :, :, None], axes=(1, 2)).real
+    return low.reshape(values.shape).astype(np.float32)

@@ -1,0 +1,136 @@
+"""MagCache: skip the blocks while their residual's measured decay adds up to little."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+import numpy as np
+
+from ..checks import count, not_negative, numbers
+from ..errors import RequestError
+from .base import GraphGroup, Run, StateSizes
+from .calibration import Calibration
+from .history import History
+from .residual import AbstractResidualCache, ResidualState
+from .rules import StepRules
+
+if TYPE_CHECKING:
+    from max.engine import Model
+
+
+@dataclass(frozen=True)
+class MagCacheConfig(StepRules):
+    """Knobs of MagCache, beside those of :class:`StepRules`.
+
+    Attributes:
+        threshold: Most that the error of reused steps may add up to.
+        max_consecutive_cached: Most reused steps in a row.
+        retention_ratio: Share of the steps, at the start, that always compute, 0 to 1.
+        ratios: Of the size of each step's residual to that of the step before;
+            resampled where a run has another number of steps. Empty for the model's
+            own, which ``max-diffusion calibrate`` measures.
+    """
+
+    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("blocks", "series")
+
+    threshold: float = 0.06
+    max_consecutive_cached: int = 3
+    retention_ratio: float = 0.2
+    ratios: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        not_negative("magcache: threshold", self.threshold)
+        count("magcache: max_consecutive_cached", self.max_consecutive_cached, 1)
+        not_negative("magcache: retention_ratio", self.retention_ratio)
+        if self.retention_ratio > 1:
+            raise RequestError(
+                f"magcache: retention_ratio must be 0 to 1, got {self.retention_ratio}"
+            )
+        numbers("magcache: ratios", self.ratios, not_negative)
+
+    def computed_steps(
+        self, ratios: Sequence[float], num_steps: int, required: Collection[int] = ()
+    ) -> frozenset[int]:
+        """Which of ``num_steps`` steps compute, by ratios of any number of steps."""
+        resampled = resample(ratios, num_steps)
+        first = int(self.retention_ratio * num_steps + 0.5)
+        computed = set()
+        product, error, reused = 1.0, 0.0, 0
+        for step, ratio in enumerate(resampled):
+            if step >= first:
+                product *= ratio
+                reused += 1
+                error += abs(1.0 - product)
+                is_allowed = error <= self.threshold
+                is_allowed &= reused <= self.max_consecutive_cached
+                if is_allowed and step > 0 and step not in required:
+                    continue
+            computed.add(step)
+            product, error, reused = 1.0, 0.0, 0
+        return frozenset(computed)
+
+    def state_bytes(self, sizes: StateSizes) -> int:
+        """Most bytes of state that a request holds, of all branches."""
+        return sizes.branches * sizes.image
+
+    def create_cache(
+        self, models: Mapping[str, Model], calibration: Calibration
+    ) -> MagCache:
+        """The policy over a pipeline's graphs.
+
+        Raises:
+            RequestError: Neither the configuration nor the model has ratios.
+        """
+        ratios = self.ratios or calibration.magcache_ratios
+        if not ratios:
+            raise RequestError(
+                "magcache: no ratios were measured of this model; run max-diffusion "
+                "calibrate, or give ratios"
+            )
+        return MagCache(self, models, ratios)
+
+
+@final
+class MagCache(AbstractResidualCache):
+    """Reuses what all blocks added, by a plan that is known before the run.
+
+    References:
+        Ma et al., "MagCache: Fast Video Generation with Magnitude-Aware Cache", 2025,
+        arXiv:2506.09045; the rule is that of diffusers 0.42. The authors' FLUX script
+        also always computes step 11 of 28; ``compute_steps`` can say so.
+    """
+
+    def __init__(
+        self,
+        config: MagCacheConfig,
+        models: Mapping[str, Model],
+        ratios: Sequence[float],
+    ) -> None:
+        self.config = config
+        self._models, self._ratios = models, ratios
+
+    def create_state(self, run: Run) -> ResidualState:
+        """The plan, and no residual yet."""
+        steps = run.steps_for("magcache")
+        computed = self.config.computed_steps(self._ratios, steps, run.required_steps)
+        plan = frozenset(range(steps)) - computed
+        return ResidualState(History(self._models, 0, "finite_difference"), plan=plan)
+
+    def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
+        """All samples alike, by the plan."""
+        return np.full(change.shape, step not in state.plan)
+
+
+def resample(ratios: Sequence[float], num_steps: int) -> list[float]:
+    """Nearest neighbours at another number of steps; ties to even, as diffusers."""
+    if len(ratios) == num_steps:
+        return list(ratios)
+    if num_steps == 1:
+        return [ratios[-1]]
+    scale = np.float32((len(ratios) - 1) / (num_steps - 1))
+    places = np.round(np.arange(num_steps, dtype=np.float32) * scale)
+    return [ratios[int(place)] for place in places]

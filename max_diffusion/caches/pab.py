@@ -1,0 +1,87 @@
+"""Pyramid Attention Broadcast: reuse attention while attention changes least."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, final
+
+from ..checks import count, ordered
+from .base import GraphGroup, Run, StateSizes
+from .calibration import Calibration
+from .history import History
+from .modules import AbstractModuleCache, ModuleState
+from .rules import StepRules
+
+if TYPE_CHECKING:
+    from max.engine import Model
+
+
+@dataclass(frozen=True)
+class PabConfig(StepRules):
+    """Knobs of Pyramid Attention Broadcast, beside those of :class:`StepRules`.
+
+    Attributes:
+        interval: Within the range, steps whose index is a multiple of this compute.
+        min_timestep: Lower end of the range that reuses, 1000 at pure noise; excluded.
+        max_timestep: Upper end, excluded.
+    """
+
+    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("attention", "series")
+
+    interval: int = 2
+    min_timestep: float = 100.0
+    max_timestep: float = 800.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        count("pab: interval", self.interval, minimum=1)
+        ordered("pab", self.min_timestep, self.max_timestep)
+
+    def reused_steps(self, timesteps: tuple[float, ...]) -> frozenset[int]:
+        """Steps within the range, but for every ``interval``-th."""
+        return frozenset(
+            step
+            for step, timestep in enumerate(timesteps)
+            if self.min_timestep < timestep < self.max_timestep and step % self.interval
+        )
+
+    def state_bytes(self, sizes: StateSizes) -> int:
+        """Most bytes of state that a request holds, of all branches."""
+        return sizes.branches * sizes.modules["attention"]
+
+    def create_cache(
+        self, models: Mapping[str, Model], calibration: Calibration
+    ) -> Pab:
+        """The policy over a pipeline's graphs."""
+        return Pab(self, models)
+
+
+@final
+class Pab(AbstractModuleCache):
+    """Gives blocks the attention of the last computed step; all else runs.
+
+    References:
+        Zhao et al., "Real-Time Video Generation with Pyramid Attention Broadcast",
+        2024, arXiv:2408.12588; the rule is that of diffusers 0.42. Differs: guidance
+        branches never share an attention, as they do there when they run in turn.
+    """
+
+    level = "attention"
+
+    def __init__(self, config: PabConfig, models: Mapping[str, Model]) -> None:
+        self.config = config
+        self._models = models
+
+    def create_state(self, run: Run) -> ModuleState:
+        """The plan, and no attention yet."""
+        return ModuleState(self.config.reused_steps(run.timesteps_for("pab")))
+
+    def create_memory(self) -> History:
+        """Of the last value only."""
+        return History(self._models, 0, "finite_difference")
+
+    def decide(self, state: ModuleState, step: int) -> bool:
+        """By the plan."""
+        return step not in state.plan

@@ -1,0 +1,121 @@
+"""TeaCache: skip the blocks while their input's change, rescaled, adds up to little."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Final, final
+
+import numpy as np
+
+from ..checks import finite, not_negative, numbers
+from ..errors import RequestError
+from .base import GraphGroup, Run, StateSizes
+from .calibration import Calibration
+from .history import History
+from .residual import AbstractResidualCache, ResidualState
+from .rules import StepRules
+
+if TYPE_CHECKING:
+    from max.engine import Model
+
+MIN_R2: Final = 0.5
+"""Below this the input's change says too little about what would be reused."""
+
+
+@dataclass(frozen=True)
+class TeaCacheConfig(StepRules):
+    """Knobs of TeaCache, beside those of :class:`StepRules`.
+
+    Attributes:
+        threshold: What the rescaled changes of reused steps stay below, added up.
+        coefficients: Polynomial that rescales them, highest power first. Empty for the
+            model's own, which ``max-diffusion calibrate`` fits.
+        compute_last: Steps at the end that are always computed.
+    """
+
+    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("blocks", "series")
+
+    threshold: float = 0.25
+    coefficients: tuple[float, ...] = ()
+    compute_last: int = field(default=1, kw_only=True)
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        super().__post_init__()
+        not_negative("teacache: threshold", self.threshold)
+        numbers("teacache: coefficients", self.coefficients, finite)
+
+    def state_bytes(self, sizes: StateSizes) -> int:
+        """Most bytes of state that a request holds, of all branches."""
+        return sizes.branches * (sizes.image + sizes.modulated_input)
+
+    def create_cache(
+        self, models: Mapping[str, Model], calibration: Calibration
+    ) -> TeaCache:
+        """The policy over a pipeline's graphs.
+
+        Raises:
+            RequestError: Neither the configuration nor the model has coefficients, or
+                the model's explain too little.
+        """
+        if self.coefficients:
+            return TeaCache(self, models, self.coefficients, (0.0, math.inf))
+        if not calibration.teacache_coefficients:
+            raise RequestError(
+                "teacache: no coefficients were fitted to this model; run "
+                "max-diffusion calibrate, or give coefficients"
+            )
+        if calibration.teacache_r2 < MIN_R2:
+            raise RequestError(
+                f"teacache: refused, this model's fit explains R² "
+                f"{calibration.teacache_r2:.2f} of the changes and at least {MIN_R2} "
+                "are needed; use another cache, or give coefficients"
+            )
+        low, high = calibration.teacache_range
+        return TeaCache(self, models, calibration.teacache_coefficients, (low, high))
+
+
+@final
+class TeaCache(AbstractResidualCache):
+    """Reuses what all blocks added, sample by sample.
+
+    References:
+        Liu et al., "Timestep Embedding Tells: It's Time to Cache for Video Diffusion
+        Model", 2024, arXiv:2411.19108. Differs: one decision a sample, in float32; NaN
+        and a zero reference compute; a polynomial below 0 counts as 0, and outside of
+        what it was fitted to it is not believed: larger changes compute, smaller ones
+        count as the smallest; :meth:`max_diffusion.calibrate` fits the change of the
+        residual, which is what is reused, not of the prediction.
+    """
+
+    signal = "modulated_input"
+    compares_neighbours = True
+
+    def __init__(
+        self,
+        config: TeaCacheConfig,
+        models: Mapping[str, Model],
+        coefficients: tuple[float, ...],
+        fitted: tuple[float, float],
+    ) -> None:
+        self.config = config
+        self._fitted = fitted
+        self._models, self._coefficients = models, coefficients
+
+    def create_state(self, run: Run) -> ResidualState:
+        """No residual yet."""
+        return ResidualState(History(self._models, 0, "finite_difference"))
+
+    def measure(self, change: np.ndarray) -> np.ndarray:
+        """The polynomial of the change; infinite above what it was fitted to."""
+        low, high = self._fitted
+        known = np.maximum(change.astype(np.float64), low)
+        rescaled = np.maximum(np.polyval(self._coefficients, known), 0)
+        return np.where(known > high, np.inf, rescaled)
+
+    def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
+        """True where the sum reaches the threshold, or is no number."""
+        total = state.accumulated + self.measure(change)
+        return ~(total < self.config.threshold)
