@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, final, get_args
 
 import numpy as np
@@ -109,7 +110,7 @@ class DenoiserComponent(ComponentModel):
     def denoiser(self) -> AbstractDenoiser[Any]:
         """The transformer's pieces."""
 
-    @property
+    @cached_property
     def num_blocks(self) -> int:
         """Transformer blocks."""
         return self.denoiser().num_blocks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from types import MappingProxyType
 
@@ -31,7 +32,7 @@ _WORDS: Mapping[str, str] = MappingProxyType(
 )
 _INK, _MUTED, _LINE, _MIXED = "#1d2433", "#6b7384", "#d9dde5", "#9aa5bd"
 _MARGIN, _TOP, _ROW, _BARS = 36, 108, 28, 110
-_PLOT_WIDTH = 1000
+_PLOT_WIDTH, _LINE_LENGTH = 1000, 120
 _Rows = list[tuple[str, dict[int, str]]]
 
 
@@ -46,15 +47,18 @@ def draw_timeline(report: RunReport) -> Image.Image:
     cell = max(4, min(30, _PLOT_WIDTH // steps))
     left = _MARGIN + 20 + max((_text_width(label, 14) for label, _ in rows), default=0)
     title, details = _title(report)
-    needed = (left + steps * cell, _MARGIN + _text_width(details, 15))
-    bars_top = _TOP + len(rows) * _ROW + 18
+    needed = (left + steps * cell, *(_MARGIN + _text_width(x, 15) for x in details))
+    top = _TOP + 20 * (len(details) - 1)
+    bars_top = top + len(rows) * _ROW + 18
     size = (max(640, *needed) + _MARGIN, bars_top + _BARS + 84)
     image = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(image)
     pen.text((_MARGIN, 24), title, _INK, ImageFont.load_default(24))
-    pen.text((_MARGIN, 62), details, _MUTED, ImageFont.load_default(15))
+    for index, line in enumerate(details):
+        place = (_MARGIN, 62 + 20 * index)
+        pen.text(place, line, _MUTED, ImageFont.load_default(15))
     for index, (label, actions) in enumerate(rows):
-        y = _TOP + index * _ROW
+        y = top + index * _ROW
         pen.text((left - 12, y + 12), label, _INK, ImageFont.load_default(14), "rm")
         for step, action in actions.items():
             x = left + step * cell
@@ -82,7 +86,7 @@ def _rows(report: RunReport) -> _Rows:
     ]
 
 
-def _title(report: RunReport) -> tuple[str, str]:
+def _title(report: RunReport) -> tuple[str, list[str]]:
     full, total = report.full_passes, report.total_passes
     saved = 100 * (1 - full / total) if total else 0.0
     name = str(report.cache.get("name"))
@@ -93,10 +97,8 @@ def _title(report: RunReport) -> tuple[str, str]:
         for key, value in report.cache.items()
         if key != "name" and (value or value != defaults.get(key))
     )
-    details = f"{full} of {total} full transformer passes, {saved:.0f} % saved"
-    if settings:
-        details += f"     {settings}"
-    return f"Cache: {name}", details
+    details = [f"{full} of {total} full transformer passes, {saved:.0f} % saved"]
+    return f"Cache: {name}", details + textwrap.wrap(settings, _LINE_LENGTH)
 
 
 def _draw_bars(
@@ -141,7 +143,7 @@ def _draw_legend(pen: ImageDraw.ImageDraw, rows: _Rows, x: int, y: int) -> None:
     if any(
         len({actions.get(step) for _, actions in rows}) > 1 for step in _steps(rows)
     ):
-        entries.append((_MIXED, "pictures differ"))
+        entries.append((_MIXED, "rows differ"))
     for colour, words in entries:
         pen.rounded_rectangle((x, y, x + 16, y + 16), 4, colour)
         pen.text((x + 24, y + 8), words, _INK, font, "lm")

@@ -31,6 +31,7 @@ from max_diffusion import (
     CacheConfig,
     FasterCacheConfig,
     FirstBlockConfig,
+    GenerationResult,
     MagCacheConfig,
     NoCacheConfig,
     PabConfig,
@@ -141,31 +142,31 @@ def compare(pipeline: TextToImagePipeline, num_prompts: int) -> list[Row]:
     runs: list[tuple[str, CacheConfig, int]] = [("no cache", NoCacheConfig(), STEPS)]
     runs += [(f"{n} steps", NoCacheConfig(), n) for n in FEWER]
     runs += [(label(cache), cache, STEPS) for cache in COMPARED]
-    plain: list[np.ndarray] = []
-    rows = []
-    for name, cache, steps in track(runs, "comparing"):
-        rows.append(_row(pipeline, scenes, plain, name, cache, steps))
-    return rows
+    results: list[list[GenerationResult]] = [[] for _ in runs]
+    # Configurations in turn, so that what else the machine does meets all alike.
+    for index, scene in enumerate(track(scenes, "comparing")):
+        for (_, cache, steps), found in zip(runs, results, strict=True):
+            found.append(
+                pipeline.generate(
+                    scene.caption, seed=index, num_inference_steps=steps, cache=cache
+                )
+            )
+    plain = [result.images[0] for result in results[0]]
+    return [
+        _row(name, steps, found, scenes, plain)
+        for (name, _, steps), found in zip(runs, results, strict=True)
+    ]
 
 
 def _row(
-    pipeline: TextToImagePipeline,
-    scenes: Sequence[Scene],
-    plain: list[np.ndarray],
     name: str,
-    cache: CacheConfig,
     steps: int,
+    results: Sequence[GenerationResult],
+    scenes: Sequence[Scene],
+    plain: Sequence[np.ndarray],
 ) -> Row:
-    """Measures one configuration; the first fills ``plain``."""
-    results = [
-        pipeline.generate(
-            scene.caption, seed=index, num_inference_steps=steps, cache=cache
-        )
-        for index, scene in enumerate(scenes)
-    ]
+    """One configuration's pictures against those without a cache."""
     pictures = [result.images[0] for result in results]
-    if not plain:
-        plain += pictures
     psnrs = [psnr(x, y) for x, y in zip(pictures, plain, strict=True)]
     ssims = [ssim(x, y) for x, y in zip(pictures, plain, strict=True)]
     full = sum(result.report.full_passes for result in results)
