@@ -98,7 +98,11 @@ def _title(report: RunReport) -> tuple[str, list[str]]:
         if key != "name" and (value or value != defaults.get(key))
     )
     details = [f"{full} of {total} full transformer passes, {saved:.0f} % saved"]
-    return f"Cache: {name}", details + textwrap.wrap(settings, _LINE_LENGTH)
+    # Lines break between settings, not within one.
+    lines = textwrap.wrap(
+        settings.replace(" ", "\xa0").replace(",\xa0", ", "), _LINE_LENGTH
+    )
+    return f"Cache: {name}", details + [line.replace("\xa0", " ") for line in lines]
 
 
 def _draw_bars(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from pictures import psnr
 from max_diffusion import (
     AutoConfig,
     CacheConfig,
+    DiffusionPipelineOutput,
     FasterCacheConfig,
     FirstBlockConfig,
     GenerationRequest,
@@ -162,6 +163,11 @@ ROWS = [
         PabConfig(interval=3, min_timestep=-1, max_timestep=700),
         PAB_COMPUTED,
         PabConfig(interval=1),
+    ),
+    Row(
+        "pab-masked",
+        PabConfig(99, -1, 700, compute_steps=(7,), compute_last=1),
+        (0, 1, 2, 3, 4, 7, 11),
     ),
     Row(
         "fastercache",
@@ -334,6 +340,43 @@ def test_sizes_prompts_and_batches_need_no_compile(
     assert flux.compile_count == 1
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda threshold: FirstBlockConfig(threshold, back_blocks=2),
+        lambda threshold: FirstBlockConfig(threshold, front_blocks=2, tail_order=1),
+        lambda threshold: TeaCacheConfig(threshold, coefficients=(1.0, 0.0)),
+    ],
+    ids=["dual-block", "two-in-front", "teacache"],
+)
+def test_a_batch_that_computes_in_part_is_each_sample_alone(
+    flux: TextToImagePipeline, make: Callable[[float], CacheConfig]
+) -> None:
+    def run(cache: CacheConfig, rows: slice) -> DiffusionPipelineOutput:
+        request = GenerationRequest(
+            prompts=PROMPTS, seed=5, num_inference_steps=STEPS, cache=cache
+        )
+        whole = flux.create_context(request)
+        part = replace(
+            whole,
+            tokens=whole.tokens[rows],
+            tokens_2=whole.tokens_2[rows],
+            latents=whole.latents[rows],
+        )
+        return flux.execute(flux.prepare_inputs(part))
+
+    # A threshold between the samples' changes at step 1, whatever the random weights.
+    signals = sorted(run(make(0.0), slice(3)).steps[1].signal or ())
+    config = make((signals[0] + signals[-1]) / 2)
+    batch = run(config, slice(3))
+    actions = np.array([record.actions for record in batch.steps])
+    assert any(len(set(row)) > 1 for row in actions)  # in one step, some and not others
+    for index in range(3):
+        alone = run(config, slice(index, index + 1))
+        assert [r.actions[0] for r in alone.steps] == list(actions[:, index])
+        assert np.array_equal(alone.images[0], batch.images[index])
+
+
 def test_tolerance_orders_passes_and_errors(flux: TextToImagePipeline) -> None:
     plain, _ = draw(flux, NoCacheConfig())
     passes, quality = [], []
@@ -343,6 +386,32 @@ def test_tolerance_orders_passes_and_errors(flux: TextToImagePipeline) -> None:
         quality.append(psnr(images, plain))
     assert passes[0] > passes[1] > passes[2]
     assert quality[0] > quality[1] > quality[2]
+
+
+def test_fastercache_estimates_the_unconditional_branch(
+    flux: TextToImagePipeline,
+) -> None:
+    config = FasterCacheConfig(attention_max_timestep=700, guidance_max_timestep=700)
+    result = flux.generate(
+        PROMPTS,
+        negative_prompt="heart",
+        true_cfg_scale=2.0,
+        num_inference_steps=STEPS,
+        cache=config,
+    )
+    done: dict[str, list[str]] = {"conditional": [], "unconditional": []}
+    for record in result.report.steps:
+        assert len(set(record.actions)) == 1
+        done[record.branch].append(record.actions[0])
+    # Below 700 from step 5 on; multiples of 5 run both branches in full.
+    estimated = (6, 7, 8, 9, 11)
+    for step in range(STEPS):
+        is_estimated = step in estimated
+        expected = "estimate" if is_estimated else "compute"
+        assert done["unconditional"][step] == expected
+        # Attention is extrapolated at odd steps, and only then.
+        is_partial = is_estimated and step % 2 == 1
+        assert done["conditional"][step] == ("partial" if is_partial else "compute")
 
 
 def test_every_policy_runs(flux: TextToImagePipeline) -> None:

@@ -125,16 +125,20 @@ CASES: dict[str, tuple[CacheConfig, MakeTheirs, int]] = {
         )
         for interval in (2, 3)
     },
-    "fastercache": (
-        FasterCacheConfig(attention_weight=0.4),
-        lambda pipeline: TheirFasterCache(
-            is_guidance_distilled=True,
-            attention_weight_callback=lambda _: 0.4,
-            tensor_format="BCHW",
-            current_timestep_callback=lambda: pipeline.current_timestep,
-        ),
-        20,
-    ),
+    **{
+        f"fastercache-{interval}": (
+            FasterCacheConfig(interval, attention_weight=0.4),
+            lambda pipeline, interval=interval: TheirFasterCache(
+                spatial_attention_block_skip_range=interval,
+                is_guidance_distilled=True,
+                attention_weight_callback=lambda _: 0.4,
+                tensor_format="BCHW",
+                current_timestep_callback=lambda: pipeline.current_timestep,
+            ),
+            20,
+        )
+        for interval in (2, 5)
+    },
 }
 
 

@@ -25,6 +25,7 @@ from max_diffusion import (
     TextToImagePipeline,
 )
 from max_diffusion.buffers import to_device, to_numpy
+from max_diffusion.denoising import Hidden
 from max_diffusion.types import GenerationContext
 
 if TYPE_CHECKING:
@@ -156,6 +157,32 @@ def test_known_modules_take_the_place_of_computed_ones(
             assert np.abs(to_numpy(without.image) - to_numpy(whole.image)).max() > 0.01
     for hidden in (taking, given_them):
         assert np.abs(to_numpy(denoiser.output(hidden)) - full).max() < 1e-5
+
+
+def test_a_known_middle_is_added_to_both_streams(odd: Pair) -> None:
+    """A reused step of a dual-block cache, put together from its parts in numpy."""
+    pipeline, denoiser = odd.ours, odd.ours.denoiser
+    cache = FirstBlockConfig(1e9, front_blocks=1, back_blocks=2)
+    state = pipeline.create_cache_state(2, 15, {}, cache=cache)
+    before = on_device(odd.inputs(2, 3, 5, 7))
+    latents = np.random.default_rng(1).standard_normal((2, 15, 20), np.float32)
+    now = before | {"latents": to_device(latents, CPU())}
+    pipeline.run_denoising_step(0, state, CPU(), **before)
+    prediction = pipeline.run_denoising_step(1, state, CPU(), **now)
+    assert state.actions == ("reuse",) * 2
+    old, new = (denoiser.run_blocks(denoiser.embed(x), 0, 1) for x in (before, now))
+    computed = denoiser.run_blocks(old, 1, 2)
+    known = [
+        to_device(to_numpy(x) + to_numpy(y) - to_numpy(z), CPU())
+        for x, y, z in (
+            (new.image, computed.image, old.image),
+            (new.text, computed.text, old.text),
+        )
+    ]
+    assert np.abs(to_numpy(computed.text) - to_numpy(old.text)).max() > 0.1
+    last = denoiser.run_blocks(Hidden(known[0], known[1], new.context), 2, 4)
+    wanted = to_numpy(denoiser.output(last))
+    assert np.abs(to_numpy(prediction) - wanted).max() < 1e-5
 
 
 def test_changes_are_measured_for_each_sample(flux: TextToImagePipeline) -> None:

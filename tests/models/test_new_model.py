@@ -185,6 +185,29 @@ def test_a_change_of_shape_computes(toy: ToyPipeline, cache: CacheConfig) -> Non
     assert "compute" not in actions[4]  # and it was not computing anyway
 
 
+def test_teacache_compares_with_the_step_before(toy: ToyPipeline) -> None:
+    """Also where that one was reused; the toy's modulated input is its latents."""
+    cache = TeaCacheConfig(1e9, coefficients=(1.0, 0.0), compute_last=0)
+    state = toy.create_cache_state(2, 6, {}, cache=cache)
+    steps = np.random.default_rng(2).standard_normal((5, 2, 6, 12)).astype(np.float32)
+    for step, latents in enumerate(steps):
+        toy.run_denoising_step(
+            step,
+            state,
+            toy.device,
+            latents=Buffer.from_numpy(latents),
+            timestep=Buffer.from_numpy(np.full(2, 500, np.float32)),
+            text=Buffer.from_numpy(np.ones((2, 6, 12), np.float32)),
+        )
+        if step == 0:
+            assert (state.actions, state.signal) == (("compute",) * 2, None)
+            continue
+        difference = np.abs(latents - steps[step - 1]).mean(axis=(1, 2))
+        wanted = difference / np.abs(steps[step - 1]).mean(axis=(1, 2))
+        assert state.actions == ("reuse",) * 2
+        assert np.allclose(state.signal, wanted, rtol=1e-5)
+
+
 def test_latents_are_asked_for_by_name(toy: ToyPipeline) -> None:
     state = toy.create_cache_state(1, 6, {}, cache=TaylorSeerConfig())
     with pytest.raises(MaxDiffusionError, match=r"expected latents .* got hidden"):

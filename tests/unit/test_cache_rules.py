@@ -204,19 +204,37 @@ def test_low_frequencies_equal_a_shifted_disk(grid: tuple[int, int]) -> None:
     assert np.abs(low_frequencies(values, grid) - wanted).max() < 1e-5
 
 
-def test_fastercache_estimates_the_other_branch(  # against float64
-) -> None:
-    class Sum:
-        def execute(self, weights: Buffer, *values: Buffer) -> list[Buffer]:
-            factors = weights.to_numpy()[:, :, None, None].astype(np.float64)
-            parts = np.stack([value.to_numpy() for value in values], 1)
-            return [Buffer.from_numpy((factors * parts).sum(1).astype(np.float32))]
+class WeightedSum:
+    """Stands in for the graph, in float64."""
 
+    def execute(self, weights: Buffer, *values: Buffer) -> list[Buffer]:
+        factors = weights.to_numpy()[:, :, None, None].astype(np.float64)
+        parts = np.stack([value.to_numpy() for value in values], 1)
+        return [Buffer.from_numpy((factors * parts).sum(1).astype(np.float32))]
+
+
+def test_extrapolated_attention_is_extrapolated_again() -> None:
+    cache = FasterCacheConfig(attention_weight=0.5).create_cache(
+        {"weighted_sum_2": WeightedSum()},  # type: ignore[dict-item]
+        NOTHING,
+    )
+    memory = cache.create_memory()
+    values = []
+    for step, value in enumerate((1.0, None, 2.0, None, None)):
+        if value is None:
+            values.append(float(memory.forecast(step).to_numpy()[0, 0, 0]))
+        else:
+            memory.push(Buffer.from_numpy(np.full((1, 2, 3), value, np.float32)), step)
+    # The first counts twice; then 2 + 1 / 2, and 2.5 + .5 / 2.
+    assert values == [1.0, 2.5, 2.75]
+
+
+def test_fastercache_estimates_the_other_branch() -> None:
     rng = np.random.default_rng(4)
     timesteps = (950.0, 600.0, 200.0, 50.0)
     run = Run(4, timesteps, grid=(10, 12), has_guidance=True)
     cache = FasterCacheConfig(alpha_low=1.2, alpha_high=1.4).create_cache(
-        {"weighted_sum_3": Sum()},  # type: ignore[dict-item]
+        {"weighted_sum_3": WeightedSum()},  # type: ignore[dict-item]
         NOTHING,
     )
     guidance = cache.create_guidance(run)
