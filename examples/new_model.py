@@ -1,4 +1,4 @@
-"""A new model in about 100 lines: a toy denoiser with every cache.
+"""A new model in 200 lines, comments included: a toy denoiser with every cache.
 
 The model's velocity points from the present latents to a target that depends on the
 token ids, so a finished picture is the target and nothing else. A real model differs in
