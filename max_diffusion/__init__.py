@@ -35,7 +35,8 @@ if TYPE_CHECKING:
         RequestCancelled,
         RequestError,
     )
-    from .pipeline import DiffusionPipeline, DiffusionPipelineOutput, PipelineConfig
+    from .loading import PipelineConfig
+    from .pipeline import DiffusionPipeline, DiffusionPipelineOutput
     from .registry import demo_model_path, load_pipeline
     from .report import RunReport, StepRecord
     from .text_to_image import GenerationResult, TextToImagePipeline
@@ -67,7 +68,7 @@ _MODULE_OF = {
     "ModelLoadError": "errors",
     "NoCacheConfig": "caches",
     "PabConfig": "caches",
-    "PipelineConfig": "pipeline",
+    "PipelineConfig": "loading",
     "RequestCancelled": "errors",
     "RequestError": "errors",
     "Run": "caches",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, final, get_args
 
@@ -22,13 +22,15 @@ from .caches import (
     AbstractStepCache,
     FirstBlockCache,
     GraphGroup,
+    GuidanceEstimate,
     ModuleState,
     ResidualState,
+    Run,
     StateSizes,
 )
 from .caches.base import AbstractCacheState
 from .component import ComponentModel
-from .errors import RequestError
+from .errors import MaxDiffusionError, RequestError
 
 COMPUTE, FORECAST, REUSE = "compute", "predict", "reuse"
 PARTIAL, ESTIMATE = "partial", "estimate"
@@ -72,6 +74,13 @@ class DenoisingCacheState:
         """Whether a step's ``(B, S_img)`` is not the last one's, which it becomes."""
         is_new, self.shape = shape != self.shape, shape
         return is_new
+
+    def create_guidance(self, run: Run) -> GuidanceEstimate | None:
+        """What estimates the other branch at some steps, if there is one to."""
+        if not run.has_guidance or not isinstance(self.cache, AbstractModuleCache):
+            return None
+        known = replace(run, required_steps=self.required_steps)
+        return self.cache.create_guidance(known)
 
     @property
     def num_bytes(self) -> int:
@@ -131,10 +140,6 @@ class DenoiserComponent(ComponentModel):
                 "fewer front_blocks and back_blocks"
             )
 
-    def hot_shapes(self) -> Sequence[tuple[int, int, int]]:
-        """``(B, S_img, S_txt)`` that deserve a static graph beside the symbolic one."""
-        return ()
-
     def weight_scope(self) -> WeightScope:
         """Where the graphs draw their weights from."""
         return WeightScope("transformer", self.dtype, self.device_ref)
@@ -149,13 +154,8 @@ class DenoiserComponent(ComponentModel):
             name for name, kind in types.items() if kind.shape[0] == Dim("batch")
         )
         graphs = StepGraphs(module, pieces, w)
-        self._static: dict[tuple[int, int, int], str] = {}
         if "full" in self.graph_groups:
-            graphs.add_full("full")
-            for shape in self.hot_shapes():
-                name = "full_" + "x".join(str(size) for size in shape)
-                graphs.add_full(name, shape)
-                self._static[shape] = name
+            graphs.add_full()
         if "blocks" in self.graph_groups:
             graphs.add_blocks()
         for level in get_args(ModuleLevel):
@@ -223,10 +223,7 @@ class DenoiserComponent(ComponentModel):
 
     def full(self, **inputs: Buffer) -> Buffer:
         """All blocks: the prediction ``(B, S_img, C)``."""
-        batch, image_len = inputs["latents"].shape[:2]
-        shape = (int(batch), int(image_len), int(inputs["text"].shape[1]))
-        model = self.models[self._static.get(shape, "full")]
-        return model.execute(*self._ordered(inputs))[0]
+        return self.models["full"].execute(*self._ordered(inputs))[0]
 
     def embed(self, inputs: Mapping[str, Buffer]) -> Hidden:
         """Inputs to the hidden states before the first block."""
@@ -360,7 +357,7 @@ def run_residual_cache(
     """One step under a cache that knows what the middle blocks add."""
     state = memory.state
     assert isinstance(state, ResidualState)
-    shape = tuple(int(size) for size in inputs["latents"].shape[:2])
+    shape = latents_shape(inputs)
     if memory.changes_to(shape):
         state.restart(shape[0])
     start = denoiser.embed(inputs)
@@ -450,7 +447,7 @@ def run_module_cache(
     """One step under a cache that knows what modules give: all samples alike."""
     state = memory.state
     assert isinstance(state, ModuleState)
-    shape = tuple(int(size) for size in inputs["latents"].shape[:2])
+    shape = latents_shape(inputs)
     if memory.changes_to(shape):
         state.memories.clear()
     is_required = state.is_empty or step in memory.required_steps
@@ -466,6 +463,16 @@ def run_module_cache(
             values = cache.forecast(state, index, step)
             hidden = denoiser.run_given(hidden, index, cache.level, values)
     return denoiser.output(hidden)
+
+
+def latents_shape(inputs: Mapping[str, Any]) -> tuple[int, ...]:
+    """``(B, S_img)`` of a step's named inputs."""
+    if "latents" not in inputs:
+        raise MaxDiffusionError(
+            "run_denoising_step: expected latents (B, S_img, C) among the inputs, got "
+            f"{', '.join(inputs) or 'none'}"
+        )
+    return tuple(int(size) for size in inputs["latents"].shape[:2])
 
 
 @final

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Module
 
 from graphs.sampler import add_euler_step, add_guidance
-from graphs.weights import WeightScope, WeightSlot
 
 from .buffers import to_device, to_numpy
 from .caches import (
@@ -26,18 +25,15 @@ from .caches import (
     AbstractStepCache,
     CacheConfig,
     CacheDefaults,
-    Calibration,
     DenoisingCacheConfig,
     FirstBlockCache,
     FirstBlockConfig,
     GraphGroup,
-    GuidanceEstimate,
     NoCacheConfig,
     Run,
     StepRules,
     add_series_graphs,
 )
-from .checkpoint import ComponentWeights
 from .compile import compile_graphs, memory_errors_said
 from .component import ComponentModel
 from .denoising import (
@@ -47,38 +43,18 @@ from .denoising import (
     Branch,
     DenoiserComponent,
     DenoisingCacheState,
+    latents_shape,
     run_module_cache,
     run_residual_cache,
     run_step_cache,
 )
-from .errors import MaxDiffusionError, ModelLoadError, RequestError
+from .errors import MaxDiffusionError, RequestError
+from .loading import PipelineConfig, build_components, files_by_component
 from .report import StepRecord
 from .schedulers import Schedule
 
 OnStep = Callable[[int, int], None]
 OnEvent = Callable[[str, str], None]
-
-
-@dataclass(frozen=True)
-class PipelineConfig:
-    """What a pipeline is built from, beside its weights."""
-
-    components: Mapping[str, Mapping[str, Any]]
-    """Parsed ``config.json`` of each component, by name."""
-    encoding: str = "float32"
-    """Compute dtype: ``float32`` or ``bfloat16``."""
-    model_name: str = ""
-    """For reports."""
-    path: Path | None = None
-    """The model folder, for tokenizers."""
-    weight_ignores: Mapping[str, Sequence[str]] | None = None
-    """Patterns of checkpoint tensors that a component does not use, by component."""
-    caches: Sequence[str | CacheConfig] = tuple(CACHES)
-    """Caches that requests may ask for, beside the pipeline's own; only the graphs
-    that these need are compiled. A name stands for the cache at its defaults; an option
-    that needs other graphs, such as TaylorSeer's target, takes a configuration."""
-    calibration: Calibration = field(default_factory=Calibration)
-    """What was measured of the model, for caches that need it."""
 
 
 @dataclass(frozen=True)
@@ -369,7 +345,7 @@ class DiffusionPipeline(ABC):
                 cache,
                 cache_state,
                 step,
-                _latents_shape(kwargs),
+                latents_shape(kwargs),
                 compute,
                 is_divisible=denoiser is not None,
             )
@@ -456,7 +432,7 @@ class DiffusionPipeline(ABC):
             )
             for index in range(len(branches))
         ]
-        guidance = self._create_guidance(states, run)
+        guidance = states[0].create_guidance(run)
         scale = self._per_sample(true_cfg_scale, batch)
         records: list[StepRecord] = []
         cache_bytes = 0
@@ -509,7 +485,7 @@ class DiffusionPipeline(ABC):
         self, cache_state: DenoisingCacheState, step: int, kwargs: dict[str, Any]
     ) -> Buffer:
         """First-block caching by a subclass's ``run_transformer``."""
-        shape = _latents_shape(kwargs)
+        shape = latents_shape(kwargs)
         policy = cache_state.cache
         assert isinstance(policy, FirstBlockCache)
         warmup = policy.config.warmup_steps
@@ -539,17 +515,6 @@ class DiffusionPipeline(ABC):
                     f"first-block: {name} has no effect on {type(self).__name__}, "
                     "whose run_transformer decides by itself; leave it out"
                 )
-
-    @staticmethod
-    def _create_guidance(
-        states: Sequence[DenoisingCacheState], run: Run
-    ) -> GuidanceEstimate | None:
-        """What estimates the second branch at some steps, if the cache does."""
-        cache = states[0].cache
-        if not run.has_guidance or not isinstance(cache, AbstractModuleCache):
-            return None
-        required = states[0].required_steps
-        return cache.create_guidance(replace(run, required_steps=required))
 
     @property
     def _runs_split(self) -> bool:
@@ -581,35 +546,19 @@ class DiffusionPipeline(ABC):
         assert self.components is not None
         started = time.perf_counter()
         on_event("load", "start")
-        files = self._files_by_component(weight_paths)
+        files = files_by_component(
+            weight_paths, self.components, self.unprefixed_weight_component
+        )
         module = Module()
-        registry: dict[str, Any] = {}
-        expected: dict[str, WeightSlot] = {}
-        problems: list[str] = []
-        sources: list[tuple[WeightScope, ComponentWeights]] = []
-        for name, kind in self.components.items():
-            weights = ComponentWeights.from_files(name, files.get(name, ()))
-            component = kind(
-                self.pipeline_config.components.get(name, {}),
-                self.pipeline_config.encoding,
-                self.devices,
-                weights,
-            )
-            if isinstance(component, DenoiserComponent):
-                component.graph_groups = self._graph_groups
-            self.loaded[name] = component
-            scope = component.build_graphs(module)
-            if scope is not None:
-                ignores = (self.pipeline_config.weight_ignores or {}).get(name, ())
-                problems += weights.problems(scope.specs, ignores)
-                sources.append((scope, weights))
-        if problems:
-            raise ModelLoadError("; ".join(problems))
-        for scope, weights in sources:
-            slots = scope.slots
-            for key, array in weights.load(slots).items():
-                registry[f"{scope.prefix}.{key}"] = array
-                expected[f"{scope.prefix}.{key}"] = slots[key]
+        built = build_components(
+            self.components,
+            self.pipeline_config,
+            self.devices,
+            files,
+            self._graph_groups,
+            module,
+        )
+        self.loaded = built.components
         device_ref = DeviceRef.from_device(self.device)
         add_euler_step(module, "euler_step", self.dtype, device_ref)
         add_guidance(module, "guidance", self.dtype, device_ref)
@@ -623,7 +572,9 @@ class DiffusionPipeline(ABC):
                 before_compile(self)
         on_event("load", "end")
         on_event("compile", "start")
-        compiled = compile_graphs(self.session, module, registry, expected, self.device)
+        compiled = compile_graphs(
+            self.session, module, built.weights, built.expected, self.device
+        )
         on_event("compile", "end")
         self.models = compiled.models
         self._weights = compiled.weights
@@ -633,34 +584,6 @@ class DiffusionPipeline(ABC):
             component.bind(self.models)
             component.load_model()
         self.seconds["load"] = time.perf_counter() - started - compiled.compile_seconds
-
-    def _files_by_component(
-        self, weight_paths: Sequence[Path]
-    ) -> dict[str, list[Path]]:
-        assert self.components is not None
-        files: dict[str, list[Path]] = {}
-        for path in weight_paths:
-            name = path.parent.name
-            if name not in self.components:
-                if self.unprefixed_weight_component is None:
-                    raise RequestError(
-                        f"weights: {path.name} lies in no folder named after a "
-                        f"component ({', '.join(self.components)}); move it there or "
-                        "set unprefixed_weight_component"
-                    )
-                name = self.unprefixed_weight_component
-            files.setdefault(name, []).append(path)
-        return files
-
-
-def _latents_shape(inputs: Mapping[str, Any]) -> tuple[int, ...]:
-    """``(B, S_img)``."""
-    if "latents" not in inputs:
-        raise MaxDiffusionError(
-            "run_denoising_step: expected latents (B, S_img, C) among the inputs, got "
-            f"{', '.join(inputs) or 'none'}"
-        )
-    return tuple(int(size) for size in inputs["latents"].shape[:2])
 
 
 def _ignore(stage: str, what: str) -> None:

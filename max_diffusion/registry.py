@@ -20,7 +20,8 @@ from .caches import (
 from .checkpoint import ModelFolder, open_model
 from .compile import open_session, resolve_device, resolve_dtype
 from .errors import ModelLoadError, RequestError
-from .pipeline import OnEvent, PipelineConfig
+from .loading import PipelineConfig
+from .pipeline import OnEvent
 from .text_to_image import TextToImagePipeline, named_cache
 
 # Class name in model_index.json -> module and class, imported on use.

@@ -43,7 +43,7 @@ def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
     half = WeightScope("transformer", DType.bfloat16, host)
     sizes = flux1_config(folder.config("transformer"))
     denoiser = Flux1Denoiser(sizes, DType.bfloat16, host)
-    StepGraphs(module, denoiser, half).add_full("full")
+    StepGraphs(module, denoiser, half).add_full()
     filled, slots = {}, {}
     for scope in (vae, half):
         files = folder.weight_files(scope.prefix)

@@ -20,6 +20,7 @@ LAYERS = (
     {"caches", "checkpoint", "schedulers"},
     {"component", "decorator", "timeline", "tokenizers", "types"},
     {"denoising"},
+    {"loading"},
     {"pipeline"},
     {"text_to_image"},
     {"calibration", "models"},

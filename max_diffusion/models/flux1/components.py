@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, final
 
 import numpy as np
@@ -20,10 +20,6 @@ from ...buffers import to_device
 from ...component import ComponentModel
 from ...denoising import DenoiserComponent
 from .config import autoencoder_config, clip_config, flux1_config, t5_config
-
-# The default picture of a small model is worth a static graph on CPU; above this the
-# matrix products are large enough that symbolic sizes cost little.
-_MAX_HOT_TOKENS = 256
 
 
 @final
@@ -100,13 +96,6 @@ class Flux1Transformer(DenoiserComponent):
     def denoiser(self) -> Flux1Denoiser:
         """The FLUX.1 pieces at this checkpoint's sizes."""
         return Flux1Denoiser(flux1_config(self.config), self.dtype, self.device_ref)
-
-    def hot_shapes(self) -> Sequence[tuple[int, int, int]]:
-        """One picture of the model's default size, for small models on CPU."""
-        shape = self.config.get("hot_shape")
-        if shape is None or not self.device.is_host or shape[1] > _MAX_HOT_TOKENS:
-            return ()
-        return [tuple(shape)]
 
 
 @final
