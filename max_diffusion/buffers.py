@@ -49,6 +49,31 @@ def num_bytes(buffer: Buffer) -> int:
     return int(buffer.num_elements) * int(buffer.element_size)
 
 
+def concatenate_rows(values: Sequence[Buffer]) -> Buffer:
+    """A new buffer of the rows of all values, which agree in all other axes."""
+    first = values[0]
+    if first.is_host and first.dtype != DType.bfloat16:
+        # A third of the time that copies by the driver take.
+        return Buffer.from_numpy(np.concatenate([x.to_numpy() for x in values]))
+    rows = sum(int(value.shape[0]) for value in values)
+    whole = Buffer(
+        dtype=first.dtype, shape=(rows, *first.shape[1:]), device=first.device
+    )
+    start = 0
+    for value in values:
+        stop = start + int(value.shape[0])
+        row_slice(whole, start, stop).inplace_copy_from(value)
+        start = stop
+    _wait_for_copies(first.device)
+    return whole
+
+
+def row_slice(buffer: Buffer, start: int, stop: int) -> Buffer:
+    """Rows ``start`` to ``stop - 1`` of axis 0, in the buffer's own memory."""
+    rest = (slice(None),) * (len(buffer.shape) - 1)
+    return buffer[(slice(start, stop), *rest)]
+
+
 def take_rows(buffer: Buffer, rows: Sequence[int]) -> Buffer:
     """A new buffer of the given rows of axis 0."""
     shape = (len(rows), *buffer.shape[1:])
@@ -92,5 +117,4 @@ def _wait_for_copies(device: Device) -> None:
 
 
 def _row(buffer: Buffer, index: int) -> Buffer:
-    rest = (slice(None),) * (len(buffer.shape) - 1)
-    return buffer[(slice(index, index + 1), *rest)]
+    return row_slice(buffer, index, index + 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Final, cast, final
 
@@ -20,6 +20,7 @@ from .caches import (
     Run,
     StepRules,
 )
+from .calls import Routine
 from .checks import count
 from .errors import MaxDiffusionError, RequestError
 from .noise import checked_seed
@@ -27,8 +28,6 @@ from .pipeline import OnStep
 from .types import GenerationRequest
 
 if TYPE_CHECKING:
-    from max.engine import Model
-
     from .text_to_image import TextToImagePipeline
 
 PROMPTS: Final = (
@@ -193,10 +192,8 @@ class RecorderConfig(StepRules):
     changes: list[float] = field(default_factory=list)
     """Relative change of the residual, from step 1 on."""
 
-    def create_cache(
-        self, models: Mapping[str, Model], calibration: Calibration
-    ) -> Recorder:
-        """The policy; it needs no graph of its own."""
+    def create_cache(self, calibration: Calibration) -> Recorder:
+        """The policy."""
         return Recorder(self)
 
 
@@ -241,7 +238,7 @@ class RecordingTail:
             self._config.changes.append(float(change))
         self._before = now
 
-    def forecast(self, step: int) -> Buffer:
+    def forecast(self, step: int) -> Routine[Buffer]:
         """Never asked."""
         raise AssertionError("a recorder computes every step")
 

@@ -212,19 +212,7 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             interruption.check()
 
         interruption.check()
-        result = pipeline.generate(
-            request.prompts,
-            height=request.height,
-            width=request.width,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            true_cfg_scale=request.true_cfg_scale,
-            negative_prompt=request.negative_prompt,
-            seed=request.seed,
-            num_images_per_prompt=request.num_images_per_prompt,
-            cache_memory_limit=request.cache_memory_limit,
-            on_step=on_step,
-        )
+        result = pipeline.draw(request, on_step=on_step)
         interruption.check()
     _save(job, result, is_json=args.json)
 

@@ -15,7 +15,7 @@ from max.graph import Dim, Module
 from graphs.denoiser import AbstractDenoiser, ModuleLevel, StepGraphs
 from graphs.weights import WeightScope
 
-from .buffers import num_bytes, put_rows, take_rows, to_device, to_numpy, with_rows
+from .buffers import num_bytes, put_rows, take_rows, with_rows
 from .caches import (
     AbstractModuleCache,
     AbstractResidualCache,
@@ -29,6 +29,8 @@ from .caches import (
     StateSizes,
 )
 from .caches.base import AbstractCacheState
+from .caches.history import relative_error, weighted_sum
+from .calls import ALL, GraphCall, Routine, run
 from .component import ComponentModel
 from .errors import MaxDiffusionError, RequestError
 
@@ -99,6 +101,11 @@ class Hidden:
     """Text stream, ``(B, S_txt, D)``."""
     context: tuple[Buffer, ...]
     """What every block reads beside them."""
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """All of it, in the order of the graphs' inputs."""
+        return (self.image, self.text, *self.context)
 
 
 class DenoiserComponent(ComponentModel):
@@ -219,57 +226,57 @@ class DenoiserComponent(ComponentModel):
 
     def load_model(self) -> Callable[..., Any] | None:
         """The full transformer, by named inputs."""
-        return self.full
+        return lambda **inputs: run(self.models, self.full(inputs))
 
-    def full(self, **inputs: Buffer) -> Buffer:
+    def full(self, inputs: Mapping[str, Buffer]) -> Routine[Buffer]:
         """All blocks: the prediction ``(B, S_img, C)``."""
-        return self.models["full"].execute(*self._ordered(inputs))[0]
+        outputs = yield GraphCall("full", self._ordered(inputs), self._shared, stage=1)
+        return outputs[0]
 
-    def embed(self, inputs: Mapping[str, Buffer]) -> Hidden:
+    def embed(self, inputs: Mapping[str, Buffer]) -> Routine[Hidden]:
         """Inputs to the hidden states before the first block."""
-        image, text, *condition = self.models["embed"].execute(*self._ordered(inputs))
+        outputs = yield GraphCall(
+            "embed", self._ordered(inputs), self._shared, num_passing=ALL
+        )
+        image, text, *condition = outputs
         shared = [inputs[name] for name in self._block_inputs]
         return Hidden(image, text, (*condition, *shared))
 
-    def run_blocks(self, hidden: Hidden, start: int, stop: int) -> Hidden:
+    def run_blocks(self, hidden: Hidden, start: int, stop: int) -> Routine[Hidden]:
         """Blocks ``start`` to ``stop - 1``."""
         for index in range(start, stop):
-            hidden = self._run(f"block_{index}", hidden)[0]
+            hidden, _ = yield from self._run("block", index, hidden)
         return hidden
 
     def run_and_take(
         self, hidden: Hidden, index: int, level: ModuleLevel
-    ) -> tuple[Hidden, list[Buffer]]:
+    ) -> Routine[tuple[Hidden, list[Buffer]]]:
         """Block ``index``, and what its modules gave, each ``(B, S, D)``."""
-        return self._run(f"{level}_{index}", hidden)
+        return self._run(level, index, hidden)
 
     def run_given(
         self, hidden: Hidden, index: int, level: ModuleLevel, values: Sequence[Buffer]
-    ) -> Hidden:
+    ) -> Routine[Hidden]:
         """Block ``index`` with such values in place of its modules'."""
-        return self._run(f"given_{level}_{index}", hidden, values)[0]
+        hidden, _ = yield from self._run(f"given_{level}", index, hidden, values)
+        return hidden
 
-    def output(self, hidden: Hidden) -> Buffer:
+    def output(self, hidden: Hidden) -> Routine[Buffer]:
         """The prediction ``(B, S_img, C)``."""
-        streams = hidden.image, hidden.text
-        return self.models["output"].execute(*streams, *hidden.context)[0]
+        outputs = yield GraphCall(
+            "output",
+            hidden.buffers,
+            self._shared_of(hidden),
+            stage=self.num_blocks + 1,
+        )
+        return outputs[0]
 
-    def modulated_input(self, hidden: Hidden) -> Buffer:
+    def modulated_input(self, hidden: Hidden) -> Routine[Buffer]:
         """What the first block's attention would read, ``(B, S, D)``."""
-        streams = hidden.image, hidden.text
-        return self.models["modulated_input"].execute(*streams, *hidden.context)[0]
-
-    def weighted_sum(self, *terms: tuple[float, Buffer]) -> Buffer:
-        """``weight * value`` added up, in float32, of at most five values."""
-        values = [value for _, value in terms]
-        row = np.array([weight for weight, _ in terms], np.float32)
-        weights = np.tile(row, (int(values[0].shape[0]), 1))
-        model = self.models[f"weighted_sum_{len(terms)}"]
-        return model.execute(to_device(weights, self.device), *values)[0]
-
-    def change(self, now: Buffer, reference: Buffer) -> np.ndarray:
-        """``mean|now - reference| / mean|reference|`` of each sample, float32."""
-        return to_numpy(self.models["relative_error"].execute(now, reference)[0])
+        outputs = yield GraphCall(
+            "modulated_input", hidden.buffers, self._shared_of(hidden)
+        )
+        return outputs[0]
 
     def rows_of(
         self, inputs: Mapping[str, Buffer], rows: Sequence[int]
@@ -295,15 +302,38 @@ class DenoiserComponent(ComponentModel):
         )
 
     def _run(
-        self, name: str, hidden: Hidden, values: Sequence[Buffer] = ()
-    ) -> tuple[Hidden, list[Buffer]]:
-        streams = hidden.image, hidden.text
-        outputs = self.models[name].execute(*streams, *hidden.context, *values)
+        self, name: str, index: int, hidden: Hidden, values: Sequence[Buffer] = ()
+    ) -> Routine[tuple[Hidden, list[Buffer]]]:
+        outputs = yield GraphCall(
+            f"{name}_{index}",
+            (*hidden.buffers, *values),
+            self._shared_of(hidden),
+            num_passing=2,
+            stage=index + 1,
+        )
         image, text, *taken = outputs
         return Hidden(image, text, hidden.context), taken
 
-    def _ordered(self, inputs: Mapping[str, Buffer]) -> list[Buffer]:
-        return [inputs[name] for name in self._input_names]
+    @cached_property
+    def _shared(self) -> frozenset[int]:
+        """Positions of the inputs without a batch axis."""
+        return frozenset(
+            place
+            for place, name in enumerate(self._input_names)
+            if name not in self.batched_inputs
+        )
+
+    def _shared_of(self, hidden: Hidden) -> frozenset[int]:
+        """The same among the inputs of a graph on hidden states."""
+        start = len(hidden.buffers) - len(self._block_inputs)
+        return frozenset(
+            start + place
+            for place, name in enumerate(self._block_inputs)
+            if name not in self.batched_inputs
+        )
+
+    def _ordered(self, inputs: Mapping[str, Buffer]) -> tuple[Buffer, ...]:
+        return tuple(inputs[name] for name in self._input_names)
 
 
 def run_step_cache(
@@ -311,10 +341,10 @@ def run_step_cache(
     memory: DenoisingCacheState,
     step: int,
     shape: tuple[int, ...],
-    compute: Callable[[Sequence[int] | None], Buffer],
+    compute: Callable[[Sequence[int] | None], Routine[Buffer]],
     *,
     is_divisible: bool,
-) -> Buffer:
+) -> Routine[Buffer]:
     """One step under a cache that forecasts predictions.
 
     Args:
@@ -333,13 +363,14 @@ def run_step_cache(
     memory.actions = tuple(COMPUTE if flag else FORECAST for flag in decision)
     memory.signal = None
     if not decision.any():
-        return cache.forecast(memory.state, step)
+        return (yield from cache.forecast(memory.state, step))
     rows = None if decision.all() else [int(row) for row in np.flatnonzero(decision)]
-    computed = compute(rows)
+    computed = yield from compute(rows)
     prediction = computed
     if rows is not None:
-        prediction = with_rows(cache.forecast(memory.state, step), rows, computed)
-    error = cache.remember(memory.state, computed, step, rows)
+        forecast = yield from cache.forecast(memory.state, step)
+        prediction = with_rows(forecast, rows, computed)
+    error = yield from cache.remember(memory.state, computed, step, rows)
     if error is not None:
         signal = np.full(shape[0], np.nan)
         signal[decision] = error
@@ -353,20 +384,20 @@ def run_residual_cache(
     step: int,
     denoiser: DenoiserComponent,
     inputs: Mapping[str, Buffer],
-) -> Buffer:
+) -> Routine[Buffer]:
     """One step under a cache that knows what the middle blocks add."""
     state = memory.state
     assert isinstance(state, ResidualState)
     shape = latents_shape(inputs)
     if memory.changes_to(shape):
         state.restart(shape[0])
-    start = denoiser.embed(inputs)
-    front = denoiser.run_blocks(start, 0, cache.front_blocks)
-    now = _signal(cache, denoiser, start, front)
+    start = yield from denoiser.embed(inputs)
+    front = yield from denoiser.run_blocks(start, 0, cache.front_blocks)
+    now = yield from _signal(cache, denoiser, start, front)
     change = np.zeros(shape[0], np.float32)
     memory.signal = None
     if now is not None and state.reference is not None:
-        change = denoiser.change(now, state.reference)
+        change = yield from relative_error(now, state.reference)
         memory.signal = tuple(float(x) for x in change)
     decision = np.ones(shape[0], bool)
     if not state.tail.is_empty and step not in memory.required_steps:
@@ -381,16 +412,19 @@ def run_residual_cache(
         state.reference = with_rows(state.reference, rows, take_rows(now, rows))
     stop = denoiser.num_blocks - cache.back_blocks
     if decision.all():
-        middle = _compute_middle(cache, state, step, denoiser, front, stop)
+        middle = yield from _compute_middle(cache, state, step, denoiser, front, stop)
     else:
-        middle = _reuse_middle(state, step, denoiser, front)
+        middle = yield from _reuse_middle(state, step, front)
         if rows:
             part = denoiser.rows_of_hidden(front, rows)
-            part = _compute_middle(cache, state, step, denoiser, part, stop, rows)
+            part = yield from _compute_middle(
+                cache, state, step, denoiser, part, stop, rows
+            )
             put_rows(middle.image, rows, part.image)
             if state.text_tail is not None:
                 put_rows(middle.text, rows, part.text)
-    return denoiser.output(denoiser.run_blocks(middle, stop, denoiser.num_blocks))
+    last = yield from denoiser.run_blocks(middle, stop, denoiser.num_blocks)
+    return (yield from denoiser.output(last))
 
 
 def _signal(
@@ -398,11 +432,11 @@ def _signal(
     denoiser: DenoiserComponent,
     start: Hidden,
     front: Hidden,
-) -> Buffer | None:
+) -> Routine[Buffer | None]:
     if cache.signal == "residual":
-        return denoiser.weighted_sum((1, front.image), (-1, start.image))
+        return (yield from _difference(front.image, start.image))
     if cache.signal == "modulated_input":
-        return denoiser.modulated_input(start)
+        return (yield from denoiser.modulated_input(start))
     return None
 
 
@@ -414,27 +448,29 @@ def _compute_middle(
     front: Hidden,
     stop: int,
     rows: Sequence[int] | None = None,
-) -> Hidden:
+) -> Routine[Hidden]:
     """Runs the middle blocks, of some samples or all, and remembers what they added."""
-    middle = denoiser.run_blocks(front, cache.front_blocks, stop)
-    tail = denoiser.weighted_sum((1, middle.image), (-1, front.image))
+    middle = yield from denoiser.run_blocks(front, cache.front_blocks, stop)
+    tail = yield from _difference(middle.image, front.image)
     state.tail.push(tail, step, rows)
     if state.text_tail is not None:
-        tail = denoiser.weighted_sum((1, middle.text), (-1, front.text))
+        tail = yield from _difference(middle.text, front.text)
         state.text_tail.push(tail, step, rows)
     return middle
 
 
-def _reuse_middle(
-    state: ResidualState, step: int, denoiser: DenoiserComponent, front: Hidden
-) -> Hidden:
+def _reuse_middle(state: ResidualState, step: int, front: Hidden) -> Routine[Hidden]:
     """What the middle blocks would give, in buffers of its own."""
-    tail = state.tail.forecast(step)
-    image, text = denoiser.weighted_sum((1, front.image), (1, tail)), front.text
+    tail = yield from state.tail.forecast(step)
+    image, text = (yield from weighted_sum([[1, 1]], [front.image, tail])), front.text
     if state.text_tail is not None:
-        tail = state.text_tail.forecast(step)
-        text = denoiser.weighted_sum((1, front.text), (1, tail))
+        tail = yield from state.text_tail.forecast(step)
+        text = yield from weighted_sum([[1, 1]], [front.text, tail])
     return Hidden(image, text, front.context)
+
+
+def _difference(after: Buffer, before: Buffer) -> Routine[Buffer]:
+    return weighted_sum([[1, -1]], [after, before])
 
 
 def run_module_cache(
@@ -443,7 +479,7 @@ def run_module_cache(
     step: int,
     denoiser: DenoiserComponent,
     inputs: Mapping[str, Buffer],
-) -> Buffer:
+) -> Routine[Buffer]:
     """One step under a cache that knows what modules give: all samples alike."""
     state = memory.state
     assert isinstance(state, ModuleState)
@@ -454,15 +490,17 @@ def run_module_cache(
     computes = is_required or cache.decide(state, step)
     memory.actions = (COMPUTE if computes else PARTIAL,) * shape[0]
     memory.signal = None
-    hidden = denoiser.embed(inputs)
+    hidden = yield from denoiser.embed(inputs)
     for index in range(denoiser.num_blocks):
         if computes:
-            hidden, values = denoiser.run_and_take(hidden, index, cache.level)
+            hidden, values = yield from denoiser.run_and_take(
+                hidden, index, cache.level
+            )
             cache.remember(state, index, values, step)
         else:
-            values = cache.forecast(state, index, step)
-            hidden = denoiser.run_given(hidden, index, cache.level, values)
-    return denoiser.output(hidden)
+            values = yield from cache.forecast(state, index, step)
+            hidden = yield from denoiser.run_given(hidden, index, cache.level, values)
+    return (yield from denoiser.output(hidden))
 
 
 def latents_shape(inputs: Mapping[str, Any]) -> tuple[int, ...]:

@@ -168,7 +168,7 @@ def _caches(
     for name, config in configs.items():
         reason = ""
         try:
-            denoiser.check_policy(config.create_cache({}, calibration))
+            denoiser.check_policy(config.create_cache(calibration))
         except RequestError as err:
             reason = str(err)
         reports[name] = CacheReport(

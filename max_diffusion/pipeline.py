@@ -18,7 +18,7 @@ from max.graph import DeviceRef, Module
 
 from graphs.sampler import add_euler_step, add_guidance
 
-from .buffers import to_device, to_numpy
+from .buffers import to_numpy
 from .caches import (
     CACHES,
     AbstractModuleCache,
@@ -34,11 +34,11 @@ from .caches import (
     StepRules,
     add_series_graphs,
 )
+from .calls import Routine, run
 from .compile import compile_graphs, memory_errors_said
 from .component import ComponentModel
 from .denoising import (
     COMPUTE,
-    ESTIMATE,
     REUSE,
     Branch,
     DenoiserComponent,
@@ -50,6 +50,7 @@ from .denoising import (
 )
 from .errors import MaxDiffusionError, RequestError
 from .loading import PipelineConfig, build_components, files_by_component
+from .loop import Denoising
 from .report import StepRecord
 from .schedulers import Schedule
 
@@ -198,7 +199,7 @@ class DiffusionPipeline(ABC):
                 f"{type(self).__name__}: without a DenoiserComponent, override "
                 "run_transformer to return (noise_pred,)"
             )
-        return (self.denoiser.full(**kwargs),)
+        return (run(self.models, self.denoiser.full(kwargs)),)
 
     def create_cache_state(
         self,
@@ -232,7 +233,7 @@ class DiffusionPipeline(ABC):
         run = Run() if run is None else run
         required = self.check_cache(config, run.num_steps)
         run = replace(run, required_steps=required)
-        policy = config.create_cache(self.models, self.pipeline_config.calibration)
+        policy = config.create_cache(self.pipeline_config.calibration)
         return DenoisingCacheState(policy, policy.create_state(run), required)
 
     def check_cache(
@@ -261,7 +262,7 @@ class DiffusionPipeline(ABC):
                 f"cache: {type(config).__name__} needs graphs that this pipeline was "
                 f"not compiled with (caches: {allowed}); give it in caches at load"
             )
-        policy = config.create_cache(self.models, self.pipeline_config.calibration)
+        policy = config.create_cache(self.pipeline_config.calibration)
         if self._runs_split and self.denoiser:
             self.denoiser.check_policy(policy)
         elif isinstance(policy, FirstBlockCache):
@@ -331,29 +332,39 @@ class DiffusionPipeline(ABC):
         Returns:
             The prediction ``(B, S_img, C)``. Do not write to it: a cache may hold it.
         """
+        return run(self.models, self.denoising_step(step, cache_state, kwargs))
+
+    def denoising_step(
+        self,
+        step: int,
+        cache_state: DenoisingCacheState,
+        inputs: Mapping[str, Buffer],
+    ) -> Routine[Buffer]:
+        """:meth:`run_denoising_step` as a routine, for whoever runs several at once."""
         cache = cache_state.cache
         denoiser = self.denoiser if self._runs_split else None
         if isinstance(cache, AbstractStepCache):
 
-            def compute(rows: Sequence[int] | None) -> Buffer:
-                if rows is None:
-                    return self.run_transformer(cache_state, **kwargs)[0]
-                assert denoiser is not None, "only a split denoiser is divisible"
-                return denoiser.full(**denoiser.rows_of(kwargs, rows))
+            def compute(rows: Sequence[int] | None) -> Routine[Buffer]:
+                if denoiser is None:
+                    yield from ()
+                    return self.run_transformer(cache_state, **inputs)[0]
+                given = inputs if rows is None else denoiser.rows_of(inputs, rows)
+                return (yield from denoiser.full(given))
 
             return run_step_cache(
                 cache,
                 cache_state,
                 step,
-                latents_shape(kwargs),
+                latents_shape(inputs),
                 compute,
                 is_divisible=denoiser is not None,
             )
         if denoiser is None:
-            return self._run_own_residual_cache(cache_state, step, kwargs)
+            return self._run_own_residual_cache(cache_state, step, inputs)
         if isinstance(cache, AbstractModuleCache):
-            return run_module_cache(cache, cache_state, step, denoiser, kwargs)
-        return run_residual_cache(cache, cache_state, step, denoiser, kwargs)
+            return run_module_cache(cache, cache_state, step, denoiser, inputs)
+        return run_residual_cache(cache, cache_state, step, denoiser, inputs)
 
     def resolve_cache(
         self, cache: DenoisingCacheConfig | CacheConfig | None
@@ -405,6 +416,28 @@ class DiffusionPipeline(ABC):
             on_step: Called with ``(steps done, steps)`` after each step; what it
                 raises ends the request.
         """
+        denoising = self.begin(
+            latents,
+            schedule,
+            branches,
+            true_cfg_scale=true_cfg_scale,
+            cache=cache,
+            grid=grid,
+        )
+        self.run_steps(denoising, on_step=on_step)
+        return self.finish(denoising)
+
+    def begin(
+        self,
+        latents: Buffer,
+        schedule: Schedule,
+        branches: Sequence[Branch],
+        *,
+        true_cfg_scale: float = 1.0,
+        cache: CacheConfig | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Denoising:
+        """The denoising loop before its first step; arguments of :meth:`denoise`."""
         batch, seq_len, _ = (int(size) for size in latents.shape)
         if len(branches) not in (1, 2):
             raise MaxDiffusionError(
@@ -416,76 +449,60 @@ class DiffusionPipeline(ABC):
                 f"denoise: grid must have as many cells as the latents have tokens, "
                 f"{seq_len}, got {grid}"
             )
-        run = Run(
+        known = Run(
             schedule.num_steps,
             tuple(float(timestep) for timestep in schedule.timesteps),
             grid=grid,
             has_guidance=len(branches) == 2,
         )
-        states = [
+        states = tuple(
             self.create_cache_state(
                 batch,
                 seq_len,
                 self._transformer_config,
                 cache=cache,
-                run=replace(run, is_unconditional=index > 0),
+                run=replace(known, is_unconditional=index > 0),
             )
             for index in range(len(branches))
-        ]
-        guidance = states[0].create_guidance(run)
-        scale = self._per_sample(true_cfg_scale, batch)
-        records: list[StepRecord] = []
-        cache_bytes = 0
-        for step in range(schedule.num_steps):
-            timestep = self._per_sample(schedule.timesteps[step], batch)
-            predictions: list[Buffer] = []
-            for branch, state in zip(branches, states, strict=True):
-                started = time.perf_counter()
-                if predictions and guidance and step in guidance.steps:
-                    predictions.append(guidance.estimate(predictions[0], step))
-                    state.actions = (ESTIMATE,) * batch
-                else:
-                    predictions.append(
-                        self.run_denoising_step(
-                            step,
-                            state,
-                            self.device,
-                            latents=latents,
-                            timestep=timestep,
-                            **branch.inputs,
-                        )
-                    )
-                self.device.synchronize()
-                records.append(
-                    StepRecord(
-                        step=step,
-                        branch=branch.name,
-                        sigma=float(schedule.sigmas[step]),
-                        timestep=float(schedule.timesteps[step]),
-                        actions=state.actions,
-                        signal=state.signal,
-                        milliseconds=(time.perf_counter() - started) * 1e3,
-                    )
-                )
-            prediction = predictions[0]
-            if len(predictions) == 2:
-                if guidance and step not in guidance.steps:
-                    guidance.remember(*predictions)
-                prediction = self.models["guidance"].execute(*predictions, scale)[0]
-            dt = self._per_sample(schedule.dt(step), batch)
-            latents = self.models["euler_step"].execute(latents, prediction, dt)[0]
-            held = sum(memory.num_bytes for memory in (*states, guidance) if memory)
-            cache_bytes = max(cache_bytes, held)
+        )
+        return Denoising(
+            latents,
+            schedule,
+            tuple(branches),
+            states,
+            states[0].create_guidance(known),
+            true_cfg_scale,
+            self.denoising_step,
+            self.device,
+        )
+
+    def run_steps(self, denoising: Denoising, *, on_step: OnStep | None = None) -> None:
+        """Takes all the steps that are left, alone; arguments of :meth:`denoise`."""
+        while not denoising.is_done:
+            run(self.models, denoising.advance())
             if on_step is not None:
-                on_step(step + 1, schedule.num_steps)
-        self._check_finite(latents)
-        return Denoised(latents, tuple(records), cache_bytes)
+                on_step(denoising.step, denoising.schedule.num_steps)
+
+    def finish(self, denoising: Denoising) -> Denoised:
+        """What a loop that took all its steps gives.
+
+        Raises:
+            MaxDiffusionError: The latents are not finite.
+        """
+        self._check_finite(denoising.latents)
+        return Denoised(
+            denoising.latents, tuple(denoising.records), denoising.cache_bytes
+        )
 
     def _run_own_residual_cache(
-        self, cache_state: DenoisingCacheState, step: int, kwargs: dict[str, Any]
-    ) -> Buffer:
+        self,
+        cache_state: DenoisingCacheState,
+        step: int,
+        inputs: Mapping[str, Buffer],
+    ) -> Routine[Buffer]:
         """First-block caching by a subclass's ``run_transformer``."""
-        shape = latents_shape(kwargs)
+        yield from ()
+        shape = latents_shape(inputs)
         policy = cache_state.cache
         assert isinstance(policy, FirstBlockCache)
         warmup = policy.config.warmup_steps
@@ -493,7 +510,7 @@ class DiffusionPipeline(ABC):
         if cache_state.changes_to(shape) or is_required:
             cache_state.prev_residual = cache_state.prev_output = None
         before = cache_state.prev_output
-        outputs = self.run_transformer(cache_state, **kwargs)
+        outputs = self.run_transformer(cache_state, **inputs)
         if len(outputs) != 2:
             raise MaxDiffusionError(
                 f"{type(self).__name__}.run_transformer: expected (new_residual, "
@@ -524,9 +541,6 @@ class DiffusionPipeline(ABC):
     @property
     def _transformer_config(self) -> Mapping[str, Any]:
         return self.pipeline_config.components.get("transformer", {})
-
-    def _per_sample(self, value: float, batch: int) -> Buffer:
-        return to_device(np.full(batch, value, np.float32), self.device)
 
     def _check_finite(self, latents: Buffer) -> None:
         if not np.isfinite(to_numpy(latents)).all():

@@ -11,12 +11,14 @@ from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from max.driver import Buffer
 
 from .caches import CACHES, CacheConfig, DenoisingCacheConfig
 from .checkpoint import ModelFolder
 from .compile import memory_errors_said
 from .errors import RequestError
-from .pipeline import DiffusionPipeline, OnStep
+from .loop import Denoising
+from .pipeline import DiffusionPipeline, DiffusionPipelineOutput, OnStep
 from .report import RunReport
 from .types import GenerationContext, GenerationRequest
 
@@ -58,6 +60,39 @@ class TextToImagePipeline(DiffusionPipeline):
     @abstractmethod
     def create_context(self, request: GenerationRequest) -> GenerationContext:
         """A request as numbers: tokens, noise, schedule."""
+
+    @abstractmethod
+    def encode(self, model_inputs: Any) -> Denoising:
+        """Runs the text encoders: prepared inputs to a loop before its first step."""
+
+    @abstractmethod
+    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
+        """Latents ``(B, S_img, C)`` to pictures, uint8 ``(B, H, W, 3)``."""
+
+    def execute(self, model_inputs: Any, **kwargs: Any) -> DiffusionPipelineOutput:
+        """Encodes, denoises, decodes.
+
+        Args:
+            model_inputs: From :meth:`prepare_inputs`.
+            kwargs: ``on_step``, see :meth:`generate`.
+        """
+        started = time.perf_counter()
+        denoising = self.encode(model_inputs)
+        encoded = time.perf_counter()
+        self.run_steps(denoising, **kwargs)
+        denoised = self.finish(denoising)
+        ended = time.perf_counter()
+        images = self.decode(model_inputs.context, denoised.latents)
+        return DiffusionPipelineOutput(
+            images,
+            denoised.steps,
+            denoised.cache_bytes,
+            {
+                "encode": encoded - started,
+                "denoise": ended - encoded,
+                "decode": time.perf_counter() - ended,
+            },
+        )
 
     def generate(
         self,
@@ -104,9 +139,7 @@ class TextToImagePipeline(DiffusionPipeline):
             DeviceError: Out of memory.
             MaxDiffusionError: The result is not finite.
         """
-        started = time.perf_counter()
         prompts = (prompt,) if isinstance(prompt, str) else _tuple("prompt", prompt)
-        resolved = self.cache_config if cache is None else self._cache(cache)
         request = GenerationRequest(
             prompts=prompts,
             negative_prompt=negative_prompt,
@@ -118,21 +151,39 @@ class TextToImagePipeline(DiffusionPipeline):
             seed=secrets.randbelow(_MAX_SEED) if seed is None else seed,
             num_images_per_prompt=num_images_per_prompt,
             sigmas=None if sigmas is None else _tuple("sigmas", sigmas),
-            cache=resolved,
+            cache=self.cache_config if cache is None else self._cache(cache),
             cache_memory_limit=cache_memory_limit,
         )
+        return self.draw(request, on_step=on_step)
+
+    def draw(
+        self, request: GenerationRequest, *, on_step: OnStep | None = None
+    ) -> GenerationResult:
+        """:meth:`generate` of a request that is there already."""
+        started = time.perf_counter()
         with memory_errors_said():
             context = self.create_context(request)
             output = self.execute(self.prepare_inputs(context), on_step=on_step)
+        report = self.report(request, context, output, time.perf_counter() - started)
+        return GenerationResult(output.images, report)
+
+    def report(
+        self,
+        request: GenerationRequest,
+        context: GenerationContext,
+        output: DiffusionPipelineOutput,
+        total_seconds: float,
+    ) -> RunReport:
+        """What became of a request."""
         seconds = output.seconds or {}
-        report = RunReport(
+        cache = self.resolve_cache(request.cache or self.cache_config)
+        has_negative = context.negative_tokens is not None
+        return RunReport(
             model=self.pipeline_config.model_name,
             device=str(self.device.label),
             dtype=self.dtype.name,
-            prompts=prompts,
-            negative_prompt=(
-                None if context.negative_tokens is None else negative_prompt
-            ),
+            prompts=request.prompts,
+            negative_prompt=request.negative_prompt if has_negative else None,
             height=context.height,
             width=context.width,
             num_inference_steps=context.num_inference_steps,
@@ -140,7 +191,7 @@ class TextToImagePipeline(DiffusionPipeline):
             true_cfg_scale=context.true_cfg_scale,
             seed=request.seed,
             num_images=len(output.images),
-            cache={"name": cache_name(resolved), **asdict(resolved)},
+            cache={"name": cache_name(cache), **asdict(cache)},
             steps=output.steps,
             cache_bytes=output.cache_bytes,
             load_seconds=self.seconds["load"],
@@ -149,11 +200,10 @@ class TextToImagePipeline(DiffusionPipeline):
             encode_seconds=seconds.get("encode", 0.0),
             denoise_seconds=seconds.get("denoise", 0.0),
             decode_seconds=seconds.get("decode", 0.0),
-            total_seconds=time.perf_counter() - started,
+            total_seconds=total_seconds,
             warnings=context.warnings,
             versions={name: version(name) for name in ("max-diffusion", "max")},
         )
-        return GenerationResult(output.images, report)
 
     def _cache(self, cache: str | DenoisingCacheConfig | CacheConfig) -> CacheConfig:
         if isinstance(cache, str):

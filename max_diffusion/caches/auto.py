@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, final
 
 import numpy as np
 from max.driver import Buffer
 
+from ..calls import Routine
 from ..checks import count, not_negative
 from ..errors import RequestError
 from .base import AbstractCacheState, GraphGroup, StateSizes
@@ -20,7 +21,7 @@ from .series import checked_coefficients, exact_degree
 from .series_cache import SeriesCache, SeriesState
 
 if TYPE_CHECKING:
-    from max.engine import Model
+    pass
 
 
 MAX_INTERVAL: Final = 1_000_000
@@ -62,11 +63,9 @@ class AutoConfig(StepRules):
         """Most bytes of state that a request holds, of all branches."""
         return sizes.branches * (self.max_order + 1) * sizes.prediction
 
-    def create_cache(
-        self, models: Mapping[str, Model], calibration: Calibration
-    ) -> Auto:
-        """The policy over a pipeline's graphs."""
-        return Auto(self, models)
+    def create_cache(self, calibration: Calibration) -> Auto:
+        """The policy."""
+        return Auto(self)
 
 
 @final
@@ -83,8 +82,8 @@ class Auto(SeriesCache):
         TaylorSeer, arXiv:2503.06923. No published cache combines the two.
     """
 
-    def __init__(self, config: AutoConfig, models: Mapping[str, Model]) -> None:
-        super().__init__(models, config.max_order, config.coefficients)
+    def __init__(self, config: AutoConfig) -> None:
+        super().__init__(config.max_order, config.coefficients)
         self.config = config
 
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
@@ -100,7 +99,7 @@ class Auto(SeriesCache):
         noise_pred: Buffer,
         step: int,
         rows: Sequence[int] | None = None,
-    ) -> np.ndarray | None:
+    ) -> Routine[np.ndarray | None]:
         """Keeps the prediction and returns how far its forecast was off."""
         assert isinstance(state, SeriesState)
         history = state.history
@@ -109,7 +108,7 @@ class Auto(SeriesCache):
             state.due = np.full(int(noise_pred.shape[0]), step + 1)
             return None
         chosen = np.arange(len(state.due)) if rows is None else np.asarray(rows)
-        error = history.relative_error(noise_pred, step, rows)
+        error = yield from history.relative_error(noise_pred, step, rows)
         gap = step - history.last_steps[chosen]
         degrees = [
             exact_degree(int(order), self.config.coefficients)

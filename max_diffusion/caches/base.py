@@ -17,6 +17,7 @@ from typing import Literal
 import numpy as np
 from max.driver import Buffer
 
+from ..calls import Routine
 from ..errors import RequestError
 
 GraphGroup = Literal["full", "blocks", "attention", "modules", "series"]
@@ -112,7 +113,7 @@ class AbstractStepCache(ABC):
         """
 
     @abstractmethod
-    def forecast(self, state: AbstractCacheState, step: int) -> Buffer:
+    def forecast(self, state: AbstractCacheState, step: int) -> Routine[Buffer]:
         """The prediction ``(B, S_img, C)`` of a step that is not computed."""
 
     @abstractmethod
@@ -122,7 +123,7 @@ class AbstractStepCache(ABC):
         noise_pred: Buffer,
         step: int,
         rows: Sequence[int] | None = None,
-    ) -> np.ndarray | None:
+    ) -> Routine[np.ndarray | None]:
         """Takes in the prediction of a computed step.
 
         Args:

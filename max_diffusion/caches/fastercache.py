@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 from max.driver import Buffer
 
-from ..buffers import from_numpy, num_bytes, to_device, to_numpy
+from ..buffers import from_numpy, num_bytes, to_numpy
+from ..calls import Routine
 from ..checks import count, not_negative, ordered
 from .base import GraphGroup, Run, StateSizes
 from .calibration import Calibration
+from .history import weighted_sum
 from .modules import AbstractModuleCache, ModuleState
 from .rules import StepRules
 
 if TYPE_CHECKING:
-    from max.engine import Model
+    pass
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,9 @@ class FasterCacheConfig(StepRules):
         difference = 2 * sizes.prediction if sizes.branches == 2 else 0
         return 2 * sizes.modules["attention"] + difference
 
-    def create_cache(
-        self, models: Mapping[str, Model], calibration: Calibration
-    ) -> FasterCache:
-        """The policy over a pipeline's graphs."""
-        return FasterCache(self, models)
+    def create_cache(self, calibration: Calibration) -> FasterCache:
+        """The policy."""
+        return FasterCache(self)
 
 
 @final
@@ -125,9 +124,8 @@ class FasterCache(AbstractModuleCache):
 
     level = "attention"
 
-    def __init__(self, config: FasterCacheConfig, models: Mapping[str, Model]) -> None:
+    def __init__(self, config: FasterCacheConfig) -> None:
         self.config = config
-        self._models = models
 
     def create_state(self, run: Run) -> ModuleState:
         """Of the unconditional branch nothing is kept: what it runs, it computes."""
@@ -137,7 +135,7 @@ class FasterCache(AbstractModuleCache):
 
     def create_memory(self) -> LastTwo:
         """Of the last two outputs."""
-        return LastTwo(self._models, self.config.attention_weight)
+        return LastTwo(self.config.attention_weight)
 
     def decide(self, state: ModuleState, step: int) -> bool:
         """By the plan."""
@@ -148,28 +146,27 @@ class FasterCache(AbstractModuleCache):
         estimated = self.config.estimated_steps(run)
         if not estimated:
             return None
-        return BranchDifference(self.config, self._models, run, estimated)
+        return BranchDifference(self.config, run, estimated)
 
 
 @final
 class LastTwo:
     """The last two outputs of a module, extrapolated ones among them, as published."""
 
-    def __init__(self, models: Mapping[str, Model], weight: float) -> None:
-        self._models, self._weight = models, weight
+    def __init__(self, weight: float) -> None:
+        self._weight = weight
         self._last: tuple[Buffer, ...] = ()
 
     def push(self, value: Buffer, step: int) -> None:
         """Takes in an output; the first one counts twice."""
         self._last = (self._last[-1] if self._last else value, value)
 
-    def forecast(self, step: int) -> Buffer:
+    def forecast(self, step: int) -> Routine[Buffer]:
         """``y1 + weight * (y1 - y2)``, which it also takes in."""
         before, last = self._last
-        batch = int(last.shape[0])
-        row = np.array([1 + self._weight, -self._weight], np.float32)
-        weights = to_device(np.tile(row, (batch, 1)), last.device)
-        value = self._models["weighted_sum_2"].execute(weights, last, before)[0]
+        value = yield from weighted_sum(
+            [[1 + self._weight, -self._weight]], [last, before]
+        )
         self.push(value, step)
         return value
 
@@ -192,11 +189,10 @@ class BranchDifference:
     def __init__(
         self,
         config: FasterCacheConfig,
-        models: Mapping[str, Model],
         run: Run,
         steps: frozenset[int],
     ) -> None:
-        self._config, self._models, self.steps = config, models, steps
+        self._config, self.steps = config, steps
         self._timesteps = run.timesteps_for("fastercache")
         self._grid = run.grid_for("fastercache")
         self._low: Buffer | None = None
@@ -210,7 +206,7 @@ class BranchDifference:
         self._low = from_numpy(low, dtype, device)
         self._high = from_numpy(difference - low, dtype, device)
 
-    def estimate(self, conditional: Buffer, step: int) -> Buffer:
+    def estimate(self, conditional: Buffer, step: int) -> Routine[Buffer]:
         """The unconditional prediction ``(B, S_img, C)`` of one of :attr:`steps`."""
         assert self._low is not None, "step 0 is never estimated"
         assert self._high is not None
@@ -222,11 +218,8 @@ class BranchDifference:
             config.alpha_low if is_low else 1.0,
             config.alpha_high if is_high else 1.0,
         )
-        batch = int(conditional.shape[0])
-        weights = np.tile(np.array(factors, np.float32), (batch, 1))
-        return self._models["weighted_sum_3"].execute(
-            to_device(weights, conditional.device), conditional, self._low, self._high
-        )[0]
+        values = [conditional, self._low, self._high]
+        return (yield from weighted_sum([factors], values))
 
     @property
     def num_bytes(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -17,7 +16,7 @@ from .rules import StepRules
 from .series import checked_coefficients
 
 if TYPE_CHECKING:
-    from max.engine import Model
+    pass
 
 
 @dataclass(frozen=True)
@@ -74,11 +73,9 @@ class FirstBlockConfig(StepRules):
         tails = (self.tail_order + 1) * stream
         return sizes.branches * (sizes.image + tails)
 
-    def create_cache(
-        self, models: Mapping[str, Model], calibration: Calibration
-    ) -> FirstBlockCache:
-        """The policy over a pipeline's graphs."""
-        return FirstBlockCache(self, models)
+    def create_cache(self, calibration: Calibration) -> FirstBlockCache:
+        """The policy."""
+        return FirstBlockCache(self)
 
 
 @final
@@ -99,11 +96,10 @@ class FirstBlockCache(AbstractResidualCache):
 
     signal = "residual"
 
-    def __init__(self, config: FirstBlockConfig, models: Mapping[str, Model]) -> None:
+    def __init__(self, config: FirstBlockConfig) -> None:
         self.config = config
         self.front_blocks = config.front_blocks
         self.back_blocks = config.back_blocks
-        self._models = models
 
     def create_state(self, run: Run) -> ResidualState:
         """No residuals yet."""
@@ -129,4 +125,4 @@ class FirstBlockCache(AbstractResidualCache):
 
     def _history(self) -> History:
         order, coefficients = self.config.tail_order, self.config.coefficients
-        return History(self._models, order, coefficients)
+        return History(order, coefficients)

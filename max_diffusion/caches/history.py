@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, final
 
 import numpy as np
@@ -13,11 +13,12 @@ from max.graph import DeviceRef, Module
 from graphs.caches.series import add_relative_error, add_weighted_sum
 
 from ..buffers import num_bytes, take_rows, to_device, to_numpy, with_rows
+from ..calls import GraphCall, Routine
 from ..errors import CacheStateError
 from .series import series_weights
 
 if TYPE_CHECKING:
-    from max.engine import Model
+    pass
 
 MAX_ORDER: Final = 4
 _EMPTY: Final = -1
@@ -32,6 +33,28 @@ def add_series_graphs(
     add_relative_error(module, "relative_error", dtype, device)
 
 
+def weighted_sum(
+    weights: Sequence[Sequence[float]], values: Sequence[Buffer]
+) -> Routine[Buffer]:
+    """``weight * value`` added up, in float32, of two to five ``(B, S, C)``.
+
+    Args:
+        weights: A row of one weight a value for each sample; one row for all alike.
+        values: Of one shape and dtype.
+    """
+    batch = int(values[0].shape[0])
+    rows = np.array(weights, np.float32)
+    scale = to_device(np.broadcast_to(rows, (batch, len(values))), values[0].device)
+    outputs = yield GraphCall(f"weighted_sum_{len(values)}", (scale, *values))
+    return outputs[0]
+
+
+def relative_error(forecast: Buffer, actual: Buffer) -> Routine[np.ndarray]:
+    """``mean|forecast - actual| / mean|actual|`` of each sample, float32 ``(B,)``."""
+    outputs = yield GraphCall("relative_error", (forecast, actual))
+    return to_numpy(outputs[0])
+
+
 @final
 class History:
     """Up to ``max_order + 1`` computed values of each sample of a batch.
@@ -42,15 +65,11 @@ class History:
     sample's forecast is the one it would get alone.
 
     Args:
-        models: The graphs of :func:`add_series_graphs`.
         max_order: Highest order of a forecast; one slot more is kept.
         coefficients: See :func:`~max_diffusion.caches.series.series_weights`.
     """
 
-    def __init__(
-        self, models: Mapping[str, Model], max_order: int, coefficients: str
-    ) -> None:
-        self._models = models
+    def __init__(self, max_order: int, coefficients: str) -> None:
         self._size = max_order + 1
         self._coefficients = coefficients
         self._slots: list[Buffer] = []
@@ -120,7 +139,7 @@ class History:
         self._slots = []
         self._steps = np.zeros((0, 0), np.int64)
 
-    def forecast(self, step: int) -> Buffer:
+    def forecast(self, step: int) -> Routine[Buffer]:
         """The value ``(B, S, C)`` of every sample at ``step``.
 
         With one value so far this is that value's own buffer: do not write to it.
@@ -140,20 +159,17 @@ class History:
         if len(used) == 1:
             return self._slots[used[0]]
         values = [self._slots[slot] for slot in used]
-        device = values[0].device
-        scale = np.array([[row[slot] for slot in used] for row in weights], np.float32)
-        return self._models[f"weighted_sum_{len(used)}"].execute(
-            to_device(scale, device), *values
-        )[0]
+        scale = [[row[slot] for slot in used] for row in weights]
+        return (yield from weighted_sum(scale, values))
 
     def relative_error(
         self, value: Buffer, step: int, rows: Sequence[int] | None = None
-    ) -> np.ndarray:
+    ) -> Routine[np.ndarray]:
         """How far a forecast of ``value`` is off, float32 ``(B,)`` or of the rows."""
-        forecast = self.forecast(step)
+        forecast = yield from self.forecast(step)
         if rows is not None:
             forecast = take_rows(forecast, rows)
-        return to_numpy(self._models["relative_error"].execute(forecast, value)[0])
+        return (yield from relative_error(forecast, value))
 
     def continues(self, value: Buffer) -> bool:
         """Whether ``value`` has the shape of those before it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -17,7 +17,7 @@ from .residual import AbstractResidualCache, ResidualState
 from .rules import StepRules
 
 if TYPE_CHECKING:
-    from max.engine import Model
+    pass
 
 
 @dataclass(frozen=True)
@@ -77,10 +77,8 @@ class MagCacheConfig(StepRules):
         """Most bytes of state that a request holds, of all branches."""
         return sizes.branches * sizes.image
 
-    def create_cache(
-        self, models: Mapping[str, Model], calibration: Calibration
-    ) -> MagCache:
-        """The policy over a pipeline's graphs.
+    def create_cache(self, calibration: Calibration) -> MagCache:
+        """The policy.
 
         Raises:
             RequestError: Neither the configuration nor the model has ratios.
@@ -91,7 +89,7 @@ class MagCacheConfig(StepRules):
                 "magcache: no ratios were measured of this model; run max-diffusion "
                 "calibrate, or give ratios"
             )
-        return MagCache(self, models, ratios)
+        return MagCache(self, ratios)
 
 
 @final
@@ -107,18 +105,17 @@ class MagCache(AbstractResidualCache):
     def __init__(
         self,
         config: MagCacheConfig,
-        models: Mapping[str, Model],
         ratios: Sequence[float],
     ) -> None:
         self.config = config
-        self._models, self._ratios = models, ratios
+        self._ratios = ratios
 
     def create_state(self, run: Run) -> ResidualState:
         """The plan, and no residual yet."""
         steps = run.steps_for("magcache")
         computed = self.config.computed_steps(self._ratios, steps, run.required_steps)
         plan = frozenset(range(steps)) - computed
-        return ResidualState(History(self._models, 0, "finite_difference"), plan=plan)
+        return ResidualState(History(0, "finite_difference"), plan=plan)
 
     def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
         """All samples alike, by the plan."""

@@ -11,6 +11,7 @@ from max.driver import Buffer
 
 from graphs.denoiser import ModuleLevel
 
+from ..calls import Routine
 from .base import AbstractCacheState, Run
 
 
@@ -20,7 +21,7 @@ class ModuleMemory(Protocol):
     def push(self, value: Buffer, step: int) -> object:
         """Takes in a computed output ``(B, S, D)``; kept, uncopied."""
 
-    def forecast(self, step: int) -> Buffer:
+    def forecast(self, step: int) -> Routine[Buffer]:
         """The output at a step that does not compute it."""
 
     @property
@@ -37,7 +38,7 @@ class GuidanceEstimate(Protocol):
     def remember(self, conditional: Buffer, unconditional: Buffer) -> None:
         """Takes in the predictions ``(B, S_img, C)`` of a step that computed both."""
 
-    def estimate(self, conditional: Buffer, step: int) -> Buffer:
+    def estimate(self, conditional: Buffer, step: int) -> Routine[Buffer]:
         """The unconditional prediction ``(B, S_img, C)``."""
 
     @property
@@ -100,10 +101,12 @@ class AbstractModuleCache(ABC):
                 state.memories[key] = self.create_memory()
             state.memories[key].push(value, step)
 
-    def forecast(self, state: ModuleState, block: int, step: int) -> list[Buffer]:
+    def forecast(
+        self, state: ModuleState, block: int, step: int
+    ) -> Routine[list[Buffer]]:
         """What the modules of a block would give."""
-        return [
-            memory.forecast(step)
-            for (index, _), memory in state.memories.items()
-            if index == block
-        ]
+        values = []
+        for (index, _), memory in state.memories.items():
+            if index == block:
+                values.append((yield from memory.forecast(step)))
+        return values

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
 import numpy as np
 from max.driver import Buffer
 
+from ..calls import Routine
 from .base import AbstractCacheState, AbstractStepCache, GraphGroup, Run, StateSizes
 from .calibration import Calibration
 
 if TYPE_CHECKING:
-    from max.engine import Model
+    pass
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,8 @@ class NoCacheConfig:
         """Most bytes of state that a request holds, of all branches."""
         return 0
 
-    def create_cache(
-        self, models: Mapping[str, Model], calibration: Calibration
-    ) -> NoCache:
-        """The policy; it needs no graph."""
+    def create_cache(self, calibration: Calibration) -> NoCache:
+        """The policy."""
         return NoCache()
 
 
@@ -56,7 +55,7 @@ class NoCache(AbstractStepCache):
         """All of them."""
         return np.ones(batch, bool)
 
-    def forecast(self, state: AbstractCacheState, step: int) -> Buffer:
+    def forecast(self, state: AbstractCacheState, step: int) -> Routine[Buffer]:
         """Never reached: every step computes."""
         raise AssertionError("a cache that computes every step has nothing to forecast")
 
@@ -66,5 +65,6 @@ class NoCache(AbstractStepCache):
         noise_pred: Buffer,
         step: int,
         rows: Sequence[int] | None = None,
-    ) -> None:
+    ) -> Routine[None]:
         """Keeps nothing."""
+        yield from ()

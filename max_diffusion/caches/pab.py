@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -14,7 +13,7 @@ from .modules import AbstractModuleCache, ModuleState
 from .rules import StepRules
 
 if TYPE_CHECKING:
-    from max.engine import Model
+    pass
 
 
 @dataclass(frozen=True)
@@ -51,11 +50,9 @@ class PabConfig(StepRules):
         """Most bytes of state that a request holds, of all branches."""
         return sizes.branches * sizes.modules["attention"]
 
-    def create_cache(
-        self, models: Mapping[str, Model], calibration: Calibration
-    ) -> Pab:
-        """The policy over a pipeline's graphs."""
-        return Pab(self, models)
+    def create_cache(self, calibration: Calibration) -> Pab:
+        """The policy."""
+        return Pab(self)
 
 
 @final
@@ -70,9 +67,8 @@ class Pab(AbstractModuleCache):
 
     level = "attention"
 
-    def __init__(self, config: PabConfig, models: Mapping[str, Model]) -> None:
+    def __init__(self, config: PabConfig) -> None:
         self.config = config
-        self._models = models
 
     def create_state(self, run: Run) -> ModuleState:
         """The plan, and no attention yet."""
@@ -80,7 +76,7 @@ class Pab(AbstractModuleCache):
 
     def create_memory(self) -> History:
         """Of the last value only."""
-        return History(self._models, 0, "finite_difference")
+        return History(0, "finite_difference")
 
     def decide(self, state: ModuleState, step: int) -> bool:
         """By the plan."""

@@ -11,6 +11,7 @@ import numpy as np
 from max.driver import Buffer
 
 from ..buffers import num_bytes
+from ..calls import Routine
 from .base import AbstractCacheState, Run
 
 Signal = Literal["residual", "modulated_input"]
@@ -32,7 +33,7 @@ class TailMemory(Protocol):
     def push(self, value: Buffer, step: int, rows: Sequence[int] | None = None) -> None:
         """Takes in ``(B, S, D)``, or of ``rows`` only; kept, uncopied."""
 
-    def forecast(self, step: int) -> Buffer:
+    def forecast(self, step: int) -> Routine[Buffer]:
         """``(B, S, D)`` at a step that does not compute it."""
 
     def clear(self) -> None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, final
 
 import numpy as np
 from max.driver import Buffer
 
+from ..calls import Routine
 from .base import AbstractCacheState, AbstractStepCache, Run
 from .history import History
 
 if TYPE_CHECKING:
-    from max.engine import Model
+    pass
 
 
 @final
@@ -41,22 +42,18 @@ class SeriesCache(AbstractStepCache):
     """Forecasts by a weighted sum of the last computed predictions.
 
     Args:
-        models: The graphs of :func:`~max_diffusion.caches.history.add_series_graphs`.
         max_order: Highest order of a forecast.
         coefficients: See :func:`~max_diffusion.caches.series.series_weights`.
     """
 
-    def __init__(
-        self, models: Mapping[str, Model], max_order: int, coefficients: str
-    ) -> None:
-        self._models = models
+    def __init__(self, max_order: int, coefficients: str) -> None:
         self._max_order, self._coefficients = max_order, coefficients
 
     def create_state(self, run: Run) -> SeriesState:
         """An empty state: nothing is allocated before the first computed step."""
-        return SeriesState(History(self._models, self._max_order, self._coefficients))
+        return SeriesState(History(self._max_order, self._coefficients))
 
-    def forecast(self, state: AbstractCacheState, step: int) -> Buffer:
+    def forecast(self, state: AbstractCacheState, step: int) -> Routine[Buffer]:
         """Sums the series at ``step``.
 
         Raises:
@@ -70,9 +67,10 @@ class SeriesCache(AbstractStepCache):
         noise_pred: Buffer,
         step: int,
         rows: Sequence[int] | None = None,
-    ) -> np.ndarray | None:
+    ) -> Routine[np.ndarray | None]:
         """Keeps the prediction; a new shape starts the history again."""
         history_of(state).push(noise_pred, step, rows)
+        yield from ()
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, final
 
@@ -18,7 +17,7 @@ from .series import checked_coefficients
 from .series_cache import SeriesCache, history_of
 
 if TYPE_CHECKING:
-    from max.engine import Model
+    pass
 
 
 @dataclass(frozen=True)
@@ -52,11 +51,9 @@ class StepMaskConfig(StepRules):
         """Most bytes of state that a request holds, of all branches."""
         return sizes.branches * (self.max_order + 1) * sizes.prediction
 
-    def create_cache(
-        self, models: Mapping[str, Model], calibration: Calibration
-    ) -> StepMask:
-        """The policy over a pipeline's graphs."""
-        return StepMask(models, self.max_order, self.coefficients)
+    def create_cache(self, calibration: Calibration) -> StepMask:
+        """The policy."""
+        return StepMask(self.max_order, self.coefficients)
 
 
 @final

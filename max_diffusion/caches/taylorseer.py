@@ -19,7 +19,7 @@ from .series import checked_coefficients
 from .series_cache import SeriesCache, SeriesState, history_of
 
 if TYPE_CHECKING:
-    from max.engine import Model
+    pass
 
 PHASES: Final = ("documented", "official", "absolute")
 # What runs the steps that forecast each target.
@@ -88,13 +88,11 @@ class TaylorSeerConfig(StepRules):
         value = sizes.prediction if is_final else sizes.modules[self.target]
         return sizes.branches * (self.max_order + 1) * value
 
-    def create_cache(
-        self, models: Mapping[str, Model], calibration: Calibration
-    ) -> TaylorSeer | TaylorSeerModules:
-        """The policy over a pipeline's graphs."""
+    def create_cache(self, calibration: Calibration) -> TaylorSeer | TaylorSeerModules:
+        """The policy."""
         if self.target == "prediction":
-            return TaylorSeer(self, models)
-        return TaylorSeerModules(self, models)
+            return TaylorSeer(self)
+        return TaylorSeerModules(self)
 
 
 # The documented name of the Buffer-based state.
@@ -116,8 +114,8 @@ class TaylorSeer(SeriesCache):
         (MAX 26.7 starts from zeros and so doubles its first forecast at warm-up 1).
     """
 
-    def __init__(self, config: TaylorSeerConfig, models: Mapping[str, Model]) -> None:
-        super().__init__(models, config.max_order, config.coefficients)
+    def __init__(self, config: TaylorSeerConfig) -> None:
+        super().__init__(config.max_order, config.coefficients)
         self.config = config
 
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
@@ -137,10 +135,9 @@ class TaylorSeerModules(AbstractModuleCache):
         factors, by default in bfloat16.
     """
 
-    def __init__(self, config: TaylorSeerConfig, models: Mapping[str, Model]) -> None:
+    def __init__(self, config: TaylorSeerConfig) -> None:
         self.config = config
         self.level = "attention" if config.target == "attention" else "modules"
-        self._models = models
 
     def create_state(self, run: Run) -> ModuleState:
         """No outputs yet."""
@@ -148,7 +145,7 @@ class TaylorSeerModules(AbstractModuleCache):
 
     def create_memory(self) -> History:
         """The last computed outputs of one module."""
-        return History(self._models, self.config.max_order, self.config.coefficients)
+        return History(self.config.max_order, self.config.coefficients)
 
     def decide(self, state: ModuleState, step: int) -> bool:
         """By :meth:`TaylorSeerConfig.should_skip`."""

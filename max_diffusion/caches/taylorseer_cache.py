@@ -9,6 +9,7 @@ from max.dtype import DType
 from max.graph import DeviceRef, Module
 
 from ..buffers import copied
+from ..calls import run
 from ..compile import compile_graphs
 from ..errors import RequestError
 from .base import Run
@@ -63,7 +64,8 @@ class TaylorSeerCache:
         device_ref = DeviceRef.from_device(device)
         add_series_graphs(module, dtype, device_ref, max_order=order)
         compiled = compile_graphs(session, module, {}, {}, device)
-        self._cache = TaylorSeer(settings, compiled.models)
+        self._models = compiled.models
+        self._cache = TaylorSeer(settings)
 
     def create_state(
         self, batch_size: int, seq_len: int, output_dim: int
@@ -87,7 +89,7 @@ class TaylorSeerCache:
         Raises:
             CacheStateError: Nothing was computed yet.
         """
-        return self._cache.forecast(state, step)
+        return run(self._models, self._cache.forecast(state, step))
 
     def update(self, state: SeriesState, noise_pred: Buffer, step: int) -> None:
         """Takes in a computed prediction ``(B, S_img, C)`` of ``step``, in place.
@@ -97,4 +99,4 @@ class TaylorSeerCache:
         Raises:
             CacheStateError: ``step`` is not after the last computed one.
         """
-        self._cache.remember(state, copied(noise_pred), step)
+        run(self._models, self._cache.remember(state, copied(noise_pred), step))

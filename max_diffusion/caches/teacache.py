@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Final, final
 
@@ -18,7 +17,7 @@ from .residual import AbstractResidualCache, ResidualState
 from .rules import StepRules
 
 if TYPE_CHECKING:
-    from max.engine import Model
+    pass
 
 MIN_R2: Final = 0.5
 """Below this the input's change says too little about what would be reused."""
@@ -51,17 +50,15 @@ class TeaCacheConfig(StepRules):
         """Most bytes of state that a request holds, of all branches."""
         return sizes.branches * (sizes.image + sizes.modulated_input)
 
-    def create_cache(
-        self, models: Mapping[str, Model], calibration: Calibration
-    ) -> TeaCache:
-        """The policy over a pipeline's graphs.
+    def create_cache(self, calibration: Calibration) -> TeaCache:
+        """The policy.
 
         Raises:
             RequestError: Neither the configuration nor the model has coefficients, or
                 the model's explain too little.
         """
         if self.coefficients:
-            return TeaCache(self, models, self.coefficients, (0.0, math.inf))
+            return TeaCache(self, self.coefficients, (0.0, math.inf))
         if not calibration.teacache_coefficients:
             raise RequestError(
                 "teacache: no coefficients were fitted to this model; run "
@@ -74,7 +71,7 @@ class TeaCacheConfig(StepRules):
                 "are needed; use another cache, or give coefficients"
             )
         low, high = calibration.teacache_range
-        return TeaCache(self, models, calibration.teacache_coefficients, (low, high))
+        return TeaCache(self, calibration.teacache_coefficients, (low, high))
 
 
 @final
@@ -96,17 +93,16 @@ class TeaCache(AbstractResidualCache):
     def __init__(
         self,
         config: TeaCacheConfig,
-        models: Mapping[str, Model],
         coefficients: tuple[float, ...],
         fitted: tuple[float, float],
     ) -> None:
         self.config = config
         self._fitted = fitted
-        self._models, self._coefficients = models, coefficients
+        self._coefficients = coefficients
 
     def create_state(self, run: Run) -> ResidualState:
         """No residual yet."""
-        return ResidualState(History(self._models, 0, "finite_difference"))
+        return ResidualState(History(0, "finite_difference"))
 
     def measure(self, change: np.ndarray) -> np.ndarray:
         """The polynomial of the change; infinite above what it was fitted to."""

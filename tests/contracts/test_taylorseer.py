@@ -21,6 +21,7 @@ from max_diffusion import (
 )
 from max_diffusion.caches import History, add_series_graphs
 from max_diffusion.caches.series import series_weights
+from max_diffusion.calls import run
 from max_diffusion.compile import compile_graphs
 
 ORDERS = (1, 2, 4)
@@ -141,7 +142,7 @@ def test_samples_advance_alone(
 ) -> None:
     """After any history, each sample's forecast is that of its own values."""
     rng = np.random.default_rng(order)
-    history = History(models, order, coefficients)
+    history = History(order, coefficients)
     own: list[list[tuple[int, np.ndarray]]] = [[], [], []]
     for step in range(16):
         rows = [row for row in range(3) if step == 0 or rng.random() < 0.5]
@@ -151,7 +152,7 @@ def test_samples_advance_alone(
             history.push(Buffer.from_numpy(value), step, None if every else rows)
         for place, row in enumerate(rows):
             own[row] = [*own[row], (step, value[place])][-order - 1 :]
-        got = history.forecast(step + 2).to_numpy()
+        got = run(models, history.forecast(step + 2)).to_numpy()
         for row, values in enumerate(own):
             weights = series_weights([s for s, _ in values], step + 2, coefficients)
             wanted = sum(w * v for w, (_, v) in zip(weights, values, strict=True))
@@ -166,20 +167,20 @@ def test_samples_advance_alone(
 
 def test_relative_error_equals_float64(models: Mapping[str, Model]) -> None:
     rng = np.random.default_rng(7)
-    history = History(models, 1, "newton")
+    history = History(1, "newton")
     values = rng.standard_normal((3, 4, 9, 5)).astype(np.float32)
     for step in (0, 1):
         history.push(Buffer.from_numpy(values[step]), step)
     forecast = 3 * values[1].astype(np.float64) - 2 * values[0]
     wanted = np.abs(forecast - values[2]).mean((1, 2)) / np.abs(values[2]).mean((1, 2))
-    got = history.relative_error(Buffer.from_numpy(values[2]), 3)
+    got = run(models, history.relative_error(Buffer.from_numpy(values[2]), 3))
     assert np.allclose(got, wanted, rtol=1e-5)
     some = Buffer.from_numpy(values[2][[1, 3]])
     assert np.allclose(
-        history.relative_error(some, 3, [1, 3]), wanted[[1, 3]], rtol=1e-5
+        run(models, history.relative_error(some, 3, [1, 3])), wanted[[1, 3]], rtol=1e-5
     )
     zero = Buffer.from_numpy(np.zeros((4, 9, 5), np.float32))
-    assert not np.isfinite(history.relative_error(zero, 3)).any()
+    assert not np.isfinite(run(models, history.relative_error(zero, 3))).any()
 
 
 def test_misuse_is_said(caches: dict[int, TaylorSeerCache]) -> None:

@@ -27,6 +27,7 @@ from max_diffusion.caches.fastercache import low_frequencies
 from max_diffusion.caches.magcache import resample
 from max_diffusion.caches.teacache import MIN_R2
 from max_diffusion.calibration import fit
+from max_diffusion.calls import run
 
 NOTHING = Calibration()
 
@@ -68,9 +69,9 @@ def test_ratios_are_resampled_to_nearest_neighbours() -> None:
 
 def test_magcache_needs_ratios_and_steps() -> None:
     with pytest.raises(RequestError, match="no ratios were measured"):
-        MagCacheConfig().create_cache({}, NOTHING)
+        MagCacheConfig().create_cache(NOTHING)
     measured = replace(NOTHING, magcache_ratios=(1.0, 0.9))
-    cache = MagCacheConfig().create_cache({}, measured)
+    cache = MagCacheConfig().create_cache(measured)
     with pytest.raises(RequestError, match=r"give run=Run\(num_steps=...\)"):
         cache.create_state(Run())
 
@@ -80,7 +81,7 @@ def test_magcache_needs_ratios_and_steps() -> None:
 
 def test_teacache_adds_up_rescaled_changes_of_each_sample() -> None:
     config = TeaCacheConfig(threshold=1.0, coefficients=(2.0, 0.1))
-    cache = config.create_cache({}, NOTHING)
+    cache = config.create_cache(NOTHING)
     state: ResidualState = cache.create_state(Run())
     state.restart(2)
     decided = []
@@ -95,7 +96,7 @@ def test_teacache_adds_up_rescaled_changes_of_each_sample() -> None:
 
 def test_teacache_refuses_a_bad_fit_with_its_r2() -> None:
     with pytest.raises(RequestError, match="no coefficients were fitted"):
-        TeaCacheConfig().create_cache({}, NOTHING)
+        TeaCacheConfig().create_cache(NOTHING)
     bad = replace(
         NOTHING,
         teacache_coefficients=(1.0,),
@@ -103,9 +104,9 @@ def test_teacache_refuses_a_bad_fit_with_its_r2() -> None:
         teacache_range=(0.0, 1.0),
     )
     with pytest.raises(RequestError, match=r"explains R² 0\.31"):
-        TeaCacheConfig().create_cache({}, bad)
-    TeaCacheConfig().create_cache({}, replace(bad, teacache_r2=MIN_R2))
-    TeaCacheConfig(coefficients=(1.0,)).create_cache({}, bad)  # the caller's own
+        TeaCacheConfig().create_cache(bad)
+    TeaCacheConfig().create_cache(replace(bad, teacache_r2=MIN_R2))
+    TeaCacheConfig(coefficients=(1.0,)).create_cache(bad)  # the caller's own
 
 
 def test_a_fit_finds_a_polynomial_and_says_how_well() -> None:
@@ -154,7 +155,7 @@ def test_teacache_does_not_believe_its_fit_elsewhere() -> None:
     measured = Calibration(
         teacache_coefficients=(-10.0, 1.0), teacache_r2=0.9, teacache_range=(0.05, 0.3)
     )
-    cache = TeaCacheConfig(threshold=1.0).create_cache({}, measured)
+    cache = TeaCacheConfig(threshold=1.0).create_cache(measured)
     change = np.array([0.0, 0.05, 0.08, 0.2, 0.31, np.nan], np.float32)
     # Smaller ones count as the smallest, what is below 0 as 0, larger ones compute.
     wanted = [0.5, 0.5, 0.2, 0.0, np.inf, np.nan]
@@ -205,7 +206,10 @@ def test_low_frequencies_equal_a_shifted_disk(grid: tuple[int, int]) -> None:
 
 
 class WeightedSum:
-    """Stands in for the graph, in float64."""
+    """Stands in for the graphs, in float64."""
+
+    def __getitem__(self, name: str) -> WeightedSum:
+        return self
 
     def execute(self, weights: Buffer, *values: Buffer) -> list[Buffer]:
         factors = weights.to_numpy()[:, :, None, None].astype(np.float64)
@@ -214,15 +218,14 @@ class WeightedSum:
 
 
 def test_extrapolated_attention_is_extrapolated_again() -> None:
-    cache = FasterCacheConfig(attention_weight=0.5).create_cache(
-        {"weighted_sum_2": WeightedSum()},  # type: ignore[dict-item]
-        NOTHING,
-    )
+    cache = FasterCacheConfig(attention_weight=0.5).create_cache(NOTHING)
     memory = cache.create_memory()
     values = []
     for step, value in enumerate((1.0, None, 2.0, None, None)):
         if value is None:
-            values.append(float(memory.forecast(step).to_numpy()[0, 0, 0]))
+            values.append(
+                float(run(WeightedSum(), memory.forecast(step)).to_numpy()[0, 0, 0])
+            )
         else:
             memory.push(Buffer.from_numpy(np.full((1, 2, 3), value, np.float32)), step)
     # The first counts twice; then 2 + 1 / 2, and 2.5 + .5 / 2.
@@ -232,12 +235,9 @@ def test_extrapolated_attention_is_extrapolated_again() -> None:
 def test_fastercache_estimates_the_other_branch() -> None:
     rng = np.random.default_rng(4)
     timesteps = (950.0, 600.0, 200.0, 50.0)
-    run = Run(4, timesteps, grid=(10, 12), has_guidance=True)
-    cache = FasterCacheConfig(alpha_low=1.2, alpha_high=1.4).create_cache(
-        {"weighted_sum_3": WeightedSum()},  # type: ignore[dict-item]
-        NOTHING,
-    )
-    guidance = cache.create_guidance(run)
+    known = Run(4, timesteps, grid=(10, 12), has_guidance=True)
+    cache = FasterCacheConfig(alpha_low=1.2, alpha_high=1.4).create_cache(NOTHING)
+    guidance = cache.create_guidance(known)
     assert guidance is not None
     assert guidance.steps == {1, 2, 3}
     first, second = (rng.standard_normal((2, 120, 4), np.float32) for _ in range(2))
@@ -248,12 +248,14 @@ def test_fastercache_estimates_the_other_branch() -> None:
     now = rng.standard_normal((2, 120, 4), np.float32)
     # diffusers multiplies its stored difference again at every estimated step.
     for step, (a, b) in {1: (1.2, 1.0), 2: (1.2, 1.4), 3: (1.0, 1.4)}.items():
-        estimate = to_numpy(guidance.estimate(Buffer.from_numpy(now), step))
+        estimate = to_numpy(
+            run(WeightedSum(), guidance.estimate(Buffer.from_numpy(now), step))
+        )
         assert np.abs(estimate - (now + a * low + b * high)).max() < 1e-5
 
 
 def test_unguided_fastercache_estimates_nothing() -> None:
-    cache = FasterCacheConfig().create_cache({}, NOTHING)
+    cache = FasterCacheConfig().create_cache(NOTHING)
     assert cache.create_guidance(Run(4, (9.0, 5.0, 2.0, 1.0))) is None
 
 
@@ -262,7 +264,7 @@ def test_unguided_fastercache_estimates_nothing() -> None:
 )
 def test_rules_of_timesteps_need_them(config: PabConfig | FasterCacheConfig) -> None:
     with pytest.raises(RequestError, match=r"give run=Run\(timesteps=...\)"):
-        config.create_cache({}, NOTHING).create_state(Run(4))
+        config.create_cache(NOTHING).create_state(Run(4))
 
 
 # Bad values.

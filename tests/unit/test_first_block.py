@@ -11,7 +11,7 @@ from max_diffusion.caches import FirstBlockCache, ResidualState, Run
 
 def decisions(config: FirstBlockConfig, changes: list[list[float]]) -> list[list[bool]]:
     """Step 0 computes without a history; then one list a step, one change a sample."""
-    cache = FirstBlockCache(config, {})
+    cache = FirstBlockCache(config)
     state: ResidualState = cache.create_state(Run())
     state.restart(len(changes[0]))
     decided = []
@@ -61,7 +61,7 @@ def test_changes_add_up_and_start_again() -> None:
 
 
 def test_another_batch_counts_afresh() -> None:
-    cache = FirstBlockCache(FirstBlockConfig(threshold=1.0, max_cached_steps=1), {})
+    cache = FirstBlockCache(FirstBlockConfig(threshold=1.0, max_cached_steps=1))
     state = cache.create_state(Run())
     state.restart(2)
     small = np.full(2, 0.1, np.float32)

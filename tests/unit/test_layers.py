@@ -16,16 +16,17 @@ PACKAGE_FILES = [path for path in FILES if path.name != "__init__.py"]
 # Lowest first; a part imports its own layer and those below. A new part needs a place.
 LAYERS = (
     {"errors", "report"},
-    {"buffers", "checks", "compile", "images", "noise", "terminal"},
+    {"buffers", "calls", "checks", "compile", "images", "noise", "terminal"},
     {"caches", "checkpoint", "schedulers"},
     {"component", "decorator", "timeline", "tokenizers", "types"},
     {"denoising"},
+    {"loop"},
     {"loading"},
     {"pipeline"},
     {"text_to_image"},
     {"calibration", "models"},
     {"registry"},
-    {"inspection"},
+    {"engine", "inspection"},
     {"model_commands"},
     {"cli", "server"},
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,8 +16,8 @@ from ...buffers import repeat_rows, to_device, to_numpy
 from ...checkpoint import ModelFolder
 from ...denoising import Branch
 from ...errors import ModelLoadError, RequestError
+from ...loop import Denoising
 from ...noise import TorchCpuGenerator
-from ...pipeline import DiffusionPipelineOutput
 from ...schedulers import Schedule, load_scheduler
 from ...text_to_image import TextToImagePipeline
 from ...tokenizers import load_clip_tokenizer, load_t5_tokenizer
@@ -228,7 +227,7 @@ class Flux1Pipeline(TextToImagePipeline):
         """Noise and rotary tables to the device."""
         axes = self._transformer.axes_dims_rope
         text_len = context.tokens_2.shape[1]
-        grid = image_ids(context.height // self._cell, context.width // self._cell)
+        grid = image_ids(*self._grid(context))
         text_table = rotary_table(np.zeros((text_len, 3), np.float32), axes)
         return Flux1Inputs(
             latents=to_device(context.latents, self.device),
@@ -241,17 +240,9 @@ class Flux1Pipeline(TextToImagePipeline):
             context=context,
         )
 
-    def execute(
-        self, model_inputs: Flux1Inputs, **kwargs: Any
-    ) -> DiffusionPipelineOutput:
-        """Encodes, denoises, decodes.
-
-        Args:
-            model_inputs: From :meth:`prepare_inputs`.
-            kwargs: ``on_step``, see :meth:`denoise`.
-        """
+    def encode(self, model_inputs: Flux1Inputs) -> Denoising:
+        """Runs CLIP and T5 on the prompts, and on the negative one."""
         context = model_inputs.context
-        started = time.perf_counter()
         branches = [
             self._branch(
                 "conditional", model_inputs, model_inputs.tokens, model_inputs.tokens_2
@@ -265,31 +256,24 @@ class Flux1Pipeline(TextToImagePipeline):
             branches.append(
                 self._branch("unconditional", model_inputs, negative, negative_2)
             )
-        encoded = time.perf_counter()
-        rows, columns = context.height // self._cell, context.width // self._cell
-        denoised = self.denoise(
+        return self.begin(
             model_inputs.latents,
             Schedule(context.sigmas, context.timesteps),
             branches,
             true_cfg_scale=context.true_cfg_scale,
             cache=context.cache,
-            grid=(rows, columns),
-            **kwargs,
+            grid=self._grid(context),
         )
-        ended = time.perf_counter()
+
+    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
+        """Latents ``(B, S_img, C)`` to pictures, uint8 ``(B, H, W, 3)``."""
         decoder = self.loaded["vae"]
         assert isinstance(decoder, AutoencoderKLDecoder)
-        images = to_numpy(decoder.decode(denoised.latents, rows, columns)).copy()
-        return DiffusionPipelineOutput(
-            images,
-            denoised.steps,
-            denoised.cache_bytes,
-            {
-                "encode": encoded - started,
-                "denoise": ended - encoded,
-                "decode": time.perf_counter() - ended,
-            },
-        )
+        return to_numpy(decoder.decode(latents, *self._grid(context))).copy()
+
+    def _grid(self, context: GenerationContext) -> tuple[int, int]:
+        """Rows and columns of image tokens."""
+        return context.height // self._cell, context.width // self._cell
 
     def _branch(
         self,

@@ -1,0 +1,42 @@
+"""Many requests on one device, batched step by step, each with its own cache."""
+
+from __future__ import annotations
+
+from .engine import MAX_PREVIEWS, MAX_PRIORITY, Engine, EngineConfig
+from .observer import EngineObserver, EngineStats, TickRecord
+from .requests import (
+    DeadlineError,
+    EngineStoppedError,
+    Event,
+    Failed,
+    Finished,
+    Preview,
+    QueueFullError,
+    RequestHandle,
+    Started,
+    State,
+    StepTaken,
+    SubmitOptions,
+)
+
+__all__ = [
+    "MAX_PREVIEWS",
+    "MAX_PRIORITY",
+    "DeadlineError",
+    "Engine",
+    "EngineConfig",
+    "EngineObserver",
+    "EngineStats",
+    "EngineStoppedError",
+    "Event",
+    "Failed",
+    "Finished",
+    "Preview",
+    "QueueFullError",
+    "RequestHandle",
+    "Started",
+    "State",
+    "StepTaken",
+    "SubmitOptions",
+    "TickRecord",
+]

@@ -1,0 +1,191 @@
+"""A request on its way through the engine, as its owner sees it."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias, final
+
+import numpy as np
+
+from ..errors import MaxDiffusionError
+from ..report import StepRecord
+from ..text_to_image import GenerationResult
+from ..types import GenerationRequest
+
+
+class QueueFullError(MaxDiffusionError):
+    """As many requests wait as may; try again later. HTTP 429."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        """Seconds until there may be room."""
+
+
+class DeadlineError(MaxDiffusionError):
+    """The request was not done in the time it was given. HTTP 504."""
+
+
+class EngineStoppedError(MaxDiffusionError):
+    """The engine takes no more requests. HTTP 503."""
+
+
+class State(Enum):
+    """Where a request stands."""
+
+    QUEUED = "queued"
+    """Waits for memory or a place."""
+    RUNNING = "running"
+    """Is encoded, takes steps, or is decoded."""
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True)
+class Started:
+    """The request has left the queue."""
+
+
+@dataclass(frozen=True)
+class StepTaken:
+    """One step is done."""
+
+    step: int
+    """Steps taken."""
+    num_steps: int
+    records: tuple[StepRecord, ...]
+    """What it did, one a guidance branch."""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What the picture will be, as far as is known after some step."""
+
+    step: int
+    """Steps taken."""
+    index: int
+    """0-based, of this request's previews."""
+    images: np.ndarray
+    """uint8 ``(B, H, W, 3)``."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The pictures are there."""
+
+    result: GenerationResult
+
+
+@dataclass(frozen=True)
+class Failed:
+    """There will be none."""
+
+    error: MaxDiffusionError
+
+
+Event: TypeAlias = Started | StepTaken | Preview | Finished | Failed
+Listener: TypeAlias = Callable[[Event], None]
+
+
+@dataclass(frozen=True)
+class SubmitOptions:
+    """How the engine treats a request, beside what is drawn.
+
+    Attributes:
+        priority: -8 to 8. Higher ones leave the queue first, and get twice the share
+            of steps for each level when there are more requests than fit in a step.
+        timeout: Seconds from submission to the result; ``None`` for no limit.
+        num_previews: Pictures of unfinished latents to send on the way, spread evenly.
+    """
+
+    priority: int = 0
+    timeout: float | None = None
+    num_previews: int = 0
+
+
+@final
+class RequestHandle:
+    """A submitted request: its progress, its result, and the way to stop it.
+
+    Every method may be called from any thread.
+    """
+
+    def __init__(
+        self,
+        identifier: str,
+        request: GenerationRequest,
+        cancel: Callable[[RequestHandle], None],
+        listener: Listener | None,
+    ) -> None:
+        self.id = identifier
+        self.request = request
+        self._cancel = cancel
+        self._listener = listener
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._done = threading.Event()
+        self._state = State.QUEUED
+        self._last: Finished | Failed | None = None
+
+    @property
+    def state(self) -> State:
+        """Where it stands."""
+        return self._state
+
+    def cancel(self) -> None:
+        """Stops the request before its next step; no effect on one that is done."""
+        self._cancel(self)
+
+    def events(self, timeout: float | None = None) -> Iterator[Event]:
+        """All events in order, the last one :class:`Finished` or :class:`Failed`.
+
+        For one reader; a request submitted with a listener has none.
+
+        Args:
+            timeout: Longest wait for the next one, seconds.
+
+        Raises:
+            TimeoutError: None came in that time.
+        """
+        if self._listener is not None:
+            raise MaxDiffusionError(
+                "request: its events go to the listener it was submitted with"
+            )
+        event: Event | None = None
+        while not isinstance(event, Finished | Failed):
+            try:
+                event = self._events.get(timeout=timeout)
+            except queue.Empty:
+                raise TimeoutError(
+                    f"request {self.id}: no event in {timeout} s"
+                ) from None
+            yield event
+
+    def result(self, timeout: float | None = None) -> GenerationResult:
+        """Waits for the pictures.
+
+        Raises:
+            MaxDiffusionError: Why there are none; ``RequestCancelled`` after a cancel.
+            TimeoutError: They are not there after ``timeout`` seconds.
+        """
+        if not self._done.wait(timeout):
+            raise TimeoutError(f"request {self.id}: not done after {timeout} s")
+        if isinstance(self._last, Failed):
+            raise self._last.error
+        assert self._last is not None
+        return self._last.result
+
+    def tell(self, event: Event, state: State) -> None:
+        """Passes on an event; for the engine."""
+        self._state = state
+        if isinstance(event, Finished | Failed):
+            self._last = event
+            self._done.set()
+        if self._listener is None:
+            self._events.put(event)
+        else:
+            self._listener(event)

@@ -1,0 +1,56 @@
+"""One buffer for inputs that are the same for several requests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Final, final
+
+from max.driver import Buffer
+
+from ..buffers import to_numpy
+from ..loop import Denoising
+from ..text_to_image import TextToImagePipeline
+
+_MAX_KEPT: Final = 64
+
+
+@final
+class SharedInputs:
+    """Inputs without a batch axis, such as tables of positions, by their contents.
+
+    Calls can be one only if these are the very same buffers, so requests of the same
+    size are given the same ones. Belongs to one engine; keeps the last few.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[Any, ...], Buffer] = OrderedDict()
+
+    def share(self, pipeline: TextToImagePipeline, denoising: Denoising) -> None:
+        """Replaces the inputs of a loop that are known already."""
+        denoiser = pipeline.denoiser
+        if denoiser is None:
+            return
+        denoising.branches = tuple(
+            replace(branch, inputs=self._known(branch.inputs, denoiser.batched_inputs))
+            for branch in denoising.branches
+        )
+
+    def _known(
+        self, inputs: Mapping[str, Buffer], batched: frozenset[str]
+    ) -> dict[str, Buffer]:
+        return {
+            name: value if name in batched else self._intern(value)
+            for name, value in inputs.items()
+        }
+
+    def _intern(self, value: Buffer) -> Buffer:
+        digest = hashlib.sha256(to_numpy(value).tobytes()).digest()
+        key = (tuple(value.shape), value.dtype, digest)
+        known = self._kept.setdefault(key, value)
+        self._kept.move_to_end(key)
+        if len(self._kept) > _MAX_KEPT:
+            self._kept.popitem(last=False)
+        return known

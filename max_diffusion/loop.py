@@ -1,0 +1,144 @@
+"""One request between its noise and its picture, a step at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, final
+
+import numpy as np
+from max.driver import Buffer, Device
+
+from .buffers import to_device
+from .caches import GuidanceEstimate
+from .calls import GUIDANCE, SAMPLER, GraphCall, Routine
+from .denoising import ESTIMATE, FORECAST, Branch, DenoisingCacheState
+from .report import StepRecord
+from .schedulers import Schedule
+
+_SKIPPED: Final = frozenset((FORECAST, ESTIMATE))
+
+TakeStep = Callable[[int, DenoisingCacheState, Mapping[str, Buffer]], Routine[Buffer]]
+"""Step index, cache state and inputs to the prediction ``(B, S_img, C)``."""
+
+
+@final
+@dataclass
+class Denoising:
+    """The denoising loop of one request; whoever holds it says when it steps.
+
+    Made by :meth:`DiffusionPipeline.begin`. Holds everything that belongs to the
+    request, so dropping it frees all of it.
+    """
+
+    latents: Buffer
+    """float32 ``(B, S_img, C)`` after :attr:`step` steps; noise before."""
+    schedule: Schedule
+    branches: tuple[Branch, ...]
+    """The conditional one, and with true guidance the unconditional one."""
+    states: tuple[DenoisingCacheState, ...]
+    """One a branch."""
+    guidance: GuidanceEstimate | None
+    """What estimates the unconditional branch at some steps, if anything."""
+    true_cfg_scale: float
+    take_step: TakeStep
+    device: Device
+    step: int = 0
+    """Steps taken."""
+    records: list[StepRecord] = field(default_factory=list)
+    cache_bytes: int = 0
+    """Most bytes of cache state held at once."""
+    prediction: Buffer | None = None
+    """Of the last step, ``(B, S_img, C)``."""
+    is_skipped: bool = False
+    """Whether nothing of the transformer ran in the last step."""
+
+    @property
+    def batch(self) -> int:
+        """Samples of the request."""
+        return int(self.latents.shape[0])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are taken."""
+        return self.step == self.schedule.num_steps
+
+    @property
+    def held_bytes(self) -> int:
+        """Bytes of cache state held now."""
+        return sum(
+            memory.num_bytes for memory in (*self.states, self.guidance) if memory
+        )
+
+    def advance(self) -> Routine[None]:
+        """Takes one step."""
+        assert not self.is_done, "all steps are taken"
+        self.is_skipped = True
+        predictions: list[Buffer] = []
+        timestep = self._per_sample(self.schedule.timesteps[self.step])
+        for branch, state in zip(self.branches, self.states, strict=True):
+            prediction = yield from self._predict(branch, state, timestep, predictions)
+            predictions.append(prediction)
+        prediction = predictions[0]
+        if len(predictions) == 2:
+            if self.guidance and self.step not in self.guidance.steps:
+                self.guidance.remember(*predictions)
+            scale = self._per_sample(self.true_cfg_scale)
+            outputs = yield GraphCall(
+                "guidance",
+                (*predictions, scale),
+                stage=0 if self.is_skipped else GUIDANCE,
+            )
+            prediction = outputs[0]
+        dt = self._per_sample(self.schedule.dt(self.step))
+        inputs = self.latents, prediction, dt
+        outputs = yield GraphCall(
+            "euler_step", inputs, stage=0 if self.is_skipped else SAMPLER
+        )
+        self.latents, self.prediction = outputs[0], prediction
+        self.cache_bytes = max(self.cache_bytes, self.held_bytes)
+        self.step += 1
+
+    def preview(self) -> Routine[Buffer]:
+        """Where the last prediction leads in one stride: latents without their noise.
+
+        Float32 ``(B, S_img, C)``; those of the last step are :attr:`latents`.
+        """
+        assert self.prediction is not None, "no step is taken"
+        rest = self._per_sample(-float(self.schedule.sigmas[self.step]))
+        outputs = yield GraphCall("euler_step", (self.latents, self.prediction, rest))
+        return outputs[0]
+
+    def _predict(
+        self,
+        branch: Branch,
+        state: DenoisingCacheState,
+        timestep: Buffer,
+        before: Sequence[Buffer],
+    ) -> Routine[Buffer]:
+        """One branch's prediction, and the record of it."""
+        step, started = self.step, time.perf_counter()
+        if before and self.guidance and step in self.guidance.steps:
+            prediction = yield from self.guidance.estimate(before[0], step)
+            state.actions = (ESTIMATE,) * self.batch
+        else:
+            inputs = {"latents": self.latents, "timestep": timestep, **branch.inputs}
+            prediction = yield from self.take_step(step, state, inputs)
+        self.is_skipped &= _SKIPPED.issuperset(state.actions)
+        self.device.synchronize()
+        self.records.append(
+            StepRecord(
+                step=step,
+                branch=branch.name,
+                sigma=float(self.schedule.sigmas[step]),
+                timestep=float(self.schedule.timesteps[step]),
+                actions=state.actions,
+                signal=state.signal,
+                milliseconds=(time.perf_counter() - started) * 1e3,
+            )
+        )
+        return prediction
+
+    def _per_sample(self, value: float) -> Buffer:
+        return to_device(np.full(self.batch, value, np.float32), self.device)
