@@ -97,7 +97,8 @@ class Denoising:
             "euler_step", inputs, stage=0 if self.is_skipped else SAMPLER
         )
         self.latents, self.prediction = outputs[0], prediction
-        self.cache_bytes = max(self.cache_bytes, self.held_bytes)
+        if not self.is_skipped:
+            self.cache_bytes = max(self.cache_bytes, self.held_bytes)
         self.step += 1
 
     def preview(self) -> Routine[Buffer]:
@@ -126,7 +127,8 @@ class Denoising:
             inputs = {"latents": self.latents, "timestep": timestep, **branch.inputs}
             prediction = yield from self.take_step(step, state, inputs)
         self.is_skipped &= _SKIPPED.issuperset(state.actions)
-        self.device.synchronize()
+        if not self.device.is_host:  # whose graphs are done when their calls return
+            self.device.synchronize()
         self.records.append(
             StepRecord(
                 step=step,

@@ -7,6 +7,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
 
@@ -202,8 +203,13 @@ class TextToImagePipeline(DiffusionPipeline):
             decode_seconds=seconds.get("decode", 0.0),
             total_seconds=total_seconds,
             warnings=context.warnings,
-            versions={name: version(name) for name in ("max-diffusion", "max")},
+            versions=self._versions,
         )
+
+    @cached_property
+    def _versions(self) -> Mapping[str, str]:
+        """Of the packages that run; looking them up takes milliseconds."""
+        return {name: version(name) for name in ("max-diffusion", "max")}
 
     def _cache(self, cache: str | DenoisingCacheConfig | CacheConfig) -> CacheConfig:
         if isinstance(cache, str):

@@ -177,18 +177,18 @@ class History:
 
     def _weights(self, step: int) -> list[list[float]]:
         """One list a sample, one weight a slot; equal histories share the work."""
-        rows: dict[tuple[int, ...], list[float]] = {}
         histories = [tuple(history) for history in self._steps.tolist()]
-        for history in set(histories):
-            known = sorted(
-                (at, slot) for slot, at in enumerate(history) if at != _EMPTY
-            )
-            row = rows[history] = [0.0] * len(history)
-            steps = [at for at, _ in known]
-            weights = series_weights(steps, step, self._coefficients)
-            for (_, slot), weight in zip(known, weights, strict=True):
-                row[slot] = weight
+        rows = {history: self._row(history, step) for history in set(histories)}
         return [rows[history] for history in histories]
+
+    def _row(self, history: tuple[int, ...], step: int) -> list[float]:
+        known = sorted((at, slot) for slot, at in enumerate(history) if at != _EMPTY)
+        row = [0.0] * len(history)
+        steps = [at for at, _ in known]
+        weights = series_weights(steps, step, self._coefficients)
+        for (_, slot), weight in zip(known, weights, strict=True):
+            row[slot] = weight
+        return row
 
     def _replace(
         self, slot: int, chosen: np.ndarray, places: np.ndarray, value: Buffer

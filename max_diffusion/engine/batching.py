@@ -13,7 +13,6 @@ from max.driver import Buffer
 
 from ..buffers import concatenate_rows, copied, num_bytes, row_slice
 from ..calls import GraphCall, Routine
-from ..compile import memory_errors_said
 
 if TYPE_CHECKING:
     from max.engine import Model
@@ -30,17 +29,21 @@ class Lane(Generic[T]):
     routine: Routine[T]
     call: GraphCall | None = None
     """What it waits for; ``None`` at its end."""
+    rows: int = 0
+    """Samples of the call."""
     result: T | None = None
     error: Exception | None = None
 
     def resume(self, outputs: Sequence[Buffer] | None) -> None:
         """Runs the routine to its next call, or its end."""
         try:
-            with memory_errors_said():
-                if outputs is None:
-                    self.call = next(self.routine)
-                else:
-                    self.call = self.routine.send(outputs)
+            # send(None) is what starts a generator
+            self.call = self.routine.send(outputs)  # type: ignore[arg-type]
+            inputs, shared = self.call.inputs, self.call.shared
+            place = 0
+            while place in shared:
+                place += 1
+            self.rows = int(inputs[place].shape[0])
         except StopIteration as stop:
             self.call, self.result = None, stop.value
         except Exception as err:
@@ -105,20 +108,17 @@ class Batcher:
         batch: list[Lane[T]] = []
         size = 0
         for lane in group:
-            assert lane.call is not None
-            rows = _num_rows(lane.call)
-            if batch and size + rows > self._max_batch:
+            if batch and size + lane.rows > self._max_batch:
                 self._run_batch(batch)
                 batch, size = [], 0
             batch.append(lane)
-            size += rows
+            size += lane.rows
         self._run_batch(batch)
 
     def _run_batch(self, batch: Sequence[Lane[T]]) -> None:
         calls = [lane.call for lane in batch if lane.call is not None]
         try:
-            with memory_errors_said():
-                outputs = self._execute(calls)
+            outputs = self._execute(calls, [lane.rows for lane in batch])
         except Exception as err:
             if len(batch) == 1:
                 batch[0].fail(err)
@@ -130,16 +130,19 @@ class Batcher:
         for lane, own in zip(batch, outputs, strict=True):
             lane.resume(own)
 
-    def _execute(self, calls: Sequence[GraphCall]) -> list[Sequence[Buffer]]:
+    def _execute(
+        self, calls: Sequence[GraphCall], counts: Sequence[int]
+    ) -> list[Sequence[Buffer]]:
         """Outputs of each call, from one execution for all."""
         first = calls[0]
-        inputs = [
-            value
-            if place in first.shared
-            else self._rows.gather([call.inputs[place] for call in calls])
-            for place, value in enumerate(first.inputs)
-        ]
-        counts = [_num_rows(call) for call in calls]
+        inputs: Sequence[Buffer] = first.inputs
+        if len(calls) > 1:
+            inputs = [
+                value
+                if place in first.shared
+                else self._rows.gather([call.inputs[place] for call in calls])
+                for place, value in enumerate(inputs)
+            ]
         started = time.perf_counter()
         outputs = self._models[first.graph].execute(*inputs)
         self.record.graph_seconds += time.perf_counter() - started
@@ -168,8 +171,6 @@ class _Rows:
 
     def gather(self, values: Sequence[Buffer]) -> Buffer:
         """The values as one batch."""
-        if len(values) == 1:
-            return values[0]
         known = self._batch_of.get(id(values[0]))
         if known is not None:
             batch, rows = self._batches[known]
@@ -204,12 +205,6 @@ class _Rows:
         """Forgets all batches."""
         self._batches.clear()
         self._batch_of.clear()
-
-
-def _num_rows(call: GraphCall) -> int:
-    """Samples of a call."""
-    place = next(i for i in range(len(call.inputs)) if i not in call.shared)
-    return int(call.inputs[place].shape[0])
 
 
 def _kind(call: GraphCall) -> tuple[Any, ...]:

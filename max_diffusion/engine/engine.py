@@ -16,7 +16,7 @@ from typing import Final, Self, final
 
 from ..calls import Routine
 from ..checks import count, whole
-from ..compile import memory_errors_said
+from ..compile import memory_errors_said, said
 from ..errors import MaxDiffusionError, RequestCancelled, RequestError
 from ..loop import Denoising
 from ..pipeline import DiffusionPipelineOutput
@@ -371,8 +371,7 @@ class Engine:
     def _guarded(self, job: _Job, action: Callable[[], None]) -> None:
         """Runs an action of one job; its error ends that job alone."""
         try:
-            with memory_errors_said():
-                action()
+            action()
         except Exception as err:
             self._fail(job, err)
 
@@ -490,14 +489,11 @@ class Engine:
         self._end(job, Finished(GenerationResult(images, report)))
 
     def _fail(self, job: _Job, error: Exception) -> None:
-        if not isinstance(error, MaxDiffusionError):
+        failure = said(error)
+        if failure is not error:
             logger.error("request %s has failed", job.handle.id, exc_info=error)
-            kind = type(error).__name__
-            failure = MaxDiffusionError(f"engine: a step has failed: {kind}: {error}")
-            failure.__cause__ = error
-            error = failure
         self._release(job)
-        self._end(job, Failed(error))
+        self._end(job, Failed(failure))
 
     def _release(self, job: _Job) -> None:
         """Frees a running request's slot."""
