@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import secrets
@@ -87,6 +88,26 @@ def text_chunks(report: RunReport, index: int) -> dict[str, str]:
     }
 
 
+def encoded(
+    picture: np.ndarray, kind: str, quality: int, text: Mapping[str, str]
+) -> bytes:
+    """One picture as the bytes of a file.
+
+    Args:
+        picture: uint8 ``(H, W, 3)``.
+        kind: ``png``, ``jpeg`` or ``webp``.
+        quality: 0 to 100, of the latter two.
+        text: Text chunks of a PNG, by keyword.
+    """
+    buffer = io.BytesIO()
+    image = Image.fromarray(picture)
+    if kind == "png":
+        image.save(buffer, "PNG", pnginfo=_png_info(text))
+    else:
+        image.save(buffer, kind.upper(), quality=quality)
+    return buffer.getvalue()
+
+
 def save_png(path: Path, picture: np.ndarray, text: Mapping[str, str]) -> None:
     """Writes one picture with text chunks; whole or not at all.
 
@@ -98,10 +119,14 @@ def save_png(path: Path, picture: np.ndarray, text: Mapping[str, str]) -> None:
     Raises:
         RequestError: The file cannot be written.
     """
+    save_atomically(path, Image.fromarray(picture), _png_info(text))
+
+
+def _png_info(text: Mapping[str, str]) -> PngInfo:
     info = PngInfo()
     for key, value in text.items():
         info.add_itxt(key, value)
-    save_atomically(path, Image.fromarray(picture), info)
+    return info
 
 
 def save_atomically(

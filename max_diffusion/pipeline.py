@@ -274,6 +274,15 @@ class DiffusionPipeline(ABC):
                 "that forecasts the prediction"
             )
 
+    def supported_caches(self) -> dict[str, CacheConfig]:
+        """Caches that requests may use, at their defaults, by name."""
+        supported: dict[str, CacheConfig] = {}
+        for name, kind in CACHES.items():
+            with suppress(RequestError):
+                self._check_supported(kind())
+                supported[name] = kind()
+        return supported
+
     def check_cache_memory(
         self,
         config: CacheConfig,
@@ -302,12 +311,11 @@ class DiffusionPipeline(ABC):
         if needed <= limit:
             return
         sizes = self.denoiser.state_sizes(shape, branches)
-        fitting = []
-        for name, kind in CACHES.items():
-            with suppress(RequestError):
-                self._check_supported(kind())
-                if kind().state_bytes(sizes) <= limit:
-                    fitting.append(name)
+        fitting = [
+            name
+            for name, known in self.supported_caches().items()
+            if known.state_bytes(sizes) <= limit
+        ]
         raise RequestError(
             f"cache: {type(config).__name__} would keep {needed} bytes of state, more "
             f"than the limit of {limit}; at their defaults these run here and fit: "

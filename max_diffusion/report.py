@@ -59,6 +59,10 @@ class RunReport:
     """Of the noise; the pictures of a batch share one stream."""
     num_images: int
     """Pictures, all prompts together."""
+    image_tokens: int
+    """Of each picture."""
+    text_tokens: int
+    """That the transformer reads of each prompt, padding included."""
     cache: Mapping[str, object]
     """Name and settings."""
     steps: tuple[StepRecord, ...]

@@ -6,7 +6,7 @@ import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
@@ -57,6 +57,11 @@ class TextToImagePipeline(DiffusionPipeline):
         width: int | None,
     ) -> tuple[int, int]:
         """Image tokens of a picture's size, and the most text tokens."""
+
+    @property
+    @abstractmethod
+    def default_size(self) -> tuple[int, int]:
+        """Height and width in pixels of a picture whose size is not given."""
 
     @abstractmethod
     def create_context(self, request: GenerationRequest) -> GenerationContext:
@@ -192,6 +197,8 @@ class TextToImagePipeline(DiffusionPipeline):
             true_cfg_scale=context.true_cfg_scale,
             seed=request.seed,
             num_images=len(output.images),
+            image_tokens=int(context.latents.shape[1]),
+            text_tokens=int(context.tokens_2.shape[1]),
             cache={"name": cache_name(cache), **asdict(cache)},
             steps=output.steps,
             cache_bytes=output.cache_bytes,
@@ -226,15 +233,24 @@ def _tuple(name: str, values: Iterable[T]) -> tuple[T, ...]:
         ) from err
 
 
-def named_cache(name: str) -> CacheConfig:
-    """A cache of ``CACHES`` with its defaults.
+def named_cache(name: str, options: Mapping[str, object] | None = None) -> CacheConfig:
+    """A cache of ``CACHES`` with its defaults, or with options as JSON has them.
 
     Raises:
-        RequestError: No such name; lists the names.
+        RequestError: No such name or option, or a value out of range.
     """
     if name not in CACHES:
         raise RequestError(f"cache: expected {', '.join(CACHES)}, got {name!r}")
-    return CACHES[name]()
+    known = [item.name for item in fields(CACHES[name])]
+    values: dict[str, Any] = {}
+    for key, value in (options or {}).items():
+        if key not in known:
+            raise RequestError(
+                f"cache: {name} has no option {key!r}; it has "
+                f"{', '.join(known) or 'none'}"
+            )
+        values[key] = tuple(value) if isinstance(value, list) else value
+    return CACHES[name](**values)
 
 
 def cache_name(config: CacheConfig) -> str:

@@ -20,7 +20,7 @@ from ..types import GenerationRequest
 class QueueFullError(MaxDiffusionError):
     """As many requests wait as may; try again later. HTTP 429."""
 
-    def __init__(self, message: str, retry_after: float) -> None:
+    def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after = retry_after
         """Seconds until there may be room."""

@@ -157,6 +157,11 @@ class Flux1Pipeline(TextToImagePipeline):
         self._default_size = _default_size(configs["vae"])
         self.has_guidance = self._transformer.guidance_embeds
 
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Height and width in pixels of a picture whose size is not given."""
+        return self._default_size, self._default_size
+
     def create_context(self, request: GenerationRequest) -> GenerationContext:
         """Tokenizes, draws the noise and lays out the schedule; no device work.
 

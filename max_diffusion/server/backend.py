@@ -1,0 +1,157 @@
+"""Who draws for a server: one engine in this process, or others elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, final
+
+from ..engine import (
+    Engine,
+    Event,
+    Failed,
+    Finished,
+    SubmitOptions,
+)
+from ..text_to_image import TextToImagePipeline, cache_name
+from ..types import GenerationRequest
+from .errors import ApiError
+from .metrics import Metrics
+from .schemas import Health
+
+Status = Literal["loading", "ready", "draining", "failed"]
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What requests may ask of a model."""
+
+    default_size: tuple[int, int]
+    """Width and height in pixels."""
+    caches: Mapping[str, Mapping[str, Any]]
+    """Options and defaults by name."""
+    default_cache: str
+
+    @classmethod
+    def of(cls, pipeline: TextToImagePipeline) -> ModelDescription:
+        """Of a loaded pipeline."""
+        height, width = pipeline.default_size
+        caches = pipeline.supported_caches()
+        return cls(
+            default_size=(width, height),
+            caches={name: asdict(config) for name, config in caches.items()},
+            default_cache=cache_name(pipeline.resolve_cache(pipeline.cache_config)),
+        )
+
+
+class Backend(ABC):
+    """Draws pictures for a server, and says how it stands."""
+
+    @abstractmethod
+    async def draw(
+        self, request: GenerationRequest, options: SubmitOptions
+    ) -> AsyncGenerator[Event, None]:
+        """Puts a request in the queue.
+
+        Returns:
+            Its events; closing the generator cancels the request.
+
+        Raises:
+            ApiError: It cannot be drawn now.
+            MaxDiffusionError: It was refused.
+        """
+
+    @abstractmethod
+    async def describe(self) -> ModelDescription | None:
+        """What requests may ask; ``None`` while that is not known."""
+
+    @abstractmethod
+    async def health(self, model: str) -> Health:
+        """How it stands."""
+
+    @abstractmethod
+    async def metrics(self) -> bytes:
+        """In Prometheus's text format."""
+
+
+@final
+class LocalBackend(Backend):
+    """One engine in this process, which may still be loading."""
+
+    def __init__(self) -> None:
+        self._metrics = Metrics()
+        self._engine: Engine | None = None
+        self._description: ModelDescription | None = None
+        self._status: Status = "loading"
+        self._detail = "the model is being loaded and compiled"
+
+    @property
+    def observer(self) -> Metrics:
+        """What the engine is to tell of itself."""
+        return self._metrics
+
+    def open(self, engine: Engine) -> None:
+        """From now on requests are drawn."""
+        seconds = engine.pipeline.seconds
+        self._metrics.watch(engine.stats, seconds["load"], seconds["compile"])
+        self._description = ModelDescription.of(engine.pipeline)
+        self._engine = engine
+        self._status, self._detail = "ready", ""
+
+    def drain(self) -> None:
+        """From now on requests are refused."""
+        self._status, self._detail = "draining", "the server is shutting down"
+
+    async def draw(
+        self, request: GenerationRequest, options: SubmitOptions
+    ) -> AsyncGenerator[Event, None]:
+        """Submits the request to the engine."""
+        engine = self._engine
+        status, detail = self._now()
+        if engine is None or status != "ready":
+            raise ApiError(
+                503, f"server: {detail}", code=status, headers={"Retry-After": "5"}
+            )
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+
+        def listener(event: Event) -> None:
+            loop.call_soon_threadsafe(events.put_nowait, event)
+
+        # Tokenizing and drawing noise take milliseconds, which others need not wait.
+        handle = await asyncio.to_thread(
+            engine.submit, request, options, listener=listener
+        )
+
+        async def generator() -> AsyncGenerator[Event, None]:
+            try:
+                event: Event | None = None
+                while not isinstance(event, Finished | Failed):
+                    event = await events.get()
+                    yield event
+            finally:
+                handle.cancel()
+
+        return generator()
+
+    async def describe(self) -> ModelDescription | None:
+        """What requests may ask."""
+        return self._description
+
+    async def health(self, model: str) -> Health:
+        """How it stands."""
+        status, detail = self._now()
+        figures = asdict(self._engine.stats()) if self._engine else {}
+        return Health(status=status, detail=detail, model=model, **figures)
+
+    async def metrics(self) -> bytes:
+        """In Prometheus's text format."""
+        return self._metrics.text()
+
+    def _now(self) -> tuple[Status, str]:
+        engine = self._engine
+        if engine is not None and self._status == "ready" and not engine.is_alive:
+            return "failed", "the engine has stopped; its log says why"
+        return self._status, self._detail

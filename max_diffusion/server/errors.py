@@ -1,0 +1,110 @@
+"""Errors as OpenAI's clients know them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from ..engine import DeadlineError, EngineStoppedError, QueueFullError
+from ..errors import MaxDiffusionError, RequestCancelled, RequestError
+
+
+class ApiError(Exception):
+    """An answer that is not a success."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+        self.code, self.param = code, param
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        kinds = {401: "authentication_error", 429: "rate_limit_error"}
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": kinds.get(self.status, kind),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    @property
+    def response(self) -> JSONResponse:
+        """The answer."""
+        return JSONResponse(self.body, self.status, headers=self.headers)
+
+
+def api_error(error: Exception) -> ApiError:
+    """The answer to an error of the engine."""
+    message = str(error)
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, QueueFullError):
+        wait = str(math.ceil(error.retry_after))
+        return ApiError(429, message, code="queue_full", headers={"Retry-After": wait})
+    if isinstance(error, DeadlineError):
+        return ApiError(504, message, code="deadline_exceeded")
+    if isinstance(error, EngineStoppedError | RequestCancelled):
+        return ApiError(
+            503, message, code="shutting_down", headers={"Retry-After": "5"}
+        )
+    if isinstance(error, RequestError):
+        return ApiError(400, message, code="invalid_value")
+    if isinstance(error, MaxDiffusionError):
+        return ApiError(500, message, code="engine_error")
+    return ApiError(500, "the server failed; its log says why", code="internal_error")
+
+
+def not_valid(error: RequestValidationError) -> ApiError:
+    """The answer to a body that is not what the schema says: its first error."""
+    first: Mapping[str, Any] = error.errors()[0]
+    place: Sequence[object] = first["loc"]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "")
+        return ApiError(400, f"body: expected JSON ({reason})", code="invalid_json")
+    where = ".".join(str(part) for part in place[1:]) or "body"
+    message = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    if first["type"] == "extra_forbidden":
+        message = f"{where}: no such field; GET /docs lists them"
+    elif first["type"] != "missing" and len(repr(first["input"])) <= 80:
+        message += f", got {first['input']!r}"
+    return ApiError(422, message, code=str(first["type"]), param=where)
+
+
+async def on_api_error(request: Request, error: Exception) -> JSONResponse:
+    """Handler of :class:`ApiError` and of errors of the engine."""
+    return api_error(error).response
+
+
+async def on_not_valid(request: Request, error: Exception) -> JSONResponse:
+    """Handler of bodies that do not validate."""
+    assert isinstance(error, RequestValidationError)
+    return not_valid(error).response
+
+
+async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+    """Handler of unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    path = f"{request.method} {request.url.path}"
+    message = f"{path}: {str(error.detail).lower()}; GET /docs lists what there is"
+    return ApiError(
+        error.status_code, message, code="not_found", headers=error.headers
+    ).response

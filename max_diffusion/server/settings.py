@@ -1,0 +1,82 @@
+"""What a server allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..checks import count, whole
+from ..errors import RequestError
+from ..types import MAX_SIZE, MAX_STEPS
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """Limits of requests, and keys.
+
+    Attributes:
+        model: Id that ``GET /v1/models`` gives.
+        api_keys: Bearer keys; with none, everyone may ask.
+        max_body_bytes: Of a request.
+        max_prompt_length: Characters of a prompt, and of a negative one.
+        max_n: Pictures of a request.
+        max_size: Pixels a side.
+        max_steps: Denoising steps.
+        timeout: Seconds that a request gets if it does not ask for less.
+        image_bytes: Of pictures kept for ``response_format: url``; the oldest go first.
+        image_seconds: How long they are kept.
+    """
+
+    model: str = "demo"
+    api_keys: tuple[str, ...] = ()
+    max_body_bytes: int = 256 * 1024
+    max_prompt_length: int = 32_000
+    max_n: int = 10
+    max_size: int = 2048
+    max_steps: int = 200
+    timeout: float = 600.0
+    image_bytes: int = 256 * 1024**2
+    image_seconds: float = 3600.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name in ("max_body_bytes", "max_prompt_length", "max_n", "image_bytes"):
+            count(f"server: {name}", getattr(self, name), minimum=1)
+        whole("server: max_size", self.max_size, minimum=1, maximum=MAX_SIZE)
+        whole("server: max_steps", self.max_steps, minimum=1, maximum=MAX_STEPS)
+        for name in ("timeout", "image_seconds"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise RequestError(
+                    f"server: {name} must be a number of seconds above 0, got "
+                    f"{getattr(self, name)!r}"
+                )
+        for key in self.api_keys:
+            if not key or not key.isascii() or not key.isprintable() or " " in key:
+                raise RequestError(
+                    "server: an API key must be printable ASCII without spaces; choose "
+                    "another"
+                )
+
+
+def read_api_keys(path: Path) -> tuple[str, ...]:
+    """Keys of a file: one a line; empty lines and those with ``#`` first are skipped.
+
+    Raises:
+        RequestError: It cannot be read, or holds none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as err:
+        raise RequestError(
+            f"--api-key-file: {path} cannot be read ({err}); give a text file with a "
+            "key a line"
+        ) from err
+    keys = tuple(
+        line.strip() for line in lines if line.strip() and not line.startswith("#")
+    )
+    if not keys:
+        raise RequestError(
+            f"--api-key-file: {path} holds no key; write one a line, or leave the "
+            "option out to let everyone ask"
+        )
+    return keys
