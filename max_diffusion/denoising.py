@@ -12,6 +12,7 @@ import numpy as np
 from max.driver import Buffer
 from max.graph import Dim, Module
 
+from graphs.context import in_graph_context
 from graphs.denoiser import AbstractDenoiser, ModuleLevel, StepGraphs
 from graphs.weights import WeightScope
 
@@ -170,6 +171,7 @@ class DenoiserComponent(ComponentModel):
                 graphs.add_modules(level)
         return w
 
+    @in_graph_context
     def state_sizes(
         self,
         shape: tuple[int, int, int],

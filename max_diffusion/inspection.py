@@ -10,6 +10,7 @@ from typing import Any
 
 from max.graph import Module
 
+from graphs.context import in_graph_context
 from graphs.weights import WeightSlot, WeightSpec
 
 from .caches import CACHES, CacheConfig, Calibration, TaylorSeerConfig
@@ -67,6 +68,7 @@ class ModelReport:
         return asdict(self)
 
 
+@in_graph_context
 def inspect(
     path_or_repo_id: str | os.PathLike[str] = "demo",
     *,

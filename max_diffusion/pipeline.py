@@ -16,6 +16,7 @@ from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Module
 
+from graphs.context import in_graph_context
 from graphs.sampler import add_euler_step, add_guidance
 
 from .buffers import to_numpy
@@ -140,7 +141,7 @@ class DiffusionPipeline(ABC):
             CACHES[cache]() if isinstance(cache, str) else cache
             for cache in pipeline_config.caches
         ]
-        self._graph_groups: frozenset[GraphGroup] = frozenset(
+        self.graph_groups: frozenset[GraphGroup] = frozenset(
             group for kind in (*kinds, self.cache_config) for group in kind.graph_groups
         )
         self.seconds: dict[str, float] = {}
@@ -256,7 +257,7 @@ class DiffusionPipeline(ABC):
 
     def _check_supported(self, config: CacheConfig) -> None:
         """Whether this pipeline can run a cache in some request."""
-        if not self._graph_groups.issuperset(config.graph_groups):
+        if not self.graph_groups.issuperset(config.graph_groups):
             allowed = ", ".join(map(str, self.pipeline_config.caches))
             raise RequestError(
                 f"cache: {type(config).__name__} needs graphs that this pipeline was "
@@ -558,6 +559,7 @@ class DiffusionPipeline(ABC):
                 "try float32, or check the weights"
             )
 
+    @in_graph_context
     def _load(
         self,
         weight_paths: Sequence[Path],
@@ -577,14 +579,14 @@ class DiffusionPipeline(ABC):
             self.pipeline_config,
             self.devices,
             files,
-            self._graph_groups,
+            self.graph_groups,
             module,
         )
         self.loaded = built.components
         device_ref = DeviceRef.from_device(self.device)
         add_euler_step(module, "euler_step", self.dtype, device_ref)
         add_guidance(module, "guidance", self.dtype, device_ref)
-        if "series" in self._graph_groups:
+        if "series" in self.graph_groups:
             add_series_graphs(module, self.dtype, device_ref)
         # Compiling takes minutes: what is wrong with a tokenizer is said before.
         self.init_remaining_components()

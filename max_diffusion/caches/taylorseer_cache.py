@@ -8,6 +8,8 @@ from max.driver import Buffer, Device
 from max.dtype import DType
 from max.graph import DeviceRef, Module
 
+from graphs.context import in_graph_context
+
 from ..buffers import copied
 from ..calls import run
 from ..compile import compile_graphs
@@ -42,6 +44,7 @@ class TaylorSeerCache:
         RequestError: ``config`` does not enable TaylorSeer, or a value is out of range.
     """
 
+    @in_graph_context
     def __init__(
         self,
         config: DenoisingCacheConfig,

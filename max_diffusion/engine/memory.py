@@ -40,6 +40,9 @@ class MemoryPlan:
 
     def __init__(self, pipeline: TextToImagePipeline, limit: int) -> None:
         self._pipeline = pipeline
+        if pipeline.denoiser is not None:
+            # Finds the shapes out, from graphs that are built once: not by a request.
+            pipeline.denoiser.state_sizes((1, 1, 1), 1, pipeline.graph_groups)
         self.limit = limit
         self.reserved = 0
         """Bytes of all slots."""

@@ -175,7 +175,9 @@ def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
 
 
 def _add_state(app: FastAPI, backend: Backend, settings: ServerSettings) -> None:
-    not_ready = {503: {"model": Health, "description": "Not ready"}}
+    not_ready: dict[int | str, dict[str, Any]] = {
+        503: {"model": Health, "description": "Not ready"}
+    }
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:

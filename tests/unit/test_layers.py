@@ -27,8 +27,9 @@ LAYERS = (
     {"calibration", "models"},
     {"registry"},
     {"engine", "inspection"},
-    {"model_commands"},
-    {"cli", "server"},
+    {"server"},
+    {"model_commands", "options", "serve_command"},
+    {"cli"},
 )
 
 

@@ -1,0 +1,108 @@
+"""``max-diffusion serve``: its options, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from .errors import RequestError
+from .model_commands import Command
+from .options import memory_size, parse_cache
+from .terminal import Interruption
+
+# Those that forecast the prediction: together they compile little more than none does.
+_CACHES: Final = "none,taylorseer,auto,step-mask"
+
+
+def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
+    from .caches import CACHES
+    from .engine import EngineConfig
+    from .server import ServerSettings
+    from .server.run import Model, serve
+    from .server.settings import read_api_keys
+
+    names = tuple(CACHES) if args.caches == "all" else tuple(args.caches.split(","))
+    for name in names:
+        if name not in CACHES:
+            raise RequestError(
+                f"--caches: expected all, or names of {', '.join(CACHES)}, got {name!r}"
+            )
+    keys = tuple(args.api_key)
+    if args.api_key_file is not None:
+        keys += read_api_keys(Path(args.api_key_file))
+    is_folder = args.model != "demo" and Path(args.model).is_dir()
+    shown = Path(args.model).resolve().name if is_folder else args.model
+    settings = ServerSettings(
+        model=args.served_model_name or shown,
+        api_keys=keys,
+        max_prompt_length=args.max_prompt_length,
+        max_n=args.max_n,
+        max_size=args.max_size,
+        max_steps=args.max_steps,
+        timeout=args.timeout,
+    )
+    engine = EngineConfig(
+        max_running=args.max_running,
+        max_queued=args.max_queued,
+        max_step_samples=args.max_step_samples,
+        max_batch=args.max_batch,
+        memory_limit=memory_size("--memory-limit", args.memory_limit),
+    )
+    model = Model(
+        path=args.model,
+        device=args.device,
+        dtype=args.dtype,
+        cache=parse_cache(args.cache, args.cache_option),
+        caches=names,
+        calibration=args.calibration,
+        variant=args.variant,
+    )
+    serve(
+        model,
+        settings,
+        engine,
+        host=args.host,
+        port=args.port,
+        drain_seconds=args.drain_timeout,
+        has_access_log=args.access_log,
+    )
+
+
+def _add_options(add: Callable[..., Any]) -> None:
+    add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
+    add("--variant", help="weight files' variant, for example fp16")
+    add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
+    add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
+    add("--cache", default="none", metavar="NAME", help="of requests that name none")
+    add("--cache-option", action="append", default=[], metavar="KEY=VALUE")
+    add(
+        "--caches",
+        default=_CACHES,
+        metavar="NAMES",
+        help="what requests may name, separated by commas, or all, which compiles for "
+        "minutes more the first time; default %(default)s",
+    )
+    add("--calibration", metavar="FILE", help="measurements instead of the model's")
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all")
+    add("--port", type=int, default=8000, help="0 is any that is free")
+    add("--served-model-name", metavar="ID", help="id of the model for clients")
+    add("--api-key", action="append", default=[], metavar="KEY", help="may be repeated")
+    add("--api-key-file", metavar="FILE", help="a key a line; not seen by ps")
+    add("--max-prompt-length", type=int, default=32_000, help="characters")
+    add("--max-n", type=int, default=10, help="pictures of a request")
+    add("--max-size", type=int, default=2048, help="pixels a side")
+    add("--max-steps", type=int, default=200, help="denoising steps")
+    add("--timeout", type=float, default=600.0, help="seconds a request gets at most")
+    add("--max-running", type=int, default=64, help="requests that hold memory")
+    add("--max-queued", type=int, default=256, help="requests that wait; then 429")
+    add("--max-step-samples", type=int, default=16, help="pictures of a step")
+    add("--max-batch", type=int, default=8, help="pictures of a graph's run")
+    add("--memory-limit", metavar="SIZE", help="of requests; default half of the free")
+    add("--drain-timeout", type=float, default=30.0, help="seconds after SIGTERM")
+    add("--access-log", action="store_true", help="a line for every request")
+    add("--debug", action="store_true", help="show tracebacks of errors")
+
+
+SERVE: Final = Command("answer requests over HTTP", _add_options, _serve)

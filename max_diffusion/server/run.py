@@ -1,0 +1,189 @@
+"""A server from its socket to its last answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import final
+
+import uvicorn
+
+from ..caches import CacheConfig
+from ..engine import Engine, EngineConfig
+from ..errors import MaxDiffusionError, RequestError
+from ..registry import load_pipeline
+from .app import create_app
+from .backend import LocalBackend
+from .settings import ServerSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What :func:`~max_diffusion.load_pipeline` is given."""
+
+    path: str
+    device: str = "auto"
+    dtype: str | None = None
+    cache: CacheConfig | None = None
+    caches: Sequence[str | CacheConfig] = ("none",)
+    calibration: str | None = None
+    variant: str | None = None
+
+    def load(self, backend: LocalBackend, config: EngineConfig) -> Engine:
+        """Loads, compiles, and starts the engine."""
+
+        def on_event(stage: str, what: str) -> None:
+            if (stage, what) == ("compile", "start"):
+                logger.info("compiling; the first time takes minutes")
+
+        pipeline = load_pipeline(
+            self.path,
+            device=self.device,
+            dtype=self.dtype,
+            cache=self.cache,
+            caches=self.caches,
+            calibration=self.calibration,
+            variant=self.variant,
+            on_event=on_event,
+        )
+        return Engine(pipeline, config, observer=backend.observer)
+
+
+def serve(
+    model: Model,
+    settings: ServerSettings,
+    config: EngineConfig,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    drain_seconds: float = 30.0,
+    has_access_log: bool = False,
+) -> None:
+    """Answers requests until SIGTERM or Ctrl-C; then finishes those it has.
+
+    Listens at once, and says 503 until the model is there. A second signal cancels
+    what is left.
+
+    Raises:
+        RequestError: The address cannot be had, or an argument is malformed.
+        ModelLoadError: The model does not load.
+        CompileError: A graph does not compile.
+        DeviceError: No such device.
+    """
+    if not 0 <= drain_seconds < float("inf"):
+        raise RequestError(
+            f"--drain-timeout: expected seconds, 0 or more, got {drain_seconds}"
+        )
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    listener = _listen(host, port)
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    logger.info("%s on %s (/docs, /metrics), loading", settings.model, address)
+    backend = LocalBackend()
+    uvicorn_config = uvicorn.Config(
+        create_app(backend, settings),
+        log_config=None,
+        access_log=has_access_log,
+        lifespan="off",
+        timeout_graceful_shutdown=max(1, round(drain_seconds)),
+    )
+    server = _Server(uvicorn_config)
+    loading = _Loading(model, config, backend, server)
+    threading.Thread(target=loading.run, name="load", daemon=True).start()
+    asyncio.run(_run(server, backend, listener))
+    if not loading.is_over.is_set():
+        logger.info("stopped while loading")
+        sys.stderr.flush()
+        os._exit(0)  # MAX cannot be interrupted while it compiles
+    if loading.engine is not None:
+        loading.engine.close(drain=False)
+    if loading.error is not None:
+        raise loading.error
+    logger.info("stopped")
+
+
+@final
+@dataclass
+class _Loading:
+    """Loads in a thread of its own, and stops the server if that fails."""
+
+    model: Model
+    config: EngineConfig
+    backend: LocalBackend
+    server: uvicorn.Server
+    engine: Engine | None = None
+    error: MaxDiffusionError | None = None
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        started = time.monotonic()
+        try:
+            self.engine = self.model.load(self.backend, self.config)
+            self.backend.open(self.engine)
+            logger.info("ready after %.1f s", time.monotonic() - started)
+        except MaxDiffusionError as err:
+            self.error = err
+        except Exception as err:
+            logger.exception("loading has failed")
+            self.error = MaxDiffusionError(f"serve: loading has failed: {err}")
+        self.is_over.set()
+        if self.error is not None:
+            self.server.should_exit = True
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to :func:`_run`: uvicorn raises them again after its end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Captures none."""
+        yield
+
+
+async def _run(
+    server: uvicorn.Server, backend: LocalBackend, listener: socket.socket
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        if server.should_exit:
+            server.force_exit = True
+            logger.info("stopping at once")
+            return
+        backend.drain()
+        server.should_exit = True
+        logger.info("finishing what was asked; a second signal cancels it")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    await server.serve(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise RequestError(f"--port: expected 0 to 65535, got {port}")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as err:
+        raise RequestError(
+            f"serve: cannot listen on {host} port {port} ({err.strerror}); choose "
+            "another --port or --host"
+        ) from err
+    return listener
