@@ -1,0 +1,425 @@
+"""The pipelines in MAX's own server: ``max serve`` really runs, on loopback."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+import numpy as np
+import pytest
+from max.pipelines.request import OpenResponsesRequestBody
+from PIL import Image
+from processes import run_python
+
+from max_diffusion import (
+    CACHES,
+    CacheConfig,
+    GenerationRequest,
+    StepMaskConfig,
+    TaylorSeerConfig,
+    TextToImagePipeline,
+    demo_model_path,
+)
+from max_diffusion.errors import RequestError
+from max_diffusion.max_serve import ARCHITECTURES
+from max_diffusion.max_serve.architecture import PictureTokenizer
+from max_diffusion.max_serve.requests import from_json, to_json, to_request
+from max_diffusion.max_serve.settings import ServeSettings
+from max_diffusion.registry import PIPELINES
+
+PROMPT = "a red circle above a blue square"
+SECONDS = 120.0
+"""Longest wait for a start or an end, which take about 15 and 2."""
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    """A request that the server answers with a picture that nothing was lost of."""
+    image = {"output_format": "png", **fields.pop("image", {})}
+    return {
+        "model": "demo",
+        "input": PROMPT,
+        "seed": 7,
+        "provider_options": {"image": image},
+        **fields,
+    }
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running ``max serve``."""
+
+    process: subprocess.Popen[bytes]
+    client: httpx.Client
+    log: Path
+
+    def post(self, fields: dict[str, Any]) -> httpx.Response:
+        return self.client.post("/v1/responses", json=fields)
+
+    def files(self, fields: dict[str, Any]) -> list[Image.Image]:
+        answer = self.post(fields)
+        assert answer.status_code == 200, answer.text
+        content = answer.json()["output"][0]["content"]
+        data = [base64.b64decode(item["image_data"]) for item in content]
+        return [Image.open(io.BytesIO(item)) for item in data]
+
+    def images(self, fields: dict[str, Any]) -> np.ndarray:
+        return np.stack([np.asarray(file) for file in self.files(fields)])
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_until_ready(server: Server) -> None:
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline and server.process.poll() is None:
+        with suppress(httpx.TransportError):
+            if server.client.get("/health").status_code == 200:
+                return
+        time.sleep(0.1)
+    pytest.fail("max serve did not start:\n" + server.log.read_text()[-4000:])
+
+
+# The demo comes first: what it has compiled, the server finds.
+@pytest.fixture(scope="module")
+def server(
+    demo: TextToImagePipeline, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("max_serve")
+    port = free_port()
+    command = [
+        Path(sys.executable).with_name("max"),
+        "serve",
+        *("--custom-architectures", "max_diffusion.max_serve"),
+        *("--model", demo_model_path(), "--served-model-name", "demo"),
+        *("--devices", "cpu", "--port", str(port)),
+    ]
+    settings = {
+        "HF_HUB_OFFLINE": "1",
+        "MAX_DIFFUSION_MAX_STEPS": "60",
+        "MAX_SERVE_API_TYPES": '["openai","responses"]',
+        "MAX_SERVE_DISABLE_TELEMETRY": "1",
+        "MAX_SERVE_HOST": "127.0.0.1",
+        "MODULAR_TELEMETRY_ENABLED": "0",
+    }
+    log = folder / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,  # MAX reads settings of an .env file there
+            env=dict(os.environ) | settings,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # a group of its own, which can be ended as one
+        )
+    address = f"http://127.0.0.1:{port}"
+    # A proxy of the environment would be asked for loopback too.
+    with httpx.Client(base_url=address, timeout=SECONDS, trust_env=False) as client:
+        started = Server(process, client, log)
+        try:
+            wait_until_ready(started)
+            yield started
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_picture_equals_ours(server: Server, demo: TextToImagePipeline) -> None:
+    expected = demo.generate(PROMPT, seed=7).images
+    np.testing.assert_array_equal(server.images(body()), expected)
+
+
+def test_fields_of_max_reach_the_pipeline(
+    server: Server, demo: TextToImagePipeline
+) -> None:
+    image = {
+        "height": 144,
+        "width": 160,
+        "steps": 6,
+        "guidance_scale": 2.0,
+        "true_cfg_scale": 3.0,
+        "negative_prompt": "a green star",
+        "num_images": 2,
+    }
+    expected = demo.generate(
+        PROMPT,
+        height=144,
+        width=160,
+        num_inference_steps=6,
+        guidance_scale=2.0,
+        true_cfg_scale=3.0,
+        negative_prompt="a green star",
+        num_images_per_prompt=2,
+        seed=7,
+    ).images
+    np.testing.assert_array_equal(server.images(body(image=image)), expected)
+
+
+def test_cache_of_the_metadata_draws(server: Server, demo: TextToImagePipeline) -> None:
+    metadata = {
+        "cache": "taylorseer",
+        "cache_option.cache_interval": "3",
+        "cache_option.compute_steps": "[0, 20, 49]",
+        "cache_option.phase": "official",
+        "cache_option.warmup_steps": "4",
+    }
+    config = TaylorSeerConfig(3, 4, phase="official", compute_steps=(0, 20, 49))
+    images = server.images(body(metadata=metadata))
+    np.testing.assert_array_equal(
+        images, demo.generate(PROMPT, seed=7, cache=config).images
+    )
+    assert (images != demo.generate(PROMPT, seed=7, cache="none").images).any()
+
+
+def test_schedule_of_the_metadata_draws(
+    server: Server, demo: TextToImagePipeline
+) -> None:
+    metadata = {"sigmas": "[1.0, 0.8, 0.5, 0.2]"}
+    expected = demo.generate(PROMPT, seed=7, sigmas=(1.0, 0.8, 0.5, 0.2)).images
+    np.testing.assert_array_equal(server.images(body(metadata=metadata)), expected)
+
+
+def test_a_message_is_a_prompt(server: Server) -> None:
+    message = {
+        "role": "user",
+        "content": [{"type": "input_text", "text": PROMPT}],
+    }
+    image = {"steps": 4}
+    np.testing.assert_array_equal(
+        server.images(body(input=[message], image=image)),
+        server.images(body(image=image)),
+    )
+
+
+def test_requests_leave_nothing_to_those_after_them(server: Server) -> None:
+    plain = body(image={"steps": 12})
+    cached = body(image={"steps": 12}, metadata={"cache": "taylorseer"})
+    first = server.images(plain)
+    with ThreadPoolExecutor(4) as pool:
+        others = list(pool.map(server.images, [cached, plain, cached, plain]))
+    np.testing.assert_array_equal(others[0], others[2])
+    np.testing.assert_array_equal(others[1], first)
+    np.testing.assert_array_equal(others[3], first)
+
+
+def test_without_a_seed_pictures_differ(server: Server) -> None:
+    fields = body(image={"steps": 4})
+    del fields["seed"]
+    assert (server.images(fields) != server.images(fields)).any()
+
+
+@pytest.mark.parametrize(("asked", "file_format"), [(None, "JPEG"), ("webp", "WEBP")])
+def test_other_formats_are_near(
+    server: Server, demo: TextToImagePipeline, asked: str | None, file_format: str
+) -> None:
+    fields = body(image={"steps": 8})
+    del fields["provider_options"]["image"]["output_format"]
+    if asked is not None:
+        fields["provider_options"]["image"]["output_format"] = asked
+    (file,) = server.files(fields)
+    expected = demo.generate(PROMPT, seed=7, num_inference_steps=8).images[0]
+    assert file.format == file_format
+    difference = np.abs(np.asarray(file).astype(int) - expected)
+    assert 0 < difference.mean() < 8  # lossy, but this picture and no other
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"metadata": {"cahce": "none"}}, "metadata: expected cache, .*got 'cahce'"),
+        (
+            {"metadata": {"true_cfg_scale": "2"}},
+            "'true_cfg_scale'; it is a field of provider_options.image",
+        ),
+        ({"metadata": {"cache": "nope"}}, "cache: expected none, .*got 'nope'"),
+        ({"metadata": {"cache": "first-block"}}, "not compiled with"),
+        (
+            {"metadata": {"cache": "taylorseer", "cache_option.speed": "3"}},
+            "taylorseer has no option 'speed'; it has",
+        ),
+        (
+            {"metadata": {"cache": "taylorseer", "cache_option.cache_interval": "x"}},
+            "taylorseer: cache_interval must be an int, got 'x'",
+        ),
+        (
+            {"metadata": {"cache": "taylorseer", "cache_option.compute_steps": "[99]"}},
+            "compute_steps names step 99, but the last of 50 is 49",
+        ),
+        ({"metadata": {"cache_option.cache_interval": "3"}}, "of which cache"),
+        (
+            {"metadata": {"cache": "taylorseer", "cache_memory_limit": "10"}},
+            "more than the limit of 10",
+        ),
+        ({"metadata": {"sigmas": "0.5"}}, "sigmas must be numbers such as"),
+        ({"metadata": {"sigmas": "[0.5, 0.9]"}}, "sampling: "),
+        ({"image": {"width": 136}}, "width must be a multiple of 16 pixels"),
+        ({"image": {"width": 4096}}, "width: this server allows at most 2048"),
+        ({"image": {"steps": 61}}, "steps: this server allows at most 60"),
+        ({"image": {"output_format": "gif"}}, "expected jpeg, png, webp, got 'gif'"),
+        ({"image": {"strength": 0.3}}, "strength: has no effect here"),
+        ({"seed": 2**64}, "seed must be in"),
+        ({"n": 2}, "n: has no effect here; .*num_images"),
+        ({"temperature": 0.5}, "temperature: has no effect here"),
+        ({"input": []}, "input: expected text"),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_drawn_is_answered_400(
+    server: Server, fields: dict[str, Any], message: str
+) -> None:
+    answer = server.post(body(**fields))
+    assert answer.status_code == 400, answer.text
+    with pytest.raises(ValueError, match=message):
+        raise ValueError(answer.json()["error"]["message"])
+
+
+def test_a_picture_as_input_is_answered_400(server: Server) -> None:
+    pixel = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(pixel, "PNG")
+    url = "data:image/png;base64," + base64.b64encode(pixel.getvalue()).decode()
+    content = [
+        {"type": "input_text", "text": PROMPT},
+        {"type": "input_image", "image_url": url},
+    ]
+    answer = server.post(body(input=[{"role": "user", "content": content}]))
+    assert answer.status_code == 400
+    assert "draws from text alone" in answer.json()["error"]["message"]
+
+
+# The last that asks the server.
+def test_sigterm_ends_server_and_workers(server: Server) -> None:
+    server.process.terminate()
+    server.process.wait(SECONDS)
+    deadline = time.monotonic() + SECONDS
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.killpg(server.process.pid, 0)
+            time.sleep(0.1)
+
+
+def parsed(**fields: Any) -> GenerationRequest:
+    return to_request(
+        OpenResponsesRequestBody.model_validate(body(**fields)), ServeSettings()
+    )
+
+
+def test_every_pipeline_has_an_architecture() -> None:
+    assert [architecture.name for architecture in ARCHITECTURES] == list(PIPELINES)
+
+
+def test_what_is_not_given_stays_the_models_default() -> None:
+    fields = body()
+    del fields["provider_options"]
+    request = to_request(
+        OpenResponsesRequestBody.model_validate(fields), ServeSettings()
+    )
+    assert request == GenerationRequest(prompts=(PROMPT,), seed=7)
+
+
+def test_guidance_is_the_models_default_unless_given() -> None:
+    # Models without guidance embedding refuse any.
+    assert parsed().guidance_scale is None
+    assert parsed(image={"guidance_scale": 3.5}).guidance_scale == 3.5
+
+
+def test_metadata_that_is_too_long_is_refused() -> None:
+    with pytest.raises(RequestError, match="at most 32000 characters"):
+        parsed(metadata={"sigmas": "[1.0" + " " * 32_000 + "]"})
+
+
+@pytest.mark.parametrize(
+    "cache",
+    [
+        None,
+        *(kind() for kind in CACHES.values()),
+        TaylorSeerConfig(3, 4, 2, phase="absolute", compute_steps=(0, 5)),
+        StepMaskConfig(compute_steps="fast", compute_last=2),
+    ],
+    ids=str,
+)
+def test_requests_cross_to_the_worker_whole(cache: CacheConfig | None) -> None:
+    request = GenerationRequest(
+        prompts=("Ein Kreis \u2014 rot",),
+        negative_prompt="",
+        height=128,
+        num_inference_steps=9,
+        guidance_scale=0.1,
+        true_cfg_scale=1 / 3,
+        seed=2**64 - 1,
+        num_images_per_prompt=3,
+        sigmas=(1.0, 0.1 + 0.2),
+        cache=cache,
+        cache_memory_limit=2**40,
+    )
+    assert from_json(to_json(request)) == request
+
+
+def test_settings_come_from_the_environment() -> None:
+    assert ServeSettings.from_environment({"HOME": "x"}) == ServeSettings()
+    given = {"MAX_DIFFUSION_CACHES": "none, first-block", "MAX_DIFFUSION_MAX_N": "3"}
+    read = ServeSettings.from_environment(given)
+    assert read == ServeSettings(caches=("none", "first-block"), max_n=3)
+    read = ServeSettings.from_environment({"MAX_DIFFUSION_CACHES": "all"})
+    assert read.caches == tuple(CACHES)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("CACHES", "none,nope", "MAX_DIFFUSION_CACHES: expected all, .*got 'nope'"),
+        ("CACHES", "", "MAX_DIFFUSION_CACHES: expected all, .*got ''"),
+        ("MAX_N", "many", "MAX_DIFFUSION_MAX_N: expected a whole number, got 'many'"),
+        ("MAX_STEPS", "0", "MAX_DIFFUSION_MAX_STEPS must be at least 1"),
+    ],
+)
+def test_bad_settings_are_refused(name: str, text: str, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        ServeSettings.from_environment({f"MAX_DIFFUSION_{name}": text})
+
+
+def test_a_server_that_cannot_start_says_so_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MAX_DIFFUSION_CACHES", "nope")
+    config: Any = None  # not read before the settings
+    with pytest.raises(click.ClickException, match="^max_diffusion: MAX_DIFFUSION_C"):
+        PictureTokenizer("model", config)
+
+
+def test_the_package_alone_leaves_max_pipelines_out() -> None:
+    found = run_python(
+        "import sys, max_diffusion, max_diffusion.registry, max_diffusion.cli\n"
+        "print([n for n in sys.modules if n.startswith('max.pipelines') "
+        "or n.startswith('max_diffusion.max_serve')])"
+    )
+    assert found.stdout == "[]\n", found.stderr
+
+
+def test_without_maxs_server_the_import_says_what_to_install() -> None:
+    found = run_python(
+        "import sys\n"
+        "sys.modules['max.pipelines'] = None\n"
+        "try:\n"
+        "    import max_diffusion.max_serve\n"
+        "except ImportError as err:\n"
+        "    print(err)"
+    )
+    assert found.stdout.count("\n") == 1, found.stderr
+    assert 'pip install "max[serve]' in found.stdout
