@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from max._mlir_context import in_default_mlir_context
 from max.driver import CPU, Accelerator, Buffer, Device, accelerator_count
 from max.dtype import DType
 from max.engine import InferenceSession, Model
@@ -25,6 +26,14 @@ from .errors import (
 )
 
 logger = logging.getLogger(__name__)
+
+in_graph_context = in_default_mlir_context
+"""For functions that build graphs, in whatever thread.
+
+MAX 26.7 enters its context in the main thread only, and ``Graph()`` for its own
+construction; ``Module()`` and the shapes of values want it too. No public name enters
+it.
+"""
 
 _OUT_OF_MEMORY = (
     "device: out of memory; ask for fewer or smaller pictures at a time, or for "

@@ -12,7 +12,6 @@ import numpy as np
 from max.driver import Buffer
 from max.graph import Dim, Module
 
-from graphs.context import in_graph_context
 from graphs.denoiser import AbstractDenoiser, ModuleLevel, StepGraphs
 from graphs.weights import WeightScope
 
@@ -32,6 +31,7 @@ from .caches import (
 from .caches.base import AbstractCacheState
 from .caches.history import relative_error, weighted_sum
 from .calls import ALL, GraphCall, Routine, run
+from .compile import in_graph_context
 from .component import ComponentModel
 from .errors import MaxDiffusionError, RequestError
 

@@ -10,13 +10,12 @@ from typing import Any
 
 from max.graph import Module
 
-from graphs.context import in_graph_context
 from graphs.weights import WeightSlot, WeightSpec
 
 from .caches import CACHES, CacheConfig, Calibration, TaylorSeerConfig
 from .checkpoint import ComponentWeights
 from .checks import whole
-from .compile import resolve_device, resolve_dtype
+from .compile import in_graph_context, resolve_device, resolve_dtype
 from .denoising import DenoiserComponent
 from .errors import ModelLoadError, RequestError
 from .registry import open_folder, read_calibration

@@ -16,7 +16,6 @@ from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Module
 
-from graphs.context import in_graph_context
 from graphs.sampler import add_euler_step, add_guidance
 
 from .buffers import to_numpy
@@ -36,7 +35,7 @@ from .caches import (
     add_series_graphs,
 )
 from .calls import Routine, run
-from .compile import compile_graphs, memory_errors_said
+from .compile import compile_graphs, in_graph_context, memory_errors_said
 from .component import ComponentModel
 from .denoising import (
     COMPUTE,

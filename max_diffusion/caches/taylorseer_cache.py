@@ -8,11 +8,9 @@ from max.driver import Buffer, Device
 from max.dtype import DType
 from max.graph import DeviceRef, Module
 
-from graphs.context import in_graph_context
-
 from ..buffers import copied
 from ..calls import run
-from ..compile import compile_graphs
+from ..compile import compile_graphs, in_graph_context
 from ..errors import RequestError
 from .base import Run
 from .history import add_series_graphs

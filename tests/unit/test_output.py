@@ -45,6 +45,8 @@ def make_report(samples: int = 2, steps: int = 6) -> RunReport:
         true_cfg_scale=2.0,
         seed=17,
         num_images=samples,
+        image_tokens=64,
+        text_tokens=32,
         cache={"name": "first-block", "threshold": 0.05},
         steps=records,
         cache_bytes=1234,

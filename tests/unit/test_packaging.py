@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
+    "prometheus_client": "prometheus-client",
     "max": "modular",
 }
 
@@ -74,6 +75,7 @@ def test_pixi_tasks_are_the_scripts(pixi: dict[str, Any]) -> None:
 
 def test_every_import_is_a_declared_dependency(project: dict[str, Any]) -> None:
     declared = pins(project["project"]["dependencies"])
+    declared |= pins(project["project"]["optional-dependencies"]["ray"])
     roots = {name.split(".")[0] for path in FILES for name in imported(path)}
     roots -= {*sys.stdlib_module_names, "graphs", "max_diffusion"}
     used = {DISTRIBUTIONS.get(root, root) for root in roots}

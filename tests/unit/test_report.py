@@ -40,6 +40,8 @@ def make_report(steps: tuple[StepRecord, ...] = (), **changes: Any) -> RunReport
         "true_cfg_scale": 1.0,
         "seed": 7,
         "num_images": 1,
+        "image_tokens": 64,
+        "text_tokens": 32,
         "cache": {"name": "none"},
         "steps": steps,
         "cache_bytes": 0,
