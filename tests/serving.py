@@ -21,6 +21,9 @@ from max_diffusion import TextToImagePipeline
 from max_diffusion.engine import Engine, EngineConfig
 from max_diffusion.server import LocalBackend, ServerSettings, create_app
 
+# Beside the interpreter, as installed: this is what people type.
+COMMAND = (str(Path(sys.executable).with_name("max-diffusion")), "serve")
+
 
 @dataclass
 class Served:
@@ -66,7 +69,7 @@ def served(
 def started(*options: str, cwd: Path | None = None) -> Iterator[Any]:
     """``max-diffusion serve`` as a process, killed at the end if it has not ended."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "max_diffusion.cli", "serve", *options],
+        [*COMMAND, *options],
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

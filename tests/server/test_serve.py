@@ -1,0 +1,139 @@
+"""``max-diffusion serve`` as a process: how it starts, and how it ends."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from processes import run
+from serving import COMMAND, free_port, started, wait_until
+
+from max_diffusion import demo_model_path
+from max_diffusion.server.settings import ServerSettings, read_api_keys
+
+BODY = {"prompt": "a red circle", "steps": 4, "seed": 1}
+
+
+def is_up(url: str, path: str = "/health") -> bool:
+    try:
+        return httpx.get(url + path, timeout=5).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def serve(*options: str) -> Any:
+    return run(*COMMAND, *options, timeout=120)
+
+
+def test_sigterm_finishes_what_was_asked_and_exits_0() -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with started("--port", str(port), "--max-steps", "9999") as process:
+        # It answers at once, and says that it loads.
+        wait_until(lambda: is_up(url, "/health/live"))
+        wait_until(lambda: is_up(url))
+        answers: list[httpx.Response] = []
+        body = BODY | {"steps": 300}
+        thread = threading.Thread(
+            target=lambda: answers.append(
+                httpx.post(f"{url}/v1/images/generations", json=body, timeout=60)
+            )
+        )
+        thread.start()
+        wait_until(lambda: httpx.get(f"{url}/health").json()["running"] == 1)
+        process.send_signal(signal.SIGTERM)
+        thread.join(60)
+        assert process.wait(60) == 0
+        assert answers[0].status_code == 200
+        assert answers[0].json()["max_diffusion"]["total_passes"] == 300
+        text = process.stderr.read()
+        assert "finishing what was asked" in text
+        assert text.rstrip().endswith("stopped")
+        assert not is_up(url, "/health/live")
+
+
+def test_a_second_signal_ends_at_once() -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with started("--port", str(port), "--max-steps", "9999") as process:
+        wait_until(lambda: is_up(url))
+        body = BODY | {"steps": 9999, "stream": True, "progress": True}
+        address = f"{url}/v1/images/generations"
+        with httpx.stream("POST", address, json=body, timeout=60) as stream:
+            lines = stream.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            wait_until(lambda: not is_up(url, "/health/live"))
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) in (0, 130)
+
+
+def test_a_signal_while_loading_ends_it() -> None:
+    port = free_port()
+    with started("--port", str(port)) as process:
+        wait_until(lambda: is_up(f"http://127.0.0.1:{port}", "/health/live"))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_a_taken_port_is_said() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = serve("--port", str(port))
+    assert done.returncode == 2
+    assert re.search(
+        rf"error: serve: cannot listen on 127\.0\.0\.1 port {port} \(.*in use\); "
+        "choose another --port or --host",
+        done.stderr,
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_vanishes_while_it_loads_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(demo_model_path(), folder)
+    next(folder.glob("transformer/*.safetensors")).unlink()
+    done = serve("--port", "0", "--model", str(folder))
+    assert done.returncode == 3
+    assert "transformer" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--model", "/nowhere"], 3, "/nowhere"),
+        (["--cache", "foo"], 2, "--cache: expected none, taylorseer"),
+        (["--caches", "none,foo"], 2, "--caches: expected all, or names of none"),
+        (["--port", "70000"], 2, "--port: expected 0 to 65535, got 70000"),
+        (["--port", "x"], 2, "invalid int value"),
+        (["--host", "no.such.host.invalid"], 2, "cannot listen on no.such.host"),
+        (["--max-n", "0"], 2, "max_n must be at least 1, got 0"),
+        (["--max-running", "0"], 2, "max_running must be at least 1"),
+        (["--timeout", "nan"], 2, "timeout must be a number of seconds above 0"),
+        (["--drain-timeout", "-1"], 2, "--drain-timeout: expected seconds"),
+        (["--memory-limit", "many"], 2, "--memory-limit: expected a size"),
+        (["--api-key", "two words"], 2, "printable ASCII without spaces"),
+        (["--api-key-file", "/nowhere"], 2, "--api-key-file: /nowhere cannot be read"),
+        (["--device", "gpu:99"], 5, "gpu:99"),
+    ],
+)
+def test_a_bad_option_is_named(options: list[str], code: int, message: str) -> None:
+    done = serve("--port", "0", *options)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_keys_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_text("# ours\nsk-1\n\n sk-2 \n")
+    assert read_api_keys(path) == ("sk-1", "sk-2")
+    assert ServerSettings(api_keys=("sk-1",)).api_keys == ("sk-1",)
