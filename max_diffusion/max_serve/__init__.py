@@ -1,10 +1,10 @@
-"""This package's pipelines in MAX's own server, ``max serve``. Optional.
+r"""This package's pipelines in MAX's own server, ``max serve``. Optional.
 
 MAX imports it by name and registers what ``ARCHITECTURES`` lists:
 
     export MAX_SERVE_API_TYPES='["openai","responses"]' MAX_SERVE_HOST=127.0.0.1
     model=$(python -c 'import max_diffusion; print(max_diffusion.demo_model_path())')
-    max serve --custom-architectures max_diffusion.max_serve --devices cpu \\
+    max serve --custom-architectures max_diffusion.max_serve --devices cpu \
         --model "$model" --served-model-name demo
 
 ``POST /v1/responses`` then draws. The prompt is ``input``, the seed is ``seed``, and
@@ -29,9 +29,11 @@ from __future__ import annotations
 try:
     from .architecture import ARCHITECTURES
 except ImportError as err:
+    if (err.name or "").split(".")[0] in ("graphs", "max_diffusion"):
+        raise
     raise ImportError(
-        f"max_diffusion.max_serve: needs MAX's server, and {err.name or err} is "
-        'missing; install it with: pip install "max[serve]==26.7.*"',
+        f"max_diffusion.max_serve: needs the server of MAX 26.7 ({err}); install it "
+        'with: pip install "max[serve]==26.7.*"',
         name=err.name,
     ) from err
 

@@ -14,7 +14,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Self, cast, final
 
-import click
 from max.driver import Device
 from max.engine import InferenceSession
 from max.graph.weights import WeightsFormat
@@ -34,6 +33,7 @@ from ..text_to_image import GenerationResult, TextToImagePipeline
 from .requests import from_json, image_options, to_json, to_request
 from .settings import ServeSettings
 
+# MAX shows what its own loggers say, and no others.
 logger = logging.getLogger("max.pipelines.max_diffusion")
 
 _TEXT_TOKENS: Final = 512
@@ -95,8 +95,8 @@ class PictureTokenizer:
             self._settings = ServeSettings.from_environment(os.environ)
             self._pipeline = _open_uncompiled(pipeline_config, self._settings)
         except MaxDiffusionError as err:
-            # One line on the terminal: MAX's command line is click's.
-            raise click.ClickException(f"max_diffusion: {err}") from err
+            # One line on the terminal; MAX would show a traceback of any other.
+            raise SystemExit(f"error: max_diffusion: {err}") from err
         _restore_environment()
         logger.info("max_diffusion: caches %s", ", ".join(self._settings.caches))
         if APIType.OPENRESPONSES not in Settings().api_types:

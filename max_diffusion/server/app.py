@@ -16,11 +16,24 @@ from typing import Any, Final
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from fastapi.responses import (
+    HTMLResponse,
+    JSONResponse,
+    PlainTextResponse,
+    StreamingResponse,
+)
 from starlette.exceptions import HTTPException
 
 from .. import __version__
-from ..engine import Event, Failed, Finished, Preview, StepTaken, SubmitOptions
+from ..engine import (
+    Event,
+    Failed,
+    Finished,
+    Preview,
+    Started,
+    StepTaken,
+    SubmitOptions,
+)
 from ..errors import MaxDiffusionError
 from ..images import encoded, text_chunks
 from ..report import RunReport
@@ -63,6 +76,13 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     500: {"model": ErrorResponse, "description": "A step has failed"},
     503: {"model": ErrorResponse, "description": "Loading or shutting down"},
     504: {"model": ErrorResponse, "description": "Not done in its time"},
+}
+
+_STREAM: Final[dict[str, Any]] = {
+    "description": "The pictures; with stream, server-sent events: "
+    "image_generation.started and .progress, if progress is asked for, .partial_image, "
+    ".completed, one a picture, or error",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
 }
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -109,7 +129,7 @@ def _add_images(
         "/v1/images/generations",
         response_model=ImagesResponse,
         response_model_exclude_none=True,
-        responses=_ERRORS,
+        responses={**_ERRORS, 200: _STREAM},
         summary="Draw pictures",
     )
     async def generate(body: ImageGenerationRequest, request: Request) -> Any:
@@ -154,13 +174,14 @@ def _add_models(app: FastAPI, backend: Backend, settings: ServerSettings) -> Non
             )
         return _card(model, settings, started)
 
-    @app.get("/v1/models", responses=_errors(401, 413, 503))
+    @app.get("/v1/models", summary="What is served", responses=_errors(401, 413, 503))
     async def models() -> ModelList:
         """What is served."""
         return ModelList(data=[await card()])
 
     @app.get(
         "/v1/models/{model:path}",
+        summary="One model",
         responses=_errors(401, 404, 413, 422, 503),
     )
     async def model(model: str) -> ModelCard:
@@ -179,13 +200,15 @@ def _add_state(app: FastAPI, backend: Backend, settings: ServerSettings) -> None
         503: {"model": Health, "description": "Not ready"}
     }
 
-    @app.get("/health/live")
+    @app.get("/health/live", summary="Whether the process answers")
     async def live() -> dict[str, str]:
         """Whether the process answers."""
         return {"status": "live"}
 
-    @app.get("/health", response_model=Health, responses=not_ready)
-    @app.get("/health/ready", response_model=Health, responses=not_ready)
+    @app.get("/health", summary="Ready?", response_model=Health, responses=not_ready)
+    @app.get(
+        "/health/ready", summary="Ready?", response_model=Health, responses=not_ready
+    )
     async def ready() -> JSONResponse:
         """Whether requests are drawn; 503 if not."""
         health = await backend.health(settings.model)
@@ -193,7 +216,9 @@ def _add_state(app: FastAPI, backend: Backend, settings: ServerSettings) -> None
             health.model_dump(), 200 if health.status == "ready" else 503
         )
 
-    @app.get("/metrics", response_class=Response)
+    @app.get(
+        "/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse
+    )
     async def metrics() -> Response:
         """Figures for Prometheus."""
         text = await backend.metrics()
@@ -340,6 +365,8 @@ class Answers:
 
     def events(self, event: Event) -> list[dict[str, Any]]:
         """What a stream sends for an event of the engine."""
+        if isinstance(event, Started) and self.body.progress:
+            return [{"type": "image_generation.started"}]
         if isinstance(event, StepTaken) and self.body.progress:
             return [_progress(event)]
         if isinstance(event, Preview):
@@ -487,6 +514,7 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
         created=created,
         caches={name: dict(options) for name, options in model.caches.items()},
         default_cache=model.default_cache,
+        default_cache_options=dict(model.default_cache_options),
         default_size=f"{width}x{height}",
         max_size=settings.max_size,
         max_n=settings.max_n,

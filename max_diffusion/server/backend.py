@@ -33,16 +33,19 @@ class ModelDescription:
     caches: Mapping[str, Mapping[str, Any]]
     """Options and defaults by name."""
     default_cache: str
+    default_cache_options: Mapping[str, Any]
 
     @classmethod
     def of(cls, pipeline: TextToImagePipeline) -> ModelDescription:
         """Of a loaded pipeline."""
         height, width = pipeline.default_size
         caches = pipeline.supported_caches()
+        default = pipeline.resolve_cache(pipeline.cache_config)
         return cls(
             default_size=(width, height),
             caches={name: asdict(config) for name, config in caches.items()},
-            default_cache=cache_name(pipeline.resolve_cache(pipeline.cache_config)),
+            default_cache=cache_name(default),
+            default_cache_options=asdict(default),
         )
 
 

@@ -102,7 +102,7 @@ class ImageGenerationRequest(BaseModel):
     timeout: Annotated[
         float | None,
         Field(
-            gt=0,
+            ge=1,
             allow_inf_nan=False,
             description="Seconds after which there is an error instead of a picture.",
         ),
@@ -199,6 +199,9 @@ class ModelCard(BaseModel):
         description="Caches that requests may name, with their options and defaults."
     )
     default_cache: str
+    default_cache_options: dict[str, Any] = Field(
+        description="Of requests that name no cache; one that does starts from caches."
+    )
     default_size: str
     max_size: Annotated[int, Field(le=MAX_SIZE)]
     max_n: int

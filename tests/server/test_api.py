@@ -284,6 +284,7 @@ def test_progress_tells_what_each_step_did(server: Served) -> None:
             "response_format",
             "carries the pictures",
         ),
+        ({"prompt": "x", "timeout": 0.5}, 422, "timeout", "equal to 1, got 0.5"),
         ({"prompt": "x", "timeout": 601}, 400, "timeout", "at most 600 seconds"),
         ({"prompt": "x", "priority": 9}, 422, "priority", "less than or equal to 8"),
         ({"prompt": "x", "style": "vivid"}, 422, "style", "no such field"),
@@ -393,7 +394,7 @@ def test_a_full_queue_says_when_to_come_again(demo: TextToImagePipeline) -> None
 
 
 def test_a_deadline(server: Served) -> None:
-    late = server.post(prompt=PROMPT, steps=5000, timeout=0.2)
+    late = server.post(prompt=PROMPT, steps=5000, timeout=1)
     assert late.status_code == 504
     assert late.json()["error"]["code"] == "deadline_exceeded"
 

@@ -1,0 +1,43 @@
+"""A schema fuzzer against the server's own document."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import run
+from serving import Served, served
+
+from max_diffusion import TextToImagePipeline
+
+KEY = "sk-fuzz"
+
+
+@pytest.fixture(scope="module")
+def server(demo: TextToImagePipeline) -> Iterator[Served]:
+    # Small, so that what is valid is quick to draw.
+    limits = {"max_n": 2, "max_size": 64, "max_steps": 3}
+    with served(demo, api_keys=(KEY,), **limits) as server:
+        yield server
+
+
+def test_no_body_makes_the_server_fail(server: Served, tmp_path: Path) -> None:
+    """Answers are of a documented status, type and schema, whatever is sent."""
+    done = run(
+        *(Path(sys.executable).with_name("schemathesis"), "run"),
+        f"{server.url}/openapi.json",
+        *("--header", f"Authorization: Bearer {KEY}"),
+        *("--max-examples", "100", "--seed", "1", "--no-color"),
+        *("--phases", "examples,coverage,fuzzing"),
+        "--checks",
+        "not_a_server_error,status_code_conformance,content_type_conformance,"
+        "response_schema_conformance,response_headers_conformance",
+        cwd=tmp_path,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert server.post(prompt="x").status_code == 401
+    text = server.get("/metrics").text
+    assert 'max_diffusion_request_seconds_count{state="failed"}' not in text

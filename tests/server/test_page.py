@@ -1,0 +1,124 @@
+"""The page in a real browser."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from serving import Served, served
+
+from max_diffusion import TextToImagePipeline
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+# What it would do on the network by itself.
+QUIET = (
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-quic",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=QUIET, chromium_sandbox=False
+        )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1100, "height": 900})
+    yield page
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def server(demo: TextToImagePipeline) -> Iterator[Served]:
+    with served(demo, max_steps=9999) as server:
+        yield server
+
+
+def test_a_picture_forms_step_by_step(
+    server: Served, page: Page, tmp_path: Path
+) -> None:
+    asked: list[str] = []
+    errors: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on(
+        "console",
+        lambda message: (
+            errors.append(message.text) if message.type == "error" else None
+        ),
+    )
+    page.goto(server.url)
+    page.fill("#prompt", "a red circle above a blue square")
+    page.select_option("#cache", "taylorseer")
+    page.fill("#steps", "40")
+    page.fill("#seed", "7")
+    page.click("#draw")
+    page.wait_for_selector("#timeline .cell[data-action]")
+    page.wait_for_selector("#picture")
+    page.wait_for_selector("#picture[data-state=final]", timeout=60_000)
+    cells = page.locator("#timeline .cell[data-action]")
+    actions = cells.evaluate_all("cells => cells.map(cell => cell.dataset.action)")
+    # Warm-up of 9, then every fifth from step 10 on.
+    computed = [*range(9), *range(10, 40, 5)]
+    assert [s for s, action in enumerate(actions) if action == "compute"] == computed
+    assert len(actions) == 40
+    expect(page.locator("#summary")).to_contain_text("seed 7")
+    expect(page.locator("#summary")).to_contain_text("15 of 40 full passes")
+    assert page.evaluate("document.querySelector('#picture').naturalWidth") == 128
+    page.screenshot(path=tmp_path / "page.png", full_page=True)
+    assert errors == []
+    assert all(url.startswith((server.url, "data:", "blob:")) for url in asked), asked
+
+
+def test_stop_cancels(server: Served, page: Page) -> None:
+    page.goto(server.url)
+    page.fill("#prompt", "a star")
+    page.fill("#steps", "9999")
+    page.click("#draw")
+    page.wait_for_selector("#timeline .cell[data-action]")
+    assert server.engine.stats().running == 1
+    page.click("#stop")
+    for _ in range(100):
+        if server.engine.stats().running == 0:
+            break
+        page.wait_for_timeout(50)
+    assert server.engine.stats().running == 0
+
+
+def test_an_error_is_shown(server: Served, page: Page) -> None:
+    page.goto(server.url)
+    page.fill("#prompt", "a star")
+    page.fill("#width", "100")
+    page.click("#draw")
+    expect(page.locator("#error")).to_contain_text("must be a multiple of 16")
+
+
+def test_a_key_is_asked_for(demo: TextToImagePipeline, page: Page) -> None:
+    with served(demo, api_keys=("sk-page",)) as server:
+        page.goto(server.url)
+        page.fill("#api-key", "sk-page")
+        page.press("#api-key", "Enter")
+        page.wait_for_selector("#cache option[value=taylorseer]", state="attached")
+        page.fill("#prompt", "a star")
+        page.fill("#steps", "4")
+        page.click("#draw")
+        page.wait_for_selector("#picture[data-state=final]", timeout=60_000)
+
+
+def test_the_documentation_page_lists_the_fields(server: Served, page: Page) -> None:
+    page.goto(f"{server.url}/docs")
+    for word in ("/v1/images/generations", "cache_options", "partial_images"):
+        expect(page.locator("body")).to_contain_text(word)
