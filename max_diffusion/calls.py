@@ -8,9 +8,9 @@ and models cannot tell the difference.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from max.driver import Buffer
 
@@ -45,7 +45,14 @@ class GraphCall:
     first, so that they meet. 0 is for what is small."""
 
 
-Routine: TypeAlias = Generator[GraphCall, Sequence[Buffer], T]
+@dataclass(frozen=True)
+class Fork:
+    """Routines that do not need each other; its results come as outputs do."""
+
+    routines: tuple[Routine[Any], ...]
+
+
+Routine: TypeAlias = Generator[GraphCall | Fork, Any, T]
 
 
 def run(models: Mapping[str, Model], routine: Routine[T]) -> T:
@@ -53,8 +60,10 @@ def run(models: Mapping[str, Model], routine: Routine[T]) -> T:
     try:
         call = next(routine)
         while True:
-            outputs = models[call.graph].execute(*call.inputs)
-            call = routine.send(outputs)
+            if isinstance(call, Fork):
+                call = routine.send([run(models, each) for each in call.routines])
+            else:
+                call = routine.send(models[call.graph].execute(*call.inputs))
     except StopIteration as stop:
         result: T = stop.value
         return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, final
 
@@ -12,7 +12,7 @@ from max.driver import Buffer, Device
 
 from .buffers import to_device
 from .caches import GuidanceEstimate
-from .calls import GUIDANCE, SAMPLER, GraphCall, Routine
+from .calls import GUIDANCE, SAMPLER, Fork, GraphCall, Routine
 from .denoising import ESTIMATE, FORECAST, Branch, DenoisingCacheState
 from .report import StepRecord
 from .schedulers import Schedule
@@ -75,11 +75,18 @@ class Denoising:
         """Takes one step."""
         assert not self.is_done, "all steps are taken"
         self.is_skipped = True
-        predictions: list[Buffer] = []
         timestep = self._per_sample(self.schedule.timesteps[self.step])
-        for branch, state in zip(self.branches, self.states, strict=True):
-            prediction = yield from self._predict(branch, state, timestep, predictions)
-            predictions.append(prediction)
+        pairs = list(zip(self.branches, self.states, strict=True))
+        if self.guidance and self.step in self.guidance.steps:
+            first = yield from self._predict(*pairs[0], timestep)
+            answers = [first, (yield from self._estimate(*pairs[1], first[0]))]
+        else:
+            # Whoever runs several at once can run both branches as one.
+            answers = yield Fork(
+                tuple(self._predict(*pair, timestep) for pair in pairs)
+            )
+        predictions = [prediction for prediction, _ in answers]
+        self.records += [record for _, record in answers]
         prediction = predictions[0]
         if len(predictions) == 2:
             if self.guidance and self.step not in self.guidance.steps:
@@ -112,35 +119,40 @@ class Denoising:
         return outputs[0]
 
     def _predict(
-        self,
-        branch: Branch,
-        state: DenoisingCacheState,
-        timestep: Buffer,
-        before: Sequence[Buffer],
-    ) -> Routine[Buffer]:
+        self, branch: Branch, state: DenoisingCacheState, timestep: Buffer
+    ) -> Routine[tuple[Buffer, StepRecord]]:
         """One branch's prediction, and the record of it."""
-        step, started = self.step, time.perf_counter()
-        if before and self.guidance and step in self.guidance.steps:
-            prediction = yield from self.guidance.estimate(before[0], step)
-            state.actions = (ESTIMATE,) * self.batch
-        else:
-            inputs = {"latents": self.latents, "timestep": timestep, **branch.inputs}
-            prediction = yield from self.take_step(step, state, inputs)
+        started = time.perf_counter()
+        inputs = {"latents": self.latents, "timestep": timestep, **branch.inputs}
+        prediction = yield from self.take_step(self.step, state, inputs)
+        return prediction, self._record(branch, state, started)
+
+    def _estimate(
+        self, branch: Branch, state: DenoisingCacheState, conditional: Buffer
+    ) -> Routine[tuple[Buffer, StepRecord]]:
+        """The unconditional branch's prediction, from the other one."""
+        assert self.guidance is not None
+        started = time.perf_counter()
+        prediction = yield from self.guidance.estimate(conditional, self.step)
+        state.actions = (ESTIMATE,) * self.batch
+        return prediction, self._record(branch, state, started)
+
+    def _record(
+        self, branch: Branch, state: DenoisingCacheState, started: float
+    ) -> StepRecord:
+        """What a branch did in this step."""
         self.is_skipped &= _SKIPPED.issuperset(state.actions)
         if not self.device.is_host:  # whose graphs are done when their calls return
             self.device.synchronize()
-        self.records.append(
-            StepRecord(
-                step=step,
-                branch=branch.name,
-                sigma=float(self.schedule.sigmas[step]),
-                timestep=float(self.schedule.timesteps[step]),
-                actions=state.actions,
-                signal=state.signal,
-                milliseconds=(time.perf_counter() - started) * 1e3,
-            )
+        return StepRecord(
+            step=self.step,
+            branch=branch.name,
+            sigma=float(self.schedule.sigmas[self.step]),
+            timestep=float(self.schedule.timesteps[self.step]),
+            actions=state.actions,
+            signal=state.signal,
+            milliseconds=(time.perf_counter() - started) * 1e3,
         )
-        return prediction
 
     def _per_sample(self, value: float) -> Buffer:
         return to_device(np.full(self.batch, value, np.float32), self.device)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 from max.driver import Buffer
 
 from ..buffers import concatenate_rows, copied, num_bytes, row_slice
-from ..calls import GraphCall, Routine
+from ..calls import Fork, GraphCall, Routine
 
 if TYPE_CHECKING:
     from max.engine import Model
@@ -22,37 +22,64 @@ _MAX_BATCHES: Final = 8
 _ALIGNMENT: Final = 64
 
 
-@dataclass
+@dataclass(eq=False)
 class Lane(Generic[T]):
     """One routine among those that run together."""
 
     routine: Routine[T]
+    parent: Lane[Any] | None = None
+    """Whose fork it is part of."""
     call: GraphCall | None = None
-    """What it waits for; ``None`` at its end."""
+    """What it waits for; ``None`` at its end, and while its parts run."""
     rows: int = 0
     """Samples of the call."""
+    parts: list[Lane[Any]] = field(default_factory=list)
+    """Routines it waits for."""
     result: T | None = None
     error: Exception | None = None
+    is_done: bool = False
 
-    def resume(self, outputs: Sequence[Buffer] | None) -> None:
-        """Runs the routine to its next call, or its end."""
+    def resume(self, outputs: Any) -> list[Lane[Any]]:
+        """Runs the routine to its next call, or its end.
+
+        Returns:
+            Those that wait for a call now: itself, its parts, or who waited for it.
+        """
         try:
-            # send(None) is what starts a generator
-            self.call = self.routine.send(outputs)  # type: ignore[arg-type]
-            inputs, shared = self.call.inputs, self.call.shared
-            place = 0
-            while place in shared:
-                place += 1
-            self.rows = int(inputs[place].shape[0])
+            call = self.routine.send(outputs)
         except StopIteration as stop:
-            self.call, self.result = None, stop.value
+            return self._end(stop.value, None)
         except Exception as err:
-            self.call, self.error = None, err
+            return self._end(None, err)
+        if isinstance(call, Fork):
+            self.call = None
+            self.parts = [Lane(routine, self) for routine in call.routines]
+            return [lane for part in self.parts for lane in part.resume(None)]
+        self.call = call
+        place = 0
+        while place in call.shared:
+            place += 1
+        self.rows = int(call.inputs[place].shape[0])
+        return [self]
 
-    def fail(self, error: Exception) -> None:
-        """Ends the routine."""
+    def fail(self, error: Exception) -> list[Lane[Any]]:
+        """Ends the routine, and those it is part of."""
         self.routine.close()
-        self.call, self.error = None, error
+        return self._end(None, error)
+
+    def _end(self, result: T | None, error: Exception | None) -> list[Lane[Any]]:
+        self.call, self.result, self.error = None, result, error
+        self.is_done = True
+        parent = self.parent
+        if parent is None or parent.is_done:
+            return []
+        if error is not None:
+            for part in parent.parts:
+                part.call, part.is_done = None, True
+            return parent.fail(error)
+        if all(part.is_done for part in parent.parts):
+            return parent.resume([part.result for part in parent.parts])
+        return []
 
 
 @dataclass
@@ -89,46 +116,53 @@ class Batcher:
         """Runs all routines to their ends; an error ends only those it concerns."""
         self.record = BatchRecord()
         lanes = [Lane(routine) for routine in routines]
-        for lane in lanes:
-            lane.resume(None)
-        while waiting := [lane for lane in lanes if lane.call is not None]:
+        waiting = [each for lane in lanes for each in lane.resume(None)]
+        while waiting:
             behind = min(lane.call.stage for lane in waiting if lane.call is not None)
-            groups: dict[Any, list[Lane[T]]] = {}
+            groups: dict[Any, list[Lane[Any]]] = {}
+            ahead: list[Lane[Any]] = []
             for lane in waiting:
-                assert lane.call is not None
-                if lane.call.stage == behind:
+                # A part whose sibling has failed waits for nothing any more.
+                if lane.call is not None and lane.call.stage == behind:
                     groups.setdefault(_kind(lane.call), []).append(lane)
+                elif lane.call is not None:
+                    ahead.append(lane)
+            waiting = ahead
             for group in groups.values():
-                self._run_group(group)
+                waiting += self._run_group(group)
+            waiting = [lane for lane in waiting if lane.call is not None]
         self._rows.clear()
         return lanes
 
-    def _run_group(self, group: Sequence[Lane[T]]) -> None:
+    def _run_group(self, group: Sequence[Lane[Any]]) -> list[Lane[Any]]:
         """Executes the one call that all of the lanes wait for, in as few batches."""
-        batch: list[Lane[T]] = []
+        waiting: list[Lane[Any]] = []
+        batch: list[Lane[Any]] = []
         size = 0
         for lane in group:
             if batch and size + lane.rows > self._max_batch:
-                self._run_batch(batch)
+                waiting += self._run_batch(batch)
                 batch, size = [], 0
             batch.append(lane)
             size += lane.rows
-        self._run_batch(batch)
+        return waiting + self._run_batch(batch)
 
-    def _run_batch(self, batch: Sequence[Lane[T]]) -> None:
-        calls = [lane.call for lane in batch if lane.call is not None]
+    def _run_batch(self, batch: Sequence[Lane[Any]]) -> list[Lane[Any]]:
+        pairs = [(lane, lane.call) for lane in batch if lane.call is not None]
+        if not pairs:
+            return []  # they were parts of what has failed
+        calls = [call for _, call in pairs]
         try:
-            outputs = self._execute(calls, [lane.rows for lane in batch])
+            outputs = self._execute(calls, [lane.rows for lane, _ in pairs])
         except Exception as err:
-            if len(batch) == 1:
-                batch[0].fail(err)
-                return
+            if len(pairs) == 1:
+                return pairs[0][0].fail(err)
             # One of them may be at fault, or all be too many for the memory.
-            for lane in batch:
-                self._run_batch([lane])
-            return
-        for lane, own in zip(batch, outputs, strict=True):
-            lane.resume(own)
+            return [each for lane, _ in pairs for each in self._run_batch([lane])]
+        waiting: list[Lane[Any]] = []
+        for (lane, _), own in zip(pairs, outputs, strict=True):
+            waiting += lane.resume(own)
+        return waiting
 
     def _execute(
         self, calls: Sequence[GraphCall], counts: Sequence[int]

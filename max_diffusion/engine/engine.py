@@ -458,7 +458,8 @@ class Engine:
             for record in records:
                 counter.update(record.actions)
             steps = denoising.schedule.num_steps
-            self._tell(job, StepTaken(denoising.step, steps, tuple(records)))
+            if job.options.tells_steps:
+                self._tell(job, StepTaken(denoising.step, steps, tuple(records)))
             if denoising.step in job.preview_steps:
                 yield from self._plan_preview(job, denoising)
             if job.is_cancelled or denoising.is_done or not denoising.is_skipped:

@@ -101,11 +101,13 @@ class SubmitOptions:
             of steps for each level when there are more requests than fit in a step.
         timeout: Seconds from submission to the result; ``None`` for no limit.
         num_previews: Pictures of unfinished latents to send on the way, spread evenly.
+        tells_steps: Whether there is a :class:`StepTaken` for every step.
     """
 
     priority: int = 0
     timeout: float | None = None
     num_previews: int = 0
+    tells_steps: bool = True
 
 
 @final

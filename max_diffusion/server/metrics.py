@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from collections.abc import Callable
 from typing import final
 
@@ -75,8 +76,10 @@ class Metrics(EngineObserver):
         self._samples.observe(record.samples)
         self._graph_seconds.inc(record.graph_seconds)
         self._side_seconds.inc(record.side_seconds)
+        runs = Counts(graph for graph, _ in record.batches)
+        for graph, number in runs.items():
+            self._executions.labels(graph).inc(number)
         for graph, samples in record.batches:
-            self._executions.labels(graph).inc()
             if graph in ("full", "embed"):
                 self._batch.observe(samples)
         for cache, actions in record.actions.items():

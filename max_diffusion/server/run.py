@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import final
+from typing import Final, final
 
 import uvicorn
 
@@ -26,6 +26,8 @@ from .backend import LocalBackend
 from .settings import ServerSettings
 
 logger = logging.getLogger(__name__)
+
+_SWITCH_SECONDS: Final = 0.0005
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,9 @@ def serve(
         raise RequestError(
             f"--drain-timeout: expected seconds, 0 or more, got {drain_seconds}"
         )
+    # The engine's thread is back in Python for a moment between two graphs, and would
+    # wait 5 ms for whatever else is there.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
