@@ -12,7 +12,10 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
-from max.driver import Buffer
+import numpy as np
+from max.driver import Buffer, Device
+
+from .buffers import to_device
 
 if TYPE_CHECKING:
     from max.engine import Model
@@ -32,11 +35,15 @@ class GraphCall:
 
     graph: str
     """Its name in the pipeline's module."""
-    inputs: tuple[Buffer, ...]
-    """In graph order."""
+    inputs: tuple[Buffer | np.ndarray, ...]
+    """In graph order; arrays are small ones of the host, float32."""
+    device: Device
+    """Where arrays are copied to."""
     shared: frozenset[int] = frozenset()
     """Positions of inputs without a batch axis; all others have it first, and so do
     all outputs."""
+    constant: frozenset[int] = frozenset()
+    """Positions of inputs that are the same in all steps of a request."""
     num_passing: int = 0
     """Leading outputs that only go into later calls of the same step; they may be rows
     of a larger buffer. All others are the caller's own, to keep."""
@@ -52,6 +59,11 @@ class Fork:
     routines: tuple[Routine[Any], ...]
 
 
+def on_device(value: Buffer | np.ndarray, device: Device) -> Buffer:
+    """An input as graphs take it."""
+    return to_device(value, device) if isinstance(value, np.ndarray) else value
+
+
 Routine: TypeAlias = Generator[GraphCall | Fork, Any, T]
 
 
@@ -63,7 +75,8 @@ def run(models: Mapping[str, Model], routine: Routine[T]) -> T:
             if isinstance(call, Fork):
                 call = routine.send([run(models, each) for each in call.routines])
             else:
-                call = routine.send(models[call.graph].execute(*call.inputs))
+                inputs = [on_device(value, call.device) for value in call.inputs]
+                call = routine.send(models[call.graph].execute(*inputs))
     except StopIteration as stop:
         result: T = stop.value
         return result

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, final, get_args
+from typing import Any, TypeAlias, final, get_args
 
 import numpy as np
 from max.driver import Buffer
@@ -37,6 +37,7 @@ from .errors import MaxDiffusionError, RequestError
 
 COMPUTE, FORECAST, REUSE = "compute", "predict", "reuse"
 PARTIAL, ESTIMATE = "partial", "estimate"
+Inputs: TypeAlias = Mapping[str, Buffer | np.ndarray]
 Policy = AbstractStepCache | AbstractResidualCache | AbstractModuleCache
 
 
@@ -100,11 +101,11 @@ class Hidden:
     """Image stream, ``(B, S_img, D)``."""
     text: Buffer
     """Text stream, ``(B, S_txt, D)``."""
-    context: tuple[Buffer, ...]
+    context: tuple[Buffer | np.ndarray, ...]
     """What every block reads beside them."""
 
     @property
-    def buffers(self) -> tuple[Buffer, ...]:
+    def buffers(self) -> tuple[Buffer | np.ndarray, ...]:
         """All of it, in the order of the graphs' inputs."""
         return (self.image, self.text, *self.context)
 
@@ -230,15 +231,27 @@ class DenoiserComponent(ComponentModel):
         """The full transformer, by named inputs."""
         return lambda **inputs: run(self.models, self.full(inputs))
 
-    def full(self, inputs: Mapping[str, Buffer]) -> Routine[Buffer]:
+    def full(self, inputs: Inputs) -> Routine[Buffer]:
         """All blocks: the prediction ``(B, S_img, C)``."""
-        outputs = yield GraphCall("full", self._ordered(inputs), self._shared, stage=1)
+        outputs = yield GraphCall(
+            "full",
+            self._ordered(inputs),
+            self.device,
+            self._shared,
+            self._constant,
+            stage=1,
+        )
         return outputs[0]
 
-    def embed(self, inputs: Mapping[str, Buffer]) -> Routine[Hidden]:
+    def embed(self, inputs: Inputs) -> Routine[Hidden]:
         """Inputs to the hidden states before the first block."""
         outputs = yield GraphCall(
-            "embed", self._ordered(inputs), self._shared, num_passing=ALL
+            "embed",
+            self._ordered(inputs),
+            self.device,
+            self._shared,
+            self._constant,
+            num_passing=ALL,
         )
         image, text, *condition = outputs
         shared = [inputs[name] for name in self._block_inputs]
@@ -268,6 +281,7 @@ class DenoiserComponent(ComponentModel):
         outputs = yield GraphCall(
             "output",
             hidden.buffers,
+            self.device,
             self._shared_of(hidden),
             stage=self.num_blocks + 1,
         )
@@ -276,16 +290,16 @@ class DenoiserComponent(ComponentModel):
     def modulated_input(self, hidden: Hidden) -> Routine[Buffer]:
         """What the first block's attention would read, ``(B, S, D)``."""
         outputs = yield GraphCall(
-            "modulated_input", hidden.buffers, self._shared_of(hidden)
+            "modulated_input", hidden.buffers, self.device, self._shared_of(hidden)
         )
         return outputs[0]
 
     def rows_of(
-        self, inputs: Mapping[str, Buffer], rows: Sequence[int]
-    ) -> dict[str, Buffer]:
+        self, inputs: Inputs, rows: Sequence[int]
+    ) -> dict[str, Buffer | np.ndarray]:
         """The inputs of some samples as a batch of their own."""
         return {
-            name: take_rows(value, rows) if name in self.batched_inputs else value
+            name: _some(value, rows) if name in self.batched_inputs else value
             for name, value in inputs.items()
         }
 
@@ -298,7 +312,7 @@ class DenoiserComponent(ComponentModel):
             take_rows(hidden.image, rows),
             take_rows(hidden.text, rows),
             (
-                *(take_rows(value, rows) for value in condition),
+                *(_some(value, rows) for value in condition),
                 *self.rows_of(named, rows).values(),
             ),
         )
@@ -309,6 +323,7 @@ class DenoiserComponent(ComponentModel):
         outputs = yield GraphCall(
             f"{name}_{index}",
             (*hidden.buffers, *values),
+            self.device,
             self._shared_of(hidden),
             num_passing=2,
             stage=index + 1,
@@ -325,6 +340,15 @@ class DenoiserComponent(ComponentModel):
             if name not in self.batched_inputs
         )
 
+    @cached_property
+    def _constant(self) -> frozenset[int]:
+        """Positions of the inputs that are the same in all steps."""
+        return frozenset(
+            place
+            for place, name in enumerate(self._input_names)
+            if name not in ("latents", "timestep")
+        )
+
     def _shared_of(self, hidden: Hidden) -> frozenset[int]:
         """The same among the inputs of a graph on hidden states."""
         start = len(hidden.buffers) - len(self._block_inputs)
@@ -334,7 +358,7 @@ class DenoiserComponent(ComponentModel):
             if name not in self.batched_inputs
         )
 
-    def _ordered(self, inputs: Mapping[str, Buffer]) -> tuple[Buffer, ...]:
+    def _ordered(self, inputs: Inputs) -> tuple[Buffer | np.ndarray, ...]:
         return tuple(inputs[name] for name in self._input_names)
 
 
@@ -385,7 +409,7 @@ def run_residual_cache(
     memory: DenoisingCacheState,
     step: int,
     denoiser: DenoiserComponent,
-    inputs: Mapping[str, Buffer],
+    inputs: Inputs,
 ) -> Routine[Buffer]:
     """One step under a cache that knows what the middle blocks add."""
     state = memory.state
@@ -480,7 +504,7 @@ def run_module_cache(
     memory: DenoisingCacheState,
     step: int,
     denoiser: DenoiserComponent,
-    inputs: Mapping[str, Buffer],
+    inputs: Inputs,
 ) -> Routine[Buffer]:
     """One step under a cache that knows what modules give: all samples alike."""
     state = memory.state
@@ -503,6 +527,12 @@ def run_module_cache(
             values = yield from cache.forecast(state, index, step)
             hidden = yield from denoiser.run_given(hidden, index, cache.level, values)
     return (yield from denoiser.output(hidden))
+
+
+def _some(value: Buffer | np.ndarray, rows: Sequence[int]) -> Buffer | np.ndarray:
+    if isinstance(value, np.ndarray):
+        return value[list(rows)]
+    return take_rows(value, rows)
 
 
 def latents_shape(inputs: Mapping[str, Any]) -> tuple[int, ...]:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, final
 
 import numpy as np
 from max.driver import Buffer, Device
 
-from .buffers import to_device
 from .caches import GuidanceEstimate
 from .calls import GUIDANCE, SAMPLER, Fork, GraphCall, Routine
-from .denoising import ESTIMATE, FORECAST, Branch, DenoisingCacheState
+from .denoising import ESTIMATE, FORECAST, Branch, DenoisingCacheState, Inputs
 from .report import StepRecord
 from .schedulers import Schedule
 
 _SKIPPED: Final = frozenset((FORECAST, ESTIMATE))
 
-TakeStep = Callable[[int, DenoisingCacheState, Mapping[str, Buffer]], Routine[Buffer]]
+TakeStep = Callable[[int, DenoisingCacheState, Inputs], Routine[Buffer]]
 """Step index, cache state and inputs to the prediction ``(B, S_img, C)``."""
 
 
@@ -95,13 +94,14 @@ class Denoising:
             outputs = yield GraphCall(
                 "guidance",
                 (*predictions, scale),
+                self.device,
                 stage=0 if self.is_skipped else GUIDANCE,
             )
             prediction = outputs[0]
         dt = self._per_sample(self.schedule.dt(self.step))
         inputs = self.latents, prediction, dt
         outputs = yield GraphCall(
-            "euler_step", inputs, stage=0 if self.is_skipped else SAMPLER
+            "euler_step", inputs, self.device, stage=0 if self.is_skipped else SAMPLER
         )
         self.latents, self.prediction = outputs[0], prediction
         if not self.is_skipped:
@@ -115,15 +115,17 @@ class Denoising:
         """
         assert self.prediction is not None, "no step is taken"
         rest = self._per_sample(-float(self.schedule.sigmas[self.step]))
-        outputs = yield GraphCall("euler_step", (self.latents, self.prediction, rest))
+        inputs = self.latents, self.prediction, rest
+        outputs = yield GraphCall("euler_step", inputs, self.device)
         return outputs[0]
 
     def _predict(
-        self, branch: Branch, state: DenoisingCacheState, timestep: Buffer
+        self, branch: Branch, state: DenoisingCacheState, timestep: np.ndarray
     ) -> Routine[tuple[Buffer, StepRecord]]:
         """One branch's prediction, and the record of it."""
         started = time.perf_counter()
-        inputs = {"latents": self.latents, "timestep": timestep, **branch.inputs}
+        own: Inputs = {"latents": self.latents, "timestep": timestep}
+        inputs = {**own, **branch.inputs}
         prediction = yield from self.take_step(self.step, state, inputs)
         return prediction, self._record(branch, state, started)
 
@@ -154,5 +156,5 @@ class Denoising:
             milliseconds=(time.perf_counter() - started) * 1e3,
         )
 
-    def _per_sample(self, value: float) -> Buffer:
-        return to_device(np.full(self.batch, value, np.float32), self.device)
+    def _per_sample(self, value: float) -> np.ndarray:
+        return np.full(self.batch, value, np.float32)

@@ -34,7 +34,7 @@ from .caches import (
     StepRules,
     add_series_graphs,
 )
-from .calls import Routine, run
+from .calls import Routine, on_device, run
 from .compile import compile_graphs, in_graph_context, memory_errors_said
 from .component import ComponentModel
 from .denoising import (
@@ -43,6 +43,7 @@ from .denoising import (
     Branch,
     DenoiserComponent,
     DenoisingCacheState,
+    Inputs,
     latents_shape,
     run_module_cache,
     run_residual_cache,
@@ -346,7 +347,7 @@ class DiffusionPipeline(ABC):
         self,
         step: int,
         cache_state: DenoisingCacheState,
-        inputs: Mapping[str, Buffer],
+        inputs: Inputs,
     ) -> Routine[Buffer]:
         """:meth:`run_denoising_step` as a routine, for whoever runs several at once."""
         cache = cache_state.cache
@@ -356,7 +357,7 @@ class DiffusionPipeline(ABC):
             def compute(rows: Sequence[int] | None) -> Routine[Buffer]:
                 if denoiser is None:
                     yield from ()
-                    return self.run_transformer(cache_state, **inputs)[0]
+                    return self.run_transformer(cache_state, **self._placed(inputs))[0]
                 given = inputs if rows is None else denoiser.rows_of(inputs, rows)
                 return (yield from denoiser.full(given))
 
@@ -506,7 +507,7 @@ class DiffusionPipeline(ABC):
         self,
         cache_state: DenoisingCacheState,
         step: int,
-        inputs: Mapping[str, Buffer],
+        inputs: Inputs,
     ) -> Routine[Buffer]:
         """First-block caching by a subclass's ``run_transformer``."""
         yield from ()
@@ -518,7 +519,7 @@ class DiffusionPipeline(ABC):
         if cache_state.changes_to(shape) or is_required:
             cache_state.prev_residual = cache_state.prev_output = None
         before = cache_state.prev_output
-        outputs = self.run_transformer(cache_state, **inputs)
+        outputs = self.run_transformer(cache_state, **self._placed(inputs))
         if len(outputs) != 2:
             raise MaxDiffusionError(
                 f"{type(self).__name__}.run_transformer: expected (new_residual, "
@@ -529,6 +530,10 @@ class DiffusionPipeline(ABC):
         action = REUSE if outputs[1] is before else COMPUTE
         cache_state.actions = (action,) * shape[0]
         return outputs[1]
+
+    def _placed(self, inputs: Inputs) -> dict[str, Buffer]:
+        """Inputs as a ``run_transformer`` is given them."""
+        return {name: on_device(x, self.device) for name, x in inputs.items()}
 
     def _check_own_decision(self, config: CacheConfig) -> None:
         """Whether a ``run_transformer`` that decides by itself knows all options."""

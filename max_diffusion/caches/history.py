@@ -12,7 +12,7 @@ from max.graph import DeviceRef, Module
 
 from graphs.caches.series import add_relative_error, add_weighted_sum
 
-from ..buffers import num_bytes, take_rows, to_device, to_numpy, with_rows
+from ..buffers import num_bytes, take_rows, to_numpy, with_rows
 from ..calls import GraphCall, Routine
 from ..errors import CacheStateError
 from .series import series_weights
@@ -44,14 +44,16 @@ def weighted_sum(
     """
     batch = int(values[0].shape[0])
     rows = np.array(weights, np.float32)
-    scale = to_device(np.broadcast_to(rows, (batch, len(values))), values[0].device)
-    outputs = yield GraphCall(f"weighted_sum_{len(values)}", (scale, *values))
+    if len(rows) != batch:
+        rows = np.repeat(rows, batch, axis=0)
+    name = f"weighted_sum_{len(values)}"
+    outputs = yield GraphCall(name, (rows, *values), values[0].device)
     return outputs[0]
 
 
 def relative_error(forecast: Buffer, actual: Buffer) -> Routine[np.ndarray]:
     """``mean|forecast - actual| / mean|actual|`` of each sample, float32 ``(B,)``."""
-    outputs = yield GraphCall("relative_error", (forecast, actual))
+    outputs = yield GraphCall("relative_error", (forecast, actual), actual.device)
     return to_numpy(outputs[0])
 
 
@@ -79,7 +81,7 @@ class History:
     @property
     def num_bytes(self) -> int:
         """Bytes of all slots."""
-        return sum(num_bytes(slot) for slot in self._slots)
+        return len(self._slots) * num_bytes(self._slots[0]) if self._slots else 0
 
     @property
     def is_empty(self) -> bool:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 
+import numpy as np
 from max.driver import Buffer
 
 from ..buffers import concatenate_rows, copied, num_bytes, row_slice
-from ..calls import Fork, GraphCall, Routine
+from ..calls import Fork, GraphCall, Routine, on_device
 
 if TYPE_CHECKING:
     from max.engine import Model
@@ -131,7 +132,7 @@ class Batcher:
             for group in groups.values():
                 waiting += self._run_group(group)
             waiting = [lane for lane in waiting if lane.call is not None]
-        self._rows.clear()
+        self._rows.end_turn()
         return lanes
 
     def _run_group(self, group: Sequence[Lane[Any]]) -> list[Lane[Any]]:
@@ -161,7 +162,8 @@ class Batcher:
             return [each for lane, _ in pairs for each in self._run_batch([lane])]
         waiting: list[Lane[Any]] = []
         for (lane, _), own in zip(pairs, outputs, strict=True):
-            waiting += lane.resume(own)
+            if not lane.is_done:  # by a sibling that has failed
+                waiting += lane.resume(own)
         return waiting
 
     def _execute(
@@ -169,16 +171,19 @@ class Batcher:
     ) -> list[Sequence[Buffer]]:
         """Outputs of each call, from one execution for all."""
         first = calls[0]
-        inputs: Sequence[Buffer] = first.inputs
+        inputs = first.inputs
         if len(calls) > 1:
-            inputs = [
+            inputs = tuple(
                 value
                 if place in first.shared
-                else self._rows.gather([call.inputs[place] for call in calls])
+                else self._rows.gather(
+                    [call.inputs[place] for call in calls], place in first.constant
+                )
                 for place, value in enumerate(inputs)
-            ]
+            )
+        placed = [on_device(value, first.device) for value in inputs]
         started = time.perf_counter()
-        outputs = self._models[first.graph].execute(*inputs)
+        outputs = self._models[first.graph].execute(*placed)
         self.record.graph_seconds += time.perf_counter() - started
         self.record.batches.append((first.graph, sum(counts)))
         if len(calls) == 1:
@@ -202,9 +207,15 @@ class _Rows:
         # By the batch's id; the last few, so that a pass holds no more than it needs.
         self._batches: OrderedDict[int, tuple[Buffer, list[Buffer]]] = OrderedDict()
         self._batch_of: dict[int, int] = {}
+        self._constants: dict[tuple[int, ...], tuple[Sequence[Buffer], Buffer]] = {}
+        self._used: set[tuple[int, ...]] = set()
 
-    def gather(self, values: Sequence[Buffer]) -> Buffer:
+    def gather(self, values: Sequence[Any], is_constant: bool) -> Any:
         """The values as one batch."""
+        if isinstance(values[0], np.ndarray):
+            return np.concatenate(values)
+        if is_constant:
+            return self._gather_constant(values)
         known = self._batch_of.get(id(values[0]))
         if known is not None:
             batch, rows = self._batches[known]
@@ -212,6 +223,17 @@ class _Rows:
                 self._batches.move_to_end(known)
                 return batch
         return concatenate_rows(values)
+
+    def _gather_constant(self, values: Sequence[Buffer]) -> Buffer:
+        """Keeps the batch while the same requests go together."""
+        key = tuple(map(id, values))
+        kept = self._constants.pop(key, None)
+        if kept is None:
+            # With the values, so that their ids stay theirs.
+            kept = values, concatenate_rows(values)
+        self._constants[key] = kept
+        self._used.add(key)
+        return kept[1]
 
     def split(
         self, batch: Buffer, counts: Sequence[int], *, keep: bool
@@ -235,10 +257,13 @@ class _Rows:
                 del self._batch_of[id(row)]
         return rows
 
-    def clear(self) -> None:
-        """Forgets all batches."""
+    def end_turn(self) -> None:
+        """Forgets all batches, but for constants that were used in this turn."""
         self._batches.clear()
         self._batch_of.clear()
+        for key in self._constants.keys() - self._used:
+            del self._constants[key]
+        self._used.clear()
 
 
 def _kind(call: GraphCall) -> tuple[Any, ...]:
@@ -246,7 +271,7 @@ def _kind(call: GraphCall) -> tuple[Any, ...]:
     return (
         call.graph,
         *(
-            id(value) if place in call.shared else (tuple(value.shape[1:]), value.dtype)
+            id(value) if place in call.shared else tuple(value.shape[1:])
             for place, value in enumerate(call.inputs)
         ),
     )

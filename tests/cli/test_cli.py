@@ -27,7 +27,8 @@ from max_diffusion import (
     TaylorSeerConfig,
     TextToImagePipeline,
 )
-from max_diffusion.cli import _CONVERTERS, _parser, parse_cache, resolve
+from max_diffusion.cli import _parser, resolve
+from max_diffusion.options import _CONVERTERS, parse_cache
 
 # Beside the interpreter, as installed: this is what people type.
 COMMAND = [str(Path(sys.executable).with_name("max-diffusion")), "generate"]

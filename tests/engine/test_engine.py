@@ -393,7 +393,8 @@ def test_a_step_that_fails_ends_its_request_alone(
     kind: type[MaxDiffusionError],
     words: str,
 ) -> None:
-    good, bad = request(seed=1), request(seed=2)
+    good = request(seed=1)
+    bad = request(seed=2, true_cfg_scale=2.0, negative_prompt="blue")
     broken = Breaking(flux.models, "full", error)
     broken.bad_sum = float(flux.create_context(bad).latents.sum())
     recorder = Recorder()

@@ -1,0 +1,73 @@
+"""Every example of docs/serving.md, as it is printed there."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from processes import run
+from serving import Served, served
+
+from max_diffusion import TextToImagePipeline
+from max_diffusion.server.schemas import ImageGenerationRequest
+
+PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
+TEXT = PAGE.read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+ADDRESS = "http://127.0.0.1:8000"
+# Those that start a server, or ask MAX's own, have tests of their own.
+CURL = [text for kind, text in BLOCKS if "/v1/images/generations" in text]
+PYTHON = [text for kind, text in BLOCKS if kind == "python"]
+
+
+@pytest.fixture(scope="module")
+def server(demo: TextToImagePipeline) -> Iterator[Served]:
+    with served(demo) as server:
+        yield server
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size
+
+
+def test_the_page_has_examples() -> None:
+    assert (len(CURL), len(PYTHON)) == (2, 3)
+
+
+@pytest.mark.parametrize("text", CURL, ids=["picture", "stream"])
+def test_curl(server: Served, tmp_path: Path, text: str) -> None:
+    code = text.replace(ADDRESS, server.url).replace("python3", sys.executable)
+    done = run("bash", "-euo", "pipefail", "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    if "out.png" in code:
+        assert size_of(tmp_path / "out.png") == (128, 128)
+    else:
+        assert done.stdout.count("event: image_generation.partial_image") == 2
+        assert "event: image_generation.completed" in done.stdout
+
+
+@pytest.mark.parametrize("text", PYTHON, ids=["client", "stream", "engine"])
+def test_python(server: Served, tmp_path: Path, text: str) -> None:
+    done = run(sys.executable, "-c", text.replace(ADDRESS, server.url), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    if "picture-" in text:
+        assert size_of(tmp_path / "picture-1.png") == (128, 128)
+        assert "of 56" in done.stdout
+
+
+def test_every_field_is_told() -> None:
+    for name in ImageGenerationRequest.model_fields:
+        assert f"`{name}`" in TEXT, name
+
+
+def test_every_option_named_is_one() -> None:
+    help_text = run(sys.executable, "-m", "max_diffusion.cli", "serve", "--help").stdout
+    section = TEXT[TEXT.index("## Options") : TEXT.index("## From Python")]
+    for option in re.findall(r"--[a-z-]+", section):
+        assert option in help_text or option == "--help", option
