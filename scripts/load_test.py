@@ -85,13 +85,14 @@ def bodies(count: int) -> list[dict[str, Any]]:
 def one_after_another(count: int, path: Path) -> None:
     """Draws them alone; run in a process of its own. Writes seconds and pictures."""
     from max_diffusion import load_pipeline
-    from max_diffusion.server import ServerSettings
+    from max_diffusion.server import ModelDescription, ServerSettings
     from max_diffusion.server.app import to_request
     from max_diffusion.server.schemas import ImageGenerationRequest
 
     pipeline = load_pipeline("demo", caches=("none", "taylorseer"))
+    model = ModelDescription.of(pipeline)
     requests = [
-        to_request(ImageGenerationRequest(**body), ServerSettings())[0]
+        to_request(ImageGenerationRequest(**body), ServerSettings(), model)[0]
         for body in bodies(count)
     ]
     for request in requests[:8]:

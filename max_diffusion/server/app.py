@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import (
     HTMLResponse,
@@ -22,6 +22,7 @@ from fastapi.responses import (
     PlainTextResponse,
     StreamingResponse,
 )
+from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from .. import __version__
@@ -127,14 +128,16 @@ def _add_images(
 ) -> None:
     @app.post(
         "/v1/images/generations",
+        dependencies=_documented_key(settings),
         response_model=ImagesResponse,
         response_model_exclude_none=True,
         responses={**_ERRORS, 200: _STREAM},
         summary="Draw pictures",
     )
     async def generate(body: ImageGenerationRequest, request: Request) -> Any:
-        check_limits(body, settings)
-        drawing, options = to_request(body, settings)
+        model = await _description(backend)
+        check_limits(body, settings, model)
+        drawing, options = to_request(body, settings, model)
         address = str(request.base_url) + "images/"
         answers = Answers(body, settings.model, store, address)
         events = await backend.draw(drawing, options)
@@ -164,17 +167,14 @@ def _add_models(app: FastAPI, backend: Backend, settings: ServerSettings) -> Non
     started = int(time.time())
 
     async def card() -> ModelCard:
-        model = await backend.describe()
-        if model is None:
-            raise ApiError(
-                503,
-                "server: the model is being loaded; ask again",
-                code="loading",
-                headers={"Retry-After": "5"},
-            )
-        return _card(model, settings, started)
+        return _card(await _description(backend), settings, started)
 
-    @app.get("/v1/models", summary="What is served", responses=_errors(401, 413, 503))
+    @app.get(
+        "/v1/models",
+        summary="What is served",
+        dependencies=_documented_key(settings),
+        responses=_errors(401, 413, 503),
+    )
     async def models() -> ModelList:
         """What is served."""
         return ModelList(data=[await card()])
@@ -182,6 +182,7 @@ def _add_models(app: FastAPI, backend: Backend, settings: ServerSettings) -> Non
     @app.get(
         "/v1/models/{model:path}",
         summary="One model",
+        dependencies=_documented_key(settings),
         responses=_errors(401, 404, 413, 422, 503),
     )
     async def model(model: str) -> ModelCard:
@@ -189,6 +190,11 @@ def _add_models(app: FastAPI, backend: Backend, settings: ServerSettings) -> Non
         if model != settings.model:
             raise _no_such_model(model, settings)
         return await card()
+
+
+def _documented_key(settings: ServerSettings) -> list[Any]:
+    """For the document only; :class:`Guard` has checked the key before."""
+    return [Depends(HTTPBearer(auto_error=False))] if settings.api_keys else []
 
 
 def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
@@ -239,7 +245,21 @@ def _add_pages(app: FastAPI) -> None:
     add("/docs", "docs.html")
 
 
-def check_limits(body: ImageGenerationRequest, settings: ServerSettings) -> None:
+async def _description(backend: Backend) -> ModelDescription:
+    model = await backend.describe()
+    if model is None:
+        raise ApiError(
+            503,
+            "server: the model is being loaded; ask again",
+            code="loading",
+            headers={"Retry-After": "5"},
+        )
+    return model
+
+
+def check_limits(
+    body: ImageGenerationRequest, settings: ServerSettings, model: ModelDescription
+) -> None:
     """What this server allows, beyond what the schema does.
 
     Raises:
@@ -253,7 +273,7 @@ def check_limits(body: ImageGenerationRequest, settings: ServerSettings) -> None
     ):
         if len(text) > settings.max_prompt_length:
             raise _too_much(name, len(text), settings.max_prompt_length, "characters")
-    width, height = body.pixels() or (1, 1)
+    width, height = body.pixels() or model.default_size
     for name, value, limit, unit in (
         ("n", body.n or 1, settings.max_n, "pictures"),
         ("size", max(width, height), settings.max_size, "pixels a side"),
@@ -297,7 +317,7 @@ def check_limits(body: ImageGenerationRequest, settings: ServerSettings) -> None
 
 
 def to_request(
-    body: ImageGenerationRequest, settings: ServerSettings
+    body: ImageGenerationRequest, settings: ServerSettings, model: ModelDescription
 ) -> tuple[GenerationRequest, SubmitOptions]:
     """The body as the engine takes it.
 
@@ -313,7 +333,7 @@ def to_request(
         negative_prompt=body.negative_prompt,
         height=height,
         width=width,
-        num_inference_steps=body.steps,
+        num_inference_steps=body.steps or min(model.default_steps, settings.max_steps),
         guidance_scale=body.guidance,
         true_cfg_scale=1.0 if body.true_cfg is None else body.true_cfg,
         seed=secrets.randbelow(2**32) if body.seed is None else body.seed,
@@ -517,6 +537,7 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
         default_cache=model.default_cache,
         default_cache_options=dict(model.default_cache_options),
         default_size=f"{width}x{height}",
+        default_steps=min(model.default_steps, settings.max_steps),
         max_size=settings.max_size,
         max_n=settings.max_n,
         max_steps=settings.max_steps,

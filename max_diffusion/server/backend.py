@@ -30,6 +30,7 @@ class ModelDescription:
 
     default_size: tuple[int, int]
     """Width and height in pixels."""
+    default_steps: int
     caches: Mapping[str, Mapping[str, Any]]
     """Options and defaults by name."""
     default_cache: str
@@ -43,6 +44,7 @@ class ModelDescription:
         default = pipeline.resolve_cache(pipeline.cache_config)
         return cls(
             default_size=(width, height),
+            default_steps=pipeline.default_num_inference_steps,
             caches={name: asdict(config) for name, config in caches.items()},
             default_cache=cache_name(default),
             default_cache_options=asdict(default),
@@ -56,7 +58,7 @@ class Backend(ABC):
     async def draw(
         self, request: GenerationRequest, options: SubmitOptions
     ) -> AsyncGenerator[Event, None]:
-        """Puts a request in the queue.
+        """Puts a request in the queue; called once there is a description.
 
         Returns:
             Its events; closing the generator cancels the request.

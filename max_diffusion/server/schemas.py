@@ -203,6 +203,7 @@ class ModelCard(BaseModel):
         description="Of requests that name no cache; one that does starts from caches."
     )
     default_size: str
+    default_steps: int
     max_size: Annotated[int, Field(le=MAX_SIZE)]
     max_n: int
     max_steps: int

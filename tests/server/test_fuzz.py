@@ -18,7 +18,7 @@ KEY = "sk-fuzz"
 @pytest.fixture(scope="module")
 def server(demo: TextToImagePipeline) -> Iterator[Served]:
     # Small, so that what is valid is quick to draw.
-    limits = {"max_n": 2, "max_size": 64, "max_steps": 3}
+    limits = {"max_n": 2, "max_size": 128, "max_steps": 3}
     with served(demo, api_keys=(KEY,), **limits) as server:
         yield server
 

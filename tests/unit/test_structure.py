@@ -46,7 +46,9 @@ def test_there_are_files_to_walk() -> None:
 def test_imports_point_one_way(path: Path) -> None:
     names = imports(path, everywhere=True)
     part = path.relative_to(ROOT)
-    heavy = ("torch", "diffusers", "transformers", "max.pipelines", "max.experimental")
+    heavy = ["torch", "diffusers", "transformers", "max.pipelines", "max.experimental"]
+    if part.parts[1] == "max_serve":  # is there for it
+        heavy.remove("max.pipelines")
     assert not reaches(names, *heavy)
     if part.parts[0] == "graphs":
         assert not reaches(names, "max_diffusion", "max.engine", "max.driver")
@@ -56,7 +58,7 @@ def test_imports_point_one_way(path: Path) -> None:
     if part.parts[1] != "compile.py" and part.name != "taylorseer.py":
         assert (
             "max.engine.InferenceSession" not in imports(path, everywhere=False)
-            or part.name == "pipeline.py"
+            or part.name in ("pipeline.py", "architecture.py")  # to hand it on
         )
 
 
