@@ -37,6 +37,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
     settings = ServerSettings(
         model=args.served_model_name or shown,
         api_keys=keys,
+        max_body_bytes=memory_size("--max-body", args.max_body) or 0,
         max_prompt_length=args.max_prompt_length,
         max_n=args.max_n,
         max_size=args.max_size,
@@ -90,6 +91,7 @@ def _add_options(add: Callable[..., Any]) -> None:
     add("--served-model-name", metavar="ID", help="id of the model for clients")
     add("--api-key", action="append", default=[], metavar="KEY", help="may be repeated")
     add("--api-key-file", metavar="FILE", help="a key a line; not seen by ps")
+    add("--max-body", default="256KiB", metavar="SIZE", help="of a request")
     add("--max-prompt-length", type=int, default=32_000, help="characters")
     add("--max-n", type=int, default=10, help="pictures of a request")
     add("--max-size", type=int, default=2048, help="pixels a side")

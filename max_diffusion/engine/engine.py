@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import threading
@@ -59,8 +60,9 @@ class EngineConfig:
         max_running: Most requests that hold memory at a time.
         max_queued: Most requests that wait; one more is refused.
         max_step_samples: Most pictures that take a step in one turn; more take turns.
-        max_batch: Most pictures in one execution of a graph. On two CPU cores the demo
-            model is fastest with 8: 3.0 ms a picture, against 5.3 alone.
+        max_batch: Most pictures in one execution of a graph, but for a request that
+            has more of its own. On two CPU cores the demo model is fastest with 8:
+            3.0 ms a picture, against 5.3 alone.
         memory_limit: Bytes for latents and cache state of running requests, ``None``
             for half of what is free at the start.
     """
@@ -103,6 +105,8 @@ class _Job:
     used: float = 0.0
     """Share of the device it has had, in weighted samples x tokens."""
     is_cancelled: bool = False
+    encoded: float = 0.0
+    """``time.monotonic()`` of its first step."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -123,9 +127,10 @@ class Engine:
     gets alone.
 
     Where more pictures run than fit in a turn (``max_step_samples``), those that had
-    the smallest share of the device go first, so that no request starves another.
-    Encoding and decoding happen between turns, for about as long as a turn takes, or
-    one at a time where one takes longer.
+    the smallest share of the device go first, so that no request starves another; a
+    turn takes as long as its largest pictures do.
+    Encoding and decoding happen between turns, for about half as long as a turn takes,
+    or one at a time where one takes longer; previews where nothing else waits.
 
     Use it as a context manager, or :meth:`close` it.
 
@@ -154,18 +159,27 @@ class Engine:
         self._changed = threading.Condition()
         self._waiting: list[_Job] = []
         self._running: list[_Job] = []
+        # Of the running ones, those that the executor has not seen.
+        self._admitted: list[_Job] = []
         self._is_closing = False
         self._order = 0
         self._cache_bytes = 0
         self._seconds_per_request = 1.0
         # The executor's own.
         self._side_jobs: deque[tuple[_Job, Callable[[], None]]] = deque()
+        # The newest of each request: one that nobody got to in time is left out.
+        self._previews: dict[_Job, Callable[[], None]] = {}
         self._seconds_per_tick = 0.0
         self._last_end = time.monotonic()
         self._thread = threading.Thread(
             target=self._work, name="max-diffusion-engine", daemon=True
         )
         self._thread.start()
+        # A thread that is inside of MAX when Python ends would bring it down.
+        atexit.register(self._close_at_exit)
+
+    def _close_at_exit(self) -> None:
+        self.close(drain=False)
 
     def __enter__(self) -> Self:
         """The running engine."""
@@ -218,7 +232,7 @@ class Engine:
             EngineStoppedError: The engine is closing.
         """
         options = options or SubmitOptions()
-        _check(options)
+        _check(request, options)
         with memory_errors_said():
             context = self.pipeline.create_context(request)
         needed = self._plan.needed_by(context)
@@ -229,28 +243,20 @@ class Engine:
                 raise EngineStoppedError(
                     "engine: it is closing and takes no more requests; ask another"
                 )
-            # Those that will leave the queue at the next turn are not in anyone's way.
-            room = self.config.max_running - len(self._running)
-            if len(self._waiting) >= self.config.max_queued + max(room, 0):
+            self._order += 1
+            name, now = cache_name(cache), time.monotonic()
+            job = _Job(handle, context, options, needed, name, self._order, now)
+            if not self._waiting and self._let_in(job):
+                self._changed.notify()
+                return handle
+            if len(self._waiting) >= self.config.max_queued:
                 raise QueueFullError(
                     f"engine: {len(self._waiting)} requests wait already, at most "
                     f"{self.config.max_queued} may; try again later",
                     retry_after=max(1.0, self._seconds_per_request),
                 )
-            self._order += 1
-            self._waiting.append(
-                _Job(
-                    handle,
-                    context,
-                    options,
-                    needed,
-                    cache_name(cache),
-                    self._order,
-                    time.monotonic(),
-                )
-            )
+            self._waiting.append(job)
             self._waiting.sort(key=lambda job: (-job.options.priority, job.order))
-            self._changed.notify()
         return handle
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
@@ -265,13 +271,18 @@ class Engine:
             self._changed.notify()
         if drain:
             self._thread.join(timeout)
+        self.cancel_all()
+        self._thread.join()
+        atexit.unregister(self._close_at_exit)
+
+    def cancel_all(self) -> None:
+        """Cancels every request there is."""
         with self._changed:
             for job in (*self._waiting, *self._running):
                 job.is_cancelled = True
             self._changed.notify()
-        self._thread.join()
 
-    # Below, everything but _cancel runs on the executor's thread.
+    # Below, everything but _cancel and _let_in runs on the executor's thread.
 
     def _cancel(self, handle: RequestHandle) -> None:
         with self._changed:
@@ -283,18 +294,19 @@ class Engine:
     def _work(self) -> None:
         try:
             while self._wait_for_work():
-                side_seconds = self._run_side_jobs()
-                self._tick(side_seconds)
-        except Exception as err:
+                self._run_side_jobs()
+                self._tick()
+        except BaseException as err:
             # A defect of the engine itself: nothing is known of any request any more.
             logger.exception("the engine has failed")
             failure = MaxDiffusionError(f"engine: it has failed and stopped: {err}")
             with self._changed:
                 jobs = [*self._waiting, *self._running]
-                self._waiting, self._running = [], []
+                self._waiting, self._running, self._admitted = [], [], []
+                self._plan.reserved = self._cache_bytes = 0
                 self._is_closing = True
             for job in jobs:
-                job.handle.tell(Failed(failure), State.FAILED)
+                self._tell(job, Failed(failure), State.FAILED)
 
     def _wait_for_work(self) -> bool:
         """Lets requests out and in; waits until one runs. False at the end."""
@@ -338,35 +350,47 @@ class Engine:
                 ended.append((job, error))
         return ended
 
+    def _let_in(self, job: _Job) -> bool:
+        """Gives a request a slot, if there is one."""
+        if len(self._running) >= self.config.max_running:
+            return False
+        if not self._plan.reserve(job.needed):
+            return False
+        # As if it had run all along: neither ahead of the others nor behind.
+        job.used = min((other.used for other in self._running), default=0.0)
+        self._running.append(job)
+        self._admitted.append(job)
+        return True
+
     def _admit(self) -> list[_Job]:
-        """Lets requests in, strictly in order.
+        """Lets requests in, strictly in order; returns those that have come in.
 
         A small one does not pass a large one, which would otherwise wait for as long
         as small ones come.
         """
-        started = []
-        while self._waiting and len(self._running) < self.config.max_running:
-            if not self._plan.reserve(self._waiting[0].needed):
-                break
-            job = self._waiting.pop(0)
-            # As if it had run all along: neither ahead of the others nor behind.
-            job.used = min((other.used for other in self._running), default=0.0)
-            self._running.append(job)
-            started.append(job)
-        return started
+        while self._waiting and self._let_in(self._waiting[0]):
+            self._waiting.pop(0)
+        admitted, self._admitted = self._admitted, []
+        return [job for job in admitted if job in self._running]
 
-    def _run_side_jobs(self) -> float:
-        """Encodes and decodes for about as long as a turn takes."""
+    def _run_side_jobs(self) -> None:
+        """Encodes and decodes for about half as long as a turn takes, or one thing."""
         started = time.perf_counter()
-        while self._side_jobs:
-            job, action = self._side_jobs.popleft()
+        while self._side_jobs or self._previews:
+            if self._side_jobs:
+                job, action = self._side_jobs.popleft()
+            else:  # only if nobody waits to begin or to end
+                job = next(iter(self._previews))
+                action = self._previews.pop(job)
             if job in self._running:
                 self._guarded(job, action)
             spent = time.perf_counter() - started
             has_steps = any(job.denoising is not None for job in self._running)
-            if has_steps and spent > self._seconds_per_tick / 2:
+            if has_steps and spent >= self._seconds_per_tick / 2:
                 break
-        return time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        if seconds:
+            self._observe(partial(self._observer.on_side, seconds))
 
     def _guarded(self, job: _Job, action: Callable[[], None]) -> None:
         """Runs an action of one job; its error ends that job alone."""
@@ -386,10 +410,10 @@ class Engine:
             for step in range(1, steps)
             if (step - 1) * (previews + 1) // steps < step * (previews + 1) // steps
         )
-        job.denoising = denoising
+        job.denoising, job.encoded = denoising, time.monotonic()
         job.seconds["encode"] = time.perf_counter() - started
 
-    def _tick(self, side_seconds: float) -> None:
+    def _tick(self) -> None:
         """One step of every request whose turn it is."""
         started = time.perf_counter()
         chosen = self._choose()
@@ -404,26 +428,21 @@ class Engine:
                 self._fail(job, lane.error)
             elif denoising.is_done:
                 job.denoising = None
-                spent = sum(record.milliseconds for record in denoising.records)
-                job.seconds["denoise"] = spent / 1e3
+                job.seconds["denoise"] = time.monotonic() - job.encoded
                 self._side_jobs.append((job, partial(self._decode, job, denoising)))
-        held = sum(job.denoising.held_bytes for job in self._running if job.denoising)
+        self._count_cache_bytes()
         seconds = time.perf_counter() - started
-        with self._changed:
-            self._cache_bytes = held
         self._seconds_per_tick += _SHARE * (seconds - self._seconds_per_tick)
         batches = self._batcher.record
-        self._observer.on_tick(
-            TickRecord(
-                seconds=seconds,
-                graph_seconds=batches.graph_seconds,
-                side_seconds=side_seconds,
-                requests=len(chosen),
-                samples=sum(denoising.batch for _, denoising in chosen),
-                batches=tuple(batches.batches),
-                actions=actions,
-            )
+        record = TickRecord(
+            seconds=seconds,
+            graph_seconds=batches.graph_seconds,
+            requests=len(chosen),
+            samples=sum(denoising.batch for _, denoising in chosen),
+            batches=tuple(batches.batches),
+            actions=actions,
         )
+        self._observe(partial(self._observer.on_tick, record))
 
     def _choose(self) -> list[tuple[_Job, Denoising]]:
         """Whose turn it is: those that had least of the device, as many as fit."""
@@ -473,7 +492,8 @@ class Engine:
             images = self.pipeline.decode(job.context, latents)
             self._tell(job, Preview(done, index, images))
 
-        self._side_jobs.append((job, preview))
+        self._previews.pop(job, None)  # to the end of the line
+        self._previews[job] = preview
 
     def _decode(self, job: _Job, denoising: Denoising) -> None:
         started = time.perf_counter()
@@ -496,6 +516,17 @@ class Engine:
         self._release(job)
         self._end(job, Failed(failure))
 
+    def _observe(self, tell: Callable[[], None]) -> None:
+        try:
+            tell()
+        except Exception:
+            logger.exception("the observer has failed")
+
+    def _count_cache_bytes(self) -> None:
+        held = sum(job.denoising.held_bytes for job in self._running if job.denoising)
+        with self._changed:
+            self._cache_bytes = held
+
     def _release(self, job: _Job) -> None:
         """Frees a running request's slot."""
         with self._changed:
@@ -505,29 +536,40 @@ class Engine:
     def _end(self, job: _Job, event: Finished | Failed) -> None:
         """The last event of a request, which is no longer in any list."""
         job.denoising = None
+        self._previews.pop(job, None)
+        self._count_cache_bytes()
         now = time.monotonic()
         state = State.FINISHED
         if isinstance(event, Failed):
             is_cancelled = isinstance(event.error, RequestCancelled)
             state = State.CANCELLED if is_cancelled else State.FAILED
         else:
-            taken = now - self._last_end - self._seconds_per_request
-            self._seconds_per_request += _SHARE * taken
+            # Time in which there was nothing to do does not count.
+            taken = now - max(self._last_end, job.submitted)
+            self._seconds_per_request += _SHARE * (taken - self._seconds_per_request)
             self._last_end = now
-        self._observer.on_end(state, now - job.submitted)
+        self._observe(partial(self._observer.on_end, state, now - job.submitted))
         self._tell(job, event, state)
 
     def _tell(self, job: _Job, event: Event, state: State = State.RUNNING) -> None:
         try:
             job.handle.tell(event, state)
-        except Exception:
+        except BaseException:
             # The listener is its owner's; the pictures of all others are not.
             logger.exception("the listener of request %s has failed", job.handle.id)
             job.is_cancelled = True
 
 
-def _check(options: SubmitOptions) -> None:
+def _check(request: GenerationRequest, options: SubmitOptions) -> None:
     """Raises RequestError for options out of range."""
+    if not isinstance(request, GenerationRequest):
+        raise RequestError(
+            f"engine: expected a GenerationRequest, got {type(request).__name__}"
+        )
+    if not isinstance(options.tells_steps, bool):
+        raise RequestError(
+            f"engine: tells_steps must be True or False, got {options.tells_steps!r}"
+        )
     priority = options.priority
     is_whole = isinstance(priority, int) and not isinstance(priority, bool)
     if not is_whole or not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
@@ -536,7 +578,8 @@ def _check(options: SubmitOptions) -> None:
             f"got {priority!r}"
         )
     timeout = options.timeout
-    if timeout is not None and not 0 < timeout < math.inf:
+    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if timeout is not None and not (is_number and 0 < timeout < math.inf):
         raise RequestError(
             f"engine: timeout must be a number of seconds above 0, got {timeout!r}"
         )

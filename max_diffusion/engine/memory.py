@@ -29,7 +29,10 @@ def default_memory_limit(device: Device) -> int:
 
 @final
 class MemoryPlan:
-    """A slot for each request, of exactly the bytes that it may come to hold.
+    """A slot for each request, of the bytes of its buffers between graphs.
+
+    Those are latents, text, cache state and hidden states. What a graph takes while it
+    runs, the decoder's above all, is not known beforehand and comes on top.
 
     Belongs to the executor's thread, but for :meth:`needed_by`.
 

@@ -16,8 +16,6 @@ class TickRecord:
     """All of the steps, from the choice of the requests to the last event told."""
     graph_seconds: float
     """Inside of graphs."""
-    side_seconds: float
-    """Encoding and decoding before the steps."""
     requests: int
     """Requests that took a step."""
     samples: int
@@ -49,6 +47,9 @@ class EngineObserver:
 
     def on_tick(self, record: TickRecord) -> None:
         """A turn is over."""
+
+    def on_side(self, seconds: float) -> None:
+        """Pictures were encoded or decoded."""
 
     def on_end(self, state: State, seconds: float) -> None:
         """A request has ended, so many seconds after it was submitted."""

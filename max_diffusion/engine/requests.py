@@ -97,10 +97,12 @@ class SubmitOptions:
     """How the engine treats a request, beside what is drawn.
 
     Attributes:
-        priority: -8 to 8. Higher ones leave the queue first, and get twice the share
-            of steps for each level when there are more requests than fit in a step.
+        priority: -8 to 8. Higher ones leave the queue first, however long others have
+            waited, and get twice the share of steps for each level when there are more
+            requests than fit in a step.
         timeout: Seconds from submission to the result; ``None`` for no limit.
-        num_previews: Pictures of unfinished latents to send on the way, spread evenly.
+        num_previews: Pictures of unfinished latents to send on the way, spread evenly;
+            fewer where others wait to begin or to end.
         tells_steps: Whether there is a :class:`StepTaken` for every step.
     """
 
@@ -159,6 +161,8 @@ class RequestHandle:
             )
         event: Event | None = None
         while not isinstance(event, Finished | Failed):
+            if self._done.is_set() and self._events.empty():
+                return  # who has read them before has had the last one
             try:
                 event = self._events.get(timeout=timeout)
             except queue.Empty:

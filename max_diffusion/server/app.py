@@ -553,10 +553,14 @@ def _no_such_model(model: str, settings: ServerSettings) -> ApiError:
     )
 
 
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else str(number)
+
+
 def _too_much(name: str, value: float, limit: float, unit: str) -> ApiError:
     return ApiError(
         400,
-        f"{name}: this server allows at most {limit:g} {unit}, got {value:g}",
+        f"{name}: this server allows at most {_plain(limit)} {unit}, got {_plain(value)}",
         code="invalid_value",
         param=name,
     )

@@ -123,7 +123,8 @@ class LocalBackend(Backend):
         events: asyncio.Queue[Event] = asyncio.Queue()
 
         def listener(event: Event) -> None:
-            loop.call_soon_threadsafe(events.put_nowait, event)
+            if not loop.is_closed():  # else nobody is there to hear
+                loop.call_soon_threadsafe(events.put_nowait, event)
 
         # Tokenizing and drawing noise take milliseconds, which others need not wait.
         handle = await asyncio.to_thread(

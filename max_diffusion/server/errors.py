@@ -81,6 +81,13 @@ def not_valid(error: RequestValidationError) -> ApiError:
         reason = first.get("ctx", {}).get("error", "")
         return ApiError(400, f"body: expected JSON ({reason})", code="invalid_json")
     where = ".".join(str(part) for part in place[1:]) or "body"
+    if isinstance(first["input"], bytes):
+        return ApiError(
+            422,
+            "body: expected JSON; send the header Content-Type: application/json",
+            code="content_type",
+            param="body",
+        )
     message = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     if first["type"] == "extra_forbidden":
         message = f"{where}: no such field; GET /docs lists them"
@@ -103,8 +110,12 @@ async def on_not_valid(request: Request, error: Exception) -> JSONResponse:
 async def on_http_error(request: Request, error: Exception) -> JSONResponse:
     """Handler of unknown paths and methods."""
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # nested too deep, or a number of too many digits
+        text = "body: expected JSON that can be read; nest less, write shorter numbers"
+        return ApiError(400, text, code="invalid_json").response
     path = f"{request.method} {request.url.path}"
     message = f"{path}: {str(error.detail).lower()}; GET /docs lists what there is"
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     return ApiError(
-        error.status_code, message, code="not_found", headers=error.headers
+        error.status_code, message, code=code, headers=error.headers
     ).response

@@ -75,7 +75,6 @@ class Metrics(EngineObserver):
         self._tick_seconds.observe(record.seconds)
         self._samples.observe(record.samples)
         self._graph_seconds.inc(record.graph_seconds)
-        self._side_seconds.inc(record.side_seconds)
         runs = Counts(graph for graph, _ in record.batches)
         for graph, number in runs.items():
             self._executions.labels(graph).inc(number)
@@ -85,6 +84,10 @@ class Metrics(EngineObserver):
         for cache, actions in record.actions.items():
             for action, number in actions.items():
                 self._steps.labels(cache, action).inc(number)
+
+    def on_side(self, seconds: float) -> None:
+        """Pictures were encoded or decoded."""
+        self._side_seconds.inc(seconds)
 
     def on_end(self, state: State, seconds: float) -> None:
         """A request has ended."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -102,12 +103,13 @@ def serve(
         log_config=None,
         access_log=has_access_log,
         lifespan="off",
-        timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        # After what was cancelled had the time to say so.
+        timeout_graceful_shutdown=math.ceil(drain_seconds) + 5,
     )
     server = _Server(uvicorn_config)
     loading = _Loading(model, config, backend, server)
     threading.Thread(target=loading.run, name="load", daemon=True).start()
-    asyncio.run(_run(server, backend, listener))
+    asyncio.run(_run(server, backend, listener, loading, drain_seconds))
     if not loading.is_over.is_set():
         logger.info("stopped while loading")
         sys.stderr.flush()
@@ -158,17 +160,27 @@ class _Server(uvicorn.Server):
 
 
 async def _run(
-    server: uvicorn.Server, backend: LocalBackend, listener: socket.socket
+    server: uvicorn.Server,
+    backend: LocalBackend,
+    listener: socket.socket,
+    loading: _Loading,
+    drain_seconds: float,
 ) -> None:
     loop = asyncio.get_running_loop()
 
+    def cancel() -> None:
+        # Clients are told, as of any request that is cancelled.
+        if loading.engine is not None:
+            loading.engine.cancel_all()
+
     def stop() -> None:
         if server.should_exit:
-            server.force_exit = True
-            logger.info("stopping at once")
+            logger.info("cancelling what is left")
+            cancel()
             return
         backend.drain()
         server.should_exit = True
+        loop.call_later(drain_seconds, cancel)
         logger.info("finishing what was asked; a second signal cancels it")
 
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -186,9 +198,10 @@ def _listen(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except OSError as err:
+    except (OSError, UnicodeError) as err:
+        reason = err.strerror if isinstance(err, OSError) else "no such name"
         raise RequestError(
-            f"serve: cannot listen on {host} port {port} ({err.strerror}); choose "
-            "another --port or --host"
+            f"serve: cannot listen on {host} port {port} ({reason}); choose another "
+            "--port or --host"
         ) from err
     return listener

@@ -77,6 +77,7 @@ class ImageGenerationRequest(BaseModel):
         float | None,
         Field(
             ge=0,
+            le=100,
             allow_inf_nan=False,
             description="Guidance scale of guidance-distilled models; 3.5.",
         ),
@@ -85,6 +86,7 @@ class ImageGenerationRequest(BaseModel):
         float | None,
         Field(
             ge=0,
+            le=100,
             allow_inf_nan=False,
             description="Classifier-free guidance, with negative_prompt; 1 is off.",
         ),

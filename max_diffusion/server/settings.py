@@ -71,9 +71,8 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
             f"--api-key-file: {path} cannot be read ({err}); give a text file with a "
             "key a line"
         ) from err
-    keys = tuple(
-        line.strip() for line in lines if line.strip() and not line.startswith("#")
-    )
+    stripped = (line.strip() for line in lines)
+    keys = tuple(line for line in stripped if line and not line.startswith("#"))
     if not keys:
         raise RequestError(
             f"--api-key-file: {path} holds no key; write one a line, or leave the "

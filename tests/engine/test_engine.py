@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from cache_rows import ROWS
 from pictures import psnr
+from processes import run_python
+from serving import wait_until
 
 from max_diffusion import (
     DeviceError,
@@ -112,7 +114,9 @@ def actions(result: Any) -> list[tuple[str, ...]]:
 
 def test_mixed_requests_equal_themselves_alone(flux: TextToImagePipeline) -> None:
     """Every cache, several sizes, steps, batches, with and without true guidance."""
-    rng = np.random.default_rng(int(time.time()))
+    seed = int(time.time())
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
     requests = []
     for index, row in enumerate(ROWS):
         height, width = ((32, 24), (32, 32), (32, 32))[rng.integers(3)]
@@ -266,6 +270,26 @@ def test_a_full_queue_refuses(flux: TextToImagePipeline) -> None:
             handle.result(60)
 
 
+def test_the_queue_is_as_short_as_it_is_said_when_memory_is_full(
+    flux: TextToImagePipeline,
+) -> None:
+    probe = Engine(flux)
+    gate, first = hold(probe)
+    needed = probe.stats().reserved_bytes
+    gate.is_open.set()
+    first.result(60)
+    probe.close()
+    config = EngineConfig(max_queued=2, memory_limit=needed + 1)
+    with Engine(flux, config) as engine:
+        gate, first = hold(engine)
+        waiting = [engine.submit(request()) for _ in range(2)]
+        with pytest.raises(QueueFullError, match="at most 2 may"):
+            engine.submit(request())
+        gate.is_open.set()
+        for handle in (first, *waiting):
+            handle.result(60)
+
+
 def test_a_request_larger_than_the_memory_is_refused(flux: TextToImagePipeline) -> None:
     with (
         Engine(flux, EngineConfig(memory_limit=200_000)) as engine,
@@ -414,25 +438,60 @@ def test_a_step_that_fails_ends_its_request_alone(
     assert recorder.ends.count(State.FAILED) == 1
 
 
-def test_an_engine_that_fails_says_so_to_all(flux: TextToImagePipeline) -> None:
-    class Broken(EngineObserver):
-        def on_tick(self, record: TickRecord) -> None:
-            raise ZeroDivisionError("a defect")
+def test_an_engine_that_fails_says_so_to_all(
+    flux: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(event: Event) -> None:
+        raise SystemExit
 
-    engine = Engine(flux, observer=Broken())
-    handle = engine.submit(request())
-    with pytest.raises(MaxDiffusionError, match="has failed and stopped: a defect"):
-        handle.result(60)
+    engine = Engine(flux, EngineConfig(max_running=2))
+    gate, first = hold(engine)
+    deaf = engine.submit(request(), listener=fail)
+    waiting = engine.submit(request())
+    monkeypatch.setattr(engine, "_choose", lambda: 1 / 0)
+    gate.is_open.set()
+    for handle in (first, deaf, waiting):
+        with pytest.raises(MaxDiffusionError, match="has failed and stopped: division"):
+            handle.result(60)
     assert not engine.is_alive
+    assert engine.stats().reserved_bytes == 0
     with pytest.raises(EngineStoppedError):
         engine.submit(request())
     engine.close()
 
 
-def test_a_failing_listener_ends_its_request_alone(flux: TextToImagePipeline) -> None:
+def test_a_failing_observer_harms_nobody(flux: TextToImagePipeline) -> None:
+    class Broken(EngineObserver):
+        def on_tick(self, record: TickRecord) -> None:
+            raise ZeroDivisionError("a defect")
+
+        def on_end(self, state: State, seconds: float) -> None:
+            raise ZeroDivisionError("a defect")
+
+    with Engine(flux, observer=Broken()) as engine:
+        assert engine.submit(request()).result(60).images.shape == (1, 32, 32, 3)
+        assert engine.is_alive
+
+
+def test_a_program_that_leaves_without_close_ends_well() -> None:
+    code = """
+from max_diffusion import GenerationRequest, load_pipeline
+from max_diffusion.engine import Engine
+engine = Engine(load_pipeline("demo", device="cpu", caches=("none", "taylorseer")))
+engine.submit(GenerationRequest(prompts=("a star",), num_inference_steps=5000))
+print("left")
+"""
+    done = run_python(code)
+    assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit()], ids=type)
+def test_a_failing_listener_ends_its_request_alone(
+    flux: TextToImagePipeline, error: BaseException
+) -> None:
     def fail(event: Event) -> None:
         if isinstance(event, StepTaken):
-            raise ZeroDivisionError
+            raise error
 
     with Engine(flux) as engine:
         bad = engine.submit(request(), listener=fail)
@@ -451,6 +510,51 @@ def test_previews_come_on_the_way(flux: TextToImagePipeline) -> None:
     assert [preview.index for preview in previews] == [0, 1, 2]
     assert [preview.step for preview in previews] == [2, 4, 6]
     assert all(preview.images.shape == (1, 32, 32, 3) for preview in previews)
+
+
+def test_previews_do_not_keep_others_waiting(flux: TextToImagePipeline) -> None:
+    """Nobody waits to begin, or to end, behind pictures that are not finished."""
+    recorder = Recorder()
+    with Engine(flux, observer=recorder) as engine:
+        options = SubmitOptions(num_previews=100)
+        many = [
+            engine.submit(request(seed=seed, num_inference_steps=400), options)
+            for seed in range(8)
+        ]
+        wait_until(lambda: len(recorder.ticks) > 20)
+        before = len(recorder.ticks)
+        short = engine.submit(request(num_inference_steps=4))
+        short.result(60)
+        assert len(recorder.ticks) - before < 15
+        assert len(engine._previews) <= len(many)
+        for handle in many:
+            handle.cancel()
+
+
+def test_figures_are_those_of_now(flux: TextToImagePipeline) -> None:
+    cache = TaylorSeerConfig()
+    with Engine(flux) as engine:
+        gate = Gate()
+        long = engine.submit(
+            request(num_inference_steps=5000, cache=cache), listener=gate
+        )
+        assert gate.is_reached.wait(60)
+        gate.is_open.set()
+        wait_until(lambda: engine.stats().cache_bytes > 0)
+        long.cancel()
+        with pytest.raises(RequestCancelled):
+            long.result(60)
+        assert engine.stats().cache_bytes == 0
+        guided = request(true_cfg_scale=2.0, negative_prompt="blue")
+        report = engine.submit(guided).result(60).report
+        assert 0 < report.denoise_seconds < report.total_seconds
+
+
+def test_events_end_for_who_asks_again(flux: TextToImagePipeline) -> None:
+    with Engine(flux) as engine:
+        handle = engine.submit(request())
+        assert isinstance(list(handle.events())[-1], Finished)
+        assert list(handle.events()) == []
 
 
 def test_the_last_preview_is_close_to_the_picture(demo: TextToImagePipeline) -> None:
@@ -496,6 +600,9 @@ def test_an_error_inside_the_context_cancels(flux: TextToImagePipeline) -> None:
         (SubmitOptions(priority=True), "priority must be"),
         (SubmitOptions(timeout=0), "timeout must be a number of seconds above 0"),
         (SubmitOptions(timeout=float("nan")), "timeout must be"),
+        (SubmitOptions(timeout=True), "timeout must be"),
+        (SubmitOptions(timeout="5"), "timeout must be"),  # type: ignore[arg-type]
+        (SubmitOptions(tells_steps="no"), "tells_steps"),  # type: ignore[arg-type]
         (SubmitOptions(num_previews=-1), "num_previews"),
         (SubmitOptions(num_previews=101), "num_previews"),
     ],
@@ -505,6 +612,14 @@ def test_bad_options_are_refused(
 ) -> None:
     with Engine(flux) as engine, pytest.raises(RequestError, match=message):
         engine.submit(request(), options)
+
+
+def test_what_is_no_request_is_refused(flux: TextToImagePipeline) -> None:
+    with (
+        Engine(flux) as engine,
+        pytest.raises(RequestError, match="expected a GenerationRequest, got str"),
+    ):
+        engine.submit("a star")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -250,6 +250,8 @@ def test_progress_tells_what_each_step_did(server: Served) -> None:
         ({"prompt": "x", "steps": 5001}, 400, "steps", "at most 5000 steps"),
         ({"prompt": "x", "seed": -1}, 422, "seed", "greater than or equal to 0"),
         ({"prompt": "x", "guidance": -1}, 422, "guidance", "got -1"),
+        ({"prompt": "x", "guidance": 1e38}, 422, "guidance", "equal to 100"),
+        ({"prompt": "x", "true_cfg": 1e20}, 422, "true_cfg", "equal to 100"),
         ({"prompt": "x", "cache": "foo"}, 400, None, "expected none, taylorseer"),
         ({"prompt": "x", "cache": "pab"}, 400, None, "was not compiled with"),
         (
@@ -318,6 +320,7 @@ def test_a_bad_value_is_named(
         (b"[]", 422),
         (b"null", 422),
         (b"[" * 20_000, 400),
+        (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", 400),
     ],
 )
 def test_a_malformed_body_is_refused(
@@ -330,6 +333,21 @@ def test_a_malformed_body_is_refused(
     )
     assert response.status_code == status, response.text
     assert response.json()["error"]["message"]
+
+
+def test_the_wrong_type_of_content_is_named(server: Served) -> None:
+    response = httpx.post(
+        f"{server.url}/v1/images/generations",
+        content=b'{"prompt": "x"}',
+        headers={"Content-Type": "text/plain"},
+    )
+    assert response.status_code == 422
+    assert "Content-Type: application/json" in response.json()["error"]["message"]
+
+
+def test_the_largest_guidance_still_draws(server: Served) -> None:
+    body = {"guidance": 100.0, "true_cfg": 100.0, "negative_prompt": "x", "steps": 20}
+    assert server.post(prompt=PROMPT, **body).status_code == 200
 
 
 def test_a_large_body_is_refused(server: Served) -> None:

@@ -59,6 +59,39 @@ def test_sigterm_finishes_what_was_asked_and_exits_0() -> None:
         assert not is_up(url, "/health/live")
 
 
+def test_who_does_not_finish_in_time_is_told() -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    options = ("--port", str(port), "--max-steps", "9999", "--drain-timeout", "0.1")
+    with started(*options) as process:
+        wait_until(lambda: is_up(url))
+        answers: list[httpx.Response] = []
+        threads = [
+            threading.Thread(
+                target=lambda extra=extra: answers.append(
+                    httpx.post(
+                        f"{url}/v1/images/generations",
+                        json=BODY | {"steps": 9999} | extra,
+                        timeout=60,
+                    )
+                )
+            )
+            for extra in ({}, {"stream": True})
+        ]
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: httpx.get(f"{url}/health").json()["running"] == 2)
+        process.send_signal(signal.SIGTERM)
+        for thread in threads:
+            thread.join(60)
+        assert process.wait(60) == 0
+        plain, stream = sorted(answers, key=lambda answer: -answer.status_code)
+        assert plain.status_code == 503
+        assert plain.json()["error"]["code"] == "shutting_down"
+        assert stream.text.startswith("event: error\n")
+        assert "Traceback" not in process.stderr.read()
+
+
 def test_a_second_signal_ends_at_once() -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -96,7 +129,7 @@ def test_a_taken_port_is_said() -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_model_that_vanishes_while_it_loads_is_said(tmp_path: Path) -> None:
+def test_a_model_that_is_not_whole_is_said(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(demo_model_path(), folder)
     next(folder.glob("transformer/*.safetensors")).unlink()
@@ -115,6 +148,8 @@ def test_a_model_that_vanishes_while_it_loads_is_said(tmp_path: Path) -> None:
         (["--port", "70000"], 2, "--port: expected 0 to 65535, got 70000"),
         (["--port", "x"], 2, "invalid int value"),
         (["--host", "no.such.host.invalid"], 2, "cannot listen on no.such.host"),
+        (["--host", "a..b"], 2, "cannot listen on a..b"),
+        (["--max-body", "0B"], 2, "max_body_bytes must be at least 1"),
         (["--max-n", "0"], 2, "max_n must be at least 1, got 0"),
         (["--max-running", "0"], 2, "max_running must be at least 1"),
         (["--timeout", "nan"], 2, "timeout must be a number of seconds above 0"),
