@@ -102,7 +102,8 @@ def encoded(
     buffer = io.BytesIO()
     image = Image.fromarray(picture)
     if kind == "png":
-        image.save(buffer, "PNG", pnginfo=_png_info(text))
+        # A third of the default's time, and a tenth larger.
+        image.save(buffer, "PNG", pnginfo=_png_info(text), compress_level=3)
     else:
         image.save(buffer, kind.upper(), quality=quality)
     return buffer.getvalue()

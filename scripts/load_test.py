@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Puts a server of this machine under load, and judges its answers and its speed.
 
-    python scripts/load_test.py                    everything, about eight minutes
+    python scripts/load_test.py                    everything, about ten minutes
     python scripts/load_test.py --only throughput  or cancel, soak
     python scripts/load_test.py --json load.json
 
@@ -350,7 +350,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", choices=("throughput", "cancel", "soak"))
-    parser.add_argument("--requests", type=int, default=64, help="of throughput")
+    parser.add_argument("--requests", type=int, default=128, help="of throughput")
     parser.add_argument("--rounds", type=int, default=3, help="of throughput")
     parser.add_argument("--json", metavar="FILE")
     parser.add_argument("--alone", metavar="FILE", help=argparse.SUPPRESS)

@@ -560,7 +560,8 @@ def _plain(number: float) -> str:
 def _too_much(name: str, value: float, limit: float, unit: str) -> ApiError:
     return ApiError(
         400,
-        f"{name}: this server allows at most {_plain(limit)} {unit}, got {_plain(value)}",
+        f"{name}: this server allows at most {_plain(limit)} {unit}, got "
+        f"{_plain(value)}",
         code="invalid_value",
         param=name,
     )
