@@ -21,9 +21,7 @@ BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", TEXT, re.MULTILINE | re.DO
 ADDRESS = "http://127.0.0.1:8000"
 # Those that start a server, or ask MAX's own or Ray's, have tests of their own.
 CURL = [text for kind, text in BLOCKS if "/v1/images/generations" in text]
-PYTHON = [
-    text for kind, text in BLOCKS if kind == "python" and "ray_serve" not in text
-]
+PYTHON = [text for kind, text in BLOCKS if kind == "python" and "ray_serve" not in text]
 
 
 @pytest.fixture(scope="module")
