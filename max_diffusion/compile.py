@@ -35,10 +35,6 @@ construction; ``Module()`` and the shapes of values want it too. No public name 
 it.
 """
 
-_OUT_OF_MEMORY = (
-    "device: out of memory; ask for fewer or smaller pictures at a time, or for "
-    "bfloat16"
-)
 _DTYPES = {"float32": DType.float32, "bfloat16": DType.bfloat16}
 
 
@@ -140,29 +136,14 @@ def memory_errors_said() -> Iterator[None]:
     except MaxDiffusionError:
         raise  # a RequestError is a ValueError too, and may quote the caller
     except (ValueError, RuntimeError, MemoryError) as err:
-        if is_memory_error(err):
-            raise DeviceError(_OUT_OF_MEMORY) from err
+        words = ("memory allocation failed", "out of memory", "out_of_memory")
+        text = str(err).lower()
+        if isinstance(err, MemoryError) or any(word in text for word in words):
+            raise DeviceError(
+                "device: out of memory; ask for fewer or smaller pictures at a time, "
+                "or for bfloat16"
+            ) from err
         raise
-
-
-def said(err: Exception) -> MaxDiffusionError:
-    """The error itself if it is one of this package's, else one that tells of it."""
-    if isinstance(err, MaxDiffusionError):
-        return err
-    if is_memory_error(err):
-        failure: MaxDiffusionError = DeviceError(_OUT_OF_MEMORY)
-    else:
-        kind = type(err).__name__
-        failure = MaxDiffusionError(f"engine: a step has failed: {kind}: {err}")
-    failure.__cause__ = err
-    return failure
-
-
-def is_memory_error(err: Exception) -> bool:
-    """Whether MAX or numpy raised it for want of memory."""
-    words = ("memory allocation failed", "out of memory", "out_of_memory")
-    text = str(err).lower()
-    return isinstance(err, MemoryError) or any(word in text for word in words)
 
 
 def _check(weights: Mapping[str, Any], expected: Mapping[str, WeightSlot]) -> None:

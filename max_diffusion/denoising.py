@@ -529,6 +529,33 @@ def run_module_cache(
     return (yield from denoiser.output(hidden))
 
 
+def run_own_decision(
+    memory: DenoisingCacheState,
+    step: int,
+    shape: tuple[int, ...],
+    run_transformer: Callable[[], tuple[Buffer, ...]],
+) -> Routine[Buffer]:
+    """One step of a ``run_transformer`` that decides on first-block caching itself."""
+    yield from ()
+    policy = memory.cache
+    assert isinstance(policy, FirstBlockCache)
+    is_required = step < policy.config.warmup_steps or step in memory.required_steps
+    if memory.changes_to(shape) or is_required:
+        memory.prev_residual = memory.prev_output = None
+    before = memory.prev_output
+    outputs = run_transformer()
+    if len(outputs) != 2:
+        raise MaxDiffusionError(
+            "run_transformer: expected (new_residual, noise_pred) under first-block "
+            f"caching, got {len(outputs)} values"
+        )
+    memory.prev_residual, memory.prev_output = outputs
+    # Only it knows what it did; giving the old prediction back is a reuse.
+    action = REUSE if outputs[1] is before else COMPUTE
+    memory.actions = (action,) * shape[0]
+    return outputs[1]
+
+
 def _some(value: Buffer | np.ndarray, rows: Sequence[int]) -> Buffer | np.ndarray:
     if isinstance(value, np.ndarray):
         return value[list(rows)]

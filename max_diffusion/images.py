@@ -102,7 +102,7 @@ def encoded(
     buffer = io.BytesIO()
     image = Image.fromarray(picture)
     if kind == "png":
-        # A third of the default's time, and a tenth larger.
+        # Half the default's time; a fifth larger.
         image.save(buffer, "PNG", pnginfo=_png_info(text), compress_level=3)
     else:
         image.save(buffer, kind.upper(), quality=quality)

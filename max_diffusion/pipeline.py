@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,13 @@ from .calls import Routine, on_device, run
 from .compile import compile_graphs, in_graph_context, memory_errors_said
 from .component import ComponentModel
 from .denoising import (
-    COMPUTE,
-    REUSE,
     Branch,
     DenoiserComponent,
     DenoisingCacheState,
     Inputs,
     latents_shape,
     run_module_cache,
+    run_own_decision,
     run_residual_cache,
     run_step_cache,
 )
@@ -370,7 +370,8 @@ class DiffusionPipeline(ABC):
                 is_divisible=denoiser is not None,
             )
         if denoiser is None:
-            return self._run_own_residual_cache(cache_state, step, inputs)
+            own = partial(self.run_transformer, cache_state, **self._placed(inputs))
+            return run_own_decision(cache_state, step, latents_shape(inputs), own)
         if isinstance(cache, AbstractModuleCache):
             return run_module_cache(cache, cache_state, step, denoiser, inputs)
         return run_residual_cache(cache, cache_state, step, denoiser, inputs)
@@ -502,34 +503,6 @@ class DiffusionPipeline(ABC):
         return Denoised(
             denoising.latents, tuple(denoising.records), denoising.cache_bytes
         )
-
-    def _run_own_residual_cache(
-        self,
-        cache_state: DenoisingCacheState,
-        step: int,
-        inputs: Inputs,
-    ) -> Routine[Buffer]:
-        """First-block caching by a subclass's ``run_transformer``."""
-        yield from ()
-        shape = latents_shape(inputs)
-        policy = cache_state.cache
-        assert isinstance(policy, FirstBlockCache)
-        warmup = policy.config.warmup_steps
-        is_required = step < warmup or step in cache_state.required_steps
-        if cache_state.changes_to(shape) or is_required:
-            cache_state.prev_residual = cache_state.prev_output = None
-        before = cache_state.prev_output
-        outputs = self.run_transformer(cache_state, **self._placed(inputs))
-        if len(outputs) != 2:
-            raise MaxDiffusionError(
-                f"{type(self).__name__}.run_transformer: expected (new_residual, "
-                f"noise_pred) under first-block caching, got {len(outputs)} values"
-            )
-        cache_state.prev_residual, cache_state.prev_output = outputs
-        # Only it knows what it did; giving the old prediction back is a reuse.
-        action = REUSE if outputs[1] is before else COMPUTE
-        cache_state.actions = (action,) * shape[0]
-        return outputs[1]
 
     def _placed(self, inputs: Inputs) -> dict[str, Buffer]:
         """Inputs as a ``run_transformer`` is given them."""

@@ -17,7 +17,7 @@ from typing import Final, Self, final
 
 from ..calls import Routine
 from ..checks import count, whole
-from ..compile import memory_errors_said, said
+from ..compile import memory_errors_said
 from ..errors import MaxDiffusionError, RequestCancelled, RequestError
 from ..loop import Denoising
 from ..pipeline import DiffusionPipelineOutput
@@ -510,7 +510,7 @@ class Engine:
         self._end(job, Finished(GenerationResult(images, report)))
 
     def _fail(self, job: _Job, error: Exception) -> None:
-        failure = said(error)
+        failure = _said(error)
         if failure is not error:
             logger.error("request %s has failed", job.handle.id, exc_info=error)
         self._release(job)
@@ -558,6 +558,20 @@ class Engine:
             # The listener is its owner's; the pictures of all others are not.
             logger.exception("the listener of request %s has failed", job.handle.id)
             job.is_cancelled = True
+
+
+def _said(error: Exception) -> MaxDiffusionError:
+    """The error itself if it is one of this package's, else one that tells of it."""
+    try:
+        with memory_errors_said():
+            raise error
+    except MaxDiffusionError as known:
+        return known
+    except Exception:
+        kind = type(error).__name__
+        failure = MaxDiffusionError(f"engine: a step has failed: {kind}: {error}")
+        failure.__cause__ = error
+        return failure
 
 
 def _check(request: GenerationRequest, options: SubmitOptions) -> None:

@@ -25,15 +25,13 @@ from ..engine import (
 from ..errors import MaxDiffusionError
 from ..server import LocalBackend, ModelDescription
 from ..server.errors import ApiError
-from ..server.run import Model
+from ..server.run import SWITCH_SECONDS, Model
 from ..types import GenerationRequest
 
 logger = logging.getLogger(__name__)
 
 INGRESS: Final = "Ingress"
 REPORT_SECONDS: Final = 1.0
-# As long as a server's engine waits for other threads of Python.
-_SWITCH_SECONDS: Final = 0.0005
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Replica:
     """
 
     def __init__(self, model: Model, config: EngineConfig) -> None:
-        sys.setswitchinterval(_SWITCH_SECONDS)
+        sys.setswitchinterval(SWITCH_SECONDS)
         context = serve.get_replica_context()
         self._id, self._app = context.replica_id.unique_id, context.app_name
         self._backend = LocalBackend()

@@ -28,7 +28,8 @@ from .settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-_SWITCH_SECONDS: Final = 0.0005
+SWITCH_SECONDS: Final = 0.0005
+"""Of a process that has an engine, between Python's threads."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def serve(
         )
     # The engine's thread is back in Python for a moment between two graphs, and would
     # wait 5 ms for whatever else is there.
-    sys.setswitchinterval(_SWITCH_SECONDS)
+    sys.setswitchinterval(SWITCH_SECONDS)
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )

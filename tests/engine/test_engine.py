@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 import pytest
 from cache_rows import ROWS
+from engines import Gate, Recorder, actions, hold, request
 from pictures import psnr
-from processes import run_python
 from serving import wait_until
 
 from max_diffusion import (
-    DeviceError,
     GenerationRequest,
-    MaxDiffusionError,
-    NoCacheConfig,
     RequestCancelled,
     RequestError,
     TaylorSeerConfig,
@@ -28,88 +22,17 @@ from max_diffusion.engine import (
     DeadlineError,
     Engine,
     EngineConfig,
-    EngineObserver,
-    EngineStoppedError,
     Event,
     Finished,
     Preview,
     QueueFullError,
-    RequestHandle,
     Started,
     State,
     StepTaken,
     SubmitOptions,
-    TickRecord,
 )
 
 PROMPTS = ("a red circle", "two green stars on a gray background", "heart")
-
-
-class Recorder(EngineObserver):
-    """Keeps what the engine tells."""
-
-    def __init__(self) -> None:
-        self.ticks: list[TickRecord] = []
-        self.ends: list[State] = []
-
-    def on_tick(self, record: TickRecord) -> None:
-        self.ticks.append(record)
-
-    def on_end(self, state: State, seconds: float) -> None:
-        self.ends.append(state)
-
-
-class Gate:
-    """A listener that holds the engine's thread at a request's first step."""
-
-    def __init__(self) -> None:
-        self.is_reached, self.is_open = threading.Event(), threading.Event()
-
-    def __call__(self, event: Event) -> None:
-        if isinstance(event, StepTaken):
-            self.is_reached.set()
-            assert self.is_open.wait(30)
-
-
-class Breaking(Mapping[str, Any]):
-    """A pipeline's graphs, one of which fails for some inputs."""
-
-    def __init__(self, models: Mapping[str, Any], graph: str, error: Exception) -> None:
-        self._models, self._graph, self._error = models, graph, error
-        self.bad_sum: float | None = None
-
-    def __getitem__(self, name: str) -> Any:
-        return self if name == self._graph else self._models[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._models)
-
-    def __len__(self) -> int:
-        return len(self._models)
-
-    def execute(self, *inputs: Any) -> Any:
-        """Fails if any sample is the bad one."""
-        sums = inputs[0].to_numpy().sum(axis=(1, 2))
-        if self.bad_sum is None or np.isclose(sums, self.bad_sum, atol=1e-4).any():
-            raise self._error
-        return self._models[self._graph].execute(*inputs)
-
-
-def request(**changes: Any) -> GenerationRequest:
-    values: dict[str, Any] = {"prompts": ("a red circle",), "num_inference_steps": 6}
-    return GenerationRequest(**(values | changes))
-
-
-def hold(engine: Engine) -> tuple[Gate, RequestHandle]:
-    """A request that stands after its first step."""
-    gate = Gate()
-    handle = engine.submit(request(num_inference_steps=4), listener=gate)
-    assert gate.is_reached.wait(60)
-    return gate, handle
-
-
-def actions(result: Any) -> list[tuple[str, ...]]:
-    return [record.actions for record in result.report.steps]
 
 
 def test_mixed_requests_equal_themselves_alone(flux: TextToImagePipeline) -> None:
@@ -403,104 +326,6 @@ def test_priority_doubles_the_share(flux: TextToImagePipeline) -> None:
     assert early.count(2) > 3 * early.count(0) > 0
 
 
-@pytest.mark.parametrize(
-    ("error", "kind", "words"),
-    [
-        (RuntimeError("kernel exploded"), MaxDiffusionError, "kernel exploded"),
-        (ValueError("Memory allocation failed: 8"), DeviceError, "out of memory"),
-    ],
-    ids=["defect", "memory"],
-)
-def test_a_step_that_fails_ends_its_request_alone(
-    flux: TextToImagePipeline,
-    error: Exception,
-    kind: type[MaxDiffusionError],
-    words: str,
-) -> None:
-    good = request(seed=1)
-    bad = request(seed=2, true_cfg_scale=2.0, negative_prompt="blue")
-    broken = Breaking(flux.models, "full", error)
-    broken.bad_sum = float(flux.create_context(bad).latents.sum())
-    recorder = Recorder()
-    with Engine(flux, observer=recorder) as engine:
-        engine._batcher._models = broken
-        gate, first = hold(engine)
-        handles = [engine.submit(good), engine.submit(bad), engine.submit(good)]
-        gate.is_open.set()
-        with pytest.raises(kind, match=words):
-            handles[1].result(60)
-        first.result(60)
-        alone = flux.draw(good)
-        for handle in (handles[0], handles[2]):
-            assert psnr(handle.result(60).images, alone.images) >= 60
-        assert engine.is_alive
-        assert engine.stats().reserved_bytes == 0
-    assert recorder.ends.count(State.FAILED) == 1
-
-
-def test_an_engine_that_fails_says_so_to_all(
-    flux: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(event: Event) -> None:
-        raise SystemExit
-
-    engine = Engine(flux, EngineConfig(max_running=2))
-    gate, first = hold(engine)
-    deaf = engine.submit(request(), listener=fail)
-    waiting = engine.submit(request())
-    monkeypatch.setattr(engine, "_choose", lambda: 1 / 0)
-    gate.is_open.set()
-    for handle in (first, deaf, waiting):
-        with pytest.raises(MaxDiffusionError, match="has failed and stopped: division"):
-            handle.result(60)
-    assert not engine.is_alive
-    assert engine.stats().reserved_bytes == 0
-    with pytest.raises(EngineStoppedError):
-        engine.submit(request())
-    engine.close()
-
-
-def test_a_failing_observer_harms_nobody(flux: TextToImagePipeline) -> None:
-    class Broken(EngineObserver):
-        def on_tick(self, record: TickRecord) -> None:
-            raise ZeroDivisionError("a defect")
-
-        def on_end(self, state: State, seconds: float) -> None:
-            raise ZeroDivisionError("a defect")
-
-    with Engine(flux, observer=Broken()) as engine:
-        assert engine.submit(request()).result(60).images.shape == (1, 32, 32, 3)
-        assert engine.is_alive
-
-
-def test_a_program_that_leaves_without_close_ends_well() -> None:
-    code = """
-from max_diffusion import GenerationRequest, load_pipeline
-from max_diffusion.engine import Engine
-engine = Engine(load_pipeline("demo", device="cpu", caches=("none", "taylorseer")))
-engine.submit(GenerationRequest(prompts=("a star",), num_inference_steps=5000))
-print("left")
-"""
-    done = run_python(code)
-    assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr
-
-
-@pytest.mark.parametrize("error", [ZeroDivisionError(), SystemExit()], ids=type)
-def test_a_failing_listener_ends_its_request_alone(
-    flux: TextToImagePipeline, error: BaseException
-) -> None:
-    def fail(event: Event) -> None:
-        if isinstance(event, StepTaken):
-            raise error
-
-    with Engine(flux) as engine:
-        bad = engine.submit(request(), listener=fail)
-        good = engine.submit(request())
-        assert good.result(60).images.shape == (1, 32, 32, 3)
-        with pytest.raises(RequestCancelled):
-            bad.result(60)
-
-
 def test_previews_come_on_the_way(flux: TextToImagePipeline) -> None:
     with Engine(flux) as engine:
         options = SubmitOptions(num_previews=3)
@@ -550,13 +375,6 @@ def test_figures_are_those_of_now(flux: TextToImagePipeline) -> None:
         assert 0 < report.denoise_seconds < report.total_seconds
 
 
-def test_events_end_for_who_asks_again(flux: TextToImagePipeline) -> None:
-    with Engine(flux) as engine:
-        handle = engine.submit(request())
-        assert isinstance(list(handle.events())[-1], Finished)
-        assert list(handle.events()) == []
-
-
 def test_the_last_preview_is_close_to_the_picture(demo: TextToImagePipeline) -> None:
     """They show what the picture will be, not the noise that is left in it."""
     with Engine(demo) as engine:
@@ -568,77 +386,3 @@ def test_the_last_preview_is_close_to_the_picture(demo: TextToImagePipeline) -> 
     likeness = [psnr(preview, image) for preview in previews]
     assert likeness == sorted(likeness)
     assert likeness[-1] > 25
-
-
-def test_close_finishes_or_cancels(flux: TextToImagePipeline) -> None:
-    engine = Engine(flux, EngineConfig(max_running=1))
-    handles = [engine.submit(request()) for _ in range(3)]
-    engine.close()
-    assert all(handle.state is State.FINISHED for handle in handles)
-    with pytest.raises(EngineStoppedError, match="takes no more requests"):
-        engine.submit(request())
-    engine = Engine(flux, EngineConfig(max_running=1))
-    gate, first = hold(engine)
-    second = engine.submit(request())
-    gate.is_open.set()
-    engine.close(drain=False)
-    assert {first.state, second.state} <= {State.CANCELLED, State.FINISHED}
-    assert second.state is State.CANCELLED
-
-
-def test_an_error_inside_the_context_cancels(flux: TextToImagePipeline) -> None:
-    with pytest.raises(ZeroDivisionError), Engine(flux) as engine:
-        handle = engine.submit(request(num_inference_steps=5000))
-        raise ZeroDivisionError
-    assert handle.state is State.CANCELLED
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (SubmitOptions(priority=9), "priority must be -8 to 8, got 9"),
-        (SubmitOptions(priority=True), "priority must be"),
-        (SubmitOptions(timeout=0), "timeout must be a number of seconds above 0"),
-        (SubmitOptions(timeout=float("nan")), "timeout must be"),
-        (SubmitOptions(timeout=True), "timeout must be"),
-        (SubmitOptions(timeout="5"), "timeout must be"),  # type: ignore[arg-type]
-        (SubmitOptions(tells_steps="no"), "tells_steps"),  # type: ignore[arg-type]
-        (SubmitOptions(num_previews=-1), "num_previews"),
-        (SubmitOptions(num_previews=101), "num_previews"),
-    ],
-)
-def test_bad_options_are_refused(
-    flux: TextToImagePipeline, options: SubmitOptions, message: str
-) -> None:
-    with Engine(flux) as engine, pytest.raises(RequestError, match=message):
-        engine.submit(request(), options)
-
-
-def test_what_is_no_request_is_refused(flux: TextToImagePipeline) -> None:
-    with (
-        Engine(flux) as engine,
-        pytest.raises(RequestError, match="expected a GenerationRequest, got str"),
-    ):
-        engine.submit("a star")  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "name", ["max_running", "max_step_samples", "max_batch", "memory_limit"]
-)
-def test_bad_limits_are_refused(name: str) -> None:
-    with pytest.raises(RequestError, match=name):
-        EngineConfig(**{name: 0})
-
-
-def test_results_and_events_can_time_out(flux: TextToImagePipeline) -> None:
-    with Engine(flux, EngineConfig(max_running=1)) as engine:
-        gate, first = hold(engine)
-        second = engine.submit(request(cache=NoCacheConfig()))
-        with pytest.raises(TimeoutError, match=r"not done after 0\.01 s"):
-            second.result(0.01)
-        with pytest.raises(TimeoutError, match="no event"):
-            next(second.events(0.01))
-        with pytest.raises(MaxDiffusionError, match="go to the listener"):
-            next(first.events())
-        gate.is_open.set()
-        first.result(60)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -56,9 +57,9 @@ os.environ |= {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
-ray = pytest.importorskip("ray", reason='needs pip install "max-diffusion[ray]"')
-serve = pytest.importorskip("ray.serve")
-ray_serve = pytest.importorskip("max_diffusion.ray_serve")
+ray = import_module("ray")
+serve = import_module("ray.serve")
+ray_serve = import_module("max_diffusion.ray_serve")
 
 PROMPT = "a red circle above a blue square"
 KEY = "sk-test"

@@ -116,6 +116,8 @@ def test_a_key_is_asked_for(demo: TextToImagePipeline, page: Page) -> None:
         page.fill("#steps", "4")
         page.click("#draw")
         page.wait_for_selector("#picture[data-state=final]", timeout=60_000)
+        width = page.evaluate("document.querySelector('#picture').naturalWidth")
+        assert width == 128
 
 
 def test_the_documentation_page_lists_the_fields(server: Served, page: Page) -> None:
