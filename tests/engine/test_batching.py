@@ -185,3 +185,49 @@ def test_constants_are_kept_while_the_same_go_together() -> None:
         assert len(batcher._rows._constants) == 1
     batcher.run([one(0)])
     assert not batcher._rows._constants  # nothing is held of who has left
+
+
+class Overwriting(Graphs):
+    """Writes to its last output again, as a pool of memory would."""
+
+    def execute(self, *inputs: Buffer) -> list[Buffer]:
+        self.last = inputs[0].to_numpy() * 2
+        return [Buffer.from_numpy(self.last)]
+
+
+@pytest.mark.parametrize(
+    ("width", "passing", "is_own"),
+    [(16, 0, [True, True]), (16, 1, [False, False]), (3, 1, [False, True])],
+    ids=["kept", "passing", "passing-unaligned"],
+)
+def test_what_is_kept_or_not_aligned_has_memory_of_its_own(
+    width: int, passing: int, is_own: list[bool]
+) -> None:
+    outputs: list[Buffer] = []
+
+    def one() -> Routine[None]:
+        outputs.extend((yield call("a", value(1, width=width), num_passing=passing)))
+
+    graphs = Overwriting()
+    Batcher(graphs, 8).run([one(), one()])
+    graphs.last[:] = -1
+    assert [bool((x.to_numpy() == 2).all()) for x in outputs] == is_own
+
+
+def test_a_part_does_not_go_on_after_its_sibling_has_failed() -> None:
+    went_on: list[bool] = []
+
+    def bad() -> Routine[Any]:
+        yield call("a", value(1), value(1))
+        raise ZeroDivisionError
+
+    def good() -> Routine[Any]:
+        yield call("a", value(1), value(1))
+        went_on.append(True)
+
+    def both() -> Routine[Any]:
+        return (yield Fork((bad(), good())))
+
+    lanes = Batcher(Graphs(), 8).run([both()])
+    assert isinstance(lanes[0].error, ZeroDivisionError)
+    assert went_on == []

@@ -281,7 +281,9 @@ def test_a_long_request_does_not_starve_a_short_one(flux: TextToImagePipeline) -
         def long_listener(event: Event) -> None:
             if isinstance(event, StepTaken):
                 taken.append("long")
-                gate(event)
+                # What it has had before the other came does not count.
+                if event.step == 20:
+                    gate(event)
 
         long = engine.submit(request(num_inference_steps=300), listener=long_listener)
         assert gate.is_reached.wait(60)

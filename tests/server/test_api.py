@@ -231,6 +231,20 @@ def test_progress_tells_what_each_step_did(server: Served) -> None:
     assert done[0]["max_diffusion"]["full_passes"] == computed
 
 
+def test_answers_name_the_model_as_it_is_served(demo: TextToImagePipeline) -> None:
+    """Not the folder that this machine has it in."""
+    with served(demo, model="ours") as server:
+        answer = server.post(prompt=PROMPT, steps=2, report=True).json()
+        assert answer["max_diffusion"]["report"]["model"] == "ours"
+        data = base64.b64decode(answer["data"][0]["b64_json"])
+        with Image.open(io.BytesIO(data)) as image:
+            assert json.loads(image.info["parameters"])["model"] == "ours"
+        stream = frames(server.post(prompt=PROMPT, steps=2, stream=True).text)
+        data = base64.b64decode(stream[-1]["b64_json"])
+        with Image.open(io.BytesIO(data)) as image:
+            assert json.loads(image.info["parameters"])["model"] == "ours"
+
+
 # What is refused, and how.
 
 
