@@ -12,6 +12,7 @@ import secrets
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -57,9 +58,11 @@ os.environ |= {
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
-ray = import_module("ray")
-serve = import_module("ray.serve")
-ray_serve = import_module("max_diffusion.ray_serve")
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # Ray's own
+    ray = import_module("ray")
+    serve = import_module("ray.serve")
+    ray_serve = import_module("max_diffusion.ray_serve")
 
 PROMPT = "a red circle above a blue square"
 KEY = "sk-test"
