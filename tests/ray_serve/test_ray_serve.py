@@ -50,12 +50,14 @@ from max_diffusion.server import LocalBackend
 from max_diffusion.types import GenerationRequest
 
 # Read when ray is imported: nothing is sent home, all ports are on the loopback
-# interface (the name is Ray's; on Linux it is not only about clusters), and the key of
-# this Ray is not written to the home folder.
+# interface (the name is Ray's; on Linux it is not only about clusters), the key of this
+# Ray is not written to the home folder, and on a busy machine its processes have time
+# to start.
 os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "RAY_AUTH_MODE": "token",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
 with warnings.catch_warnings():
@@ -296,29 +298,31 @@ def test_full_replicas_let_wait_and_then_refuse(service: Service) -> None:
 def test_requests_of_a_killed_replica_are_drawn_by_another(
     service: Service, demo: TextToImagePipeline
 ) -> None:
+    # Longer than it takes to look, also where both replicas share a starved machine.
+    steps, seeds = 4 * LONG, (1, 2, 3)
+
     def streamed(seed: int) -> list[dict[str, Any]]:
-        with service.stream(seed=seed, steps=LONG, progress=True) as stream:
+        with service.stream(seed=seed, steps=steps, progress=True) as stream:
             return list(stream)
 
     before = service.metric("max_diffusion_retried_requests_total")[""]
     with ThreadPoolExecutor(6) as pool:
-        streams = [pool.submit(streamed, seed) for seed in (1, 2, 3)]
-        wait_until(lambda: sum(service.running().values()) == 3)
-        posts = [pool.submit(service.post, seed=seed, steps=LONG) for seed in (1, 2, 3)]
+        streams = [pool.submit(streamed, seed) for seed in seeds]
+        posts = [pool.submit(service.post, seed=seed, steps=steps) for seed in seeds]
         wait_until(lambda: sum(service.running().values()) == 6)
         running = service.running()
         killed = next(iter(running))
         os.kill(killed, signal.SIGKILL)
     after = service.metric("max_diffusion_retried_requests_total")[""]
-    assert after - before == running[killed] == 3
-    for seed, stream, post in zip((1, 2, 3), streams, posts, strict=True):
-        alone = demo.generate(PROMPT, seed=seed, num_inference_steps=LONG).images[0]
+    assert after - before == running[killed] >= 2  # at most four have room in one
+    for seed, stream, post in zip(seeds, streams, posts, strict=True):
+        alone = demo.generate(PROMPT, seed=seed, num_inference_steps=steps).images[0]
         answer = post.result().json()["data"][0]["b64_json"]
         assert psnr(picture(answer), alone) >= 60
         first, *progress, last = stream.result()
         assert first["type"] == "image_generation.started"
         # None is told twice, though some were drawn twice.
-        assert [event["step"] for event in progress] == [*range(1, LONG + 1)]
+        assert [event["step"] for event in progress] == [*range(1, steps + 1)]
         assert psnr(picture(last["b64_json"]), alone) >= 60
     wait_until(service.is_whole)
     assert killed not in service.running()

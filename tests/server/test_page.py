@@ -43,7 +43,7 @@ def page(browser: Browser) -> Iterator[Page]:
 
 @pytest.fixture(scope="module")
 def server(demo: TextToImagePipeline) -> Iterator[Served]:
-    with served(demo, max_steps=9999) as server:
+    with served(demo, max_steps=3000) as server:
         yield server
 
 
@@ -86,7 +86,7 @@ def test_a_picture_forms_step_by_step(
 def test_stop_cancels(server: Served, page: Page) -> None:
     page.goto(server.url)
     page.fill("#prompt", "a star")
-    page.fill("#steps", "9999")
+    page.fill("#steps", "3000")
     page.click("#draw")
     page.wait_for_selector("#timeline .cell[data-action]")
     assert server.engine.stats().running == 1
