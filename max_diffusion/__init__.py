@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .cache_file import read_cache_file, write_cache_file
     from .caches import (
         CACHES,
         AutoConfig,
@@ -83,7 +84,9 @@ _MODULE_OF = {
     "calibrate": "calibration",
     "demo_model_path": "registry",
     "load_pipeline": "registry",
+    "read_cache_file": "cache_file",
     "taylor_seer": "decorator",
+    "write_cache_file": "cache_file",
 }
 
 __all__ = [
@@ -126,7 +129,9 @@ __all__ = [
     "calibrate",
     "demo_model_path",
     "load_pipeline",
+    "read_cache_file",
     "taylor_seer",
+    "write_cache_file",
 ]
 
 

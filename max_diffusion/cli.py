@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from . import __version__
 from .errors import MaxDiffusionError, RequestCancelled, RequestError
+from .evaluation_commands import EVALUATION_COMMANDS
 from .model_commands import MODEL_COMMANDS
-from .options import memory_size, parse_cache
+from .options import chosen_cache, memory_size
 from .serve_command import SERVE
 from .terminal import Interruption, Progress
 
@@ -85,7 +86,7 @@ def resolve(args: argparse.Namespace) -> Job:
     from .images import check_writable, output_paths
     from .types import GenerationRequest
 
-    cache = parse_cache(args.cache, args.cache_option)
+    cache = chosen_cache(args.cache, args.cache_option, args.cache_file)
     request = GenerationRequest(
         prompts=tuple(args.prompts),
         negative_prompt=args.negative_prompt,
@@ -173,10 +174,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _CommandParser(_Parser):
-    """Of ``generate``, lists every cache's options, as their classes have them."""
+    """Where caches take options, lists them as their classes have them."""
 
     def format_help(self) -> str:
-        if not self.prog.endswith("generate"):
+        if not self.prog.endswith(("generate", "compare")):
             return super().format_help()
         from .caches import CACHES
 
@@ -216,7 +217,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.set_defaults(run=_generate)
     _add_generate_options(generate.add_argument)
-    for name, command in {**MODEL_COMMANDS, "serve": SERVE}.items():
+    for name, command in {
+        **MODEL_COMMANDS,
+        **EVALUATION_COMMANDS,
+        "serve": SERVE,
+    }.items():
         parts = commands.add_parser(name, help=command.help, allow_abbrev=False)
         parts.set_defaults(run=command.run)
         command.add_options(parts.add_argument)
@@ -241,9 +246,8 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     add(
         "--cache",
         choices=_CacheNames(),
-        default="none",
         metavar="NAME",
-        help="denoising cache: %(choices)s",
+        help="denoising cache: %(choices)s; default none",
     )
     add(
         "--cache-option",
@@ -252,6 +256,7 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         metavar="KEY=VALUE",
         help="a setting of the cache, see below; may be repeated",
     )
+    add("--cache-file", metavar="FILE", help="what tune has written, instead")
     add(
         "--cache-memory-limit",
         metavar="SIZE",

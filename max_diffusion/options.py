@@ -16,8 +16,19 @@ if TYPE_CHECKING:
     from .caches import CacheConfig
 
 
-def parse_cache(name: str, options: Sequence[str]) -> CacheConfig:
+def parse_cache(
+    name: str,
+    options: Sequence[str],
+    where: str = "--cache",
+    where_options: str = "--cache-option",
+) -> CacheConfig:
     """A cache's name and ``key=value`` options to its configuration.
+
+    Args:
+        name: Of ``CACHES``.
+        options: ``key=value`` each.
+        where: Where the name was given, for messages.
+        where_options: Likewise of the options.
 
     Raises:
         RequestError: No such cache or option, or a value that is none.
@@ -25,7 +36,7 @@ def parse_cache(name: str, options: Sequence[str]) -> CacheConfig:
     from .caches import CACHES
 
     if name not in CACHES:
-        raise RequestError(f"--cache: expected {', '.join(CACHES)}, got {name!r}")
+        raise RequestError(f"{where}: expected {', '.join(CACHES)}, got {name!r}")
     kind = CACHES[name]
     hints = get_type_hints(kind)
     known = [item.name for item in fields(kind)]
@@ -33,22 +44,67 @@ def parse_cache(name: str, options: Sequence[str]) -> CacheConfig:
     for option in options:
         key, separator, text = option.partition("=")
         if not separator:
-            raise RequestError(f"--cache-option: expected key=value, got {option!r}")
+            raise RequestError(f"{where_options}: expected key=value, got {option!r}")
         if key not in known:
             raise RequestError(
-                f"--cache-option: {name} has no option {key!r}; "
+                f"{where_options}: {name} has no option {key!r}; "
                 f"it has {', '.join(known) or 'none'}"
             )
         if key in values:
-            raise RequestError(f"--cache-option: {key} is given twice; give it once")
+            raise RequestError(f"{where_options}: {key} is given twice; give it once")
         convert, expected = _CONVERTERS[hints[key]]
         try:
             values[key] = convert(text)
         except (ValueError, KeyError) as err:
             raise RequestError(
-                f"--cache-option: {key} must be {expected}, got {text!r}"
+                f"{where_options}: {key} must be {expected}, got {text!r}"
             ) from err
     return kind(**values)
+
+
+def parse_caches(text: str) -> tuple[CacheConfig, ...]:
+    """Caches separated by commas, each ``NAME`` or ``NAME:KEY=VALUE:KEY=VALUE``.
+
+    A comma that no cache's name follows belongs to a value: in
+    ``step-mask:compute_steps=0,5,9,auto`` are two.
+
+    Raises:
+        RequestError: As :func:`parse_cache`.
+    """
+    from .caches import CACHES
+
+    items: list[str] = []
+    for part in text.split(","):
+        if items and ":" in items[-1] and part.partition(":")[0] not in CACHES:
+            items[-1] += f",{part}"
+        else:
+            items.append(part)
+    found = []
+    for item in items:
+        name, *options = item.split(":")
+        found.append(parse_cache(name, options, "--caches", "--caches"))
+    return tuple(found)
+
+
+def chosen_cache(
+    name: str | None, options: Sequence[str], file: str | None
+) -> CacheConfig:
+    """The cache that ``--cache`` and its options, or ``--cache-file``, name.
+
+    Raises:
+        RequestError: Both, or as :func:`parse_cache` and
+            :func:`~max_diffusion.read_cache_file`.
+    """
+    if file is None:
+        return parse_cache(name or "none", options)
+    if name is not None or options:
+        given = "--cache" if name is not None else "--cache-option"
+        raise RequestError(
+            f"--cache-file: it names the cache with its options; leave out {given}"
+        )
+    from .cache_file import read_cache_file
+
+    return read_cache_file(file)
 
 
 def memory_size(option: str, text: str | None) -> int | None:

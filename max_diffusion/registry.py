@@ -35,6 +35,11 @@ def demo_model_path() -> Path:
     return Path(__file__).parent / "demo_model"
 
 
+def is_demo_model(path: Path | None) -> bool:
+    """Whether a model folder is the demo model's."""
+    return path is not None and path.resolve() == demo_model_path().resolve()
+
+
 def load_pipeline(
     path_or_repo_id: str | os.PathLike[str] = "demo",
     device: str = "auto",

@@ -100,20 +100,21 @@ class RunReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; what is not finite becomes ``None``."""
-        plain: dict[str, Any] = _plain(self)
-        plain["full_passes"] = self.full_passes
-        plain["total_passes"] = self.total_passes
-        return plain
+        found: dict[str, Any] = plain(self)
+        found["full_passes"] = self.full_passes
+        found["total_passes"] = self.total_passes
+        return found
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Dataclasses and containers to JSON's types; what is not finite to ``None``."""
     # dataclasses.asdict would deep-copy mappings, which a read-only one refuses.
     if is_dataclass(value):
-        return {item.name: _plain(getattr(value, item.name)) for item in fields(value)}
+        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     # NumPy's scalars are numbers too, but json knows only Python's.
     if isinstance(value, Integral) and not isinstance(value, bool):
         return int(value)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from .errors import RequestError
 from .model_commands import Command
-from .options import memory_size, parse_cache
+from .options import chosen_cache, memory_size
 from .terminal import Interruption
 
 # Those that forecast the prediction: together they compile little more than none does.
@@ -55,7 +55,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         path=args.model,
         device=args.device,
         dtype=args.dtype,
-        cache=parse_cache(args.cache, args.cache_option),
+        cache=chosen_cache(args.cache, args.cache_option, args.cache_file),
         caches=names,
         calibration=args.calibration,
         variant=args.variant,
@@ -76,8 +76,9 @@ def _add_options(add: Callable[..., Any]) -> None:
     add("--variant", help="weight files' variant, for example fp16")
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
     add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
-    add("--cache", default="none", metavar="NAME", help="of requests that name none")
+    add("--cache", metavar="NAME", help="of requests that name none; default none")
     add("--cache-option", action="append", default=[], metavar="KEY=VALUE")
+    add("--cache-file", metavar="FILE", help="what tune has written, instead")
     add(
         "--caches",
         default=_CACHES,

@@ -113,3 +113,12 @@ class Progress:
         if "step" not in self._tasks:
             self._tasks["step"] = self._bars.add_task(self._word, total=total)
         self._bars.update(self._tasks["step"], completed=done)
+
+    def on_share(self, share: float, what: str) -> None:
+        """So much is done, 0 to 1, and this is what is being done."""
+        if self._bars is None:
+            return
+        if "share" not in self._tasks:
+            self._tasks["share"] = self._bars.add_task(self._word, total=1.0)
+        words = f"{self._word}: {what}"
+        self._bars.update(self._tasks["share"], completed=share, description=words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -33,11 +34,16 @@ _WORDS: Mapping[str, str] = MappingProxyType(
 _INK, _MUTED, _LINE, _MIXED = "#1d2433", "#6b7384", "#d9dde5", "#9aa5bd"
 _MARGIN, _TOP, _ROW, _BARS = 36, 108, 28, 110
 _PLOT_WIDTH, _LINE_LENGTH = 1000, 120
+# Options that a decision's signal is compared with.
+_LIMITS = ("threshold", "tolerance")
 _Rows = list[tuple[str, dict[int, str]]]
 
 
 def draw_timeline(report: RunReport) -> Image.Image:
-    """Draws one row a sample and guidance branch, one cell a step, milliseconds below.
+    """Draws one row a sample and guidance branch, one cell a step.
+
+    Below are, where decisions were based on one, the signal, and each step's
+    milliseconds.
 
     Returns:
         RGB picture; its height grows with the rows, its width with the steps.
@@ -49,7 +55,9 @@ def draw_timeline(report: RunReport) -> Image.Image:
     title, details = _title(report)
     needed = (left + steps * cell, *(_MARGIN + _text_width(x, 15) for x in details))
     top = _TOP + 20 * (len(details) - 1)
-    bars_top = top + len(rows) * _ROW + 18
+    signals = _signals(report)
+    signals_top = top + len(rows) * _ROW + 18
+    bars_top = signals_top + (_BARS + 18 if signals else 0)
     size = (max(640, *needed) + _MARGIN, bars_top + _BARS + 84)
     image = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(image)
@@ -64,6 +72,8 @@ def draw_timeline(report: RunReport) -> Image.Image:
             x = left + step * cell
             box = (x + 1, y + 1, x + cell - 2, y + _ROW - 5)
             pen.rounded_rectangle(box, min(4, cell // 4), _COLOURS.get(action, _MIXED))
+    if signals:
+        _draw_signals(pen, report, signals, left, signals_top, cell)
     _draw_bars(pen, report, left, bars_top, cell)
     _draw_legend(pen, rows, left, bars_top + _BARS + 46)
     return image
@@ -103,6 +113,58 @@ def _title(report: RunReport) -> tuple[str, list[str]]:
         settings.replace(" ", "\xa0").replace(",\xa0", ", "), _LINE_LENGTH
     )
     return f"Cache: {name}", details + [line.replace("\xa0", " ") for line in lines]
+
+
+def _signals(report: RunReport) -> dict[tuple[str, int], dict[int, tuple[float, str]]]:
+    """Signal and action by step, of each branch's samples that have any."""
+    found: dict[tuple[str, int], dict[int, tuple[float, str]]] = {}
+    for record in report.steps:
+        for sample, value in enumerate(record.signal or ()):
+            if math.isfinite(value):
+                row = found.setdefault((record.branch, sample), {})
+                row[record.step] = (value, record.actions[sample])
+    return found
+
+
+def _draw_signals(
+    pen: ImageDraw.ImageDraw,
+    report: RunReport,
+    signals: dict[tuple[str, int], dict[int, tuple[float, str]]],
+    left: int,
+    top: int,
+    cell: int,
+) -> None:
+    """What each decision was based on, a line a row, and the limit it was held to."""
+    limit = next(
+        (value for key in _LIMITS if isinstance(value := report.cache.get(key), float)),
+        None,
+    )
+    values = [value for row in signals.values() for value, _ in row.values()]
+    highest = max(*values, limit or 0.0, 1e-12)
+    base, small = top + _BARS, ImageFont.load_default(12)
+    end = left + cell * (max(record.step for record in report.steps) + 1)
+
+    def height(value: float) -> int:
+        return base - round((_BARS - 8) * min(1.0, max(0.0, value / highest)))
+
+    pen.line((left, height(highest), end, height(highest)), _LINE)
+    pen.text((left - 12, height(highest)), f"{highest:.3g}", _MUTED, small, "rm")
+    if limit is not None and limit < 0.9 * highest:
+        pen.line((left, height(limit), end, height(limit)), _INK)
+        # Away from what else is written there.
+        y = min(height(limit), base - 22)
+        pen.text((left - 12, y), f"limit {limit:.3g}", _MUTED, small, "rm")
+    for row in signals.values():
+        points = [
+            (left + step * cell + cell // 2, height(value))
+            for step, (value, _) in row.items()
+        ]
+        pen.line(points, _MIXED, 1)
+        for (x, y), (_, action) in zip(points, row.values(), strict=True):
+            colour = _COLOURS.get(action, _MIXED)
+            pen.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
+    pen.line((left, base + 1, end, base + 1), _MUTED)
+    pen.text((left - 12, base - 4), "signal", _INK, ImageFont.load_default(14), "rm")
 
 
 def _draw_bars(

@@ -1,29 +1,19 @@
-"""Every cache on the demo model, against fewer steps: a table, JSON, and a picture.
+"""Draws what docs/caches.md shows: every cache in several settings, on the demo model.
 
-A cache is worth its trouble where it is closer to the uncached pictures than as many
-steps as take the same time. Held-out prompts; PSNR and SSIM are against 50 steps
-without a cache, the prompt check is the demo model's own.
-
-    scripts/bench --only quality
     .venv/bin/python scripts/compare_caches.py --prompts 20 --output comparison
+
+The folder then holds what ``max-diffusion compare`` writes, the documentation's table
+(``caches.md``) and its timelines, one a cache.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+import math
 from pathlib import Path
 
 import numpy as np
-from demo_checker import check
-from demo_scenes import Scene, held_out_scene
-from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from rich.progress import Progress
 
 from max_diffusion import (
     CACHES,
@@ -31,9 +21,7 @@ from max_diffusion import (
     CacheConfig,
     FasterCacheConfig,
     FirstBlockConfig,
-    GenerationResult,
     MagCacheConfig,
-    NoCacheConfig,
     PabConfig,
     StepMaskConfig,
     TaylorSeerConfig,
@@ -43,6 +31,8 @@ from max_diffusion import (
     load_pipeline,
 )
 from max_diffusion.caches import CALIBRATION_FILE, Calibration
+from max_diffusion.demo import held_out_scene
+from max_diffusion.evaluation import Comparison, compare, save_comparison
 from max_diffusion.timeline import draw_timeline
 
 STEPS = 50
@@ -100,90 +90,57 @@ SHOWN: dict[str, CacheConfig] = {
 }
 
 
-@dataclass(frozen=True)
-class Row:
-    """One configuration over all prompts."""
-
-    name: str
-    steps: int
-    milliseconds: float
-    """Median of a picture's denoising."""
-    saved: float
-    """Share of 50 full passes that was not run, 0 to 1."""
-    psnr_worst: float
-    psnr_median: float
-    ssim_worst: float
-    ssim_median: float
-    right: int
-    """Pictures that show their prompt."""
-
-
 def main() -> None:
     """Draws, measures, writes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--prompts", type=int, default=20)
-    parser.add_argument("--output", type=Path, help="folder for JSON and pictures")
+    parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
-    pipeline = load_pipeline("demo", device="cpu", caches=(*CACHES, *MODULES))
-    rows = compare(pipeline, args.prompts)
-    Console(width=150).print(_table(rows, args.prompts))
-    if args.output:
-        args.output.mkdir(parents=True, exist_ok=True)
-        text = json.dumps([asdict(row) for row in rows], indent=1)
-        (args.output / "caches.json").write_text(text + "\n")
-        draw(rows).save(args.output / "caches.png")
-        save_timelines(pipeline, args.output)
-
-
-def compare(pipeline: TextToImagePipeline, num_prompts: int) -> list[Row]:
-    """One row a configuration; the first is without a cache."""
     rng = np.random.default_rng(11)
-    scenes = [held_out_scene(rng) for _ in range(num_prompts)]
-    runs: list[tuple[str, CacheConfig, int]] = [("no cache", NoCacheConfig(), STEPS)]
-    runs += [(f"{n} steps", NoCacheConfig(), n) for n in FEWER]
-    runs += [(label(cache), cache, STEPS) for cache in COMPARED]
-    results: list[list[GenerationResult]] = [[] for _ in runs]
-    # Configurations in turn, so that what else the machine does meets all alike.
-    for index, scene in enumerate(track(scenes, "comparing")):
-        for (_, cache, steps), found in zip(runs, results, strict=True):
-            found.append(
-                pipeline.generate(
-                    scene.caption, seed=index, num_inference_steps=steps, cache=cache
-                )
-            )
-    plain = [result.images[0] for result in results[0]]
-    return [
-        _row(name, steps, found, scenes, plain)
-        for (name, _, steps), found in zip(runs, results, strict=True)
+    prompts: dict[str, None] = {}
+    while len(prompts) < args.prompts:
+        prompts[held_out_scene(rng).caption] = None
+    pipeline = load_pipeline("demo", device="cpu", caches=(*CACHES, *MODULES))
+    with Progress() as progress:
+        task = progress.add_task("comparing", total=1.0)
+        comparison = compare(
+            pipeline,
+            list(prompts),
+            COMPARED,
+            num_inference_steps=STEPS,
+            fewer_steps=FEWER,
+            runs=1,
+            on_progress=lambda share, _: progress.update(task, completed=share),
+        )
+    save_comparison(comparison, args.output)
+    (args.output / "caches.md").write_text(table(comparison))
+    save_timelines(pipeline, args.output)
+
+
+def table(comparison: Comparison) -> str:
+    """Rows of Markdown."""
+    lines = [
+        "| | ms | speed-up | passes saved | PSNR worst | median | SSIM worst | right "
+        "| in the same time | PSNR median |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-
-
-def _row(
-    name: str,
-    steps: int,
-    results: Sequence[GenerationResult],
-    scenes: Sequence[Scene],
-    plain: Sequence[np.ndarray],
-) -> Row:
-    """One configuration's pictures against those without a cache."""
-    pictures = [result.images[0] for result in results]
-    psnrs = [psnr(x, y) for x, y in zip(pictures, plain, strict=True)]
-    ssims = [ssim(x, y) for x, y in zip(pictures, plain, strict=True)]
-    full = sum(result.report.full_passes for result in results)
-    verdicts = [check(x, s) for x, s in zip(pictures, scenes, strict=True)]
-    return Row(
-        name=name,
-        steps=steps,
-        milliseconds=statistics.median(
-            result.report.denoise_seconds * 1e3 for result in results
-        ),
-        saved=1 - full / (STEPS * len(scenes)),
-        psnr_worst=min(psnrs),
-        psnr_median=statistics.median(psnrs),
-        ssim_worst=min(ssims),
-        ssim_median=statistics.median(ssims),
-        right=sum(verdict.is_right for verdict in verdicts),
-    )
+    for row in comparison.rows:
+        median, worst = row.metric("psnr")
+        cells = [
+            row.label.removesuffix(":coefficients=" + ",".join(map(str, COEFFICIENTS))),
+            f"{1e3 * row.median_seconds:.0f}",
+            f"{row.speedup:.2f}",
+            f"{100 * (1 - row.full_passes / STEPS):.0f} %",
+            *("" if math.isinf(x) else f"{x:.1f}" for x in (worst, median)),
+            f"{row.metric('ssim')[1]:.3f}",
+            str(row.right),
+        ]
+        if row.control:
+            control = comparison.control_of(row).metric("psnr")[0]
+            shown = "equal" if math.isinf(control) else f"{control:.1f}"
+            cells += [row.control, shown]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def save_timelines(pipeline: TextToImagePipeline, folder: Path) -> None:
@@ -199,138 +156,6 @@ def save_timelines(pipeline: TextToImagePipeline, folder: Path) -> None:
             cache=cache,
         )
         draw_timeline(result.report).save(folder / f"{name}.png")
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal to noise ratio of two uint8 pictures, dB."""
-    error = np.square(a.astype(np.float64) - b.astype(np.float64)).mean()
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
-
-
-def ssim(a: np.ndarray, b: np.ndarray) -> float:
-    """Structural similarity of two uint8 pictures: the mean over pixels and channels.
-
-    Wang et al., 2004: an 11 x 11 Gaussian window of sigma 1.5, only where it fits.
-    """
-    window = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
-    window /= window.sum()
-
-    def smooth(x: np.ndarray) -> np.ndarray:
-        for axis in (0, 1):
-            views = np.lib.stride_tricks.sliding_window_view(x, 11, axis)
-            x = views @ window
-        return x
-
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    mean_x, mean_y = smooth(x), smooth(y)
-    variance_x = smooth(x * x) - mean_x**2
-    variance_y = smooth(y * y) - mean_y**2
-    covariance = smooth(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
-    means = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    return float(
-        (means * (2 * covariance + c2) / (variance_x + variance_y + c2)).mean()
-    )
-
-
-def label(cache: CacheConfig) -> str:
-    """A configuration's name and what differs from its defaults."""
-    name = next(name for name, kind in CACHES.items() if kind is type(cache))
-    defaults = vars(type(cache)())
-    changed = [
-        f"{key}={value}"
-        for key, value in vars(cache).items()
-        if (value != defaults[key] and key != "coefficients") or value == "newton"
-    ]
-    return " ".join([name, *changed])
-
-
-def _table(rows: Sequence[Row], num_prompts: int) -> Table:
-    table = Table("cache", "ms", "passes saved", title=f"{num_prompts} prompts")
-    for name in ("PSNR worst", "median", "SSIM worst", "median", "right"):
-        table.add_column(name, justify="right")
-    for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.milliseconds:.0f}",
-            f"{100 * row.saved:.0f} %",
-            f"{row.psnr_worst:.1f}",
-            f"{row.psnr_median:.1f}",
-            f"{row.ssim_worst:.4f}",
-            f"{row.ssim_median:.4f}",
-            str(row.right),
-        )
-    return table
-
-
-# The picture.
-
-_SIZE, _LEFT, _TOP, _RIGHT, _BOTTOM = (1280, 760), 90, 96, 40, 90
-# Colours and marks that people with any colour vision tell apart.
-_STYLES: dict[str, tuple[str, str]] = {
-    "taylorseer": ("#2456c8", "circle"),
-    "auto": ("#d1495b", "square"),
-    "step-mask": ("#f2b134", "triangle"),
-    "first-block": ("#2a9d6f", "circle"),
-    "magcache": ("#7b4fa3", "square"),
-    "teacache": ("#8c6d46", "triangle"),
-    "pab": ("#3fb5c4", "circle"),
-    "fastercache": ("#6b7384", "square"),
-}
-
-
-def draw(rows: Sequence[Row]) -> Image.Image:
-    """Median PSNR over time, with the line of fewer steps to be above of."""
-    image = Image.new("RGB", _SIZE, "white")
-    pen = ImageDraw.Draw(image)
-    font, small = ImageFont.load_default(16), ImageFont.load_default(14)
-    shown = [row for row in rows if np.isfinite(row.psnr_median)]
-    longest = max(row.milliseconds for row in rows)
-    low = min(row.psnr_median for row in shown) - 2
-    high = max(row.psnr_median for row in shown) + 2
-
-    def place(milliseconds: float, decibels: float) -> tuple[float, float]:
-        width, height = _SIZE[0] - _LEFT - _RIGHT, _SIZE[1] - _TOP - _BOTTOM
-        x = _LEFT + width * milliseconds / longest
-        return x, _TOP + height * (high - decibels) / (high - low)
-
-    title = "Demo model: likeness to 50 uncached steps, and the time it takes"
-    pen.text((_LEFT, 24), title, "#1d2433", ImageFont.load_default(24))
-    for decibels in range(int(np.ceil(low / 10)) * 10, int(high) + 1, 10):
-        y = place(0, decibels)[1]
-        pen.line((_LEFT, y, _SIZE[0] - _RIGHT, y), "#d9dde5")
-        pen.text((_LEFT - 10, y), f"{decibels} dB", "#6b7384", small, "rm")
-    for milliseconds in range(0, int(longest) + 1, 50):
-        x, y = place(milliseconds, low)
-        pen.line((x, y, x, y + 6), "#6b7384")
-        pen.text((x, y + 10), f"{milliseconds} ms", "#6b7384", small, "ma")
-    line = sorted(
-        place(row.milliseconds, row.psnr_median) for row in shown if row.steps < STEPS
-    )
-    pen.line(line, "#1d2433", 2)
-    pen.text(line[-1], "  fewer steps", "#1d2433", font, "lm")
-    for row in shown:
-        if row.steps == STEPS:
-            _mark(pen, place(row.milliseconds, row.psnr_median), row.name.split()[0])
-    x = float(_LEFT)
-    for name in _STYLES:
-        _mark(pen, (x + 8, _TOP - 22), name)
-        pen.text((x + 22, _TOP - 22), name, "#1d2433", small, "lm")
-        x += 44 + small.getlength(name)
-    return image
-
-
-def _mark(pen: ImageDraw.ImageDraw, at: tuple[float, float], name: str) -> None:
-    colour, shape = _STYLES[name]
-    x, y = at
-    marks: dict[str, Callable[[], None]] = {
-        "circle": lambda: pen.ellipse((x - 6, y - 6, x + 6, y + 6), colour),
-        "square": lambda: pen.rectangle((x - 5, y - 5, x + 5, y + 5), colour),
-        "triangle": lambda: pen.polygon(
-            [(x, y - 7), (x + 7, y + 5), (x - 7, y + 5)], colour
-        ),
-    }
-    marks[shape]()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Judges the demo model on prompts whose combinations it was never trained on.
 
 Draws held-out scenes, generates a picture for each caption, and lets
-``demo_checker`` find objects and relation in it.
+``max_diffusion.demo`` find objects and relation in it.
 
     .venv/bin/python scripts/evaluate_demo.py --prompts 300 --output evaluation
 """
@@ -16,12 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from demo_checker import Verdict, check
-from demo_scenes import Scene, held_out_scene
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+
+from max_diffusion.demo import Scene, Verdict, check, held_out_scene
 
 Draw = Callable[[list[str], int], np.ndarray]
 

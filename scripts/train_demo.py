@@ -17,15 +17,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from demo_scenes import (
-    COLOURS,
-    SHAPES,
-    Scene,
-    caption,
-    draw,
-    patch_labels,
-    training_scene,
-)
 from demo_tokenizers import TEXT_LENGTH, build_clip_tokenizer, build_t5_tokenizer
 from demo_trainer import Trainer, log, progress, save
 from diffusers import (
@@ -42,6 +33,16 @@ from transformers import (
     PreTrainedTokenizerBase,
     T5Config,
     T5EncoderModel,
+)
+
+from max_diffusion.demo.scenes import (
+    COLOURS,
+    SHAPES,
+    Scene,
+    caption,
+    draw,
+    patch_labels,
+    training_scene,
 )
 
 LATENT_CHANNELS = 8

@@ -13,7 +13,10 @@ from functools import cache
 from itertools import pairwise
 
 import numpy as np
-from demo_scenes import (
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from .scenes import (
     BACKGROUNDS,
     COLOURS,
     SHAPES,
@@ -22,8 +25,6 @@ from demo_scenes import (
     SceneObject,
     outline,
 )
-from PIL import Image, ImageDraw
-from scipy import ndimage
 
 # A blob of 30 px keeps 8 or more under the 3x3 erosion, a speck below 12 px at most 2.
 _MIN_CORE_PX = 5

@@ -2,13 +2,14 @@
 
 A scene is one to three objects with a relation on a plain or graded background. The
 same description yields the caption, the picture and the expectation that
-``evaluate_demo.py`` checks. Combinations for which :func:`is_held_out` is true are
-never drawn for training.
+:func:`~max_diffusion.demo.check` compares pictures with. Combinations for which
+:func:`is_held_out` is true are never drawn for training.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from dataclasses import dataclass
 
@@ -156,6 +157,43 @@ def caption(rng: np.random.Generator, scene: Scene) -> str:
         ground = f"{top} background" if top == bottom else f"{top} to {bottom} gradient"
         text += f" on a {ground}"
     return text
+
+
+def parse_caption(text: str) -> Scene | None:
+    """The scene that a caption describes, or ``None`` if it is worded otherwise.
+
+    Reads what :func:`caption` writes. Places and radii, which no caption tells, are 0;
+    a background that is not named is gray.
+    """
+    match = re.fullmatch(
+        r"(.*?)(?: on an? (\w+)(?: background| to (\w+) gradient))?", text
+    )
+    assert match
+    words, top, bottom = match[1], match[2] or "gray", match[3] or match[2] or "gray"
+    if not {top, bottom} <= BACKGROUNDS.keys():
+        return None
+    relation: str | None = None
+    parts = re.split(r", | and ", words)
+    for ending, name in ((" in a row", "row"), (" stacked", "stack")):
+        if words.endswith(ending) and len(parts) == 3:
+            relation, parts[-1] = name, parts[-1].removesuffix(ending)
+    for name, phrasings in RELATION_PHRASES.items():
+        # The longest first: "on the left of" holds "left of".
+        for phrasing in sorted(phrasings, key=len, reverse=True):
+            if relation is None and len(pair := words.split(f" {phrasing} ")) == 2:
+                relation, parts = name, pair
+    objects = [_parse_object(part) for part in parts]
+    found = tuple(item for item in objects if item)
+    wanted = {None: (1, 2), "row": (3,), "stack": (3,)}.get(relation, (2,))
+    if len(found) < len(objects) or len(found) not in wanted:
+        return None
+    return Scene(found, relation, (top, bottom), text)
+
+
+def _parse_object(text: str) -> SceneObject | None:
+    sizes, colours, shapes = "|".join(SIZES), "|".join(COLOURS), "|".join(SHAPES)
+    match = re.fullmatch(rf"an? (?:({sizes}) )?({colours}) ({shapes})", text)
+    return SceneObject(match[3], match[2], match[1], 0.0, 0.0, 0.0) if match else None
 
 
 def draw(scene: Scene) -> np.ndarray:

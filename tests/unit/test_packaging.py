@@ -20,8 +20,11 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "huggingface_hub": "huggingface-hub",
     "prometheus_client": "prometheus-client",
+    "skimage": "scikit-image",
     "max": "modular",
 }
+# Extras of what the package can do beside its main purpose.
+OPTIONAL = ("evaluation", "lpips", "ray")
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +61,9 @@ def test_pixi_pins_are_those_of_pyproject(
         if name != "max-diffusion"
     }
     assert shared == extra
-    ray = pins(project["project"]["optional-dependencies"]["ray"])
-    assert ray.items() <= extra.items()
+    for name in OPTIONAL:
+        optional = pins(project["project"]["optional-dependencies"][name])
+        assert optional.items() <= extra.items()
     assert pixi["dependencies"]["python"] == project["project"]["requires-python"]
 
 
@@ -81,7 +85,8 @@ def test_pixi_tasks_are_the_scripts(pixi: dict[str, Any]) -> None:
 
 def test_every_import_is_a_declared_dependency(project: dict[str, Any]) -> None:
     declared = pins(project["project"]["dependencies"])
-    declared |= pins(project["project"]["optional-dependencies"]["ray"])
+    for name in OPTIONAL:
+        declared |= pins(project["project"]["optional-dependencies"][name])
     roots = {name.split(".")[0] for path in FILES for name in imported(path)}
     roots -= {*sys.stdlib_module_names, "graphs", "max_diffusion"}
     used = {DISTRIBUTIONS.get(root, root) for root in roots}

@@ -1,0 +1,6 @@
+"""What the demo model draws: captioned scenes, and a program that judges pictures."""
+
+from .checker import Verdict, check
+from .scenes import Scene, held_out_scene, parse_caption
+
+__all__ = ["Scene", "Verdict", "check", "held_out_scene", "parse_caption"]

@@ -1,0 +1,212 @@
+"""Charts of what was measured."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+# Colours and marks that people with any colour vision tell apart, one a method.
+_STYLES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
+    {
+        "taylorseer": ("#2456c8", "o"),
+        "auto": ("#d1495b", "s"),
+        "step-mask": ("#c98a00", "^"),
+        "first-block": ("#2a9d6f", "o"),
+        "magcache": ("#7b4fa3", "s"),
+        "teacache": ("#8c6d46", "^"),
+        "pab": ("#1f9eb0", "D"),
+        "fastercache": ("#6b7384", "v"),
+    }
+)
+_INK, _MUTED, _GRID = "#1d2433", "#5b6475", "#e3e6ec"
+_DPI = 150
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting in a chart."""
+
+    method: str
+    label: str
+    seconds: float
+    """Of a whole picture."""
+    psnr: float
+    """dB; infinite where all pictures are equal to the uncached."""
+    is_faint: bool = False
+    """Of a setting that was given up early."""
+
+
+def quality_chart(
+    title: str,
+    points: Sequence[Point],
+    fewer_steps: Sequence[Point],
+    baseline_seconds: float,
+    *,
+    psnr_name: str,
+    target_psnr: float | None = None,
+    target_seconds: float | None = None,
+    chosen: Point | None = None,
+    front: Sequence[Point] = (),
+) -> Image.Image:
+    """Likeness over time: caches as marks, fewer steps as the line to be above of.
+
+    Args:
+        title: Above the chart.
+        points: Caches.
+        fewer_steps: No cache, and fewer steps.
+        baseline_seconds: No cache, and all steps.
+        psnr_name: Which PSNR this is, for the axis.
+        target_psnr: A line to be above of.
+        target_seconds: A line to be left of.
+        chosen: A point to name; without one every point is named.
+        front: Points to join.
+
+    Returns:
+        RGB picture.
+    """
+    figure, axes = _chart(title)
+    finite = [p.psnr for p in (*points, *fewer_steps) if math.isfinite(p.psnr)]
+    top = 1.06 * max(finite, default=60.0)
+    line = sorted(fewer_steps, key=lambda p: p.seconds)
+    axes.plot(
+        [1e3 * p.seconds for p in line],
+        [min(p.psnr, top) for p in line],
+        color=_INK,
+        marker=".",
+        linewidth=1.5,
+        label="no cache, fewer steps",
+    )
+    for p in line:
+        _name(axes, p, top, p.label, below=True)
+    axes.axvline(1e3 * baseline_seconds, color=_MUTED, linestyle=":", linewidth=1.2)
+    axes.annotate(
+        "no cache, all steps",
+        (1e3 * baseline_seconds, 0.02),
+        (-4, 0),
+        xycoords=("data", "axes fraction"),
+        textcoords="offset points",
+        rotation=90,
+        ha="right",
+        fontsize=8,
+        color=_MUTED,
+    )
+    named: set[str] = set()
+    for p in sorted(points, key=lambda p: not p.is_faint):
+        colour, mark = _STYLES.get(p.method, (_INK, "X"))
+        axes.plot(
+            1e3 * p.seconds,
+            min(p.psnr, top),
+            mark,
+            color=colour,
+            alpha=0.35 if p.is_faint else 1.0,
+            markersize=6 if p.is_faint else 8,
+            markeredgecolor="white",
+            markeredgewidth=0.7,
+            linestyle="none",
+            label=None if p.method in named else p.method,
+        )
+        named.add(p.method)
+        if chosen is None:
+            _name(axes, p, top, p.label.removeprefix(p.method).lstrip(":"))
+    if front:
+        axes.plot(
+            [1e3 * p.seconds for p in front],
+            [min(p.psnr, top) for p in front],
+            color="#d1495b",
+            linewidth=1,
+            zorder=1,
+            label="best of all",
+        )
+    if chosen is not None:
+        place = (1e3 * chosen.seconds, min(chosen.psnr, top))
+        axes.plot(*place, "o", markersize=17, fillstyle="none", color=_INK)
+        _name(axes, chosen, top, chosen.label, bold=True)
+    if target_psnr is not None:
+        axes.axhline(target_psnr, color="#c0392b", linewidth=1, linestyle="--")
+    if target_seconds is not None:
+        axes.axvline(1e3 * target_seconds, color="#c0392b", linewidth=1, linestyle="--")
+    if any(math.isinf(p.psnr) for p in (*points, *fewer_steps)):
+        axes.axhline(top, color=_GRID, linewidth=1)
+        axes.annotate(
+            "equal pictures",
+            (0.01, top),
+            (0, 3),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            fontsize=8,
+            color=_MUTED,
+        )
+    axes.set_xlim(left=0)
+    axes.set_xlabel("milliseconds a picture, text encoders and decoder included")
+    axes.set_ylabel(f"{psnr_name}, dB")
+    axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9)
+    return _image(figure)
+
+
+def bar_chart(
+    title: str, values: Mapping[str, float], unit: str, ours: Sequence[str]
+) -> Image.Image:
+    """One bar a name, the shortest first; ``ours`` in another colour."""
+    figure, axes = _chart(title, height=1.4 + 0.34 * len(values))
+    ranked = sorted(values.items(), key=lambda item: -item[1])
+    names, lengths = [n for n, _ in ranked], [v for _, v in ranked]
+    colours = ["#2456c8" if name in ours else "#9aa5bd" for name in names]
+    bars = axes.barh(names, lengths, color=colours)
+    axes.bar_label(bars, [f"{v:.3g} {unit}" for v in lengths], padding=4, fontsize=8)
+    axes.grid(visible=False, axis="y")
+    axes.margins(x=0.16)
+    axes.set_xlabel(unit)
+    return _image(figure)
+
+
+def _chart(title: str, height: float = 5.4) -> tuple[Figure, Axes]:
+    # Not by pyplot, which keeps every figure in a global list.
+    figure = Figure(figsize=(9, height), dpi=_DPI, layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, loc="left", color=_INK, fontsize=12)
+    axes.grid(color=_GRID)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(colors=_MUTED, labelsize=9)
+    return figure, axes
+
+
+def _name(
+    axes: Axes,
+    p: Point,
+    top: float,
+    words: str,
+    *,
+    below: bool = False,
+    bold: bool = False,
+) -> None:
+    axes.annotate(
+        words,
+        (1e3 * p.seconds, min(p.psnr, top)),
+        (5, -5) if below else (11, 11) if bold else (7, 4),
+        textcoords="offset points",
+        fontsize=9 if bold else 7,
+        fontweight="bold" if bold else "normal",
+        va="top" if below else "baseline",
+        color=_INK if bold else _MUTED,
+        bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 1}
+        if bold
+        else None,
+    )
+
+
+def _image(figure: Figure) -> Image.Image:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure)  # what it is drawn by, instead of pyplot's
+    figure.savefig(buffer, format="png")
+    return Image.open(buffer).convert("RGB")

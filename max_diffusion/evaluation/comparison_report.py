@@ -1,0 +1,224 @@
+"""What :func:`compare` found, as a page, pictures and JSON."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..files import prepared_folder, write_text
+from ..images import save_atomically
+from ..text_to_image import cache_name
+from ..timeline import draw_timeline
+from .charts import Point, quality_chart
+from .compare import Comparison, Row, Score
+from .pages import render
+
+AMPLIFICATION: Final = 8
+"""What differences of pictures are multiplied by, to be seen."""
+_MIN_SIDE, _MAX_SIDE = 160, 384
+_INK, _MUTED = "#1d2433", "#5b6475"
+
+
+def save_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
+    """Writes ``report.html``, which holds all, ``report.json`` and the pictures.
+
+    Args:
+        comparison: Of :func:`compare`.
+        folder: Made if it is missing; files of these names in it are replaced.
+
+    Returns:
+        The files, the page first.
+
+    Raises:
+        RequestError: A file cannot be written.
+    """
+    path = prepared_folder(folder)
+    pictures = {
+        "contact-sheet.png": contact_sheet(comparison),
+        "quality.png": comparison_chart(comparison),
+    }
+    for row in comparison.of_kind("cache"):
+        pictures[timeline_name(row)] = draw_timeline(row.reports[0])
+    for name, picture in pictures.items():
+        save_atomically(path / name, picture)
+    page = render(
+        "comparison.html",
+        comparison=comparison,
+        table=summary_table(comparison),
+        decibels=_decibels,
+        verdict=_verdict,
+        amplification=AMPLIFICATION,
+        chart=data_url(pictures["quality.png"]),
+        timelines={
+            row.label: data_url(pictures[timeline_name(row)])
+            for row in comparison.of_kind("cache")
+        },
+        pictures={
+            row.label: [data_url(Image.fromarray(p)) for p in row.images]
+            for row in comparison.rows
+        },
+        differences={
+            row.label: [
+                data_url(Image.fromarray(difference(p, q)))
+                for p, q in zip(row.images, comparison.baseline.images, strict=True)
+            ]
+            for row in comparison.rows
+        },
+    )
+    write_text(path / "report.html", page)
+    write_text(path / "report.json", json.dumps(comparison.to_dict(), indent=1) + "\n")
+    names = ("report.html", "report.json", *pictures)
+    return [path / name for name in names]
+
+
+def timeline_name(row: Row) -> str:
+    """File name of a cache's timeline."""
+    words = re.sub(r"[^a-z0-9.]+", "-", row.label.lower())
+    return f"timeline-{words}.png"
+
+
+def comparison_chart(comparison: Comparison) -> Image.Image:
+    """Median PSNR over time."""
+
+    def point(row: Row) -> Point:
+        method = cache_name(row.setting.cache)
+        return Point(method, row.label, row.median_seconds, row.metric("psnr")[0])
+
+    count = len(comparison.prompts)
+    return quality_chart(
+        f"{comparison.model}, {comparison.num_inference_steps} steps: "
+        "likeness to no cache, and the time it takes",
+        [point(row) for row in comparison.of_kind("cache")],
+        [point(row) for row in comparison.of_kind("fewer steps")],
+        comparison.baseline.median_seconds,
+        psnr_name="PSNR" if count == 1 else f"median PSNR of {count} pictures",
+    )
+
+
+def difference(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """How far each value is off, amplified; uint8 like the pictures."""
+    error = np.abs(picture.astype(np.int16) - reference.astype(np.int16))
+    return np.minimum(AMPLIFICATION * error, 255).astype(np.uint8)
+
+
+def contact_sheet(comparison: Comparison) -> Image.Image:
+    """All pictures: a column a cache, the baseline first, two rows a prompt and kind.
+
+    Of each prompt: the caches' pictures, their amplified differences, the fewer steps
+    that take as long, and theirs.
+    """
+    caches = comparison.of_kind("cache")
+    height, width = comparison.baseline.images.shape[1:3]
+    scale = min(max(_MIN_SIDE, width), _MAX_SIDE) / width
+    cell_width, cell_height = round(width * scale), round(height * scale)
+    left, top, gap, head = 130, 100, 8, 30
+    count = len(comparison.baseline.images)
+    block = head + 4 * (cell_height + gap)
+    size = (
+        left + (1 + len(caches)) * (cell_width + gap) + 16,
+        top + count * block + 12,
+    )
+    sheet = Image.new("RGB", size, "white")
+    pen = ImageDraw.Draw(sheet)
+    title = f"{comparison.model}, {comparison.num_inference_steps} steps"
+    pen.text((16, 14), title, _INK, ImageFont.load_default(22))
+
+    def paste(picture: np.ndarray, column: int, y: int) -> None:
+        image = Image.fromarray(picture)
+        if image.size != (cell_width, cell_height):
+            image = image.resize((cell_width, cell_height), Image.Resampling.LANCZOS)
+        sheet.paste(image, (left + column * (cell_width + gap), y))
+
+    def words(column: int, y: int, text: str, colour: str = _INK) -> None:
+        font = ImageFont.load_default(12)
+        place = (left + column * (cell_width + gap), y)
+        pen.text(place, _fitted(text, font, cell_width), colour, font)
+
+    for column, row in enumerate((comparison.baseline, *caches)):
+        words(column, 44, row.label)
+        words(column, 60, f"{1e3 * row.median_seconds:.3g} ms", _MUTED)
+        if row.control:
+            words(column, 76, f"{row.speedup:.2f} times; {row.control}", _MUTED)
+    for index in range(count):
+        y = top + index * block
+        pen.text(
+            (16, y + 6), comparison.prompts[index], _INK, ImageFont.load_default(14)
+        )
+        reference = comparison.baseline.images[index]
+        rows = ("cached", f"difference x{AMPLIFICATION}", "fewer steps", "difference")
+        for line, name in enumerate(rows):
+            place = (16, y + head + line * (cell_height + gap) + cell_height // 2)
+            pen.text(place, name, _MUTED, ImageFont.load_default(12), "lm")
+        paste(reference, 0, y + head)
+        for column, row in enumerate(caches, start=1):
+            for line, shown in ((0, row), (2, comparison.control_of(row))):
+                picture = shown.images[index]
+                at = y + head + line * (cell_height + gap)
+                paste(picture, column, at)
+                paste(difference(picture, reference), column, at + cell_height + gap)
+    return sheet
+
+
+def _fitted(text: str, font: Any, width: int) -> str:
+    """As much of a text as fits."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(text + "…") > width:
+        text = text[:-1]
+    return text + "…"
+
+
+def _decibels(value: float) -> str:
+    return "equal" if np.isinf(value) else f"{value:.1f} dB"
+
+
+def _verdict(score: Score) -> str:
+    """Words for a caption."""
+    if score.is_right is None:
+        return ""
+    return ", right" if score.is_right else f", wrong: {score.why_not}"
+
+
+def data_url(image: Image.Image) -> str:
+    """A picture as text for a page that needs no other file."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def summary_table(comparison: Comparison) -> Mapping[str, list[str]]:
+    """Columns by name, a cell a row: what the page and the terminal show."""
+    table: dict[str, list[str]] = {}
+    names = ["psnr", "ssim"]
+    if comparison.baseline.scores[0].lpips is not None:
+        names.append("lpips")
+    for row in comparison.rows:
+        cells = {
+            "": row.label,
+            "ms": f"{1e3 * row.median_seconds:.4g}",
+            "first": f"{1e3 * row.first_seconds:.4g}",
+            "speed-up": f"{row.speedup:.2f}",
+            "same time": row.control or "",
+            "full passes": f"{row.full_passes:.4g} of {row.reports[0].total_passes}",
+        }
+        for name in names:
+            for word, value in zip(("median", "worst"), row.metric(name), strict=True):
+                digits = ".1f" if name == "psnr" else ".4f"
+                cell = "equal" if np.isinf(value) else f"{value:{digits}}"
+                cells[f"{name.upper()} {word}"] = (
+                    "" if row is comparison.baseline else cell
+                )
+        if comparison.num_judged:
+            cells["right"] = f"{row.right} of {comparison.num_judged}"
+        cells["cache state"] = f"{row.cache_bytes / 1024:.4g} KiB"
+        for name, cell in cells.items():
+            table.setdefault(name, []).append(cell)
+    return table

@@ -1,0 +1,121 @@
+"""How like two pictures are."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from ..errors import RequestError
+
+
+def psnr(picture: np.ndarray, reference: np.ndarray) -> float:
+    """Peak signal to noise ratio in dB; infinite where the two are equal.
+
+    Args:
+        picture: uint8 ``(H, W, 3)``.
+        reference: Likewise.
+    """
+    _check(picture, reference)
+    if np.array_equal(picture, reference):
+        return math.inf
+    return float(peak_signal_noise_ratio(reference, picture, data_range=255))
+
+
+def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
+    """Structural similarity, -1 to 1: the mean over pixels and channels.
+
+    By Wang et al., 2004: a Gaussian window of 11 x 11 and sigma 1.5.
+
+    Args:
+        picture: uint8 ``(H, W, 3)``, at least 11 pixels a side.
+        reference: Likewise.
+    """
+    _check(picture, reference)
+    return float(
+        structural_similarity(
+            reference,
+            picture,
+            channel_axis=-1,
+            data_range=255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )
+
+
+class Lpips:
+    """Distance of two pictures to a network's eyes; 0 is equal.
+
+    Zhang et al., 2018, arXiv:1801.03924. No network comes with this package.
+
+    Args:
+        path: ONNX file of a network that takes two pictures, float32 ``(1, 3, H, W)``
+            in [-1, 1], and returns their distance, one number: what exporting the
+            ``lpips`` package's ``LPIPS`` module gives.
+
+    Raises:
+        RequestError: No such file, or another kind of network.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        where = f"lpips: {path}"
+        try:
+            import onnxruntime
+        except ImportError as err:
+            raise RequestError(
+                'lpips: needs onnxruntime; pip install "max-diffusion[lpips]"'
+            ) from err
+        if not Path(path).is_file():
+            raise RequestError(f"{where} is no file; give an ONNX network")
+        try:
+            self._session = onnxruntime.InferenceSession(
+                path, providers=["CPUExecutionProvider"]
+            )
+        except Exception as err:  # its errors have no common class
+            line = str(err).splitlines()[0]
+            raise RequestError(f"{where} is no ONNX network: {line}") from err
+        self._names = [item.name for item in self._session.get_inputs()]
+        if len(self._names) != 2:
+            raise RequestError(
+                f"{where}: expected a network of two pictures, got one with the inputs "
+                f"{', '.join(self._names)}"
+            )
+        self._where = where
+
+    def __call__(self, picture: np.ndarray, reference: np.ndarray) -> float:
+        """The distance of two pictures, uint8 ``(H, W, 3)``."""
+        _check(picture, reference)
+        pair = [
+            (image.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
+            for image in (picture, reference)
+        ]
+        try:
+            found = self._session.run(None, dict(zip(self._names, pair, strict=True)))
+        except Exception as err:
+            line = str(err).splitlines()[0]
+            raise RequestError(
+                f"{self._where} does not take pictures {pair[0].shape}: {line}"
+            ) from err
+        if len(found) != 1 or np.size(found[0]) != 1:
+            raise RequestError(
+                f"{self._where}: expected one number, got "
+                f"{[np.shape(item) for item in found]}"
+            )
+        return float(np.reshape(found[0], ()))
+
+
+def _check(picture: np.ndarray, reference: np.ndarray) -> None:
+    for image in (picture, reference):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise RequestError(
+                f"metrics: expected uint8 (H, W, 3), got {image.dtype} {image.shape}"
+            )
+    if picture.shape != reference.shape:
+        raise RequestError(
+            "metrics: expected pictures of one size, got "
+            f"{picture.shape} and {reference.shape}"
+        )

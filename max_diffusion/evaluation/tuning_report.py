@@ -1,0 +1,100 @@
+"""What :func:`tune` found, as a cache file, a page, a chart and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from ..cache_file import write_cache_file
+from ..files import prepared_folder, write_text
+from ..images import save_atomically
+from ..text_to_image import cache_name
+from .charts import Point, quality_chart
+from .comparison_report import data_url, summary_table
+from .pages import render
+from .tune import Trial, TuningResult
+
+
+def save_tuning(result: TuningResult, folder: str | Path) -> list[Path]:
+    """Writes ``cache.json``, ``report.html``, ``tuning.json`` and ``pareto.png``.
+
+    Args:
+        result: Of :func:`tune`.
+        folder: Made if it is missing; files of these names in it are replaced.
+
+    Returns:
+        The files, the cache file first.
+
+    Raises:
+        RequestError: A file cannot be written.
+    """
+    path = prepared_folder(folder)
+    chart = pareto_chart(result)
+    save_atomically(path / "pareto.png", chart)
+    write_text(path / "tuning.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    page = render(
+        "tuning.html",
+        result=result,
+        row=result.validation.of_kind("cache")[0],
+        table=summary_table(result.validation),
+        chart=data_url(chart),
+        front=pareto_front(result.trials, len(result.prompts)),
+    )
+    write_text(path / "report.html", page)
+    write_cache_file(
+        path / "cache.json",
+        result.winner.cache,
+        {
+            "model": result.validation.model,
+            "num_inference_steps": result.winner.num_inference_steps,
+            "target": str(result.target),
+            "is_met": result.is_met,
+            "validation": result.nearest_words,
+        },
+    )
+    names = ("cache.json", "report.html", "tuning.json", "pareto.png")
+    return [path / name for name in names]
+
+
+def pareto_front(trials: Sequence[Trial], num_prompts: int) -> list[Trial]:
+    """Settings drawn for all prompts that none beats in both; the fastest first."""
+    done = [trial for trial in trials if len(trial.psnrs) == num_prompts]
+    front: list[Trial] = []
+    for trial in sorted(done, key=lambda t: (-t.speedup, -t.worst_psnr)):
+        if not front or trial.worst_psnr > front[-1].worst_psnr:
+            front.append(trial)
+    return front
+
+
+def pareto_chart(result: TuningResult) -> Image.Image:
+    """All settings tried, the front of the best, the target and the winner."""
+
+    def point(trial: Trial) -> Point:
+        return Point(
+            method=cache_name(trial.setting.cache),
+            label=trial.setting.label,
+            seconds=result.baseline_seconds / trial.speedup,
+            psnr=trial.worst_psnr,
+            is_faint=len(trial.psnrs) < len(result.prompts),
+        )
+
+    target = result.target
+    seconds = target.seconds
+    if target.speedup is not None:
+        seconds = result.baseline_seconds / target.speedup
+    winner = next(t for t in result.trials if t.setting == result.winner)
+    front = pareto_front(result.trials, len(result.prompts))
+    return quality_chart(
+        f"{result.validation.model}: {len(result.trials)} settings tried for {target}",
+        [point(trial) for trial in result.trials],
+        [point(trial) for trial in result.fewer_steps],
+        result.baseline_seconds,
+        psnr_name="worst PSNR of the pictures drawn",
+        target_psnr=target.psnr,
+        target_seconds=seconds,
+        chosen=point(winner),
+        front=[point(trial) for trial in front],
+    )

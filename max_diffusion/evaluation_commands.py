@@ -1,0 +1,270 @@
+"""The commands that judge caches: ``compare``, ``tune`` and ``bench``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from .errors import MaxDiffusionError, RequestError
+from .model_commands import Command
+from .options import parse_caches
+from .terminal import Interruption, Progress
+
+if TYPE_CHECKING:
+    from .caches import CacheConfig
+    from .evaluation import Comparison, TuningResult
+    from .text_to_image import TextToImagePipeline
+
+_FILE_WIDTH = 160  # columns where there is no terminal to ask
+
+
+def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
+    caches = None if args.caches is None else parse_caches(args.caches)
+    fewer = _whole_numbers("--fewer-steps", args.fewer_steps)
+    prompts = _prompts(args.prompts, args.prompts_file)
+    if prompts is None:
+        raise RequestError("compare: expected prompts, or a --prompts-file")
+    from .evaluation import Lpips, compare, save_comparison
+    from .evaluation.drawing import runnable_caches, scenes_of
+    from .files import prepared_folder
+
+    lpips = None if args.lpips is None else Lpips(args.lpips)
+    folder = prepared_folder(args.output)
+    scenes = scenes_of(
+        prompts,
+        args.steps or 50,
+        seed=args.seed,
+        guidance_scale=args.guidance,
+        height=args.height,
+        width=args.width,
+    )
+
+    def check(pipeline: TextToImagePipeline) -> None:
+        runnable_caches(pipeline, caches, scenes.requests[0].num_inference_steps or 0)
+        for request in scenes.requests:
+            pipeline.create_context(request)
+
+    with ExitStack() as stack:
+        progress = Progress(stack, is_shown=sys.stderr.isatty(), word="comparing")
+        pipeline = _load(args, caches, progress, interruption, check)
+
+        def on_progress(share: float, what: str) -> None:
+            progress.on_share(share, what)
+            interruption.check()
+
+        comparison = compare(
+            pipeline,
+            prompts,
+            caches,
+            num_inference_steps=args.steps,
+            fewer_steps=fewer,
+            guidance_scale=args.guidance,
+            height=args.height,
+            width=args.width,
+            seed=args.seed,
+            runs=args.runs,
+            lpips=lpips,
+            on_progress=on_progress,
+        )
+    files = save_comparison(comparison, folder)
+    if args.json:
+        print(json.dumps({"files": [*map(str, files)], **comparison.to_dict()}))
+        return
+    _print_comparison(comparison)
+    print(f"\n{files[0]}: open it in a browser")
+
+
+def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
+    from .evaluation import Target, save_tuning, tune
+    from .evaluation.knobs import coarse
+    from .files import prepared_folder
+
+    target = Target(
+        psnr=args.target_psnr, speedup=args.target_speedup, seconds=args.max_seconds
+    )
+    methods = None if args.caches is None else args.caches.split(",")
+    for name in methods or ():
+        coarse(name)  # raises if there is none
+    prompts = _prompts(args.prompts, args.prompts_file)
+    unseen = _prompts([], args.validation_file)
+    folder = prepared_folder(args.output)
+    with ExitStack() as stack:
+        progress = Progress(stack, is_shown=sys.stderr.isatty(), word="tuning")
+        pipeline = _load(args, methods, progress, interruption, lambda _: None)
+
+        def on_progress(share: float, what: str) -> None:
+            progress.on_share(share, what)
+            interruption.check()
+
+        result = tune(
+            pipeline,
+            target,
+            prompts=prompts,
+            validation_prompts=unseen,
+            methods=methods,
+            budget_seconds=args.budget,
+            num_inference_steps=args.steps,
+            guidance_scale=args.guidance,
+            height=args.height,
+            width=args.width,
+            seed=args.seed,
+            on_progress=on_progress,
+        )
+    files = save_tuning(result, folder)
+    if args.json:
+        print(json.dumps({"files": [*map(str, files)], **result.to_dict()}))
+    else:
+        _print_tuning(result, files)
+    if not result.is_met:
+        raise MaxDiffusionError(
+            f"tune: no setting reaches {target}; the nearest, {result.winner.label}, "
+            f"has {result.nearest_words} on other prompts, and is in {files[0]}"
+        )
+
+
+def _load(
+    args: argparse.Namespace,
+    caches: Sequence[str | CacheConfig] | None,
+    progress: Progress,
+    interruption: Interruption,
+    before_compile: Callable[[TextToImagePipeline], None],
+) -> TextToImagePipeline:
+    """The model with what the caches need; by default with what all of them do."""
+    from .caches import CACHES
+    from .registry import load_pipeline
+
+    pipeline = load_pipeline(
+        args.model,
+        device=args.device,
+        dtype=args.dtype,
+        caches=tuple(CACHES) if caches is None else ("none", *caches),
+        calibration=args.calibration,
+        variant=args.variant,
+        show_progress=sys.stderr.isatty(),
+        on_event=progress.on_event,
+        before_compile=before_compile,
+    )
+    interruption.check()
+    return pipeline
+
+
+def _prompts(given: Sequence[str], file: str | None) -> tuple[str, ...] | None:
+    """Prompts of the command line, or of a file, one a line."""
+    if file is None:
+        return tuple(given) or None
+    if given:
+        raise RequestError("--prompts-file: give prompts there or as words, not both")
+    try:
+        lines = Path(file).read_text(encoding="utf-8").splitlines()
+    except OSError as err:
+        raise RequestError(f"{file} cannot be read ({err.strerror})") from err
+    except UnicodeDecodeError as err:
+        raise RequestError(f"{file} is no UTF-8 text; write one prompt a line") from err
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise RequestError(f"{file} holds no prompt; write one a line")
+    return prompts
+
+
+def _whole_numbers(option: str, text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in text.split(",")) if text else ()
+    except ValueError as err:
+        raise RequestError(
+            f"{option}: expected whole numbers separated by commas, got {text!r}"
+        ) from err
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from .evaluation.comparison_report import summary_table
+
+    columns = summary_table(comparison)
+    table = Table()
+    for name in columns:
+        is_label = not name
+        table.add_column(name, justify="left" if is_label else "right", overflow="fold")
+    for cells in zip(*columns.values(), strict=True):
+        table.add_row(*cells)
+    Console(width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table)
+    for name, reason in comparison.refused.items():
+        print(f"{name} was not run: {reason}")
+
+
+def _print_tuning(result: TuningResult, files: Sequence[Path]) -> None:
+    print(f"{len(result.trials)} settings tried in {result.seconds:.0f} s")
+    if result.is_met:
+        print(
+            f"{files[0]}: {result.winner.label}, on prompts it was not chosen by "
+            f"{result.nearest_words}"
+        )
+    print(f"{files[1]}: open it in a browser")
+
+
+def _add_common_options(add: Callable[..., Any]) -> None:
+    add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
+    add("--variant", help="weight files' variant, for example fp16")
+    add("--prompts-file", metavar="FILE", help="prompts, one a line")
+    add("--steps", type=int, help="denoising steps, default 50")
+    add("--guidance", type=float, help="guidance scale of distilled models, 3.5")
+    add("--height", type=int, help="pixels; default: the model's")
+    add("--width", type=int, help="pixels; default: the model's")
+    add(
+        "--seed", type=int, default=0, help="of the first prompt; the next has the next"
+    )
+    add("--calibration", metavar="FILE", help="measurements instead of the model's")
+    add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
+    add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
+    add("--json", action="store_true", help="print the result as JSON")
+    add("--debug", action="store_true", help="show tracebacks of errors")
+
+
+def _add_compare_options(add: Callable[..., Any]) -> None:
+    add("prompts", nargs="*", metavar="PROMPT", help="each is drawn alone")
+    add(
+        "--caches",
+        metavar="LIST",
+        help="NAME or NAME:KEY=VALUE:KEY=VALUE, separated by commas; default: all that "
+        "the model can run",
+    )
+    add("-o", "--output", default="comparison", metavar="FOLDER", help="%(default)s")
+    add("--runs", type=int, default=3, help="how often each picture is timed")
+    add("--fewer-steps", metavar="N,N", help="also draw so many without a cache")
+    add("--lpips", metavar="FILE.onnx", help="network that tells pictures' distance")
+    _add_common_options(add)
+
+
+def _add_tune_options(add: Callable[..., Any]) -> None:
+    add("prompts", nargs="*", metavar="PROMPT", help="to tune on; default: six")
+    add("--target-psnr", type=float, metavar="DB", help="every picture's; then speed")
+    add("--target-speedup", type=float, metavar="N", help="times as fast; then quality")
+    add("--max-seconds", type=float, metavar="S", help="of a picture; then quality")
+    add("--caches", metavar="NAMES", help="to try; default: all the model can run")
+    add("--budget", type=float, default=600.0, metavar="S", help="seconds to search")
+    add("--validation-file", metavar="FILE", help="other prompts, one a line")
+    add("-o", "--output", default="tuning", metavar="FOLDER", help="%(default)s")
+    _add_common_options(add)
+
+
+EVALUATION_COMMANDS: Mapping[str, Command] = MappingProxyType(
+    {
+        "compare": Command(
+            "draw with caches, without, and with fewer steps: a page and a table",
+            _add_compare_options,
+            _compare,
+        ),
+        "tune": Command(
+            "find the cache for a quality or a speed, and write it to a file",
+            _add_tune_options,
+            _tune,
+        ),
+    }
+)
