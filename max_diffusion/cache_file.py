@@ -11,6 +11,7 @@ from typing import Any
 from .caches import CacheConfig
 from .errors import RequestError
 from .files import write_text
+from .report import plain
 from .text_to_image import cache_name, named_cache
 
 
@@ -32,11 +33,11 @@ def read_cache_file(path: str | Path) -> CacheConfig:
         raise RequestError(
             f"{where} cannot be read ({err.strerror}); max-diffusion tune writes one"
         ) from err
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise RequestError(f"{where} is no JSON: {err}") from err
     if not isinstance(data, dict) or not isinstance(data.get("cache"), str):
         raise RequestError(f'{where}: expected {{"cache": NAME, "options": ...}}')
-    unknown = set(data) - {"cache", "options", "tuning"}
+    unknown = sorted(set(data) - {"cache", "options", "tuning"})
     if unknown:
         raise RequestError(
             f"{where}: expected cache, options and tuning, got {', '.join(unknown)}"
@@ -63,7 +64,7 @@ def write_cache_file(
     Raises:
         RequestError: The file cannot be written.
     """
-    data: dict[str, Any] = {"cache": cache_name(cache), "options": asdict(cache)}
+    data: dict[str, Any] = {"cache": cache_name(cache), "options": plain(asdict(cache))}
     if tuning is not None:
         data["tuning"] = tuning
     write_text(Path(path), json.dumps(data, indent=1) + "\n")

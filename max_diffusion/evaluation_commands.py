@@ -30,23 +30,29 @@ def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
     prompts = _prompts(args.prompts, args.prompts_file)
     if prompts is None:
         raise RequestError("compare: expected prompts, or a --prompts-file")
+    from .checks import whole
     from .evaluation import Lpips, compare, save_comparison
     from .evaluation.drawing import runnable_caches, scenes_of
-    from .files import prepared_folder
+    from .files import check_folder
 
-    lpips = None if args.lpips is None else Lpips(args.lpips)
-    folder = prepared_folder(args.output)
+    # Loading and compiling take minutes: a slip is told before.
+    steps = 50 if args.steps is None else args.steps
     scenes = scenes_of(
         prompts,
-        args.steps or 50,
+        steps,
         seed=args.seed,
         guidance_scale=args.guidance,
         height=args.height,
         width=args.width,
     )
+    whole("--runs", args.runs, minimum=1, maximum=1000)
+    for count in fewer:
+        whole("--fewer-steps", count, minimum=1, maximum=steps - 1)
+    lpips = None if args.lpips is None else Lpips(args.lpips)
+    folder = check_folder(args.output)
 
     def check(pipeline: TextToImagePipeline) -> None:
-        runnable_caches(pipeline, caches, scenes.requests[0].num_inference_steps or 0)
+        runnable_caches(pipeline, caches, steps)
         for request in scenes.requests:
             pipeline.create_context(request)
 
@@ -82,8 +88,9 @@ def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
 
 def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
     from .evaluation import Target, save_tuning, tune
+    from .evaluation.drawing import scenes_of
     from .evaluation.knobs import coarse
-    from .files import prepared_folder
+    from .files import check_folder
 
     target = Target(
         psnr=args.target_psnr, speedup=args.target_speedup, seconds=args.max_seconds
@@ -93,10 +100,26 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
         coarse(name)  # raises if there is none
     prompts = _prompts(args.prompts, args.prompts_file)
     unseen = _prompts([], args.validation_file)
-    folder = prepared_folder(args.output)
+    # As much as can be told before loading and compiling, which take minutes.
+    if not args.budget > 0:
+        raise RequestError(f"--budget: expected seconds above 0, got {args.budget:g}")
+    scenes = scenes_of(
+        (*(prompts or ()), *(unseen or ())) or ("",),
+        50 if args.steps is None else args.steps,
+        seed=args.seed,
+        guidance_scale=args.guidance,
+        height=args.height,
+        width=args.width,
+    )
+    folder = check_folder(args.output)
+
+    def check(pipeline: TextToImagePipeline) -> None:
+        for request in scenes.requests:
+            pipeline.create_context(request)
+
     with ExitStack() as stack:
         progress = Progress(stack, is_shown=sys.stderr.isatty(), word="tuning")
-        pipeline = _load(args, methods, progress, interruption, lambda _: None)
+        pipeline = _load(args, methods, progress, interruption, check)
 
         def on_progress(share: float, what: str) -> None:
             progress.on_share(share, what)
@@ -126,6 +149,44 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
             f"tune: no setting reaches {target}; the nearest, {result.winner.label}, "
             f"has {result.nearest_words} on other prompts, and is in {files[0]}"
         )
+
+
+def _bench(args: argparse.Namespace, interruption: Interruption) -> None:
+    if args.readme is not None and args.quick:
+        raise RequestError(
+            "--readme: the README takes the full form; leave out --quick"
+        )
+    from .evaluation.bench import bench, save_bench, update_readme
+    from .files import prepared_folder
+
+    output = args.output or ("benchmarks-quick" if args.quick else "benchmarks")
+    folder = prepared_folder(output)
+    with ExitStack() as stack:
+        progress = Progress(stack, is_shown=sys.stderr.isatty(), word="measuring")
+
+        def on_progress(share: float, what: str) -> None:
+            progress.on_share(share, what)
+            interruption.check()
+
+        result = bench(
+            is_quick=args.quick,
+            rounds=args.rounds,
+            work=None if args.work is None else Path(args.work),
+            on_progress=on_progress,
+        )
+    command = "scripts/bench" + (" --quick" if args.quick else "")
+    files = save_bench(result, folder, command)
+    if args.readme is not None:
+        update_readme(Path(args.readme), folder / "results.json")
+    if args.json:
+        print(json.dumps({"files": [*map(str, files)], **result.to_dict()}))
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    console.print(Markdown(files[0].read_text(encoding="utf-8")))
+    print(files[0])
 
 
 def _load(
@@ -242,8 +303,31 @@ def _add_compare_options(add: Callable[..., Any]) -> None:
     _add_common_options(add)
 
 
+def _add_bench_options(add: Callable[..., Any]) -> None:
+    add(
+        "--quick",
+        action="store_true",
+        help="under 3 minutes: the demo model, float32, one round, nothing installed",
+    )
+    add("--rounds", type=int, default=3, help="processes of each runtime")
+    add("-o", "--output", metavar="FOLDER", help="benchmarks, or benchmarks-quick")
+    add(
+        "--work", metavar="FOLDER", help="for peers' environments; default ~/.cache/..."
+    )
+    add(
+        "--readme", metavar="FILE", help="whose table between its marks is written anew"
+    )
+    add("--json", action="store_true", help="print the result as JSON")
+    add("--debug", action="store_true", help="show tracebacks of errors")
+
+
 def _add_tune_options(add: Callable[..., Any]) -> None:
-    add("prompts", nargs="*", metavar="PROMPT", help="to tune on; default: six")
+    add(
+        "prompts",
+        nargs="*",
+        metavar="PROMPT",
+        help="to tune on; default: some plain ones",
+    )
     add("--target-psnr", type=float, metavar="DB", help="every picture's; then speed")
     add("--target-speedup", type=float, metavar="N", help="times as fast; then quality")
     add("--max-seconds", type=float, metavar="S", help="of a picture; then quality")
@@ -265,6 +349,11 @@ EVALUATION_COMMANDS: Mapping[str, Command] = MappingProxyType(
             "find the cache for a quality or a speed, and write it to a file",
             _add_tune_options,
             _tune,
+        ),
+        "bench": Command(
+            "measure against diffusers, torch.compile, OpenVINO and MAX's own cache",
+            _add_bench_options,
+            _bench,
         ),
     }
 )

@@ -30,6 +30,28 @@ def prepared_folder(folder: str | Path) -> Path:
     return path
 
 
+def check_folder(folder: str | Path) -> Path:
+    """Refuses a folder that could not be made, before anything is computed.
+
+    Raises:
+        RequestError: There is a file in its place, or no permission.
+    """
+    path = Path(folder)
+    try:
+        whole = path.absolute()
+        nearest = next(part for part in (whole, *whole.parents) if part.exists())
+    except OSError as err:  # a name too long, a folder that may not be looked into
+        raise RequestError(
+            f"output: {path} cannot be made ({err.strerror}); choose another folder"
+        ) from err
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        what = "no permission" if nearest.is_dir() else f"{nearest} is no folder"
+        raise RequestError(
+            f"output: {path} cannot be made ({what}); choose another folder"
+        )
+    return path
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes beside the target, then renames: an interrupted run leaves no half file.
 

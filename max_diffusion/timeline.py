@@ -136,7 +136,7 @@ def _draw_signals(
 ) -> None:
     """What each decision was based on, a line a row, and the limit it was held to."""
     limit = next(
-        (value for key in _LIMITS if isinstance(value := report.cache.get(key), float)),
+        (v for k in _LIMITS if isinstance(v := report.cache.get(k), int | float)),
         None,
     )
     values = [value for row in signals.values() for value, _ in row.values()]

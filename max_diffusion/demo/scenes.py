@@ -166,7 +166,9 @@ def parse_caption(text: str) -> Scene | None:
     a background that is not named is gray.
     """
     match = re.fullmatch(
-        r"(.*?)(?: on an? (\w+)(?: background| to (\w+) gradient))?", text
+        r"(.*?)(?: on an? (\w+)(?: background| to (\w+) gradient))?",
+        text,
+        re.DOTALL,
     )
     assert match
     words, top, bottom = match[1], match[2] or "gray", match[3] or match[2] or "gray"

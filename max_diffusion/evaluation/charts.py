@@ -29,6 +29,7 @@ _STYLES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
 )
 _INK, _MUTED, _GRID = "#1d2433", "#5b6475", "#e3e6ec"
 _DPI = 150
+_LONGEST_NAME = 60  # characters; longer ones leave no room for the chart
 
 
 @dataclass(frozen=True)
@@ -190,8 +191,9 @@ def _name(
     below: bool = False,
     bold: bool = False,
 ) -> None:
+    is_long = len(words) > _LONGEST_NAME
     axes.annotate(
-        words,
+        f"{words[: _LONGEST_NAME - 1]}…" if is_long else words,
         (1e3 * p.seconds, min(p.psnr, top)),
         (5, -5) if below else (11, 11) if bold else (7, 4),
         textcoords="offset points",

@@ -221,7 +221,9 @@ def compare(
         RequestError: A value is missing, malformed or out of range, or the pipeline
             cannot run a cache that was named.
     """
-    steps = num_inference_steps or pipeline.default_num_inference_steps
+    steps = num_inference_steps
+    if steps is None:
+        steps = pipeline.default_num_inference_steps
     scenes = scenes_of(
         prompts,
         steps,
@@ -256,14 +258,16 @@ def compare(
     records = _draw_in_turn(drawing, settings, scenes, runs, judge, num_images)
     rows = []
     for setting in settings:
-        is_cache = setting.label in controls
+        kind, control = "baseline" if setting is baseline else "fewer steps", None
         count = controls.get(setting.label)
-        control = BASELINE if count == steps else f"{count} steps"
-        kind = "cache" if is_cache else "fewer steps"
+        if count is not None:
+            kind = "cache"
+            equal = baseline if count == steps else Setting.without_cache(count)
+            control = equal.label
         rows.append(
             _row(
-                "baseline" if setting is baseline else kind,
-                control if is_cache else None,
+                kind,
+                control,
                 first[setting.label],
                 records[setting.label],
                 records[BASELINE],

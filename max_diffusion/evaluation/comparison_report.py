@@ -24,6 +24,7 @@ from .pages import render
 AMPLIFICATION: Final = 8
 """What differences of pictures are multiplied by, to be seen."""
 _MIN_SIDE, _MAX_SIDE = 160, 384
+_MAX_NAME: Final = 100  # of the 255 characters that a file's name may have
 _INK, _MUTED = "#1d2433", "#5b6475"
 
 
@@ -45,21 +46,21 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
         "contact-sheet.png": contact_sheet(comparison),
         "quality.png": comparison_chart(comparison),
     }
+    timelines = timeline_names(comparison)
     for row in comparison.of_kind("cache"):
-        pictures[timeline_name(row)] = draw_timeline(row.reports[0])
+        pictures[timelines[row.label]] = draw_timeline(row.reports[0])
     for name, picture in pictures.items():
         save_atomically(path / name, picture)
     page = render(
         "comparison.html",
         comparison=comparison,
         table=summary_table(comparison),
-        decibels=_decibels,
+        decibels=decibels,
         verdict=_verdict,
         amplification=AMPLIFICATION,
         chart=data_url(pictures["quality.png"]),
         timelines={
-            row.label: data_url(pictures[timeline_name(row)])
-            for row in comparison.of_kind("cache")
+            label: data_url(pictures[name]) for label, name in timelines.items()
         },
         pictures={
             row.label: [data_url(Image.fromarray(p)) for p in row.images]
@@ -79,10 +80,15 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
     return [path / name for name in names]
 
 
-def timeline_name(row: Row) -> str:
-    """File name of a cache's timeline."""
-    words = re.sub(r"[^a-z0-9.]+", "-", row.label.lower())
-    return f"timeline-{words}.png"
+def timeline_names(comparison: Comparison) -> dict[str, str]:
+    """File names of the caches' timelines, by label; no two are the same."""
+    names: dict[str, str] = {}
+    for row in comparison.of_kind("cache"):
+        words = re.sub(r"[^a-z0-9.]+", "-", row.label.lower())[:_MAX_NAME]
+        if f"timeline-{words}.png" in names.values():
+            words += f"-{len(names) + 1}"
+        names[row.label] = f"timeline-{words}.png"
+    return names
 
 
 def comparison_chart(comparison: Comparison) -> Image.Image:
@@ -176,7 +182,8 @@ def _fitted(text: str, font: Any, width: int) -> str:
     return text + "…"
 
 
-def _decibels(value: float) -> str:
+def decibels(value: float) -> str:
+    """A PSNR in words."""
     return "equal" if np.isinf(value) else f"{value:.1f} dB"
 
 

@@ -11,6 +11,7 @@ from ..caches import CACHES, CacheConfig, NoCacheConfig
 from ..checks import text, whole
 from ..errors import RequestError
 from ..noise import checked_seed
+from ..report import plain
 from ..text_to_image import (
     GenerationResult,
     TextToImagePipeline,
@@ -35,7 +36,8 @@ class Setting:
     @classmethod
     def without_cache(cls, num_inference_steps: int, label: str = "") -> Setting:
         """So many steps, each computed."""
-        words = label or f"{num_inference_steps} steps"
+        plural = "s" if num_inference_steps > 1 else ""
+        words = label or f"{num_inference_steps} step{plural}"
         return cls(NoCacheConfig(), num_inference_steps, words)
 
     @classmethod
@@ -48,7 +50,7 @@ class Setting:
         return {
             "label": self.label,
             "cache": cache_name(self.cache),
-            "options": asdict(self.cache),
+            "options": plain(asdict(self.cache)),
             "num_inference_steps": self.num_inference_steps,
         }
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from ..errors import RequestError
+
+_SSIM_WINDOW_PX: Final = 11
 
 
 def psnr(picture: np.ndarray, reference: np.ndarray) -> float:
@@ -34,6 +37,11 @@ def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
         reference: Likewise.
     """
     _check(picture, reference)
+    if min(picture.shape[:2]) < _SSIM_WINDOW_PX:
+        raise RequestError(
+            f"metrics: SSIM needs pictures of {_SSIM_WINDOW_PX} pixels a side or more, "
+            f"got {picture.shape}"
+        )
     return float(
         structural_similarity(
             reference,

@@ -223,8 +223,8 @@ def tune(
     Args:
         pipeline: What draws; only caches that it was compiled with are tried.
         target: What is to be reached.
-        prompts: To tune on; default six held-out ones of the demo model, or six plain
-            ones.
+        prompts: To tune on; default six held-out ones of the demo model, or four
+            plain ones.
         validation_prompts: To validate on; default as many others.
         methods: Names of caches to try; default all that the pipeline can run.
         budget_seconds: When to stop searching. What is validated in the end, and a
@@ -244,7 +244,9 @@ def tune(
         raise RequestError(
             f"tune: budget_seconds must be a number above 0, got {budget_seconds!r}"
         )
-    steps = num_inference_steps or pipeline.default_num_inference_steps
+    steps = num_inference_steps
+    if steps is None:
+        steps = pipeline.default_num_inference_steps
     own, others = default_prompts(pipeline)
     make_scenes = partial(
         scenes_of,
@@ -302,7 +304,7 @@ def tune(
         baseline_seconds=search.baseline_seconds,
         prompts=scenes.prompts,
         refused=refused,
-        is_finished=not search.is_over(),
+        is_finished=search.is_finished,
         seconds=time.perf_counter() - search.started,
         machine=machine(),
     )
@@ -336,6 +338,7 @@ class _Search:
     ) -> None:
         self.started = time.perf_counter()
         self.fewer_steps: list[Trial] = []
+        self.is_finished = False
         self._pipeline = pipeline
         self._target = target
         self._scenes = scenes
@@ -385,7 +388,7 @@ class _Search:
         self._draw_baseline()
         self._race(self._first)
         while not self.is_over():
-            best = sorted(self._trials.values(), key=self._rank, reverse=True)
+            best = sorted(self._trials.values(), key=self._promise, reverse=True)
             new = dict.fromkeys(
                 cache
                 for trial in best[:_REFINED]
@@ -393,11 +396,12 @@ class _Search:
                 if cache not in self._trials and self._can_run(cache)
             )
             if not new:
+                self.is_finished = True
                 break
             self._race(list(new))
-        if not self.ranked():
+        if not any(trial.meets(self._target) for trial in self.ranked()):
             # None meets the target: the nearest so far are drawn to the end.
-            nearest = sorted(self._trials.values(), key=self._rank, reverse=True)
+            nearest = sorted(self._trials.values(), key=self._promise, reverse=True)
             for trial in nearest[:_REFINED]:
                 trial.given_up = ""
                 while len(trial.psnrs) < len(self._scenes):
@@ -422,6 +426,18 @@ class _Search:
 
     def _rank(self, trial: Trial) -> tuple[bool, bool, float, float]:
         return trial.rank(self._target)
+
+    def _promise(self, trial: Trial) -> tuple[float, ...]:
+        """Like the rank, also of settings that were given up after few pictures.
+
+        The fewer pictures, the better the worst of them looks: where a setting is
+        given up at its first picture below the target, those before it count first.
+        """
+        is_met, is_faster, *others = self._rank(trial)
+        reached = 0
+        if self._target.psnr is not None and not is_met:
+            reached = sum(value >= self._target.psnr for value in trial.psnrs)
+        return (is_met, is_faster, reached, *others)
 
     def _is_complete(self, trial: Trial) -> bool:
         return len(trial.psnrs) == len(self._scenes)
@@ -455,7 +471,7 @@ class _Search:
         alive = []
         for cache in caches:
             if self.is_over() and self._trials:
-                return
+                break
             trial = Trial(Setting.with_cache(cache, self._steps))
             self._draw_next(trial)
             self._trials[cache] = trial
@@ -497,7 +513,10 @@ class _Search:
         )
         if not hopeful.meets(target):
             return "too slow"
-        if rival and trial.worst_psnr <= rival.worst_psnr:
+        if rival and (trial.worst_psnr, hopeful.speedup) <= (
+            rival.worst_psnr,
+            rival.speedup,
+        ):
             return f"a picture at {trial.worst_psnr:.1f} dB, no better than the best"
         return ""
 

@@ -13,7 +13,7 @@ from ..files import prepared_folder, write_text
 from ..images import save_atomically
 from ..text_to_image import cache_name
 from .charts import Point, quality_chart
-from .comparison_report import data_url, summary_table
+from .comparison_report import data_url, decibels, summary_table
 from .pages import render
 from .tune import Trial, TuningResult
 
@@ -41,6 +41,7 @@ def save_tuning(result: TuningResult, folder: str | Path) -> list[Path]:
         row=result.validation.of_kind("cache")[0],
         table=summary_table(result.validation),
         chart=data_url(chart),
+        decibels=decibels,
         front=pareto_front(result.trials, len(result.prompts)),
     )
     write_text(path / "report.html", page)

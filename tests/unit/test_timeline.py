@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 from test_report import make_report, make_step
 
 from max_diffusion.report import RunReport
@@ -118,3 +121,112 @@ def test_timeline_of_a_run_that_did_nothing_or_something_new_is_drawn() -> None:
     assert pixels(draw_timeline(make_report()), COMPUTE) == 0
     image = draw_timeline(run(4, lambda step, sample: "skip"))
     assert pixels(image, MIXED) > 1000
+
+
+# What decisions were based on.
+
+
+def run_with_signals(
+    signals: list[tuple[float, ...] | None],
+    *,
+    actions: list[tuple[str, ...]] | None = None,
+    cache: dict[str, object] | None = None,
+) -> RunReport:
+    return make_report(
+        tuple(
+            make_step(
+                step,
+                signal=signal,
+                actions=actions[step] if actions else ("compute",) * len(signal or "x"),
+            )
+            for step, signal in enumerate(signals)
+        ),
+        cache=cache or {"name": "auto"},
+    )
+
+
+def dots(report: RunReport) -> list[tuple[int, int]]:
+    """Centres of the signals' dots, from left to right: they are 7 pixels high."""
+    plain = make_report(
+        tuple(make_step(s.step, actions=s.actions) for s in report.steps),
+        cache=report.cache,
+    )
+    image = np.asarray(draw_timeline(report))
+    top = draw_timeline(plain).height - 84 - 110
+    panel = image[top : image.shape[0] - 84 - 110 - 18]
+    labels, count = ndimage.label((panel == COMPUTE).all(axis=2))
+    centres = ndimage.center_of_mass(labels > 0, labels, range(1, count + 1))
+    return sorted((round(x), round(y)) for y, x in centres)
+
+
+def test_signals_are_drawn_only_where_there_are_any() -> None:
+    nothing = draw_timeline(run_with_signals([None, None]))
+    unknown = draw_timeline(run_with_signals([None, (math.nan,)]))
+    some = draw_timeline(run_with_signals([None, (0.5,)]))
+    assert unknown.tobytes() == nothing.tobytes()
+    assert some.height > nothing.height + 100
+
+
+def test_signals_are_as_high_as_their_values() -> None:
+    values = [0.0, 0.25, 0.5, 1.0]
+    found = dots(run_with_signals([(value,) for value in values]))
+    (x0, low), *others = found
+    assert len(found) == len(values)
+    highest = others[-1][1]
+    for step, (value, (x, y)) in enumerate(zip(values, found, strict=True)):
+        assert x == x0 + 30 * step
+        assert y == pytest.approx(low - value * (low - highest), abs=1)
+    assert low - highest > 90
+
+
+def test_signals_leave_out_what_is_not_known() -> None:
+    signals: list[tuple[float, ...] | None] = [None, (1.0,), (math.inf,), (0.5,)]
+    assert len(dots(run_with_signals(signals))) == 2
+
+
+def test_signals_have_the_colour_of_what_was_done() -> None:
+    done = [("compute",), ("reuse",), ("predict",), ("new",)]
+    with_dots = run_with_signals([(1.0,)] * 4, actions=done)
+    without = run_with_signals([None] * 4, actions=done)
+    for colour in (COMPUTE, REUSE, PREDICT, MIXED):
+        more = pixels(draw_timeline(with_dots), colour)
+        assert more > pixels(draw_timeline(without), colour) + 20
+    # Of two samples, each by its own.
+    done = [("compute", "reuse")] * 3
+    with_dots = run_with_signals([(1.0, 0.5)] * 3, actions=done)
+    without = run_with_signals([None] * 3, actions=done)
+    for colour in (COMPUTE, REUSE):
+        more = pixels(draw_timeline(with_dots), colour)
+        assert more > pixels(draw_timeline(without), colour) + 20
+
+
+def test_every_sample_has_signals_of_its_own() -> None:
+    one = dots(run_with_signals([(1.0,), (0.2,)]))
+    two = dots(run_with_signals([(1.0, 0.6), (0.2, 0.8)]))
+    assert (len(one), len(two)) == (2, 4)
+    assert sorted(y - two[0][1] for _, y in two) == pytest.approx(
+        [0, 20, 41, 82], abs=2
+    )
+
+
+@pytest.mark.parametrize("key", ["threshold", "tolerance"])
+@pytest.mark.parametrize("limit", [0.5, 1, np.float64(0.25)])
+def test_the_limit_of_signals_is_a_line(key: str, limit: float) -> None:
+    def lines(cache: dict[str, object]) -> list[int]:
+        image = np.asarray(draw_timeline(run_with_signals([(2.0,)] * 9, cache=cache)))
+        is_ink = (image == (0x1D, 0x24, 0x33)).all(axis=2)
+        return [int(y) for y in np.flatnonzero(is_ink.sum(axis=1) > 9 * 30 * 0.9)]
+
+    assert lines({"name": "x"}) == []
+    assert len(lines({"name": "x", key: limit})) == 1
+    # Higher than all signals, it is the top of the scale, which has a line anyway.
+    assert lines({"name": "x", key: 3.0}) == []
+
+
+def test_a_limit_is_on_the_scale_of_the_signals() -> None:
+    below = dots(run_with_signals([(0.0,), (1.0,)], cache={"name": "x"}))
+    above = dots(
+        run_with_signals([(0.0,), (1.0,)], cache={"name": "x", "threshold": 2.0})
+    )
+    heights = [found[0][1] - found[1][1] for found in (below, above)]
+    assert heights[1] == pytest.approx(heights[0] / 2, abs=1)

@@ -1,0 +1,139 @@
+"""The models that are measured: the demo model, and a larger, random one."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+from max.driver import CPU
+from max.graph import Module
+from safetensors.numpy import save_file
+
+from ...compile import in_graph_context
+from ...models.flux1.components import Flux1Transformer
+from ...registry import demo_model_path
+
+
+@dataclass(frozen=True)
+class Size:
+    """One model at one size of picture."""
+
+    name: str
+    title: str
+    side: int
+    """Pixels."""
+    steps: int
+    """Of whole pictures."""
+    interval: int
+    """TaylorSeer's, in all runtimes."""
+    warmup: int
+    """Likewise."""
+    first_steps: int
+    """Of the picture that is drawn before any is timed."""
+    repeats: int
+    """Pictures a process, of each cache."""
+    max_rounds: int
+    """Processes of each runtime at most."""
+    caches: Mapping[str, Mapping[str, Any]]
+    """That are measured, with options other than TaylorSeer's."""
+
+
+DEMO: Final = Size(
+    name="demo",
+    title="demo model, 128 x 128, 50 steps",
+    side=128,
+    steps=50,
+    interval=5,
+    warmup=9,
+    first_steps=50,
+    repeats=3,
+    max_rounds=100,
+    caches=MappingProxyType(
+        {
+            "taylorseer": {},
+            "first-block": {"threshold": 0.1},
+            "magcache": {},
+            "pab": {},
+            "fastercache": {},
+            "auto": {},
+            "step-mask": {},
+        }
+    ),
+)
+# Seconds a step: as few as tell computed steps and others apart. Random weights have
+# no dynamics, so that first-block is told to skip all that it may.
+LARGE: Final = Size(
+    name="flux-300m",
+    title="FLUX.1 of 283 M random parameters, 512 x 512, 6 steps",
+    side=512,
+    steps=6,
+    interval=3,
+    warmup=2,
+    first_steps=2,
+    repeats=1,
+    max_rounds=1,
+    caches=MappingProxyType(
+        {"taylorseer": {}, "first-block": {"threshold": 1e6}, "pab": {}}
+    ),
+)
+# FLUX.1-dev's head width and positions; a third of its width, a fifth of its blocks.
+_LARGE_TRANSFORMER: Final[Mapping[str, Any]] = MappingProxyType(
+    {
+        "num_layers": 4,
+        "num_single_layers": 8,
+        "num_attention_heads": 8,
+        "attention_head_dim": 128,
+        "axes_dims_rope": [16, 56, 56],
+    }
+)
+
+
+def model_folder(size: Size, work: Path) -> Path:
+    """The folder of a size's model; the large one is written once.
+
+    Args:
+        size: One of the sizes.
+        work: Where it is kept.
+    """
+    if size is DEMO:
+        return demo_model_path()
+    folder = work / size.name
+    if not (folder / "model_index.json").is_file():
+        _write_large(folder)
+    return folder
+
+
+@in_graph_context
+def _write_large(folder: Path) -> None:
+    """The demo model with a larger transformer of random weights."""
+    partial = folder.with_name(folder.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(demo_model_path(), partial)
+    (partial / "cache_calibration.json").unlink()  # of another transformer
+    path = partial / "transformer" / "config.json"
+    config = json.loads(path.read_text()) | _LARGE_TRANSFORMER
+    path.write_text(json.dumps(config, indent=1) + "\n")
+    transformer = Flux1Transformer(config, "float32", [CPU()], None)
+    scope = transformer.build_graphs(Module())
+    assert scope is not None
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for name, spec in scope.specs.items():
+        shape = tuple(int(n) for n in spec.shape)
+        is_norm = len(shape) == 1 and name.endswith("weight")
+        # Spread so that activations neither vanish nor grow.
+        spread = 1 / math.sqrt(shape[-1])
+        arrays[name] = (
+            np.ones(shape, np.float32)
+            if is_norm
+            else spread * rng.standard_normal(shape, np.float32)
+        )
+    save_file(arrays, partial / "transformer" / "diffusion_pytorch_model.safetensors")
+    partial.rename(folder)

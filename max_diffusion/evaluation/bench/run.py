@@ -1,0 +1,410 @@
+"""Runs the workers in turn, one process each, and collects what they measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from ...caches import CALIBRATION_FILE, CacheConfig, Calibration, TaylorSeerConfig
+from ...checks import whole
+from ...registry import demo_model_path
+from ...report import plain
+from ...text_to_image import named_cache
+from ..drawing import OnProgress
+from ..machine import machine
+from .models import DEMO, LARGE, Size, model_folder
+from .runtimes import (
+    OPENVINO,
+    OURS,
+    RUNTIMES,
+    Environment,
+    PeerError,
+    Runtime,
+    described,
+    environment,
+    exported,
+)
+
+NO_CACHE: Final = "no cache"
+_WORKERS: Final = Path(__file__).with_name("workers")
+_PROMPT: Final = "a red circle above a blue square"
+_TEXT_TOKENS: Final = 32  # the most that the models read
+
+
+@dataclass
+class Measure:
+    """One figure of every runtime; less is better."""
+
+    group: str
+    """Name of a :class:`Size`, or ``parts``."""
+    name: str
+    unit: str
+    """``ms``, ``s`` or ``MiB``."""
+    rounds: dict[str, list[float]] = field(default_factory=dict)
+    """A value a round, by runtime."""
+
+    @property
+    def medians(self) -> dict[str, float]:
+        """Over the rounds, by runtime."""
+        return {name: statistics.median(v) for name, v in self.rounds.items()}
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """What :func:`bench` measured."""
+
+    is_quick: bool
+    date: str
+    rounds: int
+    sizes: tuple[Size, ...]
+    measures: tuple[Measure, ...]
+    not_run: Mapping[str, str]
+    """Runtimes, or what of them, that could not be run, and why."""
+    versions: Mapping[str, Mapping[str, str]]
+    """By runtime."""
+    machine: Mapping[str, object]
+    seconds: float
+    """That it took."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        found: dict[str, Any] = plain(vars(self))
+        for item, measure in zip(found["measures"], self.measures, strict=True):
+            item["medians"] = plain(measure.medians)
+        return found
+
+
+def default_work_folder() -> Path:
+    """Where environments and models of the benchmark are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "max-diffusion" / "bench"
+
+
+def bench(
+    *,
+    is_quick: bool = False,
+    rounds: int = 3,
+    work: Path | None = None,
+    on_progress: OnProgress | None = None,
+) -> BenchResult:
+    """Measures max_diffusion against what else could be used, side by side.
+
+    Each runtime is a process of its own, in turn, with pauses between: MAX's threads
+    spin for a while after a call, and would starve a neighbour. Peers live in
+    environments of their own, which are made the first time and take a few GB. A peer
+    that cannot be run is in ``not_run``.
+
+    Args:
+        is_quick: The demo model in float32 only, one round, nothing compiled anew, and
+            only peers whose environments are there: under 3 minutes.
+        rounds: Processes of each runtime; medians are over these.
+        work: Where environments and models are kept; default
+            :func:`default_work_folder`.
+        on_progress: See :data:`OnProgress`; what it raises ends the benchmark.
+
+    Raises:
+        RequestError: ``rounds`` is out of range.
+    """
+    whole("bench: rounds", rounds, minimum=1, maximum=100)
+    runner = _Runner(
+        is_quick=is_quick,
+        rounds=1 if is_quick else rounds,
+        work=(work or default_work_folder()).absolute(),
+        on_progress=on_progress,
+    )
+    return runner.run()
+
+
+class _Runner:
+    """The benchmark as it goes on."""
+
+    def __init__(
+        self, *, is_quick: bool, rounds: int, work: Path, on_progress: OnProgress | None
+    ) -> None:
+        self._is_quick = is_quick
+        self._rounds = rounds
+        self._work = work
+        self._on_progress = on_progress
+        self._sizes = (DEMO,) if is_quick else (DEMO, LARGE)
+        self._runtimes = [r for r in RUNTIMES if not is_quick or r.dtype == "float32"]
+        self._pause = 1.0 if is_quick else 3.0
+        self._measures: dict[tuple[str, str], Measure] = {}
+        self._not_run: dict[str, str] = {}
+        self._versions: dict[str, Mapping[str, str]] = {}
+        self._pythons: dict[Environment, Path] = {}
+        self._done = 0
+        all_rounds = [min(rounds, size.max_rounds) for size in self._sizes]
+        self._planned = len(self._runtimes) * sum(all_rounds)
+        self._planned += 4 * self._rounds  # parts
+        if not is_quick:
+            self._planned += 3 * len(self._runtimes) + self._rounds
+
+    def run(self) -> BenchResult:
+        started = time.perf_counter()
+        self._work.mkdir(parents=True, exist_ok=True)
+        ready = {size.name: self._prepared(size) for size in self._sizes}
+        for size in self._sizes:
+            runtimes = ready[size.name]
+            for turn in range(min(self._rounds, size.max_rounds)):
+                # Each comes first once.
+                at = turn % max(1, len(runtimes))
+                for runtime in (*runtimes[at:], *runtimes[:at]):
+                    self._draw(runtime, size, kind="round")
+            if size is DEMO and not self._is_quick:
+                for runtime in runtimes:
+                    if runtime.dtype == "float32":  # minutes each
+                        self._draw(runtime, size, kind="cold")
+        self._measure_parts()
+        if not self._is_quick:
+            self._measure_skips()
+        self._measure_start()
+        return BenchResult(
+            is_quick=self._is_quick,
+            date=datetime.now(UTC).strftime("%Y-%m-%d"),
+            rounds=self._rounds,
+            sizes=self._sizes,
+            measures=tuple(self._measures.values()),
+            not_run=self._not_run,
+            versions=self._versions,
+            machine=machine(),
+            seconds=time.perf_counter() - started,
+        )
+
+    def _prepared(self, size: Size) -> list[Runtime]:
+        """Runtimes with all that they need, and compiled; notes why of the others."""
+        self._tell(f"the model {size.name}")
+        model_folder(size, self._work)
+        ready = [runtime for runtime in self._runtimes if self._prepare(runtime, size)]
+        if not self._is_quick:
+            for runtime in ready:
+                self._draw(runtime, size, kind="first")
+        return [r for r in ready if self._name(r, size, "first") not in self._not_run]
+
+    def _prepare(self, runtime: Runtime, size: Size) -> bool:
+        """Makes an environment and exports a model, if a runtime needs that."""
+        own = runtime.environment
+        if own is None:
+            return True
+        try:
+            if own not in self._pythons:
+                self._tell(f"the environment of {runtime.name}")
+                self._pythons[own] = own.python(
+                    self._work, may_install=not self._is_quick
+                )
+            self._folder(runtime, size)
+        except PeerError as err:
+            self._not_run[runtime.label] = str(err)
+            return False
+        return True
+
+    def _folder(self, runtime: Runtime, size: Size) -> Path:
+        """The model as a runtime reads it."""
+        folder = model_folder(size, self._work)
+        if runtime.environment is not OPENVINO:
+            return folder
+        self._tell(f"{size.name} for {runtime.name}")
+        return exported(folder, size.name, self._work, self._pythons[OPENVINO])
+
+    def _draw(self, runtime: Runtime, size: Size, *, kind: str) -> None:
+        """One process of one runtime: everything it can draw.
+
+        Args:
+            runtime: What draws.
+            size: What is drawn.
+            kind: ``first`` fills stores of compiled graphs, ``cold`` is without them.
+        """
+        caches = [name for name in size.caches if name in runtime.caches]
+        cases: dict[str, Any] = {NO_CACHE: None}
+        if kind == "round":
+            for name in caches:
+                cases[name] = dict(described(cache_of(name, size), _calibration()))
+        job = {
+            "folder": str(self._folder(runtime, size)),
+            "prompt": _PROMPT,
+            "seed": 0,
+            "side": size.side,
+            "steps": size.steps,
+            "first_steps": size.first_steps,
+            "text_tokens": _TEXT_TOKENS,
+            "repeats": size.repeats if kind == "round" else 0,
+            "dtype": runtime.dtype,
+            "cases": cases,
+            "caches": ["none", *caches],
+            "is_compiled": runtime.is_compiled,
+        }
+        name = self._name(runtime, size, kind)
+        with tempfile.TemporaryDirectory() as fresh:
+            stores = Path(fresh) if kind == "cold" else self._work / "compiled"
+            job["compile_cache"] = str(stores / "openvino")
+            variables = {"TORCHINDUCTOR_CACHE_DIR": str(stores / "inductor")}
+            if kind == "cold":
+                variables["MODULAR_CACHE_DIR"] = str(stores / "modular")
+            try:
+                found = self._run_worker(
+                    runtime.worker, job, runtime.environment, name, variables
+                )
+            except PeerError as err:
+                self._not_run[name] = str(err)
+                return
+        self._versions[runtime.label] = found["versions"]
+        error = found["cases"][NO_CACHE].get("error")
+        if error:
+            self._not_run[name] = error
+        elif kind == "cold":
+            first = found["first_picture_seconds"]
+            self._add(size, "start to first picture, cold", "s", runtime, first)
+        elif kind == "round":
+            self._note(runtime, size, found)
+
+    def _name(self, runtime: Runtime, size: Size, kind: str) -> str:
+        """What a process is called."""
+        words = {"first": ", before it is timed", "cold": ", compiling anew"}
+        return f"{runtime.label}, {size.name}{words.get(kind, '')}"
+
+    def _note(self, runtime: Runtime, size: Size, found: Mapping[str, Any]) -> None:
+        """What a process has printed."""
+        for name, case in found["cases"].items():
+            if "error" in case:
+                self._not_run[f"{runtime.label}, {size.name}, {name}"] = case["error"]
+                continue
+            of = "" if name == NO_CACHE else f", {name}"
+            self._add(size, f"picture{of}", "ms", runtime, case["picture_ms"])
+            step = case["full_step_ms" if name == NO_CACHE else "cached_step_ms"]
+            if step is not None:
+                self._add(size, f"step{of}", "ms", runtime, step)
+        for name, key, unit in (
+            ("start to ready", "ready_seconds", "s"),
+            ("start to first picture, warm", "first_picture_seconds", "s"),
+            ("peak memory", "peak_mib", "MiB"),
+        ):
+            # A first picture of the large model is cut short.
+            if key in found and (size is DEMO or key != "first_picture_seconds"):
+                self._add(size, name, unit, runtime, found[key])
+
+    def _measure_parts(self) -> None:
+        """Forecasts alone, against MAX's own."""
+        for _ in range(self._rounds):
+            for name in ("ours", "theirs"):
+                label = f"{OURS} float32" if name == "ours" else "MAX's own float32"
+                words = "TaylorSeerCache, " + label
+                try:
+                    found = self._run_worker(
+                        "taylorseer.py", {"runtime": name}, None, words, {}
+                    )
+                except PeerError as err:
+                    self._not_run[words] = str(err)
+                    continue
+                for part, value in found.items():
+                    measure = self._measure("parts", f"TaylorSeer {part}", "ms")
+                    measure.rounds.setdefault(label, []).append(value)
+
+    def _measure_skips(self) -> None:
+        """Skipped steps at FLUX.1's width."""
+        words = "skipped steps"
+        for _ in range(self._rounds):
+            try:
+                found = self._run_worker("skipped.py", {}, None, words, {})
+            except PeerError as err:
+                self._not_run[words] = str(err)
+                return
+            for name, values in found.items():
+                measure = self._measure("parts", name, "ms")
+                for label, value in values.items():
+                    measure.rounds.setdefault(label, []).append(value)
+
+    def _measure_start(self) -> None:
+        """Whole processes of ours: what a shell waits for."""
+        lines = {
+            "python, doing nothing": ["-c", "pass"],
+            "import max_diffusion": ["-c", "import max_diffusion"],
+        }
+        for _ in range(self._rounds):
+            for name, arguments in lines.items():
+                started = time.perf_counter()
+                self._wait([sys.executable, *arguments], name, {})
+                measure = self._measure("parts", name, "s")
+                values = measure.rounds.setdefault(f"{OURS} float32", [])
+                values.append(time.perf_counter() - started)
+                self._done += 1
+
+    def _measure(self, group: str, name: str, unit: str) -> Measure:
+        return self._measures.setdefault((group, name), Measure(group, name, unit))
+
+    def _add(
+        self, size: Size, name: str, unit: str, runtime: Runtime, value: float
+    ) -> None:
+        measure = self._measure(size.name, name, unit)
+        measure.rounds.setdefault(runtime.label, []).append(value)
+
+    def _tell(self, words: str) -> None:
+        if self._on_progress:
+            self._on_progress(min(1.0, self._done / self._planned), words)
+
+    def _run_worker(
+        self,
+        worker: str,
+        job: Mapping[str, Any],
+        own: Environment | None,
+        words: str,
+        variables: Mapping[str, str],
+    ) -> dict[str, Any]:
+        """One process; its last line is what it measured."""
+        python = self._pythons[own] if own else Path(sys.executable)
+        time.sleep(self._pause)
+        told = json.dumps({**job, "started": time.time()})
+        output = self._wait(
+            [str(python), str(_WORKERS / worker), told], words, variables
+        )
+        self._done += 1
+        try:
+            found: dict[str, Any] = json.loads(output.splitlines()[-1])
+        except (IndexError, ValueError) as err:
+            raise PeerError(f"it printed no result: {output[-200:]!r}") from err
+        return found
+
+    def _wait(self, line: list[str], words: str, variables: Mapping[str, str]) -> str:
+        """Runs a process to its end and returns its output."""
+        variables = {**environment(), **variables}
+        with (
+            tempfile.TemporaryFile("w+") as output,
+            tempfile.TemporaryFile("w+") as errors,
+        ):
+            process = subprocess.Popen(
+                line, stdout=output, stderr=errors, env=variables
+            )
+            try:
+                while process.poll() is None:
+                    self._tell(words)
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(0.5)
+            finally:
+                process.kill()
+                process.wait()
+            output.seek(0)
+            errors.seek(0)
+            if process.returncode:
+                said = errors.read().strip().splitlines() or ["it said nothing"]
+                raise PeerError(f"it ended with {process.returncode}: {said[-1][:300]}")
+            return output.read()
+
+
+def cache_of(name: str, size: Size) -> CacheConfig:
+    """The settings that all runtimes are given."""
+    if name == "taylorseer":
+        return TaylorSeerConfig(size.interval, size.warmup)
+    return named_cache(name, size.caches[name])
+
+
+def _calibration() -> Calibration:
+    return Calibration.read(demo_model_path() / CALIBRATION_FILE)

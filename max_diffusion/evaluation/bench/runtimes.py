@@ -1,0 +1,173 @@
+"""What is measured against what: runtimes, their environments, and their caches."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final
+
+from ...caches import CacheConfig, Calibration
+from ...errors import MaxDiffusionError
+from ...text_to_image import cache_name
+
+OURS: Final = "max_diffusion"
+
+
+class PeerError(MaxDiffusionError):
+    """A peer cannot be run; says why."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A Python of its own for peers, with what they need."""
+
+    name: str
+    requirements: tuple[str, ...]
+
+    def python(self, work: Path, *, may_install: bool) -> Path:
+        """Its interpreter, made first if need be.
+
+        Raises:
+            PeerError: It is not there and may not be made, or cannot be.
+        """
+        folder = work / "environments" / self.name
+        text = "\n".join((sys.version, *self.requirements))
+        wanted = hashlib.sha256(text.encode()).hexdigest()
+        stamp, python = folder / "installed", folder / "bin" / "python"
+        if stamp.is_file() and stamp.read_text() == wanted:
+            return python
+        if not may_install:
+            raise PeerError("its environment is not made; run once without --quick")
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _run([sys.executable, "-m", "venv", str(folder)], "venv")
+        pip = [str(python), "-m", "pip", "install", "--upgrade"]
+        _run([*pip, "pip>=26"], "pip")
+        _run([*pip, *self.requirements], "pip")
+        # Optional to both, but one built for another torch breaks their import.
+        try:
+            _run([str(python), "-c", "import torchvision"], "torchvision")
+        except PeerError:
+            _run([str(python), "-m", "pip", "uninstall", "-y", "torchvision"], "pip")
+        stamp.write_text(wanted)
+        return python
+
+
+def environment() -> dict[str, str]:
+    """Variables for other Pythons.
+
+    As they were when this process began: MAX changes them in place, out of Python's
+    sight, and what inherits them looks for packages here.
+    """
+    return dict(os.environ)
+
+
+def _run(line: list[str], what: str) -> None:
+    try:
+        done = subprocess.run(
+            line, capture_output=True, text=True, check=False, env=environment()
+        )
+    except OSError as err:
+        raise PeerError(f"{what} failed: {err.strerror}") from err
+    if done.returncode:
+        words = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        errors = [word for word in words if word.lower().startswith("error")]
+        raise PeerError(f"{what} failed: {(errors or words)[-1][:300]}")
+
+
+TORCH: Final = Environment(
+    "torch",
+    (
+        "torch==2.13.*",
+        "diffusers==0.42.*",
+        "transformers>=5",
+        "sentencepiece",
+        "protobuf",
+    ),
+)
+OPENVINO: Final = Environment(
+    "openvino",
+    (
+        "openvino-genai==2026.4.*",
+        "optimum-intel==2.2.*",
+        "torch==2.13.*",
+        "diffusers",
+        "sentencepiece",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """One way to draw pictures."""
+
+    name: str
+    worker: str
+    """File in ``workers``."""
+    dtype: str
+    environment: Environment | None = None
+    """``None``: this Python."""
+    caches: tuple[str, ...] = ()
+    """That it has, by our names."""
+    is_compiled: bool = False
+    """By ``torch.compile``."""
+
+    @property
+    def label(self) -> str:
+        """For tables."""
+        return f"{self.name} {self.dtype}"
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is what is measured against the others."""
+        return self.name == OURS
+
+
+_DIFFUSERS_CACHES = ("taylorseer", "first-block", "magcache", "pab", "fastercache")
+_OUR_CACHES = (*_DIFFUSERS_CACHES, "auto", "step-mask")
+RUNTIMES: Final = (
+    Runtime(OURS, "draw_ours.py", "float32", caches=_OUR_CACHES),
+    Runtime(
+        "diffusers eager", "draw_diffusers.py", "float32", TORCH, _DIFFUSERS_CACHES
+    ),
+    Runtime("torch.compile", "draw_diffusers.py", "float32", TORCH, is_compiled=True),
+    Runtime("OpenVINO", "draw_openvino.py", "float32", OPENVINO, ("taylorseer",)),
+    Runtime(OURS, "draw_ours.py", "bfloat16", caches=("taylorseer",)),
+    Runtime("diffusers eager", "draw_diffusers.py", "bfloat16", TORCH, ("taylorseer",)),
+    Runtime("torch.compile", "draw_diffusers.py", "bfloat16", TORCH, is_compiled=True),
+    Runtime("OpenVINO", "draw_openvino.py", "bfloat16", OPENVINO, ("taylorseer",)),
+)
+
+
+def exported(folder: Path, name: str, work: Path, python: Path) -> Path:
+    """A model's folder as OpenVINO reads it, made once by optimum-intel.
+
+    Raises:
+        PeerError: It cannot be exported.
+    """
+    target = work / f"{name}-openvino"
+    if (target / "model_index.json").is_file():
+        return target
+    partial = target.with_name(target.name + ".part")
+    shutil.rmtree(partial, ignore_errors=True)
+    line = [str(python.with_name("optimum-cli")), "export", "openvino"]
+    line += ["--model", str(folder), "--task", "text-to-image"]
+    line += ["--weight-format", "fp32", str(partial)]
+    _run(line, "optimum-cli export openvino")
+    partial.rename(target)
+    return target
+
+
+def described(cache: CacheConfig, calibration: Calibration) -> Mapping[str, Any]:
+    """A cache as workers are told of it."""
+    found: dict[str, Any] = {"name": cache_name(cache), "options": asdict(cache)}
+    if found["name"] == "magcache":
+        found["ratios"] = calibration.magcache_ratios
+    return MappingProxyType(found)

@@ -1,0 +1,102 @@
+"""What is tried: every setting valid, every neighbour one rung away."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from max_diffusion import CACHES, CacheConfig, RequestError, TaylorSeerConfig
+from max_diffusion.evaluation.knobs import KNOBS, coarse, neighbours
+from max_diffusion.text_to_image import cache_name
+
+METHODS = sorted(set(CACHES) - {"none"})
+
+
+@cache
+def reachable(method: str) -> set[CacheConfig]:
+    """All settings that some search could come to."""
+    found: set[CacheConfig] = set(coarse(method))
+    pending = deque(found)
+    while pending:
+        new = set(neighbours(pending.popleft())) - found
+        found |= new
+        pending.extend(new)
+    return found
+
+
+def rungs(a: CacheConfig, b: CacheConfig) -> list[int]:
+    """How far two settings are apart, on each ladder where they are."""
+    ladders = KNOBS[cache_name(a)]
+    return [
+        abs(ladder.index(vars(a)[knob]) - ladder.index(vars(b)[knob]))
+        for knob, ladder in ladders.items()
+        if vars(a)[knob] != vars(b)[knob]
+    ]
+
+
+def test_every_cache_has_knobs() -> None:
+    assert sorted(KNOBS) == METHODS
+    for method, ladders in KNOBS.items():
+        config = CACHES[method]()
+        for knob, ladder in ladders.items():
+            assert len(set(ladder)) == len(ladder) > 1
+            # A value out of range would be an error here.
+            for value in ladder:
+                assert vars(replace(config, **{knob: value}))[knob] == value
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_first_settings_are_on_the_ladders_and_each_there_once(method: str) -> None:
+    settings = coarse(method)
+    assert len(set(settings)) == len(settings) > 1
+    for config in settings:
+        assert type(config) is CACHES[method]
+        for knob, ladder in KNOBS[method].items():
+            assert vars(config)[knob] in ladder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_neighbour_is_one_rung_away_and_none_a_repetition(method: str) -> None:
+    for config in reachable(method):
+        near = list(neighbours(config))
+        assert config not in near
+        assert len(set(near)) == len(near) > 0
+        for other in near:
+            assert rungs(config, other) == [1]
+            assert config in neighbours(other)
+            # Where one of them is the same as the other, it is not tried twice.
+            options = vars(other)
+            if "max_order" in options and options["max_order"] < 2:
+                assert options["coefficients"] == "finite_difference"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_value_of_every_ladder_can_be_reached(method: str) -> None:
+    found = reachable(method)
+    for knob, ladder in KNOBS[method].items():
+        assert {vars(config)[knob] for config in found} == set(ladder)
+
+
+def test_neighbours_of_a_setting_in_the_middle() -> None:
+    near = set(neighbours(TaylorSeerConfig(cache_interval=4, max_order=2)))
+    base = TaylorSeerConfig(cache_interval=4, max_order=2)
+    assert near == {
+        replace(base, cache_interval=3),
+        replace(base, cache_interval=5),
+        replace(base, warmup_steps=12),
+        replace(base, warmup_steps=6),
+        replace(base, max_order=1),
+        replace(base, max_order=0),
+        replace(base, compute_last=1),
+        replace(base, coefficients="newton"),
+    }
+
+
+@pytest.mark.parametrize("name", ["none", "tea", ""])
+def test_methods_without_knobs_are_an_error(name: str) -> None:
+    message = f"tune: expected {', '.join(KNOBS)}, got {name!r}"
+    with pytest.raises(RequestError, match=message):
+        coarse(name)

@@ -1,0 +1,147 @@
+"""A pipeline whose pictures and times are functions of the setting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from types import SimpleNamespace
+
+import numpy as np
+
+from max_diffusion import RequestError
+from max_diffusion.caches import CacheConfig, NoCacheConfig, StepRules
+from max_diffusion.report import RunReport, StepRecord
+from max_diffusion.text_to_image import GenerationResult, cache_name
+from max_diffusion.types import GenerationRequest
+
+STEPS = 20
+SIZE = 16
+OFF = 8
+"""What each wrong value is off, save one."""
+Behaviour = Callable[[CacheConfig, int, str], tuple[float, float]]
+"""Cache, steps and prompt to the seconds of a picture and its squared error."""
+
+
+def halving(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    """A tenth of a second a step; a cache takes half of it, and is not quite alike."""
+    if isinstance(cache, NoCacheConfig):
+        return steps / 10, float(STEPS - steps)
+    return steps / 20, 0.5
+
+
+class Painter:
+    """What ``compare`` and ``tune`` ask of a pipeline.
+
+    ``now`` is its clock: only drawing takes time. ``drawn`` is what it drew, in order.
+    """
+
+    default_num_inference_steps = STEPS
+    default_size = (SIZE, SIZE)
+
+    def __init__(
+        self,
+        behave: Behaviour = halving,
+        names: Sequence[str] = ("taylorseer", "auto"),
+    ) -> None:
+        self.pipeline_config = SimpleNamespace(path=None)
+        self.names = names
+        self.behave = behave
+        self.now = 0.0
+        self.drawn: list[GenerationRequest] = []
+        self.contexts: list[GenerationRequest] = []
+
+    def resolve_cache(self, cache: CacheConfig) -> CacheConfig:
+        return cache
+
+    def check_cache(self, cache: CacheConfig, steps: int) -> frozenset[int]:
+        if cache_name(cache) not in ("none", *self.names):
+            raise RequestError(f"cache: no {cache_name(cache)} here")
+        return (
+            cache.required_steps(steps) if isinstance(cache, StepRules) else frozenset()
+        )
+
+    def create_context(self, request: GenerationRequest) -> None:
+        self.contexts.append(request)
+        if request.height is not None and request.height % 16:
+            raise RequestError(f"height must be a multiple of 16, got {request.height}")
+
+    def draw(
+        self,
+        request: GenerationRequest,
+        *,
+        on_step: Callable[[int, int], None] = lambda done, total: None,
+    ) -> GenerationResult:
+        assert request.cache is not None
+        assert request.num_inference_steps is not None
+        steps, [prompt] = request.num_inference_steps, request.prompts
+        seconds, error = self.behave(request.cache, steps, prompt)
+        for step in range(steps):
+            self.now += seconds / steps
+            on_step(step + 1, steps)
+        self.drawn.append(request)
+        picture = picture_of(request.seed)
+        picture += _off(error).reshape(picture.shape)
+        report = report_of(request, steps, seconds)
+        return GenerationResult(picture[None], report)
+
+
+def picture_of(seed: int) -> np.ndarray:
+    """What is drawn without an error, uint8 ``(SIZE, SIZE, 3)``."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256 - OFF, (SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def report_of(request: GenerationRequest, steps: int, seconds: float) -> RunReport:
+    """Every other step of a cache is forecast."""
+    cache = request.cache
+    assert cache is not None
+    is_plain = isinstance(cache, NoCacheConfig)
+    actions = ["compute" if is_plain or i % 2 == 0 else "predict" for i in range(steps)]
+    return RunReport(
+        model="painter",
+        device="cpu",
+        dtype="float32",
+        prompts=request.prompts,
+        negative_prompt=None,
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=steps,
+        guidance_scale=3.5,
+        true_cfg_scale=1.0,
+        seed=request.seed,
+        num_images=1,
+        image_tokens=1,
+        text_tokens=1,
+        cache={"name": cache_name(cache), **asdict(cache)},
+        steps=tuple(
+            StepRecord(i, "conditional", 0.5, 500.0, (action,), None, 1.0)
+            for i, action in enumerate(actions)
+        ),
+        cache_bytes=0 if is_plain else 1024 * request.seed,
+        load_seconds=0.0,
+        compile_seconds=0.0,
+        compile_count=0,
+        encode_seconds=0.0,
+        denoise_seconds=seconds,
+        decode_seconds=0.0,
+        total_seconds=seconds,
+        warnings=(),
+        versions={"max-diffusion": "0"},
+    )
+
+
+def decibels(error: float) -> float:
+    """PSNR of a picture that is drawn with this squared error."""
+    found = np.mean(_off(error).astype(float) ** 2)
+    return math.inf if found == 0 else 10 * math.log10(255**2 / found)
+
+
+def _off(error: float) -> np.ndarray:
+    """What is added to a picture's values for about this mean squared error."""
+    off = np.zeros(SIZE * SIZE * 3, np.uint8)
+    whole, rest = divmod(round(error * off.size), OFF**2)
+    off[:whole] = OFF
+    if rest:
+        off[whole] = math.isqrt(rest)
+    return off

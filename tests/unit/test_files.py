@@ -1,0 +1,86 @@
+"""Folders and text files: whole or not at all, and errors before the work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from max_diffusion import RequestError
+from max_diffusion.files import check_folder, prepared_folder, write_text
+
+
+def test_a_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
+    wanted = tmp_path / "a" / "b"
+    assert prepared_folder(str(wanted)) == wanted
+    assert wanted.is_dir()
+    (wanted / "kept").touch()
+    assert prepared_folder(wanted) == wanted
+    assert (wanted / "kept").exists()
+
+
+def test_a_folder_is_checked_without_being_made(tmp_path: Path) -> None:
+    wanted = tmp_path / "a" / "b"
+    assert check_folder(str(wanted)) == wanted
+    assert list(tmp_path.iterdir()) == []
+    assert check_folder(tmp_path) == tmp_path
+    assert check_folder("of-that-name-is-none") == Path("of-that-name-is-none")
+
+
+@pytest.mark.parametrize("make", [prepared_folder, check_folder])
+@pytest.mark.parametrize("below", ["file", "file/b/c", "x" * 300])
+def test_a_folder_that_cannot_be_made_is_an_error(
+    tmp_path: Path, below: str, make: object
+) -> None:
+    (tmp_path / "file").touch()
+    assert callable(make)
+    with pytest.raises(RequestError, match=r"output: .* cannot be made \(.+\); choose"):
+        make(tmp_path / below)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_closed_folder_is_an_error(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    with pytest.raises(RequestError, match="cannot be written to"):
+        prepared_folder(closed)
+    with pytest.raises(RequestError, match=r"cannot be made \(no permission\)"):
+        check_folder(closed)
+    with pytest.raises(RequestError, match=r"cannot be made \(Permission denied\)"):
+        prepared_folder(closed / "a")
+
+
+def test_text_is_written_and_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    for text in ("first\n", "zweiter: größer ✓\n"):
+        write_text(path, text)
+        assert path.read_bytes() == text.encode()
+    assert [file.name for file in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_what_fails_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.txt"
+    path.write_text("old")
+
+    def full(self: Path, target: Path) -> None:
+        assert self.read_text() == "new"
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(RequestError, match=r"x\.txt cannot be written \(No space left"):
+        write_text(path, "new")
+    assert path.read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_text_in_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").mkdir()
+    with pytest.raises(RequestError, match=r"x\.txt cannot be written"):
+        write_text(tmp_path / "x.txt", "new")
+    with pytest.raises(RequestError, match=r"no/y\.txt cannot be written"):
+        write_text(tmp_path / "no" / "y.txt", "new")
+    assert [file.name for file in tmp_path.iterdir()] == ["x.txt"]
