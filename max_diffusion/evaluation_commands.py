@@ -156,11 +156,17 @@ def _bench(args: argparse.Namespace, interruption: Interruption) -> None:
         raise RequestError(
             "--readme: the README takes the full form; leave out --quick"
         )
-    from .evaluation.bench import bench, save_bench, update_readme
-    from .files import prepared_folder
+    from .evaluation.bench import (
+        GROUPS,
+        bench,
+        check_targets,
+        save_bench,
+        update_readme,
+    )
 
-    output = args.output or ("benchmarks-quick" if args.quick else "benchmarks")
-    folder = prepared_folder(output)
+    folder = Path(args.output or ("benchmarks-quick" if args.quick else "benchmarks"))
+    readme = None if args.readme is None else Path(args.readme)
+    check_targets(folder, readme)
     with ExitStack() as stack:
         progress = Progress(stack, is_shown=sys.stderr.isatty(), word="measuring")
 
@@ -170,14 +176,14 @@ def _bench(args: argparse.Namespace, interruption: Interruption) -> None:
 
         result = bench(
             is_quick=args.quick,
+            groups=GROUPS if args.only is None else tuple(args.only.split(",")),
             rounds=args.rounds,
             work=None if args.work is None else Path(args.work),
             on_progress=on_progress,
         )
-    command = "scripts/bench" + (" --quick" if args.quick else "")
-    files = save_bench(result, folder, command)
-    if args.readme is not None:
-        update_readme(Path(args.readme), folder / "results.json")
+    files = save_bench(result, folder)
+    if readme is not None:
+        update_readme(readme, folder / "results.json")
     if args.json:
         print(json.dumps({"files": [*map(str, files)], **result.to_dict()}))
         return
@@ -264,7 +270,7 @@ def _print_tuning(result: TuningResult, files: Sequence[Path]) -> None:
     print(f"{len(result.trials)} settings tried in {result.seconds:.0f} s")
     if result.is_met:
         print(
-            f"{files[0]}: {result.winner.label}, on prompts it was not chosen by "
+            f"{files[0]}: {result.winner.label}, on {result.others_words}: "
             f"{result.nearest_words}"
         )
     print(f"{files[1]}: open it in a browser")
@@ -308,6 +314,11 @@ def _add_bench_options(add: Callable[..., Any]) -> None:
         "--quick",
         action="store_true",
         help="under 3 minutes: the demo model, float32, one round, nothing installed",
+    )
+    add(
+        "--only",
+        metavar="GROUPS",
+        help="of demo, flux-300m, cold, parts; the folder's figures of others stay",
     )
     add("--rounds", type=int, default=3, help="processes of each runtime")
     add("-o", "--output", metavar="FOLDER", help="benchmarks, or benchmarks-quick")

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from .drawing import (
 from .machine import machine
 from .metrics import Lpips, psnr, ssim
 
+_PILOTS: Final = 3
+"""Prompts by which the number of fewer steps is chosen."""
 Times = tuple[tuple[float, ...], ...]
 """Seconds by prompt and run."""
 
@@ -103,9 +105,15 @@ class Row:
         return sum(known) if known else None
 
     def metric(self, name: str) -> tuple[float, float]:
-        """Median and worst over prompts of ``psnr``, ``ssim`` or ``lpips``."""
+        """Median and worst over prompts of ``psnr``, ``ssim`` or ``lpips``.
+
+        Of an even number the median is the worse of the two in the middle: between a
+        PSNR and an infinite one there is no mean.
+        """
         values = [vars(score)[name] for score in self.scores]
-        return statistics.median(values), (max if name == "lpips" else min)(values)
+        if name == "lpips":
+            return statistics.median_high(values), max(values)
+        return statistics.median_low(values), min(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; what is not finite becomes ``None``."""
@@ -244,7 +252,8 @@ def compare(
     drawing = Drawing(pipeline, on_progress)
     drawing.check(settings, scenes)
     most = 2 * len(settings) + len(asked)  # of settings, controls included
-    drawing.planned = 2 * most + runs * len(scenes) * most
+    pilots = min(_PILOTS, len(scenes))
+    drawing.planned = (1 + pilots) * most + runs * len(scenes) * most
     first, controls = _first(drawing, settings, scenes)
     settings += [
         Setting.without_cache(count)
@@ -313,18 +322,23 @@ def _first(
     drawing: Drawing, settings: Sequence[Setting], scenes: Scenes
 ) -> tuple[dict[str, float], dict[str, int]]:
     """First pictures' seconds, and how many uncached steps take as long, by label."""
-    request = scenes.requests[0]
-    first, again = (
-        {s.label: drawing.draw(s, request).report for s in settings} for _ in range(2)
-    )
+    first = {}
+    for setting in settings:
+        result = drawing.draw(setting, scenes.requests[0])
+        first[setting.label] = result.report.total_seconds
+    # Of several prompts: a cache may skip more of one than of another.
+    seconds = {setting.label: 0.0 for setting in settings}
+    for request in scenes.requests[:_PILOTS]:
+        for setting in settings:
+            report = drawing.draw(setting, request).report
+            seconds[setting.label] += report.denoise_seconds
     steps = settings[0].num_inference_steps
-    plain_step = again[BASELINE].denoise_seconds / steps
     counts = {
         # A cache that saves nothing has all steps for its control.
-        s.label: min(steps, max(1, round(again[s.label].denoise_seconds / plain_step)))
+        s.label: min(steps, max(1, round(steps * seconds[s.label] / seconds[BASELINE])))
         for s in settings[1:]
     }
-    return {label: report.total_seconds for label, report in first.items()}, counts
+    return first, counts
 
 
 def _draw_in_turn(
@@ -336,13 +350,14 @@ def _draw_in_turn(
     num_images: int,
 ) -> dict[str, _Record]:
     records = {s.label: _Record(s, [[] for _ in scenes.requests]) for s in settings}
+    rng = np.random.default_rng(0)
     for repeat in range(runs):
         for index, request in enumerate(scenes.requests):
-            # What is drawn first and what follows what differs from round to round,
-            # because neighbours are not without influence on each other.
-            turn = (repeat * len(scenes) + index) % len(settings)
+            # Neighbours are not without influence on each other, so that the order
+            # differs from round to round.
+            order = rng.permutation(len(settings))
             pictures = {}
-            for setting in (*settings[turn:], *settings[:turn]):
+            for setting in (settings[place] for place in order):
                 result = drawing.draw(setting, request)
                 records[setting.label].runs[index].append(result.report)
                 pictures[setting.label] = result.images[0]

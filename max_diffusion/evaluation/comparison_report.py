@@ -63,12 +63,12 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
             label: data_url(pictures[name]) for label, name in timelines.items()
         },
         pictures={
-            row.label: [data_url(Image.fromarray(p)) for p in row.images]
+            row.label: [data_url(_shown(p)) for p in row.images]
             for row in comparison.rows
         },
         differences={
             row.label: [
-                data_url(Image.fromarray(difference(p, q)))
+                data_url(_shown(difference(p, q)))
                 for p, q in zip(row.images, comparison.baseline.images, strict=True)
             ]
             for row in comparison.rows
@@ -125,7 +125,7 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
     height, width = comparison.baseline.images.shape[1:3]
     scale = min(max(_MIN_SIDE, width), _MAX_SIDE) / width
     cell_width, cell_height = round(width * scale), round(height * scale)
-    left, top, gap, head = 130, 100, 8, 30
+    left, top, gap, head = 130, 108, 8, 30
     count = len(comparison.baseline.images)
     block = head + 4 * (cell_height + gap)
     size = (
@@ -149,15 +149,17 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
         pen.text(place, _fitted(text, font, cell_width), colour, font)
 
     for column, row in enumerate((comparison.baseline, *caches)):
-        words(column, 44, row.label)
-        words(column, 60, f"{1e3 * row.median_seconds:.3g} ms", _MUTED)
+        method, _, options = row.label.partition(":")
+        words(column, 44, method)
+        words(column, 58, options.replace(":", " "), _MUTED)
+        words(column, 72, f"{1e3 * row.median_seconds:.3g} ms", _MUTED)
         if row.control:
-            words(column, 76, f"{row.speedup:.2f} times; {row.control}", _MUTED)
+            words(column, 86, f"{row.speedup:.2f} times; {row.control}", _MUTED)
     for index in range(count):
         y = top + index * block
-        pen.text(
-            (16, y + 6), comparison.prompts[index], _INK, ImageFont.load_default(14)
-        )
+        font = ImageFont.load_default(14)
+        prompt = " ".join(comparison.prompts[index].split())
+        pen.text((16, y + 6), _fitted(prompt, font, size[0] - 32), _INK, font)
         reference = comparison.baseline.images[index]
         rows = ("cached", f"difference x{AMPLIFICATION}", "fewer steps", "difference")
         for line, name in enumerate(rows):
@@ -171,6 +173,13 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
                 paste(picture, column, at)
                 paste(difference(picture, reference), column, at + cell_height + gap)
     return sheet
+
+
+def _shown(picture: np.ndarray) -> Image.Image:
+    """A picture as the page shows it: no larger than it can be seen there."""
+    image = Image.fromarray(picture)
+    image.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
+    return image
 
 
 def _fitted(text: str, font: Any, width: int) -> str:

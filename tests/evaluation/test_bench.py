@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import sys
 from dataclasses import replace
@@ -18,6 +19,7 @@ from max_diffusion.evaluation.bench import (
     BenchResult,
     Measure,
     bench,
+    check_targets,
     save_bench,
     update_readme,
 )
@@ -38,7 +40,8 @@ WORKER = """
 import json, sys
 job = json.loads(sys.argv[1])
 assert "{broken}" not in json.dumps(job), "a defect"
-case = {{"picture_ms": 100.0, "full_step_ms": 2.0, "cached_step_ms": 0.5}}
+case = {{"picture_ms": 100.0, "full_step_ms": 2.0, "cached_step_ms": 0.5,
+         "full_steps": 17}}
 print("noise that a runtime prints")
 print(json.dumps({{
     "versions": {{"thing": "1.0"}},
@@ -82,10 +85,12 @@ def test_quick_installs_nothing_and_says_what_is_left_out(
         on_progress=lambda share, words: told.append((share, words)),
     )
     assert list((tmp_path / "work").iterdir()) == []
-    assert {r.label for r in RUNTIMES if r.environment and r.dtype == "float32"} == set(
-        result.not_run
-    ) - {"max_diffusion float32, demo, pab"}
-    assert all("without --quick" in text for text in [*result.not_run.values()][:3])
+    not_run = dict(result.not_run["demo"])
+    assert not_run.pop("max_diffusion float32, pab") == "no such cache"
+    assert not_run.keys() == {
+        r.label for r in RUNTIMES if r.environment and r.dtype == "float32"
+    }
+    assert all("without --quick" in text for text in not_run.values())
     assert result.sizes == (DEMO,)
     shares = [share for share, _ in told]
     assert shares == sorted(shares)
@@ -102,17 +107,20 @@ def test_figures_of_all_rounds_are_kept(
     label = "max_diffusion float32"
     assert found["demo", "step"] == {label: [2.0, 2.0]}
     assert found["demo", "step, taylorseer"] == {label: [0.5, 0.5]}
-    assert found["flux-300m", "picture"] == {label: [100.0, 100.0]}
-    assert found["demo", "start to first picture, cold"] == {label: [2.0]}
+    assert found["flux-300m", "picture"] == {label: [100.0]}  # one round is enough
+    assert found["cold", "start to first picture, cold"] == {label: [2.0]}
     # Its first picture is cut short.
     assert ("flux-300m", "start to first picture, warm") not in found
     assert found["parts", "TaylorSeer predict"]["MAX's own float32"] == [2.0, 2.0]
     assert ("demo", "step, pab") not in found
+    assert found["demo", "full steps, taylorseer"] == {label: [17, 17]}
     assert result.not_run == {
-        "max_diffusion float32, demo, pab": "no such cache",
-        "max_diffusion float32, flux-300m, pab": "no such cache",
-        "skipped steps": "it ended with 1: no memory",
+        "demo": {"max_diffusion float32, pab": "no such cache"},
+        "flux-300m": {"max_diffusion float32, pab": "no such cache"},
+        "parts": {"skipped steps": "it ended with 1: no memory"},
     }
+    assert result.versions["cold"] == {label: {"thing": "1.0"}}
+    assert result.command == "max-diffusion bench --rounds 2"
     json.dumps(result.to_dict(), allow_nan=False)
 
 
@@ -123,10 +131,11 @@ def test_a_runtime_that_fails_is_listed_with_its_last_words(
     (workers / "taylorseer.py").write_text("print('no figures')")
     monkeypatch.setattr(bench_run, "RUNTIMES", (ours(),))
     result = bench(is_quick=True, work=tmp_path)
-    assert result.not_run["max_diffusion float32, demo"] == (
+    assert result.groups == ("demo", "parts")
+    assert result.not_run["demo"]["max_diffusion float32"] == (
         "it ended with 1: AssertionError: a defect"
     )
-    words = result.not_run["TaylorSeerCache, MAX's own float32"]
+    words = result.not_run["parts"]["TaylorSeerCache, MAX's own float32"]
     assert "it printed no result: 'no figures" in words
     assert {measure.group for measure in result.measures} == {"parts"}
 
@@ -211,15 +220,55 @@ def test_all_runtimes_have_the_same_caches() -> None:
     assert {r.dtype for r in RUNTIMES if r.is_ours} == {"float32", "bfloat16"}
 
 
-def test_rounds_are_checked() -> None:
+def test_what_makes_no_sense_is_refused() -> None:
     with pytest.raises(RequestError, match="rounds must be at least 1, got 0"):
         bench(rounds=0)
+    with pytest.raises(RequestError, match="the quick form has demo, parts, not flux"):
+        bench(is_quick=True, groups=("flux-300m",))
+
+
+def worker_module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    folder = ROOT / "max_diffusion/evaluation/bench/workers"
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.delitem(sys.modules, "common", raising=False)
+    return importlib.import_module("common")
+
+
+def test_workers_tell_computed_steps_from_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    common = worker_module(monkeypatch)
+    pictures = [
+        common.Picture(1.0, [5.0, 1.0, 7.0], [True, True, False, True]),
+        common.Picture(3.0, [6.0, 2.0, 9.0], [True, True, False, True]),
+    ]
+    assert common.summary(pictures) == {
+        "picture_ms": 2000.0,
+        "full_step_ms": 6.5,
+        "cached_step_ms": 1.5,
+        "full_steps": 3,
+    }
+    only = common.summary([common.Picture(1.0, [5.0], [True, True])])
+    assert only["cached_step_ms"] is None
+    assert common.summary([]) == {}
+    assert 10 < common.peak_mib() < 10**6
+    monkeypatch.delitem(sys.modules, "common")
+
+
+def test_a_target_that_could_not_be_written_is_told_first(tmp_path: Path) -> None:
+    check_targets(tmp_path / "new", None)
+    with pytest.raises(RequestError, match="cannot be read"):
+        check_targets(tmp_path, tmp_path / "no.md")
+    (tmp_path / "results.json").write_text('{"runs": [{}]}')
+    with pytest.raises(RequestError, match="holds no results"):
+        check_targets(tmp_path, None)
 
 
 RESULT = BenchResult(
     is_quick=False,
     date="2026-01-02",
     rounds=3,
+    groups=("demo", "parts"),
     sizes=(DEMO,),
     measures=(
         Measure(
@@ -236,8 +285,9 @@ RESULT = BenchResult(
         Measure("demo", "picture", "ms", {"max_diffusion float32": [300.4]}),
         Measure("parts", "predict", "ms", {"max_diffusion float32": [0.0123]}),
     ),
-    not_run={"torch.compile float32": "no compiler"},
-    versions={"OpenVINO float32": {"openvino": "2026.4.1"}},
+    not_run={"demo": {"torch.compile float32": "no compiler"}, "parts": {"x": "gone"}},
+    versions={"demo": {"OpenVINO float32": {"openvino": "2026.4.1"}}},
+    command="max-diffusion bench --only demo,parts",
     machine={
         "processor": "P",
         "cores": 2,
@@ -250,19 +300,19 @@ RESULT = BenchResult(
 
 
 def test_tables_have_medians_and_say_who_is_ahead(tmp_path: Path) -> None:
-    files = save_bench(RESULT, tmp_path / "b", "scripts/bench")
+    files = save_bench(RESULT, tmp_path / "b")
     page = files[0].read_text()
     assert "|  | max_diffusion | OpenVINO |" in page  # ours first
     assert "| step, uncached, ms | 6 | **5** |" in page
     assert "| step, uncached, ms | **3** | **30**" not in page
     assert "| step, uncached, ms | **3** | 30 |" in page
     assert "| predict, ms | 0.0123 |" in page
-    assert "- demo model, step, uncached, float32: OpenVINO by 1.20 times" in page
-    assert page.count(" by ") == 1
-    assert "- torch.compile float32: no compiler" in page
+    assert "- demo model, float32: OpenVINO in step, uncached (1.20 times)" in page
+    assert page.count(" times)") == 1
+    assert "- demo: torch.compile float32: no compiler" in page
     assert "openvino 2026.4.1" in page
-    data = json.loads(files[1].read_text())
-    assert data["command"] == "scripts/bench"
+    [data] = json.loads(files[1].read_text())["runs"]
+    assert "`max-diffusion bench --only demo,parts`, 2 minutes, 3 rounds" in page
     assert data["measures"][0]["rounds"]["OpenVINO float32"] == [4.0, 5.0, 90.0]
     assert data["measures"][0]["medians"]["OpenVINO float32"] == 5.0
     for file in files[2:]:
@@ -272,7 +322,7 @@ def test_tables_have_medians_and_say_who_is_ahead(tmp_path: Path) -> None:
 
 
 def test_readme_gets_the_tables_between_its_marks(tmp_path: Path) -> None:
-    save_bench(RESULT, tmp_path, "scripts/bench")
+    save_bench(RESULT, tmp_path)
     readme = tmp_path / "R.md"
     begin = "<!-- benchmarks: written by scripts/bench -->"
     readme.write_text(f"before\n{begin}\nold\n<!-- end of benchmarks -->\nafter\n")
@@ -284,7 +334,7 @@ def test_readme_gets_the_tables_between_its_marks(tmp_path: Path) -> None:
     )
     assert text.endswith("<!-- end of benchmarks -->\nafter\n")
     assert "old" not in text
-    assert "Where others are ahead: demo model, step, uncached, float32: Open" in text
+    assert "Where others are ahead:\n\n- demo model, float32: OpenVINO in step" in text
     readme.write_text("no marks")
     with pytest.raises(RequestError, match="needs the lines <!-- benchmarks"):
         update_readme(readme, tmp_path / "results.json")
@@ -295,4 +345,35 @@ def test_the_readme_shows_the_results_that_are_there() -> None:
     data = json.loads((ROOT / "benchmarks" / "results.json").read_text())
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert summary(data) in readme
-    assert not data["is_quick"]
+    assert not any(run["is_quick"] for run in data["runs"])
+    assert "demo" in {name for run in data["runs"] for name in run["groups"]}
+
+
+def test_figures_of_other_groups_stay(tmp_path: Path) -> None:
+    parts = [m for m in RESULT.measures if m.group == "parts"]
+    save_bench(RESULT, tmp_path)
+    later = replace(
+        RESULT,
+        date="2026-02-03",
+        groups=("parts",),
+        sizes=(),
+        not_run={},
+        measures=(replace(parts[0], rounds={"max_diffusion float32": [9.0]}),),
+    )
+    save_bench(later, tmp_path)
+    first, second = json.loads((tmp_path / "results.json").read_text())["runs"]
+    assert (first["date"], first["groups"]) == ("2026-01-02", ["demo"])
+    assert {m["group"] for m in first["measures"]} == {"demo"}
+    assert (second["date"], second["groups"]) == ("2026-02-03", ["parts"])
+    page = (tmp_path / "README.md").read_text()
+    assert "| predict, ms | 9 |" in page
+    assert "0.0123" not in page
+    assert "gone" not in page
+    assert "| step, uncached, ms | 6 | **5** |" in page
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(RequestError, match="holds no results; choose another folder"):
+        save_bench(later, tmp_path)
+    with pytest.raises(
+        RequestError, match="a group must be demo, flux-300m, cold, parts"
+    ):
+        bench(groups=("large",))

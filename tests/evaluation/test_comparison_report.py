@@ -258,7 +258,7 @@ def test_differences_are_amplified_and_clipped() -> None:
     assert difference(picture, picture).max() == 0
 
 
-LEFT, TOP, HEAD, GAP = 130, 100, 30, 8
+LEFT, TOP, HEAD, GAP = 130, 108, 30, 8
 
 
 def cell(sheet: Image.Image, column: int, line: int, prompt: int, side: int) -> Any:

@@ -159,7 +159,7 @@ def test_drawing_tells_how_far_it_is() -> None:
         drawing.draw(Setting.without_cache(count), request)
     assert told == [
         *((0.125, "4 steps"), (0.25, "4 steps"), (0.375, "4 steps"), (0.5, "4 steps")),
-        *((0.75, "2 steps"), (1.0, "2 steps"), (1.0, "1 steps")),
+        *((0.75, "2 steps"), (1.0, "2 steps"), (1.0, "1 step")),
     ]
 
 

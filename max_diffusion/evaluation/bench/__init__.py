@@ -1,6 +1,14 @@
 """Measures max_diffusion against what else could be used."""
 
-from .report import save_bench, update_readme
-from .run import BenchResult, Measure, bench
+from .report import check_targets, save_bench, update_readme
+from .run import GROUPS, BenchResult, Measure, bench
 
-__all__ = ["BenchResult", "Measure", "bench", "save_bench", "update_readme"]
+__all__ = [
+    "GROUPS",
+    "BenchResult",
+    "Measure",
+    "bench",
+    "check_targets",
+    "save_bench",
+    "update_readme",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,9 +13,8 @@ from ...errors import RequestError
 from ...files import prepared_folder, write_text
 from ...images import save_atomically
 from ..charts import bar_chart
-from .models import Size
 from .run import BenchResult
-from .runtimes import OURS
+from .runtimes import NOT_ASKED, OURS
 
 RESULTS: Final = "results.json"
 _BEGIN: Final = "<!-- benchmarks: written by scripts/bench -->"
@@ -26,7 +25,6 @@ _SHOWN: Final = (
     "step, taylorseer",
     "picture",
     "picture, taylorseer",
-    "start to first picture, cold",
     "start to first picture, warm",
     "peak memory",
 )
@@ -36,36 +34,96 @@ _NAMES: Final[Mapping[str, str]] = {
     "picture": "picture, uncached",
     "picture, taylorseer": "picture with TaylorSeer",
 }
+_TITLES: Final[Mapping[str, str]] = {
+    "cold": "demo model, compiled anew: one process each",
+    "parts": "parts, and whole processes",
+}
+# What is no runtime, but the least that a figure could be.
+_BOUNDS: Final = ("its front alone", "memory copy")
+_DTYPES: Final = ("float32", "bfloat16")
 _CHARTS: Final = ("step", "picture", "picture, taylorseer")
 
 
-def save_bench(result: BenchResult, folder: str | Path, command: str) -> list[Path]:
+def save_bench(result: BenchResult, folder: str | Path) -> list[Path]:
     """Writes ``results.json``, ``README.md`` with all figures, and charts.
 
     Args:
         result: Of :func:`bench`.
-        folder: Made if it is missing; files of these names in it are replaced.
-        command: What was run, for the reader.
+        folder: Made if it is missing. Figures of groups that were not measured now
+            stay, with their own date and machine; those of the same groups go.
 
     Returns:
         The files, the table first.
 
     Raises:
-        RequestError: A file cannot be written.
+        RequestError: A file cannot be written, or is none of ours.
     """
     path = prepared_folder(folder)
-    data = {"command": command, **result.to_dict()}
+    data = {"runs": [*_others(path / RESULTS, result.groups), result.to_dict()]}
     charts = {}
-    for size in result.sizes:
-        for name in _CHARTS:
-            chart = _chart(data, size, name)
-            if chart is not None:
-                file = f"{size.name}-{name.replace(', ', '-')}.png"
-                save_atomically(path / file, chart)
-                charts[file] = f"{size.title}: {name}"
+    for run in data["runs"]:
+        for size in run["sizes"]:
+            for name in _CHARTS:
+                chart = _chart(run, size, name)
+                if chart is not None:
+                    file = f"{size['name']}-{name.replace(', ', '-')}.png"
+                    save_atomically(path / file, chart)
+                    charts[file] = f"{size['title']}: {name}"
     write_text(path / RESULTS, json.dumps(data, indent=1) + "\n")
     write_text(path / "README.md", _page(data, charts))
     return [path / name for name in ("README.md", RESULTS, *charts)]
+
+
+def _others(path: Path, groups: Sequence[str]) -> list[dict[str, Any]]:
+    """Earlier runs, as far as they are of other groups."""
+    if not path.is_file():
+        return []
+    runs = _read(path)["runs"]
+    for run in runs:
+        run["groups"] = [name for name in run["groups"] if name not in groups]
+        run["sizes"] = [s for s in run["sizes"] if s["name"] in run["groups"]]
+        run["measures"] = [m for m in run["measures"] if m["group"] in run["groups"]]
+        for key in ("not_run", "versions"):
+            run[key] = {k: v for k, v in run[key].items() if k in run["groups"]}
+    return [run for run in runs if run["groups"]]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as err:
+        raise RequestError(f"bench: {path} cannot be read: {err}") from err
+    keys = {"groups", "sizes", "measures", "not_run", "versions"}
+    runs = found.get("runs") if isinstance(found, dict) else None
+    if not isinstance(runs, list) or not all(keys <= {*run} for run in runs):
+        raise RequestError(f"bench: {path} holds no results; choose another folder")
+    return found
+
+
+def check_targets(folder: str | Path, readme: Path | None) -> None:
+    """Refuses now what could not be written after an hour.
+
+    Raises:
+        RequestError: As :func:`save_bench` and :func:`update_readme`.
+    """
+    results = prepared_folder(folder) / RESULTS
+    if results.is_file():
+        _read(results)
+    if readme is not None:
+        _parts(readme)
+
+
+def _parts(readme: Path) -> tuple[str, str]:
+    """What is before the table, and after it."""
+    try:
+        text = readme.read_text(encoding="utf-8")
+    except (OSError, ValueError) as err:
+        raise RequestError(f"bench: {readme} cannot be read: {err}") from err
+    before, begin, rest = text.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not begin or not end:
+        raise RequestError(f"bench: {readme} needs the lines {_BEGIN} and {_END}")
+    return before, after
 
 
 def update_readme(readme: Path, results: Path) -> None:
@@ -74,39 +132,35 @@ def update_readme(readme: Path, results: Path) -> None:
     Raises:
         RequestError: A file cannot be read or written, or has no marks.
     """
-    try:
-        text = readme.read_text(encoding="utf-8")
-        data = json.loads(results.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise RequestError(f"bench: {readme} and {results}: {err}") from err
-    before, begin, rest = text.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise RequestError(f"bench: {readme} needs the lines {_BEGIN} and {_END}")
-    write_text(readme, f"{before}{_BEGIN}\n{summary(data)}{_END}{after}")
+    before, after = _parts(readme)
+    write_text(readme, f"{before}{_BEGIN}\n{summary(_read(results))}{_END}{after}")
 
 
 def summary(data: Mapping[str, Any]) -> str:
     """The README's tables: the main figures, and which of them lose."""
-    parts = []
-    for size in data["sizes"]:
-        for dtype in ("float32", "bfloat16"):
+    parts: list[str] = []
+    lost: list[str] = []
+    machines: dict[str, None] = {}
+    for run in data["runs"]:
+        for size in run["sizes"]:
             measures = [
                 found
                 for name in _SHOWN
-                for found in data["measures"]
+                for found in run["measures"]
                 if (found["group"], found["name"]) == (size["name"], name)
             ]
-            table = _table(measures, f" {dtype}")
-            if table:
-                parts.append(f"{size['title']}, {dtype}:\n\n{table}")
-    lost = [_lost_words(m, data) for m in data["measures"] if _lost(m)]
-    words = "; ".join(word for item in lost for word in item)
-    parts.append(f"Where others are ahead: {words or 'nowhere'}.\n")
+            for dtype in _DTYPES:
+                table = _table(measures, f" {dtype}")
+                if table:
+                    parts.append(f"{size['title']}, {dtype}:\n\n{table}")
+        lost += _lost_words(run)
+        machines[f"{_machine(run)}, {run['date']}"] = None
+    parts.append("Where others are ahead:\n")
+    parts.append("\n".join(f"- {words}" for words in lost or ["nowhere"]) + "\n")
     parts.append(
-        f"{_machine(data)}; medians of {data['rounds']} processes each, in turn, on "
-        f"{data['date']}; versions, all caches and what could not be run are in "
-        f"[benchmarks](benchmarks/README.md).\n"
+        f"{'; '.join(machines)}. Each runtime in processes of its own, in turn; "
+        "medians. All caches, versions, and what could not be run: "
+        "[benchmarks](benchmarks/README.md).\n"
     )
     return "\n".join(parts)
 
@@ -115,40 +169,63 @@ def _page(data: Mapping[str, Any], charts: Mapping[str, str]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        f"{data['date']}, `{data['command']}`, {data['seconds'] / 60:.0f} minutes. "
-        f"{_machine(data)}, {data['machine']['system']}, "
-        f"Python {data['machine']['python']}.",
-        "",
-        f"Less is better. Medians of {data['rounds']} processes each, one of the "
-        "large model, in turn, with "
-        "pauses between. **Bold** is best. A step is one of the loop, but not the "
-        "first; with a cache, one that was not computed in full. A picture is all "
-        "of it, text encoders and decoder included. All runtimes have the same prompt, "
-        "steps and guidance, and TaylorSeer the same number of full steps.",
+        "Less is better; **bold** is best. Each runtime is measured in processes of "
+        "its own, in turn, with pauses between; figures are medians. A step is one of "
+        "the loop, but not the first; with a cache, one not computed in full. A "
+        "picture is all of it, text encoders and decoder included. All runtimes have "
+        "the same prompt, steps and guidance, and caches the same options, as far as "
+        "both have them; how many steps each computed in full is in the table. Empty "
+        "cells are what a runtime does not have or was not asked for, or see the end.",
         "",
     ]
-    titles = {size["name"]: size["title"] for size in data["sizes"]} | {
-        "parts": "Parts, and whole processes"
-    }
-    for group, title in titles.items():
-        measures = [m for m in data["measures"] if m["group"] == group]
-        lines += [f"## {title[0].upper()}{title[1:]}", ""]
-        for dtype in ("float32", "bfloat16"):
-            table = _table(measures, f" {dtype}")
-            if table:
-                lines += [f"{dtype}:", "", table]
-    lines += [f"![{words}]({name})\n" for name, words in charts.items()]
+    for run in data["runs"]:
+        titles = {size["name"]: size["title"] for size in run["sizes"]}
+        for group in run["groups"]:
+            title = titles.get(group, _TITLES.get(group, group))
+            lines += [f"## {title[0].upper()}{title[1:]}", ""]
+            lines += [f"{_when(run)}.", ""]
+            measures = [m for m in run["measures"] if m["group"] == group]
+            for dtype in _DTYPES:
+                table = _table(measures, f" {dtype}")
+                if table:
+                    lines += [f"{dtype}:", "", table]
+            lines += [
+                f"![{words}]({name})\n"
+                for name, words in charts.items()
+                if name.startswith(f"{group}-")
+            ]
+    runs = data["runs"]
     lines += ["## Where others are ahead", ""]
-    lost = [word for m in data["measures"] for word in _lost_words(m, data)]
-    lines += [f"- {word}" for word in lost or ["nowhere"]]
+    lost = [words for run in runs for words in _lost_words(run)]
+    lines += [f"- {words}" for words in lost or ["nowhere"]]
     lines += ["", "## Not run", ""]
-    not_run = [f"- {name}: {reason}" for name, reason in data["not_run"].items()]
-    lines += not_run or ["Everything was run."]
-    lines += ["", "## Versions", ""]
-    for name, versions in data["versions"].items():
-        words = ", ".join(f"{key} {value}" for key, value in versions.items())
-        lines.append(f"- {name}: {words}")
+    found = [
+        f"- {group}: {name}: {reason}"
+        for run in runs
+        for group, items in run["not_run"].items()
+        for name, reason in items.items()
+    ]
+    lines += found or ["Everything was run."]
+    lines += ["", *(f"- {words}" for words in NOT_ASKED), "", "## Versions", ""]
+    for run in runs:
+        for group, items in run["versions"].items():
+            for name, versions in items.items():
+                words = ", ".join(f"{key} {value}" for key, value in versions.items())
+                lines.append(f"- {group}: {name}: {words}")
     return "\n".join(lines) + "\n"
+
+
+def _when(run: Mapping[str, Any]) -> str:
+    """Date, command and machine of a run."""
+    large = [size for size in run["sizes"] if size["max_rounds"] < run["rounds"]]
+    rounds = f"{run['rounds']} rounds"
+    for size in large:
+        rounds += f", {size['max_rounds']} of {size['name']}"
+    return (
+        f"{run['date']}, `{run['command']}`, {run['seconds'] / 60:.0f} minutes, "
+        f"{rounds}. {_machine(run)}, {run['machine']['system']}, "
+        f"Python {run['machine']['python']}"
+    )
 
 
 def _table(measures: Iterable[Mapping[str, Any]], ending: str) -> str:
@@ -167,7 +244,9 @@ def _table(measures: Iterable[Mapping[str, Any]], ending: str) -> str:
     heads = ["", *(name.removesuffix(ending) for name in names)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for measure, medians in rows:
-        best = min(medians.values()) if len(medians) > 1 else None
+        rivals = [v for k, v in medians.items() if not k.startswith(_BOUNDS)]
+        is_compared = len(rivals) > 1 and measure["unit"] != "steps"
+        best = min(rivals) if is_compared else None
         name = _NAMES.get(measure["name"], measure["name"])
         cells = [f"{name}, {measure['unit']}"]
         for runtime in names:
@@ -191,14 +270,16 @@ def _figure(value: float) -> str:
 def _lost(measure: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     """Data type, who is ahead, and how many times, where ours is not best."""
     found = []
-    for dtype in ("float32", "bfloat16"):
+    for dtype in _DTYPES:
         medians = {
             name.removesuffix(f" {dtype}"): value
             for name, value in measure["medians"].items()
             if name.endswith(f" {dtype}")
         }
         ours = medians.pop(OURS, None)
-        if ours is None or not medians:
+        for bound in _BOUNDS:
+            medians.pop(bound, None)
+        if ours is None or not medians or measure["unit"] == "steps":
             continue
         best = min(medians, key=lambda name: medians[name])
         if medians[best] < ours:
@@ -206,20 +287,27 @@ def _lost(measure: Mapping[str, Any]) -> list[tuple[str, str, float]]:
     return found
 
 
-def _lost_words(measure: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
-    titles = {size["name"]: size["title"].partition(",")[0] for size in data["sizes"]}
-    where = titles.get(measure["group"], "")
-    name = _NAMES.get(measure["name"], measure["name"])
+def _lost_words(run: Mapping[str, Any]) -> list[str]:
+    """A line a group, type of number and rival that is ahead there."""
+    titles = {size["name"]: size["title"].partition(",")[0] for size in run["sizes"]}
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for measure in run["measures"]:
+        name = _NAMES.get(measure["name"], measure["name"])
+        for dtype, best, times in _lost(measure):
+            key = (titles.get(measure["group"], measure["group"]), dtype, best)
+            found.setdefault(key, []).append(f"{name} ({times:.2f} times)")
     return [
-        f"{where + ', ' if where else ''}{name}, {dtype}: {best} by {times:.2f} times"
-        for dtype, best, times in _lost(measure)
+        f"{where}, {dtype}: {best} in {'; '.join(items)}"
+        for (where, dtype, best), items in found.items()
     ]
 
 
-def _chart(data: Mapping[str, Any], size: Size, name: str) -> Image.Image | None:
+def _chart(
+    data: Mapping[str, Any], size: Mapping[str, Any], name: str
+) -> Image.Image | None:
     for measure in data["measures"]:
-        if (measure["group"], measure["name"]) == (size.name, name):
+        if (measure["group"], measure["name"]) == (size["name"], name):
             ours = [key for key in measure["medians"] if key.startswith(OURS)]
-            title = f"{size.title}: {_NAMES.get(name, name)}"
+            title = f"{size['title']}: {_NAMES.get(name, name)}"
             return bar_chart(title, measure["medians"], measure["unit"], ours)
     return None

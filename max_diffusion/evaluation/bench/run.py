@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...caches import CALIBRATION_FILE, CacheConfig, Calibration, TaylorSeerConfig
-from ...checks import whole
+from ...checks import one_of, whole
+from ...errors import RequestError
+from ...files import prepared_folder
 from ...registry import demo_model_path
 from ...report import plain
 from ...text_to_image import named_cache
@@ -37,6 +39,13 @@ from .runtimes import (
 )
 
 NO_CACHE: Final = "no cache"
+GROUPS: Final = (DEMO.name, LARGE.name, "cold", "parts")
+"""What can be measured by itself: the models, cold compiles of the demo model in
+float32, and parts and whole processes."""
+QUICK_GROUPS: Final = (DEMO.name, "parts")
+"""Those of them that the quick form has."""
+_ROUNDS: Final = 3
+_LIMIT_SECONDS: Final = 3600.0  # of a process
 _WORKERS: Final = Path(__file__).with_name("workers")
 _PROMPT: Final = "a red circle above a blue square"
 _TEXT_TOKENS: Final = 32  # the most that the models read
@@ -67,12 +76,16 @@ class BenchResult:
     is_quick: bool
     date: str
     rounds: int
+    groups: tuple[str, ...]
+    """Of :data:`GROUPS`, those that were measured."""
     sizes: tuple[Size, ...]
     measures: tuple[Measure, ...]
-    not_run: Mapping[str, str]
-    """Runtimes, or what of them, that could not be run, and why."""
-    versions: Mapping[str, Mapping[str, str]]
-    """By runtime."""
+    not_run: Mapping[str, Mapping[str, str]]
+    """Runtimes, or what of them, that could not be run, and why, by group."""
+    versions: Mapping[str, Mapping[str, Mapping[str, str]]]
+    """By group and runtime."""
+    command: str
+    """What measures the same again."""
     machine: Mapping[str, object]
     seconds: float
     """That it took."""
@@ -94,7 +107,8 @@ def default_work_folder() -> Path:
 def bench(
     *,
     is_quick: bool = False,
-    rounds: int = 3,
+    groups: Sequence[str] = GROUPS,
+    rounds: int = _ROUNDS,
     work: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> BenchResult:
@@ -108,17 +122,21 @@ def bench(
     Args:
         is_quick: The demo model in float32 only, one round, nothing compiled anew, and
             only peers whose environments are there: under 3 minutes.
+        groups: Which of :data:`GROUPS` to measure.
         rounds: Processes of each runtime; medians are over these.
         work: Where environments and models are kept; default
             :func:`default_work_folder`.
         on_progress: See :data:`OnProgress`; what it raises ends the benchmark.
 
     Raises:
-        RequestError: ``rounds`` is out of range.
+        RequestError: ``rounds`` is out of range, or there is no such group.
     """
+    for name in groups:
+        one_of("bench: a group", name, GROUPS)
     whole("bench: rounds", rounds, minimum=1, maximum=100)
     runner = _Runner(
         is_quick=is_quick,
+        groups=groups,
         rounds=1 if is_quick else rounds,
         work=(work or default_work_folder()).absolute(),
         on_progress=on_progress,
@@ -130,29 +148,49 @@ class _Runner:
     """The benchmark as it goes on."""
 
     def __init__(
-        self, *, is_quick: bool, rounds: int, work: Path, on_progress: OnProgress | None
+        self,
+        *,
+        is_quick: bool,
+        groups: Sequence[str],
+        rounds: int,
+        work: Path,
+        on_progress: OnProgress | None,
     ) -> None:
         self._is_quick = is_quick
         self._rounds = rounds
         self._work = work
         self._on_progress = on_progress
-        self._sizes = (DEMO,) if is_quick else (DEMO, LARGE)
+        possible = QUICK_GROUPS if is_quick else GROUPS
+        left_out = [name for name in groups if name not in possible]
+        if left_out and groups is not GROUPS:
+            raise RequestError(
+                f"bench: the quick form has {', '.join(possible)}, not "
+                f"{', '.join(left_out)}; leave one or the other out"
+            )
+        self._command = "max-diffusion bench" + (" --quick" if is_quick else "")
+        if groups is not GROUPS:
+            self._command += f" --only {','.join(groups)}"
+        if not is_quick and rounds != _ROUNDS:
+            self._command += f" --rounds {rounds}"
+        self._groups = tuple(name for name in possible if name in groups)
+        self._sizes = tuple(s for s in (DEMO, LARGE) if s.name in self._groups)
         self._runtimes = [r for r in RUNTIMES if not is_quick or r.dtype == "float32"]
         self._pause = 1.0 if is_quick else 3.0
         self._measures: dict[tuple[str, str], Measure] = {}
-        self._not_run: dict[str, str] = {}
-        self._versions: dict[str, Mapping[str, str]] = {}
+        self._not_run: dict[str, dict[str, str]] = {}
+        self._versions: dict[str, dict[str, Mapping[str, str]]] = {}
         self._pythons: dict[Environment, Path] = {}
         self._done = 0
         all_rounds = [min(rounds, size.max_rounds) for size in self._sizes]
         self._planned = len(self._runtimes) * sum(all_rounds)
-        self._planned += 4 * self._rounds  # parts
+        self._planned += 5 * self._rounds * ("parts" in self._groups)
+        self._planned += len(self._runtimes) // 2 * ("cold" in self._groups)
         if not is_quick:
-            self._planned += 3 * len(self._runtimes) + self._rounds
+            self._planned += 2 * len(self._runtimes) * len(self._sizes)
 
     def run(self) -> BenchResult:
         started = time.perf_counter()
-        self._work.mkdir(parents=True, exist_ok=True)
+        prepared_folder(self._work)
         ready = {size.name: self._prepared(size) for size in self._sizes}
         for size in self._sizes:
             runtimes = ready[size.name]
@@ -161,22 +199,25 @@ class _Runner:
                 at = turn % max(1, len(runtimes))
                 for runtime in (*runtimes[at:], *runtimes[:at]):
                     self._draw(runtime, size, kind="round")
-            if size is DEMO and not self._is_quick:
-                for runtime in runtimes:
-                    if runtime.dtype == "float32":  # minutes each
-                        self._draw(runtime, size, kind="cold")
-        self._measure_parts()
-        if not self._is_quick:
-            self._measure_skips()
-        self._measure_start()
+        if "cold" in self._groups:
+            for runtime in self._runtimes:
+                if runtime.dtype == "float32" and self._prepare(runtime, DEMO):
+                    self._draw(runtime, DEMO, kind="cold")
+        if "parts" in self._groups:
+            self._measure_parts()
+            if not self._is_quick:
+                self._measure_skips()
+            self._measure_start()
         return BenchResult(
             is_quick=self._is_quick,
             date=datetime.now(UTC).strftime("%Y-%m-%d"),
             rounds=self._rounds,
+            groups=self._groups,
             sizes=self._sizes,
             measures=tuple(self._measures.values()),
             not_run=self._not_run,
             versions=self._versions,
+            command=self._command,
             machine=machine(),
             seconds=time.perf_counter() - started,
         )
@@ -188,8 +229,10 @@ class _Runner:
         ready = [runtime for runtime in self._runtimes if self._prepare(runtime, size)]
         if not self._is_quick:
             for runtime in ready:
-                self._draw(runtime, size, kind="first")
-        return [r for r in ready if self._name(r, size, "first") not in self._not_run]
+                if runtime.compiles:
+                    self._draw(runtime, size, kind="first")
+        failed = self._not_run.get(size.name, {})
+        return [r for r in ready if _name(r, "first") not in failed]
 
     def _prepare(self, runtime: Runtime, size: Size) -> bool:
         """Makes an environment and exports a model, if a runtime needs that."""
@@ -204,7 +247,7 @@ class _Runner:
                 )
             self._folder(runtime, size)
         except PeerError as err:
-            self._not_run[runtime.label] = str(err)
+            self._refuse(size.name, runtime.label, err)
             return False
         return True
 
@@ -240,10 +283,12 @@ class _Runner:
             "repeats": size.repeats if kind == "round" else 0,
             "dtype": runtime.dtype,
             "cases": cases,
-            "caches": ["none", *caches],
+            # Cold, what the command line compiles.
+            "caches": ["none", *(["taylorseer"] if kind == "cold" else caches)],
             "is_compiled": runtime.is_compiled,
         }
-        name = self._name(runtime, size, kind)
+        group = "cold" if kind == "cold" else size.name
+        name = _name(runtime, kind)
         with tempfile.TemporaryDirectory() as fresh:
             stores = Path(fresh) if kind == "cold" else self._work / "compiled"
             job["compile_cache"] = str(stores / "openvino")
@@ -252,37 +297,42 @@ class _Runner:
                 variables["MODULAR_CACHE_DIR"] = str(stores / "modular")
             try:
                 found = self._run_worker(
-                    runtime.worker, job, runtime.environment, name, variables
+                    runtime.worker,
+                    job,
+                    runtime.environment,
+                    f"{name}, {size.name}",
+                    variables,
                 )
             except PeerError as err:
-                self._not_run[name] = str(err)
+                self._refuse(group, name, err)
                 return
-        self._versions[runtime.label] = found["versions"]
+        self._versions.setdefault(group, {})[runtime.label] = found["versions"]
         error = found["cases"][NO_CACHE].get("error")
         if error:
-            self._not_run[name] = error
+            self._refuse(group, name, error)
         elif kind == "cold":
-            first = found["first_picture_seconds"]
-            self._add(size, "start to first picture, cold", "s", runtime, first)
+            measure = self._measure("cold", "start to first picture, cold", "s")
+            measure.rounds[runtime.label] = [found["first_picture_seconds"]]
         elif kind == "round":
             self._note(runtime, size, found)
 
-    def _name(self, runtime: Runtime, size: Size, kind: str) -> str:
-        """What a process is called."""
-        words = {"first": ", before it is timed", "cold": ", compiling anew"}
-        return f"{runtime.label}, {size.name}{words.get(kind, '')}"
+    def _refuse(self, group: str, name: str, reason: object) -> None:
+        """Notes what could not be run."""
+        self._not_run.setdefault(group, {})[name] = str(reason)
 
     def _note(self, runtime: Runtime, size: Size, found: Mapping[str, Any]) -> None:
         """What a process has printed."""
         for name, case in found["cases"].items():
             if "error" in case:
-                self._not_run[f"{runtime.label}, {size.name}, {name}"] = case["error"]
+                self._refuse(size.name, f"{runtime.label}, {name}", case["error"])
                 continue
             of = "" if name == NO_CACHE else f", {name}"
             self._add(size, f"picture{of}", "ms", runtime, case["picture_ms"])
             step = case["full_step_ms" if name == NO_CACHE else "cached_step_ms"]
             if step is not None:
                 self._add(size, f"step{of}", "ms", runtime, step)
+            if of:
+                self._add(size, f"full steps{of}", "steps", runtime, case["full_steps"])
         for name, key, unit in (
             ("start to ready", "ready_seconds", "s"),
             ("start to first picture, warm", "first_picture_seconds", "s"),
@@ -303,7 +353,7 @@ class _Runner:
                         "taylorseer.py", {"runtime": name}, None, words, {}
                     )
                 except PeerError as err:
-                    self._not_run[words] = str(err)
+                    self._refuse("parts", words, err)
                     continue
                 for part, value in found.items():
                     measure = self._measure("parts", f"TaylorSeer {part}", "ms")
@@ -316,7 +366,7 @@ class _Runner:
             try:
                 found = self._run_worker("skipped.py", {}, None, words, {})
             except PeerError as err:
-                self._not_run[words] = str(err)
+                self._refuse("parts", words, err)
                 return
             for name, values in found.items():
                 measure = self._measure("parts", name, "ms")
@@ -383,9 +433,12 @@ class _Runner:
             process = subprocess.Popen(
                 line, stdout=output, stderr=errors, env=variables
             )
+            end = time.monotonic() + _LIMIT_SECONDS
             try:
                 while process.poll() is None:
                     self._tell(words)
+                    if time.monotonic() > end:
+                        raise PeerError(f"it took more than {_LIMIT_SECONDS:.0f} s")
                     with suppress(subprocess.TimeoutExpired):
                         process.wait(0.5)
             finally:
@@ -397,6 +450,12 @@ class _Runner:
                 said = errors.read().strip().splitlines() or ["it said nothing"]
                 raise PeerError(f"it ended with {process.returncode}: {said[-1][:300]}")
             return output.read()
+
+
+def _name(runtime: Runtime, kind: str) -> str:
+    """What a process is called."""
+    words = {"first": ", before it is timed", "cold": ", compiling anew"}
+    return runtime.label + words.get(kind, "")
 
 
 def cache_of(name: str, size: Size) -> CacheConfig:

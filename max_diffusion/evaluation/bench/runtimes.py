@@ -125,6 +125,11 @@ class Runtime:
         return f"{self.name} {self.dtype}"
 
     @property
+    def compiles(self) -> bool:
+        """Whether a first run does what later ones need not do again."""
+        return self.is_compiled or self.environment is not TORCH
+
+    @property
     def is_ours(self) -> bool:
         """Whether it is what is measured against the others."""
         return self.name == OURS
@@ -144,6 +149,15 @@ RUNTIMES: Final = (
     Runtime("torch.compile", "draw_diffusers.py", "bfloat16", TORCH, is_compiled=True),
     Runtime("OpenVINO", "draw_openvino.py", "bfloat16", OPENVINO, ("taylorseer",)),
 )
+
+
+NOT_ASKED: Final = (
+    "torch.compile with diffusers' caches: not asked for",
+    "bfloat16 with caches other than TaylorSeer, and compiled anew: not asked for",
+    "the large model with other caches, and its first picture: not asked for",
+    "diffusers has no cache like auto and step-mask, OpenVINO has TaylorSeer only",
+)
+"""What is not measured, and why."""
 
 
 def exported(folder: Path, name: str, work: Path, python: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import statistics
 import sys
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 
@@ -21,10 +23,10 @@ class Picture:
     """
 
     seconds: float
-    full_ms: Sequence[float]
-    """Of steps that ran the whole transformer."""
-    cached_ms: Sequence[float]
-    """Of the others."""
+    milliseconds: Sequence[float]
+    """Of all steps but the first."""
+    is_full: Sequence[bool]
+    """Of all steps, the first too: whether it ran the whole transformer."""
 
 
 Draw = Callable[[dict[str, Any] | None, int], Picture]
@@ -69,23 +71,31 @@ def work(draw: Draw, packages: Sequence[str], ready: float) -> None:
 
 
 def summary(pictures: Sequence[Picture]) -> dict[str, float | None]:
-    """Medians, in milliseconds."""
+    """Medians, in milliseconds, and how many steps were computed in full."""
     if not pictures:
         return {}
-    full, cached = (
-        [value for picture in pictures for value in values(picture)]
-        for values in (lambda p: p.full_ms, lambda p: p.cached_ms)
-    )
+    steps = [
+        pair
+        for picture in pictures
+        for pair in zip(picture.milliseconds, picture.is_full[1:], strict=True)
+    ]
+    full = [ms for ms, is_full in steps if is_full]
+    cached = [ms for ms, is_full in steps if not is_full]
     return {
         "picture_ms": 1e3 * statistics.median(p.seconds for p in pictures),
         "full_step_ms": statistics.median(full) if full else None,
         "cached_step_ms": statistics.median(cached) if cached else None,
-        "full_steps": len(pictures[0].full_ms),
-        "cached_steps": len(pictures[0].cached_ms),
+        "full_steps": sum(pictures[0].is_full),
     }
 
 
 def peak_mib() -> float:
-    """Most memory this process has held; Linux tells KiB, macOS bytes."""
+    """Most memory this process has held."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Not getrusage: its figure starts at what the parent held.
+        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text())
+        if found:
+            return int(found[1]) / 2**10
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit

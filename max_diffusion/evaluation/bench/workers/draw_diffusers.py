@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from itertools import pairwise
 from typing import Any
 
 from common import Picture, job, work
@@ -62,13 +63,8 @@ def main() -> None:
             if cache is not None:
                 transformer.disable_cache()
         seconds = time.perf_counter() - started
-        took = [1e3 * (b - a) for a, b in zip(ends, ends[1:])]  # noqa: B905, RUF007
-        pairs = list(zip(took, full[1:]))  # noqa: B905
-        return Picture(
-            seconds,
-            [ms for ms, is_full in pairs if is_full],
-            [ms for ms, is_full in pairs if not is_full],
-        )
+        took = [1e3 * (end - begin) for begin, end in pairwise(ends)]
+        return Picture(seconds, took, list(full))
 
     with torch.inference_mode():
         work(draw, ("diffusers", "torch"), time.time())
