@@ -5,20 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .errors import MaxDiffusionError, RequestError
-from .model_commands import Command
+from .model_commands import Command, add_model_options
 from .options import parse_caches
 from .terminal import Interruption, Progress
 
 if TYPE_CHECKING:
     from .caches import CacheConfig
     from .evaluation import Comparison, TuningResult
+    from .evaluation.drawing import OnProgress
     from .text_to_image import TextToImagePipeline
 
 _FILE_WIDTH = 160  # columns where there is no terminal to ask
@@ -36,47 +37,32 @@ def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
     from .files import check_folder
 
     # Loading and compiling take minutes: a slip is told before.
-    steps = 50 if args.steps is None else args.steps
-    scenes = scenes_of(
-        prompts,
-        steps,
-        seed=args.seed,
-        guidance_scale=args.guidance,
-        height=args.height,
-        width=args.width,
-    )
+    scenes = scenes_of(prompts, **_drawn(args))
     whole("--runs", args.runs, minimum=1, maximum=1000)
-    for count in fewer:
-        whole("--fewer-steps", count, minimum=1, maximum=steps - 1)
     lpips = None if args.lpips is None else Lpips(args.lpips)
     folder = check_folder(args.output)
 
     def check(pipeline: TextToImagePipeline) -> None:
+        steps = args.steps or pipeline.default_num_inference_steps
+        for count in fewer:
+            whole("--fewer-steps", count, minimum=1, maximum=steps - 1)
         runnable_caches(pipeline, caches, steps)
         for request in scenes.requests:
             pipeline.create_context(request)
 
-    with ExitStack() as stack:
-        progress = Progress(stack, is_shown=sys.stderr.isatty(), word="comparing")
-        pipeline = _load(args, caches, progress, interruption, check)
-
-        def on_progress(share: float, what: str) -> None:
-            progress.on_share(share, what)
-            interruption.check()
-
+    with _loaded(args, caches, "comparing", interruption, check) as (
+        model,
+        on_progress,
+    ):
         comparison = compare(
-            pipeline,
+            model,
             prompts,
             caches,
-            num_inference_steps=args.steps,
             fewer_steps=fewer,
-            guidance_scale=args.guidance,
-            height=args.height,
-            width=args.width,
-            seed=args.seed,
             runs=args.runs,
             lpips=lpips,
             on_progress=on_progress,
+            **_drawn(args),
         )
     files = save_comparison(comparison, folder)
     if args.json:
@@ -103,41 +89,23 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
     # As much as can be told before loading and compiling, which take minutes.
     if not args.budget > 0:
         raise RequestError(f"--budget: expected seconds above 0, got {args.budget:g}")
-    scenes = scenes_of(
-        (*(prompts or ()), *(unseen or ())) or ("",),
-        50 if args.steps is None else args.steps,
-        seed=args.seed,
-        guidance_scale=args.guidance,
-        height=args.height,
-        width=args.width,
-    )
+    scenes = scenes_of((*(prompts or ()), *(unseen or ())) or ("",), **_drawn(args))
     folder = check_folder(args.output)
 
     def check(pipeline: TextToImagePipeline) -> None:
         for request in scenes.requests:
             pipeline.create_context(request)
 
-    with ExitStack() as stack:
-        progress = Progress(stack, is_shown=sys.stderr.isatty(), word="tuning")
-        pipeline = _load(args, methods, progress, interruption, check)
-
-        def on_progress(share: float, what: str) -> None:
-            progress.on_share(share, what)
-            interruption.check()
-
+    with _loaded(args, methods, "tuning", interruption, check) as (model, on_progress):
         result = tune(
-            pipeline,
+            model,
             target,
             prompts=prompts,
             validation_prompts=unseen,
             methods=methods,
             budget_seconds=args.budget,
-            num_inference_steps=args.steps,
-            guidance_scale=args.guidance,
-            height=args.height,
-            width=args.width,
-            seed=args.seed,
             on_progress=on_progress,
+            **_drawn(args),
         )
     files = save_tuning(result, folder)
     if args.json:
@@ -169,17 +137,12 @@ def _bench(args: argparse.Namespace, interruption: Interruption) -> None:
     check_targets(folder, readme)
     with ExitStack() as stack:
         progress = Progress(stack, is_shown=sys.stderr.isatty(), word="measuring")
-
-        def on_progress(share: float, what: str) -> None:
-            progress.on_share(share, what)
-            interruption.check()
-
         result = bench(
             is_quick=args.quick,
             groups=GROUPS if args.only is None else tuple(args.only.split(",")),
             rounds=args.rounds,
             work=None if args.work is None else Path(args.work),
-            on_progress=on_progress,
+            on_progress=_teller(progress, interruption),
         )
     files = save_bench(result, folder)
     if readme is not None:
@@ -195,30 +158,57 @@ def _bench(args: argparse.Namespace, interruption: Interruption) -> None:
     print(files[0])
 
 
-def _load(
+def _drawn(args: argparse.Namespace) -> dict[str, Any]:
+    """How every picture is drawn, by the names that Python has for it."""
+    return {
+        "num_inference_steps": args.steps,
+        "seed": args.seed,
+        "guidance_scale": args.guidance,
+        "height": args.height,
+        "width": args.width,
+    }
+
+
+@contextmanager
+def _loaded(
     args: argparse.Namespace,
     caches: Sequence[str | CacheConfig] | None,
-    progress: Progress,
+    word: str,
     interruption: Interruption,
     before_compile: Callable[[TextToImagePipeline], None],
-) -> TextToImagePipeline:
-    """The model with what the caches need; by default with what all of them do."""
+) -> Iterator[tuple[TextToImagePipeline, OnProgress]]:
+    """The model with what the caches need, by default with what all do; and progress.
+
+    Progress is shown, and heeds Ctrl-C, until the end of the block.
+    """
     from .caches import CACHES
     from .registry import load_pipeline
 
-    pipeline = load_pipeline(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        caches=tuple(CACHES) if caches is None else ("none", *caches),
-        calibration=args.calibration,
-        variant=args.variant,
-        show_progress=sys.stderr.isatty(),
-        on_event=progress.on_event,
-        before_compile=before_compile,
-    )
-    interruption.check()
-    return pipeline
+    with ExitStack() as stack:
+        progress = Progress(stack, is_shown=sys.stderr.isatty(), word=word)
+        pipeline = load_pipeline(
+            args.model,
+            device=args.device,
+            dtype=args.dtype,
+            caches=tuple(CACHES) if caches is None else ("none", *caches),
+            calibration=args.calibration,
+            variant=args.variant,
+            show_progress=sys.stderr.isatty(),
+            on_event=progress.on_event,
+            before_compile=before_compile,
+        )
+        interruption.check()
+        yield pipeline, _teller(progress, interruption)
+
+
+def _teller(progress: Progress, interruption: Interruption) -> OnProgress:
+    """Shows how far it is, and stops where the user wants it."""
+
+    def tell(share: float, what: str) -> None:
+        progress.on_share(share, what)
+        interruption.check()
+
+    return tell
 
 
 def _prompts(given: Sequence[str], file: str | None) -> tuple[str, ...] | None:
@@ -278,20 +268,14 @@ def _print_tuning(result: TuningResult, files: Sequence[Path]) -> None:
 
 def _add_common_options(add: Callable[..., Any]) -> None:
     add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
-    add("--variant", help="weight files' variant, for example fp16")
     add("--prompts-file", metavar="FILE", help="prompts, one a line")
-    add("--steps", type=int, help="denoising steps, default 50")
+    add("--steps", type=int, help="denoising steps; default: the model's, 50")
     add("--guidance", type=float, help="guidance scale of distilled models, 3.5")
-    add("--height", type=int, help="pixels; default: the model's")
-    add("--width", type=int, help="pixels; default: the model's")
     add(
         "--seed", type=int, default=0, help="of the first prompt; the next has the next"
     )
     add("--calibration", metavar="FILE", help="measurements instead of the model's")
-    add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
-    add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
-    add("--json", action="store_true", help="print the result as JSON")
-    add("--debug", action="store_true", help="show tracebacks of errors")
+    add_model_options(add)
 
 
 def _add_compare_options(add: Callable[..., Any]) -> None:

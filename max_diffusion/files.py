@@ -1,10 +1,13 @@
-"""Folders and text files that are written."""
+"""Folders and files that are written."""
 
 from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from .errors import RequestError
 
@@ -52,19 +55,33 @@ def check_folder(folder: str | Path) -> Path:
     return path
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, where: str = "output") -> None:
+    """Writes UTF-8 text, whole or not at all; see :func:`write_file`."""
+    write_file(path, lambda file: file.write(text.encode("utf-8")), where)
+
+
+def write_file(
+    path: Path, write: Callable[[BinaryIO], object], where: str = "output"
+) -> None:
     """Writes beside the target, then renames: an interrupted run leaves no half file.
+
+    Args:
+        path: File; replaced if it is there.
+        write: Called with the open file.
+        where: What is written, for messages.
 
     Raises:
         RequestError: The file cannot be written.
     """
     partial = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
-        partial.write_text(text, encoding="utf-8")
+        with partial.open("xb") as file:
+            write(file)
         partial.replace(path)
     except OSError as err:
         raise RequestError(
-            f"output: {path} cannot be written ({err.strerror or err})"
+            f"{where}: {path} cannot be written ({err.strerror or err})"
         ) from err
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)

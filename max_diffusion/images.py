@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from .errors import RequestError
+from .files import write_file
 from .report import RunReport
 
 
@@ -133,19 +133,9 @@ def _png_info(text: Mapping[str, str]) -> PngInfo:
 def save_atomically(
     path: Path, image: Image.Image, info: PngInfo | None = None
 ) -> None:
-    """Writes beside the target, then renames: an interrupted run leaves no half file.
+    """Writes a PNG, whole or not at all.
 
     Raises:
         RequestError: The file cannot be written.
     """
-    partial = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with partial.open("xb") as file:
-            image.save(file, "PNG", pnginfo=info)
-        partial.replace(path)
-    except OSError as err:
-        raise RequestError(
-            f"output: {path} cannot be written ({err.strerror or err})"
-        ) from err
-    finally:
-        partial.unlink(missing_ok=True)
+    write_file(path, lambda file: image.save(file, "PNG", pnginfo=info))

@@ -160,7 +160,12 @@ def _summary(result: Calibration) -> str:
     )
 
 
-def _add_model_options(add: Callable[..., Any]) -> None:
+def add_model_options(add: Callable[..., Any]) -> None:
+    """Add the options that say how a model is loaded.
+
+    Args:
+        add: A parser's `add_argument`.
+    """
     add("--variant", help="weight files' variant, for example fp16")
     add("--height", type=int, help="pixels; default: the model's")
     add("--width", type=int, help="pixels; default: the model's")
@@ -176,7 +181,7 @@ def _add_inspect_options(add: Callable[..., Any]) -> None:
     add("--batch", type=int, default=1, help="pictures at once")
     add("--true-guidance", action="store_true", help="with a second pass a step")
     add("--calibration", metavar="FILE", help="measurements instead of the model's")
-    _add_model_options(add)
+    add_model_options(add)
 
 
 def _add_calibrate_options(add: Callable[..., Any]) -> None:
@@ -189,7 +194,7 @@ def _add_calibrate_options(add: Callable[..., Any]) -> None:
     )
     add("--steps", type=int, default=50, help="denoising steps of each picture")
     add("--seed", type=int, default=0, help="of the first picture")
-    _add_model_options(add)
+    add_model_options(add)
 
 
 MODEL_COMMANDS: Mapping[str, Command] = MappingProxyType(

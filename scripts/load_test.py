@@ -174,6 +174,8 @@ def throughput(count: int, rounds: int, progress: Progress) -> dict[str, Any]:
             figures[name] - before[name]
             for name in ("graph_seconds_total", "step_seconds_sum")
         )
+    from max_diffusion.evaluation import psnr
+
     likeness, decisions = [], 0
     for (picture, actions), answer in zip(pictures, answers, strict=True):
         answer.raise_for_status()
@@ -239,11 +241,13 @@ async def soak_all(
     url: str, asked: list[dict[str, Any]], process: psutil.Process, advance: Any
 ) -> tuple[Counter[str], list[str], list[float]]:
     """Good and bad requests mixed; returns outcomes, faults and resident megabytes."""
+    from max_diffusion.evaluation import psnr
+
     rng = random.Random(1)
     outcomes: Counter[str] = Counter()
     faults: list[str] = []
     memory: list[float] = []
-    known: dict[int, bytes] = {}
+    known: dict[int, np.ndarray] = {}
     pending = list(range(1000))[::-1]
 
     async def good(http: httpx.AsyncClient, index: int) -> None:
@@ -253,8 +257,7 @@ async def soak_all(
             faults.append(f"{index}: {answer.status_code} {answer.text[:200]}")
             return
         picture = decoded(answer.json()["data"][0]["b64_json"])
-        first = known.setdefault(index % len(asked), picture.tobytes())
-        if psnr(np.frombuffer(first, np.uint8), picture.reshape(-1)) < 60:
+        if psnr(picture, known.setdefault(index % len(asked), picture)) < 60:
             faults.append(f"{index}: another picture than before")
 
     async def left(http: httpx.AsyncClient, index: int) -> None:
@@ -338,12 +341,6 @@ def decoded(data: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal to noise ratio of uint8 pictures, dB; 999 for equal ones."""
-    error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return 999.0 if error == 0 else float(10 * np.log10(255**2 / error))
-
-
 def main() -> None:
     """Runs what is asked for and prints it."""
     parser = argparse.ArgumentParser(
@@ -374,7 +371,9 @@ def main() -> None:
             table.add_row(key, shown)
         Console(width=120).print(table)
     if args.json:
-        Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
+        from max_diffusion.report import plain
+
+        Path(args.json).write_text(json.dumps(plain(results), indent=1) + "\n")
     if results.get("soak", {}).get("faults"):
         sys.exit(1)
 

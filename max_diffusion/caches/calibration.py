@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from ..errors import ModelLoadError, RequestError
+from ..errors import ModelLoadError
+from ..files import write_text
 
 _LARGEST: Final = 1e300
 CALIBRATION_FILE: Final = "cache_calibration.json"
@@ -86,14 +87,7 @@ class Calibration:
         Raises:
             RequestError: It cannot be written.
         """
-        temporary = path.with_name(path.name + ".part")
-        try:
-            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
-            temporary.replace(path)
-        except OSError as err:
-            raise RequestError(
-                f"calibration: cannot write {path}: {err.strerror}; choose another path"
-            ) from err
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n", "calibration")
 
 
 def _checked(path: Path, name: str, value: Any, default: Any) -> Any:

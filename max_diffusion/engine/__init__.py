@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from .engine import MAX_PREVIEWS, MAX_PRIORITY, Engine, EngineConfig
+from .engine import Engine, EngineConfig
 from .observer import EngineObserver, EngineStats, TickRecord
 from .requests import (
+    MAX_PREVIEWS,
+    MAX_PRIORITY,
     DeadlineError,
     EngineStoppedError,
     Event,

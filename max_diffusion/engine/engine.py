@@ -9,7 +9,7 @@ import threading
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -45,8 +45,6 @@ from .shared import SharedInputs
 
 logger = logging.getLogger(__name__)
 
-MAX_PRIORITY: Final = 8
-MAX_PREVIEWS: Final = 100
 # Of a new figure in a running mean.
 _SHARE: Final = 0.2
 _MAX_STEPS_PER_TURN: Final = 16
@@ -232,7 +230,11 @@ class Engine:
             EngineStoppedError: The engine is closing.
         """
         options = options or SubmitOptions()
-        _check(request, options)
+        if not isinstance(request, GenerationRequest):
+            raise RequestError(
+                f"engine: expected a GenerationRequest, got {type(request).__name__}"
+            )
+        options.check()
         with memory_errors_said():
             context = self.pipeline.create_context(request)
         needed = self._plan.needed_by(context)
@@ -572,32 +574,3 @@ def _said(error: Exception) -> MaxDiffusionError:
         failure = MaxDiffusionError(f"engine: a step has failed: {kind}: {error}")
         failure.__cause__ = error
         return failure
-
-
-def _check(request: GenerationRequest, options: SubmitOptions) -> None:
-    """Raises RequestError for options out of range."""
-    if not isinstance(request, GenerationRequest):
-        raise RequestError(
-            f"engine: expected a GenerationRequest, got {type(request).__name__}"
-        )
-    if not isinstance(options.tells_steps, bool):
-        raise RequestError(
-            f"engine: tells_steps must be True or False, got {options.tells_steps!r}"
-        )
-    priority = options.priority
-    is_whole = isinstance(priority, int) and not isinstance(priority, bool)
-    if not is_whole or not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-        raise RequestError(
-            f"engine: priority must be -{MAX_PRIORITY} to {MAX_PRIORITY}, "
-            f"got {priority!r}"
-        )
-    timeout = options.timeout
-    is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-    if timeout is not None and not (is_number and 0 < timeout < math.inf):
-        raise RequestError(
-            f"engine: timeout must be a number of seconds above 0, got {timeout!r}"
-        )
-    whole("engine: num_previews", options.num_previews, minimum=0, maximum=MAX_PREVIEWS)
-
-
-__all__: Sequence[str] = ("MAX_PREVIEWS", "MAX_PRIORITY", "Engine", "EngineConfig")

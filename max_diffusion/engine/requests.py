@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeAlias, final
+from typing import Final, TypeAlias, final
 
 import numpy as np
 
-from ..errors import MaxDiffusionError
+from ..checks import whole
+from ..errors import MaxDiffusionError, RequestError
 from ..report import StepRecord
 from ..text_to_image import GenerationResult
 from ..types import GenerationRequest
+
+MAX_PRIORITY: Final = 8
+MAX_PREVIEWS: Final = 100
 
 
 class QueueFullError(MaxDiffusionError):
@@ -110,6 +115,28 @@ class SubmitOptions:
     timeout: float | None = None
     num_previews: int = 0
     tells_steps: bool = True
+
+    def check(self) -> None:
+        """Raises :class:`RequestError` for a value out of range."""
+        if not isinstance(self.tells_steps, bool):
+            raise RequestError(
+                f"engine: tells_steps must be True or False, got {self.tells_steps!r}"
+            )
+        whole_priority = type(self.priority) is int
+        if not whole_priority or abs(self.priority) > MAX_PRIORITY:
+            raise RequestError(
+                f"engine: priority must be -{MAX_PRIORITY} to {MAX_PRIORITY}, "
+                f"got {self.priority!r}"
+            )
+        timeout = self.timeout
+        is_number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+        if timeout is not None and not (is_number and 0 < timeout < math.inf):
+            raise RequestError(
+                f"engine: timeout must be a number of seconds above 0, got {timeout!r}"
+            )
+        whole(
+            "engine: num_previews", self.num_previews, minimum=0, maximum=MAX_PREVIEWS
+        )
 
 
 @final

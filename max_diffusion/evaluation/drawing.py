@@ -78,7 +78,7 @@ class Scenes:
 
 def scenes_of(
     prompts: str | Sequence[str],
-    num_inference_steps: int,
+    num_inference_steps: int | None,
     *,
     seed: int = 0,
     guidance_scale: float | None = None,
@@ -98,7 +98,8 @@ def scenes_of(
     repeated = next((t for i, t in enumerate(texts) if t in texts[:i]), None)
     if repeated is not None:
         raise RequestError(f"prompts: {repeated!r} is there twice; give each once")
-    whole("num_inference_steps", num_inference_steps, minimum=1)
+    if num_inference_steps is not None:
+        whole("num_inference_steps", num_inference_steps, minimum=1)
     first = checked_seed(seed)
     return Scenes(
         tuple(

@@ -343,8 +343,8 @@ def test_a_calibration_that_is_no_json_or_not_there_is_told(tmp_path: Path) -> N
 
 
 def test_a_calibration_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    (tmp_path / "c.json.part").mkdir()
-    with pytest.raises(RequestError, match=r"cannot write .*c\.json"):
+    (tmp_path / "c.json").mkdir()
+    with pytest.raises(RequestError, match=r"calibration: .*c\.json cannot be wri"):
         MEASURED.write(tmp_path / "c.json")
 
 
