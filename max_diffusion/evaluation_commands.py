@@ -297,7 +297,7 @@ def _add_bench_options(add: Callable[..., Any]) -> None:
     add(
         "--quick",
         action="store_true",
-        help="under 3 minutes: the demo model, float32, one round, nothing installed",
+        help="under 3 minutes: the demo model, float32, TaylorSeer, one round",
     )
     add(
         "--only",

@@ -7,13 +7,14 @@ from ..errors import MaxDiffusionError
 try:
     import jinja2
     import matplotlib
+    import safetensors
     import skimage
 except ImportError as err:
     raise MaxDiffusionError(
         f"evaluation: {err.name} is missing; install it with: "
         'pip install "max-diffusion[evaluation]"'
     ) from err
-del jinja2, matplotlib, skimage
+del jinja2, matplotlib, safetensors, skimage
 
 from .compare import Comparison, Row, Score, compare  # noqa: E402
 from .comparison_report import save_comparison  # noqa: E402

@@ -71,10 +71,6 @@ class Scenes:
         """Number of prompts."""
         return len(self.requests)
 
-    def __getitem__(self, part: slice) -> Scenes:
-        """Some of them."""
-        return Scenes(self.requests[part])
-
 
 def scenes_of(
     prompts: str | Sequence[str],

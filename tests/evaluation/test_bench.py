@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +24,13 @@ from max_diffusion.evaluation.bench import (
     update_readme,
 )
 from max_diffusion.evaluation.bench import run as bench_run
-from max_diffusion.evaluation.bench.models import DEMO, LARGE, model_folder
+from max_diffusion.evaluation.bench.kept import digest, made_once
+from max_diffusion.evaluation.bench.models import (
+    DEMO,
+    LARGE,
+    model_digest,
+    model_folder,
+)
 from max_diffusion.evaluation.bench.report import summary
 from max_diffusion.evaluation.bench.run import cache_of
 from max_diffusion.evaluation.bench.runtimes import (
@@ -33,6 +39,7 @@ from max_diffusion.evaluation.bench.runtimes import (
     Environment,
     PeerError,
     Runtime,
+    exported,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -86,12 +93,15 @@ def test_quick_installs_nothing_and_says_what_is_left_out(
     )
     assert list((tmp_path / "work").iterdir()) == []
     not_run = dict(result.not_run["demo"])
-    assert not_run.pop("max_diffusion float32, pab") == "no such cache"
     assert not_run.keys() == {
         r.label for r in RUNTIMES if r.environment and r.dtype == "float32"
     }
     assert all("without --quick" in text for text in not_run.values())
     assert result.sizes == (DEMO,)
+    # Of ours, what the command line has compiled.
+    drawn = {m.name for m in result.measures if m.group == "demo"}
+    assert {"picture", "picture, taylorseer", "peak memory"} <= drawn
+    assert "picture, first-block" not in drawn
     shares = [share for share, _ in told]
     assert shares == sorted(shares)
     assert shares[-1] <= 1
@@ -122,6 +132,22 @@ def test_figures_of_all_rounds_are_kept(
     assert result.versions["cold"] == {label: {"thing": "1.0"}}
     assert result.command == "max-diffusion bench --rounds 2"
     json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_ours_starts_with_what_the_command_line_loads(
+    workers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workers / "draw_ours.py").write_text(
+        WORKER.format(broken="nothing is").replace(
+            '"ready_seconds": 1.0', '"ready_seconds": float(len(job["caches"]))'
+        )
+    )
+    caches = ("taylorseer", "first-block", "magcache")
+    for runtime, expected in ((ours(caches=caches), 2.0), (ours(), 1.0)):
+        monkeypatch.setattr(bench_run, "RUNTIMES", (runtime,))
+        result = bench(groups=("demo",), rounds=2, work=tmp_path / "work")
+        [start] = [m for m in result.measures if m.name == "start to ready"]
+        assert start.rounds == {"max_diffusion float32": [expected] * 2}
 
 
 def test_a_runtime_that_fails_is_listed_with_its_last_words(
@@ -170,24 +196,90 @@ def test_an_environment_that_cannot_be_made_is_a_peer_not_run(tmp_path: Path) ->
         bad.python(tmp_path, may_install=False)
 
 
-def test_an_environment_is_made_once(tmp_path: Path) -> None:
-    empty = Environment("empty", ())
-    (tmp_path / "environments" / "empty").mkdir(parents=True)
-    folder = tmp_path / "environments" / "empty"
-    python = folder / "bin" / "python"
-    python.parent.mkdir()
-    python.symlink_to(sys.executable)
+def test_an_environment_is_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[list[str]] = []
+    module = "max_diffusion.evaluation.bench.runtimes._run"
+    monkeypatch.setattr(module, lambda line, what: lines.append(line))
+    own = Environment("own", ("thing==1",))
+    python = tmp_path / "environments" / "own" / "bin" / "python"
+    for _ in range(2):
+        assert own.python(tmp_path, may_install=True) == python
+    assert sum("thing==1" in line for line in lines) == 1
+    assert own.python(tmp_path, may_install=False) == python
+    other = replace(own, requirements=("thing==2",))
     with pytest.raises(PeerError):
-        empty.python(tmp_path, may_install=False)  # half made
-    (folder / "installed").write_text(hashlib.sha256(sys.version.encode()).hexdigest())
-    assert empty.python(tmp_path, may_install=False) == python
+        other.python(tmp_path, may_install=False)
+    other.python(tmp_path, may_install=True)
+    assert sum("thing==2" in line for line in lines) == 1
+
+
+def test_what_is_kept_is_made_again_of_something_else(tmp_path: Path) -> None:
+    made = []
+
+    def make(folder: Path) -> None:
+        assert list(folder.iterdir()) == []
+        made.append(folder)
+        (folder / "x").touch()
+
+    def fails(folder: Path) -> None:
+        (folder / "half").touch()
+        raise PeerError("no space")
+
+    kept = tmp_path / "a" / "b"
+    with pytest.raises(FileNotFoundError):
+        made_once(kept, "first", None)
     with pytest.raises(PeerError):
-        replace(empty, requirements=("other",)).python(tmp_path, may_install=False)
+        made_once(kept, "first", fails)
+    for of in ("first", "first", "second", "second"):
+        assert made_once(kept, of, make) == kept
+    assert made == [kept, kept]
+    assert made_once(kept, "second", None) == kept
+    with pytest.raises(FileNotFoundError):
+        made_once(kept, "first", None)
+
+
+def test_a_digest_is_of_names_and_contents(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    found = []
+    for name, content in (("x", "1"), ("x", "2"), ("y", "2")):
+        shutil.rmtree(tmp_path / "a")
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / name).write_text(content)
+        found += [digest([tmp_path, "k"]), digest([tmp_path]), digest(["k", tmp_path])]
+    assert len({*found}) == len(found)
+    assert digest([tmp_path, "k"]) == found[-3]
+    assert digest(["ab", "c"]) != digest(["a", "bc"])
+
+
+def test_a_model_is_exported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines: list[list[str]] = []
+    module = "max_diffusion.evaluation.bench.runtimes._run"
+    monkeypatch.setattr(module, lambda line, what: lines.append(line))
+    target = tmp_path / "target"
+    python = tmp_path / "bin" / "python"
+
+    def export(of: str, *, may_export: bool) -> Path:
+        return exported(tmp_path, of, target, python, may_export=may_export)
+
+    with pytest.raises(PeerError, match="not exported; run once without --quick"):
+        export("a model", may_export=False)
+    for of in ("a model", "a model", "it retrained"):
+        assert export(of, may_export=True) == target
+    assert export("it retrained", may_export=False) == target
+    assert len(lines) == 2
+    assert lines[0][0] == str(tmp_path / "bin" / "optimum-cli")
+    assert lines[0][-1] == str(target)
 
 
 def test_the_large_model_is_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    unchanged = model_digest(LARGE)
+    assert unchanged != model_digest(DEMO)
     small = {
         "num_layers": 1,
         "num_single_layers": 1,
@@ -198,6 +290,7 @@ def test_the_large_model_is_a_whole_one(
     module = "max_diffusion.evaluation.bench.models._LARGE_TRANSFORMER"
     monkeypatch.setattr(module, small)
     folder = model_folder(LARGE, tmp_path)
+    assert model_digest(LARGE) != unchanged
     assert open_model(folder).class_name == "FluxPipeline"
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     assert model_folder(LARGE, tmp_path) == folder

@@ -37,7 +37,6 @@ def test_prompts_are_drawn_each_with_noise_of_its_own() -> None:
         assert (request.height, request.width) == (32, 48)
         assert (request.guidance_scale, request.num_inference_steps) == (2.0, 7)
         assert request.cache is None
-    assert scenes[1:].prompts == ("b", "c")
     assert scenes_of("one prompt", 1).prompts == ("one prompt",)
 
 

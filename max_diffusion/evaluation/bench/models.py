@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 from ...compile import in_graph_context
 from ...models.flux1.components import Flux1Transformer
 from ...registry import demo_model_path
+from .kept import digest, made_once
 
 
 @dataclass(frozen=True)
@@ -104,20 +105,23 @@ def model_folder(size: Size, work: Path) -> Path:
     """
     if size is DEMO:
         return demo_model_path()
-    folder = work / size.name
-    if not (folder / "model_index.json").is_file():
-        _write_large(folder)
-    return folder
+    return made_once(work / size.name, model_digest(size), _write_large)
+
+
+def model_digest(size: Size) -> str:
+    """Of all that a size's model is made of."""
+    parts: list[str | Path] = [demo_model_path()]
+    if size is LARGE:
+        parts.append(json.dumps(dict(_LARGE_TRANSFORMER)))
+    return digest(parts)
 
 
 @in_graph_context
 def _write_large(folder: Path) -> None:
     """The demo model with a larger transformer of random weights."""
-    partial = folder.with_name(folder.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(demo_model_path(), partial)
-    (partial / "cache_calibration.json").unlink()  # of another transformer
-    path = partial / "transformer" / "config.json"
+    shutil.copytree(demo_model_path(), folder, dirs_exist_ok=True)
+    (folder / "cache_calibration.json").unlink()  # of another transformer
+    path = folder / "transformer" / "config.json"
     config = json.loads(path.read_text()) | _LARGE_TRANSFORMER
     path.write_text(json.dumps(config, indent=1) + "\n")
     transformer = Flux1Transformer(config, "float32", [CPU()], None)
@@ -135,5 +139,4 @@ def _write_large(folder: Path) -> None:
             if is_norm
             else spread * rng.standard_normal(shape, np.float32)
         )
-    save_file(arrays, partial / "transformer" / "diffusion_pytorch_model.safetensors")
-    partial.rename(folder)
+    save_file(arrays, folder / "transformer" / "diffusion_pytorch_model.safetensors")

@@ -25,7 +25,7 @@ from ...report import plain
 from ...text_to_image import named_cache
 from ..drawing import OnProgress
 from ..machine import machine
-from .models import DEMO, LARGE, Size, model_folder
+from .models import DEMO, LARGE, Size, model_digest, model_folder
 from .runtimes import (
     OPENVINO,
     OURS,
@@ -49,6 +49,7 @@ _LIMIT_SECONDS: Final = 3600.0  # of a process
 _WORKERS: Final = Path(__file__).with_name("workers")
 _PROMPT: Final = "a red circle above a blue square"
 _TEXT_TOKENS: Final = 32  # the most that the models read
+_LOADED: Final = ("taylorseer",)  # caches that the command line compiles and loads
 
 
 @dataclass
@@ -120,8 +121,9 @@ def bench(
     that cannot be run is in ``not_run``.
 
     Args:
-        is_quick: The demo model in float32 only, one round, nothing compiled anew, and
-            only peers whose environments are there: under 3 minutes.
+        is_quick: The demo model in float32 with no cache and TaylorSeer only, as
+            ``generate`` has compiled it, one round, and only peers whose environments
+            are there: under 3 minutes.
         groups: Which of :data:`GROUPS` to measure.
         rounds: Processes of each runtime; medians are over these.
         work: Where environments and models are kept; default
@@ -180,13 +182,15 @@ class _Runner:
         self._not_run: dict[str, dict[str, str]] = {}
         self._versions: dict[str, dict[str, Mapping[str, str]]] = {}
         self._pythons: dict[Environment, Path] = {}
+        self._folders: dict[tuple[str, bool], Path] = {}
         self._done = 0
         all_rounds = [min(rounds, size.max_rounds) for size in self._sizes]
-        self._planned = len(self._runtimes) * sum(all_rounds)
+        alone = [r for r in self._runtimes if self._starts_alone(r)]
+        self._planned = len(self._runtimes + alone) * sum(all_rounds)
         self._planned += 5 * self._rounds * ("parts" in self._groups)
         self._planned += len(self._runtimes) // 2 * ("cold" in self._groups)
         if not is_quick:
-            self._planned += 2 * len(self._runtimes) * len(self._sizes)
+            self._planned += len(self._runtimes + alone) * len(self._sizes)
 
     def run(self) -> BenchResult:
         started = time.perf_counter()
@@ -199,6 +203,8 @@ class _Runner:
                 at = turn % max(1, len(runtimes))
                 for runtime in (*runtimes[at:], *runtimes[:at]):
                     self._draw(runtime, size, kind="round")
+                    if self._starts_alone(runtime):
+                        self._draw(runtime, size, kind="start")
         if "cold" in self._groups:
             for runtime in self._runtimes:
                 if runtime.dtype == "float32" and self._prepare(runtime, DEMO):
@@ -224,23 +230,43 @@ class _Runner:
 
     def _prepared(self, size: Size) -> list[Runtime]:
         """Runtimes with all that they need, and compiled; notes why of the others."""
-        self._tell(f"the model {size.name}")
-        model_folder(size, self._work)
         ready = [runtime for runtime in self._runtimes if self._prepare(runtime, size)]
         if not self._is_quick:
             for runtime in ready:
                 if runtime.compiles:
                     self._draw(runtime, size, kind="first")
+                if self._starts_alone(runtime):
+                    self._draw(runtime, size, kind="first start")
         failed = self._not_run.get(size.name, {})
-        return [r for r in ready if _name(r, "first") not in failed]
+        return [
+            runtime
+            for runtime in ready
+            if _name(runtime, "first") not in failed
+            and _name(runtime, "first start") not in failed
+        ]
+
+    def _caches(self, runtime: Runtime, size: Size) -> list[str]:
+        """That a runtime draws with; the quick form has what the command line loads."""
+        has = [name for name in size.caches if name in runtime.caches]
+        if self._is_quick and runtime.is_ours:
+            return [name for name in has if name in _LOADED]
+        return has
+
+    def _starts_alone(self, runtime: Runtime) -> bool:
+        """Whether its start is measured by a process that draws nothing else.
+
+        Ours loads the graphs of the caches that it is to draw with: the start is with
+        those that the command line loads. Others load all that they have anyway.
+        """
+        return runtime.is_ours and not (
+            self._is_quick or {*runtime.caches} <= {*_LOADED}
+        )
 
     def _prepare(self, runtime: Runtime, size: Size) -> bool:
         """Makes an environment and exports a model, if a runtime needs that."""
         own = runtime.environment
-        if own is None:
-            return True
         try:
-            if own not in self._pythons:
+            if own is not None and own not in self._pythons:
                 self._tell(f"the environment of {runtime.name}")
                 self._pythons[own] = own.python(
                     self._work, may_install=not self._is_quick
@@ -253,11 +279,20 @@ class _Runner:
 
     def _folder(self, runtime: Runtime, size: Size) -> Path:
         """The model as a runtime reads it."""
-        folder = model_folder(size, self._work)
-        if runtime.environment is not OPENVINO:
-            return folder
-        self._tell(f"{size.name} for {runtime.name}")
-        return exported(folder, size.name, self._work, self._pythons[OPENVINO])
+        key = (size.name, runtime.environment is OPENVINO)
+        if key not in self._folders:
+            self._tell(f"{size.name} for {runtime.name}")
+            folder = model_folder(size, self._work)
+            if runtime.environment is OPENVINO:
+                folder = exported(
+                    folder,
+                    model_digest(size),
+                    self._work / f"{size.name}-openvino",
+                    self._pythons[OPENVINO],
+                    may_export=not self._is_quick,
+                )
+            self._folders[key] = folder
+        return self._folders[key]
 
     def _draw(self, runtime: Runtime, size: Size, *, kind: str) -> None:
         """One process of one runtime: everything it can draw.
@@ -265,9 +300,10 @@ class _Runner:
         Args:
             runtime: What draws.
             size: What is drawn.
-            kind: ``first`` fills stores of compiled graphs, ``cold`` is without them.
+            kind: ``first`` fills stores of compiled graphs, ``cold`` is without them,
+                ``start`` draws one picture with no more loaded than that takes.
         """
-        caches = [name for name in size.caches if name in runtime.caches]
+        caches = self._caches(runtime, size)
         cases: dict[str, Any] = {NO_CACHE: None}
         if kind == "round":
             for name in caches:
@@ -283,8 +319,7 @@ class _Runner:
             "repeats": size.repeats if kind == "round" else 0,
             "dtype": runtime.dtype,
             "cases": cases,
-            # Cold, what the command line compiles.
-            "caches": ["none", *(["taylorseer"] if kind == "cold" else caches)],
+            "caches": ["none", *(caches if kind in ("first", "round") else _LOADED)],
             "is_compiled": runtime.is_compiled,
         }
         group = "cold" if kind == "cold" else size.name
@@ -315,6 +350,10 @@ class _Runner:
             measure.rounds[runtime.label] = [found["first_picture_seconds"]]
         elif kind == "round":
             self._note(runtime, size, found)
+        if not error and (
+            kind == "start" or (kind == "round" and not self._starts_alone(runtime))
+        ):
+            self._note_start(runtime, size, found)
 
     def _refuse(self, group: str, name: str, reason: object) -> None:
         """Notes what could not be run."""
@@ -333,13 +372,18 @@ class _Runner:
                 self._add(size, f"step{of}", "ms", runtime, step)
             if of:
                 self._add(size, f"full steps{of}", "steps", runtime, case["full_steps"])
+
+    def _note_start(
+        self, runtime: Runtime, size: Size, found: Mapping[str, Any]
+    ) -> None:
+        """What a process took to start, and its memory."""
         for name, key, unit in (
             ("start to ready", "ready_seconds", "s"),
             ("start to first picture, warm", "first_picture_seconds", "s"),
             ("peak memory", "peak_mib", "MiB"),
         ):
             # A first picture of the large model is cut short.
-            if key in found and (size is DEMO or key != "first_picture_seconds"):
+            if size is DEMO or key != "first_picture_seconds":
                 self._add(size, name, unit, runtime, found[key])
 
     def _measure_parts(self) -> None:
@@ -454,7 +498,12 @@ class _Runner:
 
 def _name(runtime: Runtime, kind: str) -> str:
     """What a process is called."""
-    words = {"first": ", before it is timed", "cold": ", compiling anew"}
+    words = {
+        "first": ", before it is timed",
+        "first start": ", before its start is timed",
+        "start": ", its start",
+        "cold": ", compiling anew",
+    }
     return runtime.label + words.get(kind, "")
 
 

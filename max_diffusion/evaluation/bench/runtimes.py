@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,6 +14,7 @@ from typing import Any, Final
 from ...caches import CacheConfig, Calibration
 from ...errors import MaxDiffusionError
 from ...text_to_image import cache_name
+from .kept import digest, made_once
 
 OURS: Final = "max_diffusion"
 
@@ -38,15 +37,17 @@ class Environment:
             PeerError: It is not there and may not be made, or cannot be.
         """
         folder = work / "environments" / self.name
-        text = "\n".join((sys.version, *self.requirements))
-        wanted = hashlib.sha256(text.encode()).hexdigest()
-        stamp, python = folder / "installed", folder / "bin" / "python"
-        if stamp.is_file() and stamp.read_text() == wanted:
-            return python
-        if not may_install:
-            raise PeerError("its environment is not made; run once without --quick")
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        of = digest((sys.version, *self.requirements))
+        try:
+            made_once(folder, of, self._install if may_install else None)
+        except FileNotFoundError as err:
+            raise PeerError(
+                "its environment is not made; run once without --quick"
+            ) from err
+        return folder / "bin" / "python"
+
+    def _install(self, folder: Path) -> None:
+        python = folder / "bin" / "python"
         _run([sys.executable, "-m", "venv", str(folder)], "venv")
         pip = [str(python), "-m", "pip", "install", "--upgrade"]
         _run([*pip, "pip>=26"], "pip")
@@ -56,8 +57,6 @@ class Environment:
             _run([str(python), "-c", "import torchvision"], "torchvision")
         except PeerError:
             _run([str(python), "-m", "pip", "uninstall", "-y", "torchvision"], "pip")
-        stamp.write_text(wanted)
-        return python
 
 
 def environment() -> dict[str, str]:
@@ -160,23 +159,33 @@ NOT_ASKED: Final = (
 """What is not measured, and why."""
 
 
-def exported(folder: Path, name: str, work: Path, python: Path) -> Path:
+def exported(
+    folder: Path, of: str, target: Path, python: Path, *, may_export: bool
+) -> Path:
     """A model's folder as OpenVINO reads it, made once by optimum-intel.
 
+    Args:
+        folder: As diffusers has it.
+        of: Digest of the model.
+        target: Where to keep what is exported.
+        python: Of the environment :data:`OPENVINO`.
+        may_export: Whether it may be made, which takes a minute or more.
+
     Raises:
-        PeerError: It cannot be exported.
+        PeerError: It cannot be exported, or is not there and may not be.
     """
-    target = work / f"{name}-openvino"
-    if (target / "model_index.json").is_file():
-        return target
-    partial = target.with_name(target.name + ".part")
-    shutil.rmtree(partial, ignore_errors=True)
-    line = [str(python.with_name("optimum-cli")), "export", "openvino"]
-    line += ["--model", str(folder), "--task", "text-to-image"]
-    line += ["--weight-format", "fp32", str(partial)]
-    _run(line, "optimum-cli export openvino")
-    partial.rename(target)
-    return target
+
+    def export(target: Path) -> None:
+        line = [str(python.with_name("optimum-cli")), "export", "openvino"]
+        line += ["--model", str(folder), "--task", "text-to-image"]
+        line += ["--weight-format", "fp32", str(target)]
+        _run(line, "optimum-cli export openvino")
+
+    try:
+        made = digest((of, *OPENVINO.requirements))
+        return made_once(target, made, export if may_export else None)
+    except FileNotFoundError as err:
+        raise PeerError("its model is not exported; run once without --quick") from err
 
 
 def described(cache: CacheConfig, calibration: Calibration) -> Mapping[str, Any]:
