@@ -218,14 +218,19 @@ def _page(data: Mapping[str, Any], charts: Mapping[str, str]) -> str:
 def _when(run: Mapping[str, Any]) -> str:
     """Date, command and machine of a run."""
     large = [size for size in run["sizes"] if size["max_rounds"] < run["rounds"]]
-    rounds = f"{run['rounds']} rounds"
+    rounds = _counted(run["rounds"], "round")
     for size in large:
         rounds += f", {size['max_rounds']} of {size['name']}"
+    minutes = _counted(round(run["seconds"] / 60), "minute")
     return (
-        f"{run['date']}, `{run['command']}`, {run['seconds'] / 60:.0f} minutes, "
-        f"{rounds}. {_machine(run)}, {run['machine']['system']}, "
+        f"{run['date']}, `{run['command']}`, {minutes}, {rounds}. "
+        f"{_machine(run)}, {run['machine']['system']}, "
         f"Python {run['machine']['python']}"
     )
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}" + ("" if count == 1 else "s")
 
 
 def _table(measures: Iterable[Mapping[str, Any]], ending: str) -> str:

@@ -247,10 +247,8 @@ class _Runner:
 
     def _caches(self, runtime: Runtime, size: Size) -> list[str]:
         """That a runtime draws with; the quick form has what the command line loads."""
-        has = [name for name in size.caches if name in runtime.caches]
-        if self._is_quick and runtime.is_ours:
-            return [name for name in has if name in _LOADED]
-        return has
+        wanted = _LOADED if self._is_quick else size.caches
+        return [name for name in wanted if name in runtime.caches]
 
     def _starts_alone(self, runtime: Runtime) -> bool:
         """Whether its start is measured by a process that draws nothing else.
