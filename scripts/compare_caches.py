@@ -125,22 +125,29 @@ def table(comparison: Comparison) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in comparison.rows:
-        median, worst = row.metric("psnr")
+        coefficients = ",".join(map(str, COEFFICIENTS))
+        label = row.label.removesuffix(f":coefficients={coefficients}")
+        # Equal to itself; nothing to tell.
+        is_baseline = row is comparison.baseline
         cells = [
-            row.label.removesuffix(":coefficients=" + ",".join(map(str, COEFFICIENTS))),
+            f"`{label}`" if row.kind == "cache" else label,
             f"{1e3 * row.median_seconds:.0f}",
             f"{row.speedup:.2f}",
             f"{100 * (1 - row.full_passes / STEPS):.0f} %",
-            *("" if math.isinf(x) else f"{x:.1f}" for x in (worst, median)),
-            f"{row.metric('ssim')[1]:.3f}",
+            *("" if is_baseline else _decibels(x) for x in row.metric("psnr")[::-1]),
+            "" if is_baseline else f"{row.metric('ssim')[1]:.3f}",
             str(row.right),
+            row.control or "",
+            _decibels(comparison.control_of(row).metric("psnr")[0])
+            if row.control
+            else "",
         ]
-        if row.control:
-            control = comparison.control_of(row).metric("psnr")[0]
-            shown = "equal" if math.isinf(control) else f"{control:.1f}"
-            cells += [row.control, shown]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _decibels(value: float) -> str:
+    return "equal" if math.isinf(value) else f"{value:.1f}"
 
 
 def save_timelines(pipeline: TextToImagePipeline, folder: Path) -> None:

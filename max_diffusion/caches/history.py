@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 import numpy as np
 from max.driver import Buffer
@@ -16,9 +16,6 @@ from ..buffers import num_bytes, take_rows, to_numpy, with_rows
 from ..calls import GraphCall, Routine
 from ..errors import CacheStateError
 from .series import series_weights
-
-if TYPE_CHECKING:
-    pass
 
 MAX_ORDER: Final = 4
 _EMPTY: Final = -1

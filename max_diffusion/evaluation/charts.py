@@ -12,6 +12,8 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 from PIL import Image
 
 # Colours and marks that people with any colour vision tell apart, one a method.
@@ -29,7 +31,7 @@ _STYLES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
 )
 _INK, _MUTED, _GRID = "#1d2433", "#5b6475", "#e3e6ec"
 _DPI = 150
-_LONGEST_NAME = 60  # characters; longer ones leave no room for the chart
+_LONGEST_NAME = 44  # characters; longer ones leave no room for the chart
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def quality_chart(
         psnr_name: Which PSNR this is, for the axis.
         target_psnr: A line to be above of.
         target_seconds: A line to be left of.
-        chosen: A point to name; without one every point is named.
+        chosen: A point to name; without one all points are, as far as there is room.
         front: Points to join.
 
     Returns:
@@ -86,20 +88,20 @@ def quality_chart(
         linewidth=1.5,
         label="no cache, fewer steps",
     )
-    for p in line:
-        _name(axes, p, top, p.label, below=True)
     axes.axvline(1e3 * baseline_seconds, color=_MUTED, linestyle=":", linewidth=1.2)
-    axes.annotate(
+    baseline = axes.annotate(
         "no cache, all steps",
-        (1e3 * baseline_seconds, 0.02),
+        (1e3 * baseline_seconds, 0.98),
         (-4, 0),
         xycoords=("data", "axes fraction"),
         textcoords="offset points",
         rotation=90,
         ha="right",
+        va="top",
         fontsize=8,
         color=_MUTED,
     )
+    names = [baseline]
     named: set[str] = set()
     for p in sorted(points, key=lambda p: not p.is_faint):
         colour, mark = _STYLES.get(p.method, (_INK, "X"))
@@ -117,7 +119,9 @@ def quality_chart(
         )
         named.add(p.method)
         if chosen is None:
-            _name(axes, p, top, p.label.removeprefix(p.method).lstrip(":"))
+            words = p.label.removeprefix(p.method).lstrip(":")
+            names.append(_name(axes, p, top, words))
+    names += [_name(axes, p, top, p.label, below=True) for p in line]
     if front:
         axes.plot(
             [1e3 * p.seconds for p in front],
@@ -150,6 +154,7 @@ def quality_chart(
     axes.set_xlabel("milliseconds a picture, text encoders and decoder included")
     axes.set_ylabel(f"{psnr_name}, dB")
     axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9)
+    _keep_apart(figure, names)
     return _image(figure)
 
 
@@ -162,11 +167,18 @@ def bar_chart(
     names, lengths = [n for n, _ in ranked], [v for _, v in ranked]
     colours = ["#2456c8" if name in ours else "#9aa5bd" for name in names]
     bars = axes.barh(names, lengths, color=colours)
-    axes.bar_label(bars, [f"{v:.3g} {unit}" for v in lengths], padding=4, fontsize=8)
+    axes.bar_label(
+        bars, [f"{written(v)} {unit}" for v in lengths], padding=4, fontsize=8
+    )
     axes.grid(visible=False, axis="y")
     axes.margins(x=0.16)
     axes.set_xlabel(unit)
     return _image(figure)
+
+
+def written(value: float) -> str:
+    """Three digits, and no powers of ten."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _chart(title: str, height: float = 5.4) -> tuple[Figure, Axes]:
@@ -190,9 +202,9 @@ def _name(
     *,
     below: bool = False,
     bold: bool = False,
-) -> None:
+) -> Annotation:
     is_long = len(words) > _LONGEST_NAME
-    axes.annotate(
+    return axes.annotate(
         f"{words[: _LONGEST_NAME - 1]}…" if is_long else words,
         (1e3 * p.seconds, min(p.psnr, top)),
         (5, -5) if below else (11, 11) if bold else (7, 4),
@@ -205,6 +217,22 @@ def _name(
         if bold
         else None,
     )
+
+
+def _keep_apart(figure: Figure, names: Sequence[Annotation]) -> None:
+    """Leaves out names that would be over another before them, or over the edge."""
+    # Where they are is known when all the rest has its place.
+    for name in names:
+        name.set_in_layout(False)
+    figure.draw_without_rendering()
+    kept: list[Bbox] = []
+    for name in names:
+        place = name.get_window_extent()
+        is_inside = place.x1 <= figure.bbox.x1
+        if is_inside and not any(place.overlaps(other) for other in kept):
+            kept.append(place)
+        else:
+            name.set_visible(False)
 
 
 def _image(figure: Figure) -> Image.Image:

@@ -251,6 +251,10 @@ def compare(
     }
     drawing = Drawing(pipeline, on_progress)
     drawing.check(settings, scenes)
+    if lpips is not None:
+        default_height, default_width = pipeline.default_size
+        blank = np.zeros((height or default_height, width or default_width, 3), "uint8")
+        lpips(blank, blank)  # a network for other pictures is told now
     most = 2 * len(settings) + len(asked)  # of settings, controls included
     pilots = min(_PILOTS, len(scenes))
     drawing.planned = (1 + pilots) * most + runs * len(scenes) * most

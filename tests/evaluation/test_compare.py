@@ -309,6 +309,19 @@ def test_every_setting_is_timed_as_often_as_asked(runs: int) -> None:
     assert sorted(times.values()) == sorted([3 + 2 * runs] * 3 + [1 + 2 * runs])
 
 
+def test_a_network_for_other_pictures_is_told_before_any_is_drawn() -> None:
+    def lpips(picture: np.ndarray, reference: np.ndarray) -> float:
+        assert picture.shape == reference.shape
+        raise RequestError(f"a network of 8 x 8, got {picture.shape}")
+
+    given: Any = lpips
+    for size, shape in (({}, "16, 16, 3"), ({"height": 32}, "32, 16, 3")):
+        painter = Painter()
+        with pytest.raises(RequestError, match=f"got .{shape}"):
+            paint(painter, ["a"], ["auto"], lpips=given, **size)
+        assert painter.drawn == []
+
+
 def test_rows_sum_up_their_pictures() -> None:
     def behave(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
         seconds, _ = halving(cache, steps, prompt)

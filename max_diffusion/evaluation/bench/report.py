@@ -12,7 +12,7 @@ from PIL import Image
 from ...errors import RequestError
 from ...files import prepared_folder, write_text
 from ...images import save_atomically
-from ..charts import bar_chart
+from ..charts import bar_chart, written
 from .run import BenchResult
 from .runtimes import NOT_ASKED, OURS
 
@@ -41,6 +41,7 @@ _TITLES: Final[Mapping[str, str]] = {
 # What is no runtime, but the least that a figure could be.
 _BOUNDS: Final = ("its front alone", "memory copy")
 _DTYPES: Final = ("float32", "bfloat16")
+_TIE: Final = 1.01  # times as long, that is not told from as long
 _CHARTS: Final = ("step", "picture", "picture, taylorseer")
 
 
@@ -256,7 +257,7 @@ def _table(measures: Iterable[Mapping[str, Any]], ending: str) -> str:
         cells = [f"{name}, {measure['unit']}"]
         for runtime in names:
             value = medians.get(runtime)
-            text = "" if value is None else _figure(value)
+            text = "" if value is None else written(value)
             cells.append(f"**{text}**" if value is not None and value == best else text)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -265,11 +266,6 @@ def _table(measures: Iterable[Mapping[str, Any]], ending: str) -> str:
 def _machine(data: Mapping[str, Any]) -> str:
     found = data["machine"]
     return f"{found['processor']}, {found['cores']} cores, {found['memory_gib']} GiB"
-
-
-def _figure(value: float) -> str:
-    """Three digits, and no powers of ten."""
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _lost(measure: Mapping[str, Any]) -> list[tuple[str, str, float]]:
@@ -287,7 +283,7 @@ def _lost(measure: Mapping[str, Any]) -> list[tuple[str, str, float]]:
         if ours is None or not medians or measure["unit"] == "steps":
             continue
         best = min(medians, key=lambda name: medians[name])
-        if medians[best] < ours:
+        if ours > _TIE * medians[best]:
             found.append((dtype, best, ours / medians[best]))
     return found
 
