@@ -23,6 +23,18 @@ if TYPE_CHECKING:
     from .text_to_image import TextToImagePipeline
 
 _FILE_WIDTH = 160  # columns where there is no terminal to ask
+_NAME_WIDTH = 24  # columns of a setting's name at least
+# What a narrow terminal does not show, first to last; the page has it all.
+_SPARED = (
+    "cache state",
+    "SSIM median",
+    "LPIPS median",
+    "first",
+    "right",
+    "PSNR median",
+    "LPIPS worst",
+    "SSIM worst",
+)
 
 
 def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
@@ -244,16 +256,36 @@ def _print_comparison(comparison: Comparison) -> None:
 
     from .evaluation.comparison_report import summary_table
 
-    columns = summary_table(comparison)
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+    columns = dict(summary_table(comparison))
+    left_out = [name for name in _SPARED if name in columns]
+    shown = dict(columns)
+    while left_out and _width(shown) > console.width:
+        del shown[left_out.pop(0)]
     table = Table()
-    for name in columns:
+    for name in shown:
         is_label = not name
-        table.add_column(name, justify="left" if is_label else "right", overflow="fold")
-    for cells in zip(*columns.values(), strict=True):
+        table.add_column(
+            name,
+            justify="left" if is_label else "right",
+            overflow="fold",
+            no_wrap=not is_label,
+        )
+    for cells in zip(*shown.values(), strict=True):
         table.add_row(*cells)
-    Console(width=None if sys.stdout.isatty() else _FILE_WIDTH).print(table)
+    console.print(table)
+    hidden = [name for name in columns if name not in shown]
+    if hidden:
+        print(f"not shown for want of room: {', '.join(hidden)}")
     for name, reason in comparison.refused.items():
         print(f"{name} was not run: {reason}")
+
+
+def _width(columns: Mapping[str, Sequence[str]]) -> int:
+    """Of a table on a terminal; long names of settings go on in a next line."""
+    widths = {n: max(map(len, (n, *cells))) for n, cells in columns.items()}
+    widths[""] = min(widths[""], _NAME_WIDTH)
+    return 1 + sum(3 + width for width in widths.values())
 
 
 def _print_tuning(result: TuningResult, files: Sequence[Path]) -> None:

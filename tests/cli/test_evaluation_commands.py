@@ -233,6 +233,24 @@ def test_compare_prints_a_table_and_writes_a_page(
     assert {request.num_inference_steps for request in painter.drawn} >= {20, 9}
 
 
+def test_a_narrow_table_leaves_columns_out_and_says_which(
+    run: Run, load: Callable[[Any], dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load(Painter(behave, names=("pab",)))
+    words = ("compare", "a", "--runs", 1, "--steps", 24, "--caches", "pab:interval=3")
+    _, wide, _ = run(*words)
+    assert "for want of room" not in wide
+    monkeypatch.setattr("max_diffusion.evaluation_commands._FILE_WIDTH", 90)
+    _, narrow, _ = run(*words)
+    table, _, rest = narrow.partition("not shown for want of room: ")
+    assert max(map(len, table.splitlines())) <= 90
+    for name in ("ms", "speed-up", "same time", "PSNR worst", "pab:interval=3"):
+        assert name in table
+    hidden = rest.splitlines()[0].split(", ")
+    assert {"SSIM median", "cache state"} <= {*hidden}
+    assert all(name in wide and name not in table for name in hidden)
+
+
 def test_compare_gives_its_options_on(
     run: Run, load: Callable[[Any], dict[str, Any]], tmp_path: Path
 ) -> None:
