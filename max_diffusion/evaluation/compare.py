@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import cycle, islice
 from typing import Any, Final
 
 import numpy as np
@@ -30,7 +30,7 @@ from .machine import machine
 from .metrics import Lpips, psnr, ssim
 
 _PILOTS: Final = 3
-"""Prompts by which the number of fewer steps is chosen."""
+"""Pictures of each setting by which the number of fewer steps is chosen."""
 Times = tuple[tuple[float, ...], ...]
 """Seconds by prompt and run."""
 
@@ -69,8 +69,7 @@ class Row:
     denoise_seconds: Times
     """Of these the denoising."""
     speedup: float
-    """Median of how many times as long the baseline takes, of the same prompt and
-    run."""
+    """How many times as long the baseline takes, by medians."""
     scores: tuple[Score, ...]
     """By prompt."""
     reports: tuple[RunReport, ...] = field(repr=False)
@@ -256,8 +255,7 @@ def compare(
         blank = np.zeros((height or default_height, width or default_width, 3), "uint8")
         lpips(blank, blank)  # a network for other pictures is told now
     most = 2 * len(settings) + len(asked)  # of settings, controls included
-    pilots = min(_PILOTS, len(scenes))
-    drawing.planned = (1 + pilots) * most + runs * len(scenes) * most
+    drawing.planned = (1 + _PILOTS) * most + runs * len(scenes) * most
     first, controls = _first(drawing, settings, scenes)
     settings += [
         Setting.without_cache(count)
@@ -332,7 +330,7 @@ def _first(
         first[setting.label] = result.report.total_seconds
     # Of several prompts: a cache may skip more of one than of another.
     seconds = {setting.label: 0.0 for setting in settings}
-    for request in scenes.requests[:_PILOTS]:
+    for request in islice(cycle(scenes.requests), _PILOTS):
         for setting in settings:
             report = drawing.draw(setting, request).report
             seconds[setting.label] += report.denoise_seconds
@@ -382,20 +380,20 @@ def _row(
     record: _Record,
     baseline: _Record,
 ) -> Row:
-    mine, plain_runs = (list(chain.from_iterable(r.runs)) for r in (record, baseline))
+    seconds, plain_seconds = (
+        tuple(tuple(r.total_seconds for r in runs) for runs in drawn.runs)
+        for drawn in (record, baseline)
+    )
     return Row(
         kind=kind,
         setting=record.setting,
         control=control,
         first_seconds=first_seconds,
-        seconds=tuple(tuple(r.total_seconds for r in runs) for runs in record.runs),
+        seconds=seconds,
         denoise_seconds=tuple(
             tuple(r.denoise_seconds for r in runs) for runs in record.runs
         ),
-        speedup=statistics.median(
-            other.total_seconds / own.total_seconds
-            for own, other in zip(mine, plain_runs, strict=True)
-        ),
+        speedup=median(plain_seconds) / median(seconds),
         scores=tuple(record.scores),
         reports=tuple(runs[-1] for runs in record.runs),
         images=np.stack(record.images),
