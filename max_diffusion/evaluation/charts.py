@@ -153,7 +153,10 @@ def quality_chart(
     axes.set_xlim(left=0)
     axes.set_xlabel("milliseconds a picture, text encoders and decoder included")
     axes.set_ylabel(f"{psnr_name}, dB")
-    axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9)
+    legend = axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9)
+    for handle in legend.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1.0)  # a method's first mark may be faint
     _keep_apart(figure, names)
     return _image(figure)
 

@@ -249,6 +249,10 @@ def test_a_narrow_table_leaves_columns_out_and_says_which(
     hidden = rest.splitlines()[0].split(", ")
     assert {"SSIM median", "cache state"} <= {*hidden}
     assert all(name in wide and name not in table for name in hidden)
+    # A long name takes more lines, not the place of figures.
+    long = "pab:interval=3:min_timestep=120.5:max_timestep=700.5"
+    _, narrow, _ = run(*words[:-1], long)
+    assert narrow.partition("want of room: ")[2].splitlines()[0].split(", ") == hidden
 
 
 def test_compare_gives_its_options_on(

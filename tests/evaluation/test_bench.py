@@ -34,6 +34,7 @@ from max_diffusion.evaluation.bench.models import (
 from max_diffusion.evaluation.bench.report import summary
 from max_diffusion.evaluation.bench.run import cache_of
 from max_diffusion.evaluation.bench.runtimes import (
+    OPENVINO,
     RUNTIMES,
     TORCH,
     Environment,
@@ -60,6 +61,15 @@ print(json.dumps({{
         for name in job["cases"]
     }},
 }}))
+"""
+# Tells a file beside it what it was asked to do.
+TELLING = """
+import os, pathlib
+told = pathlib.Path(__file__).with_name("told.jsonl")
+kept = {name: os.environ.get(name) for name in (
+    "MODULAR_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")}
+with told.open("a") as file:
+    print(json.dumps({**job, "variables": kept}), file=file)
 """
 PARTS = 'print(\'{"update": 1.0, "predict": 2.0}\')'
 
@@ -150,6 +160,65 @@ def test_ours_starts_with_what_the_command_line_loads(
         assert start.rounds == {"max_diffusion float32": [expected] * 2}
 
 
+def test_processes_get_what_they_are_to_do(
+    workers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workers / "draw_ours.py").write_text(
+        WORKER.format(broken="nothing is").replace("case =", f"{TELLING}\ncase =")
+    )
+    other = replace(ours(caches=("taylorseer",)), name="other")
+    runtimes = (ours(caches=("taylorseer", "auto")), other)
+    monkeypatch.setattr(bench_run, "RUNTIMES", runtimes)
+    monkeypatch.setenv("MODULAR_CACHE_DIR", "as it was")
+    work = tmp_path / "work"
+    bench(groups=("demo", "cold"), rounds=2, work=work)
+    told = (workers / "told.jsonl").read_text().splitlines()
+    jobs = [json.loads(line) for line in told]
+    both, least = ["none", "taylorseer", "auto"], ["none", "taylorseer"]
+    # What compiles; two rounds, in each another first; what compiles anew.
+    first = [(both, 0), (least, 0), (least, 0)]
+    mine, others = [(both, 3), (least, 0)], [(least, 3)]
+    assert [(job["caches"], job["repeats"]) for job in jobs] == [
+        *first,
+        *mine,
+        *others,
+        *others,
+        *mine,
+        *[(least, 0)] * 2,
+    ]
+    for job in jobs:
+        cached = len(job["caches"]) - 1 if job["repeats"] else 0
+        assert len(job["cases"]) == 1 + cached
+        assert (job["steps"], job["side"], job["dtype"]) == (50, 128, "float32")
+    for job in jobs[:-2]:
+        assert Path(job["compile_cache"]).parent == work / "compiled"
+        assert job["variables"] == {
+            "MODULAR_CACHE_DIR": "as it was",
+            "TORCHINDUCTOR_CACHE_DIR": str(work / "compiled" / "inductor"),
+        }
+    stores = [
+        Path(path)
+        for job in jobs[-2:]
+        for path in (*job["variables"].values(), job["compile_cache"])
+    ]
+    assert len({*stores}) == 6
+    assert not any(store.exists() or work in store.parents for store in stores)
+
+
+def test_quick_exports_nothing(
+    workers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Environment, "python", lambda own, work, *, may_install: tmp_path / "python"
+    )
+    runtime = Runtime("OpenVINO", "draw_openvino.py", "float32", OPENVINO)
+    monkeypatch.setattr(bench_run, "RUNTIMES", (runtime,))
+    result = bench(is_quick=True, work=tmp_path / "work")
+    assert result.not_run["demo"] == {
+        "OpenVINO float32": "its model is not exported; run once without --quick"
+    }
+
+
 def test_a_runtime_that_fails_is_listed_with_its_last_words(
     workers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -170,7 +239,8 @@ def test_what_progress_raises_ends_the_process_that_is_measured(
     workers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (workers / "draw_ours.py").write_text(
-        "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
+        "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(30); "
+        "open('ended', 'w')"
     )
     monkeypatch.setattr(bench_run, "RUNTIMES", (ours(),))
     monkeypatch.chdir(tmp_path)
@@ -183,6 +253,7 @@ def test_what_progress_raises_ends_the_process_that_is_measured(
         bench(is_quick=True, work=tmp_path, on_progress=stop)
     pid = (tmp_path / "pid").read_text()
     assert not Path(f"/proc/{pid}/cmdline").exists()
+    assert not (tmp_path / "ended").exists()
 
 
 def test_an_environment_that_cannot_be_made_is_a_peer_not_run(tmp_path: Path) -> None:
