@@ -90,9 +90,14 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
     from .evaluation.knobs import coarse
     from .files import check_folder
 
-    target = Target(
-        psnr=args.target_psnr, speedup=args.target_speedup, seconds=args.max_seconds
-    )
+    targets = (args.target_psnr, args.target_speedup, args.max_seconds)
+    count = sum(value is not None for value in targets)
+    if count != 1:
+        raise RequestError(
+            "tune: expected one of --target-psnr, --target-speedup and --max-seconds, "
+            f"got {count or 'none'}"
+        )
+    target = Target(*targets)
     methods = None if args.caches is None else args.caches.split(",")
     for name in methods or ():
         coarse(name)  # raises if there is none

@@ -165,7 +165,9 @@ def runnable_caches(
         if isinstance(config, NoCacheConfig):
             raise RequestError("caches: none is drawn anyway; leave it out")
         if config in configs[:index]:
-            raise RequestError(f"caches: {label_of(config)} is there twice")
+            raise RequestError(
+                f"caches: {label_of(config)} is there twice; give each once"
+            )
         pipeline.check_cache(config, num_inference_steps)
     return configs, MappingProxyType({})
 

@@ -114,10 +114,13 @@ def no_compile(monkeypatch: pytest.MonkeyPatch) -> None:
         (["compare", "a", "--output", "/dev/null"], "output: /dev/null cannot be made"),
         (["compare", "a", "--device", "tpu"], "expected auto, cpu, gpu or gpu:INDEX"),
         (["compare", "a", "--cache", "pab"], "unrecognized arguments: --cache"),
-        (["tune"], "target: expected one of psnr, speedup and seconds, got none"),
+        (
+            ["tune"],
+            "expected one of --target-psnr, --target-speedup and --max-seconds, got none",
+        ),
         (
             ["tune", "--target-psnr", "40", "--max-seconds", "1"],
-            "target: expected one of psnr, speedup and seconds, got psnr, seconds",
+            "expected one of --target-psnr, --target-speedup and --max-seconds, got 2",
         ),
         (["tune", "--target-psnr", "-1"], "target: psnr must be a number above 0"),
         (["tune", "--target-psnr", "x"], "--target-psnr: invalid float value: 'x'"),

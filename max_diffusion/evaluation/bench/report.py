@@ -92,8 +92,12 @@ def _others(path: Path, groups: Sequence[str]) -> list[dict[str, Any]]:
 def _read(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise RequestError(f"bench: {path} cannot be read: {err}") from err
+    except OSError as err:
+        raise RequestError(f"bench: {path} cannot be read ({err.strerror})") from err
+    except ValueError as err:
+        raise RequestError(
+            f"bench: {path} is no JSON ({err}); choose another folder"
+        ) from err
     keys = {"groups", "sizes", "measures", "not_run", "versions"}
     runs = found.get("runs") if isinstance(found, dict) else None
     if not isinstance(runs, list) or not all(keys <= {*run} for run in runs):
@@ -118,8 +122,10 @@ def _parts(readme: Path) -> tuple[str, str]:
     """What is before the table, and after it."""
     try:
         text = readme.read_text(encoding="utf-8")
-    except (OSError, ValueError) as err:
-        raise RequestError(f"bench: {readme} cannot be read: {err}") from err
+    except OSError as err:
+        raise RequestError(f"bench: {readme} cannot be read ({err.strerror})") from err
+    except UnicodeDecodeError as err:
+        raise RequestError(f"bench: {readme} is no UTF-8 text") from err
     before, begin, rest = text.partition(_BEGIN)
     _, end, after = rest.partition(_END)
     if not begin or not end:
