@@ -116,11 +116,11 @@ def no_compile(monkeypatch: pytest.MonkeyPatch) -> None:
         (["compare", "a", "--cache", "pab"], "unrecognized arguments: --cache"),
         (
             ["tune"],
-            "expected one of --target-psnr, --target-speedup and --max-seconds, got none",
+            "one of --target-psnr, --target-speedup and --max-seconds, got none",
         ),
         (
             ["tune", "--target-psnr", "40", "--max-seconds", "1"],
-            "expected one of --target-psnr, --target-speedup and --max-seconds, got 2",
+            "one of --target-psnr, --target-speedup and --max-seconds, got 2",
         ),
         (["tune", "--target-psnr", "-1"], "target: psnr must be a number above 0"),
         (["tune", "--target-psnr", "x"], "--target-psnr: invalid float value: 'x'"),
