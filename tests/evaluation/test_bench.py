@@ -421,6 +421,7 @@ def test_workers_tell_computed_steps_from_others(
 
 def test_a_target_that_could_not_be_written_is_told_first(tmp_path: Path) -> None:
     check_targets(tmp_path / "new", None)
+    assert not (tmp_path / "new").exists()
     with pytest.raises(RequestError, match="cannot be read"):
         check_targets(tmp_path, tmp_path / "no.md")
     (tmp_path / "results.json").write_text('{"runs": [{}]}')

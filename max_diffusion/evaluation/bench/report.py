@@ -10,7 +10,7 @@ from typing import Any, Final
 from PIL import Image
 
 from ...errors import RequestError
-from ...files import prepared_folder, write_text
+from ...files import check_folder, prepared_folder, write_text
 from ...images import save_atomically
 from ..charts import bar_chart, written
 from .run import BenchResult
@@ -111,7 +111,7 @@ def check_targets(folder: str | Path, readme: Path | None) -> None:
     Raises:
         RequestError: As :func:`save_bench` and :func:`update_readme`.
     """
-    results = prepared_folder(folder) / RESULTS
+    results = check_folder(folder) / RESULTS
     if results.is_file():
         _read(results)
     if readme is not None:
