@@ -173,10 +173,11 @@ class TuningResult:
     def others_words(self) -> str:
         """Which prompts the winner was validated on."""
         count = len(self.validation.prompts)
+        prompts = "prompt" if count == 1 else "prompts"
         if self.num_validated == 1:
-            return f"{count} prompts that it was not chosen by"
+            return f"{count} {prompts} that it was not chosen by"
         return (
-            f"{count} other prompts, by which it was chosen among the best "
+            f"{count} other {prompts}, by which it was chosen among the best "
             f"{self.num_validated}"
         )
 
