@@ -131,7 +131,7 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
         _print_tuning(result, files)
     if not result.is_met:
         raise MaxDiffusionError(
-            f"tune: no setting reaches {target}; the nearest, {result.winner.label}, "
+            f"tune: {result.miss_words}; the nearest, {result.winner.label}, "
             f"has {result.nearest_words} on other prompts, and is in {files[0]}"
         )
 

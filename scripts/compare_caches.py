@@ -137,7 +137,7 @@ def table(comparison: Comparison) -> str:
             *("" if is_baseline else _decibels(x) for x in row.metric("psnr")[::-1]),
             "" if is_baseline else f"{row.metric('ssim')[1]:.3f}",
             str(row.right),
-            row.control or "",
+            comparison.control_words(row),
             _decibels(comparison.control_of(row).metric("psnr")[0])
             if row.control
             else "",

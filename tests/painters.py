@@ -92,12 +92,17 @@ def picture_of(seed: int) -> np.ndarray:
     return rng.integers(0, 256 - OFF, (SIZE, SIZE, 3), dtype=np.uint8)
 
 
+def is_computed(cache: CacheConfig, step: int) -> bool:
+    """What a cache decides here."""
+    return isinstance(cache, NoCacheConfig) or step % 2 == 0
+
+
 def report_of(request: GenerationRequest, steps: int, seconds: float) -> RunReport:
     """Every other step of a cache is forecast."""
     cache = request.cache
     assert cache is not None
     is_plain = isinstance(cache, NoCacheConfig)
-    actions = ["compute" if is_plain or i % 2 == 0 else "predict" for i in range(steps)]
+    actions = ["compute" if is_computed(cache, i) else "predict" for i in range(steps)]
     return RunReport(
         model="painter",
         device="cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import numpy as np
 from ..caches import CacheConfig
 from ..checks import whole
 from ..demo import check, parse_caption
+from ..errors import RequestError
 from ..registry import is_demo_model
 from ..report import RunReport, plain
 from ..text_to_image import TextToImagePipeline
@@ -31,6 +33,8 @@ from .metrics import Lpips, psnr, ssim
 
 _PILOTS: Final = 3
 """Pictures of each setting by which the number of fewer steps is chosen."""
+_NEAR: Final = 0.1
+"""How far a control's time may be from its cache's without a word."""
 Times = tuple[tuple[float, ...], ...]
 """Seconds by prompt and run."""
 
@@ -180,6 +184,15 @@ class Comparison:
         """The row of fewer steps that a cache is to be better than."""
         return next(other for other in self.rows if other.label == row.control)
 
+    def control_words(self, row: Row) -> str:
+        """Its label, and how much of the cache's time it took if that is not near."""
+        if row.control is None:
+            return ""
+        share = self.control_of(row).median_seconds / row.median_seconds
+        if abs(share - 1) <= _NEAR:
+            return row.control
+        return f"{row.control} ({100 * share:.0f} %)"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         own: dict[str, Any] = plain({**vars(self), "rows": ()})
@@ -244,6 +257,10 @@ def compare(
     configs, refused = runnable_caches(pipeline, caches, steps)
     baseline = Setting.without_cache(steps, BASELINE)
     settings = [baseline, *(Setting.with_cache(config, steps) for config in configs)]
+    if isinstance(fewer_steps, str) or not isinstance(fewer_steps, Sequence):
+        raise RequestError(
+            f"compare: fewer_steps must be a sequence of numbers, got {fewer_steps!r}"
+        )
     asked = {
         whole("compare: fewer_steps", count, minimum=1, maximum=steps - 1)
         for count in fewer_steps
@@ -329,11 +346,14 @@ def _first(
         result = drawing.draw(setting, scenes.requests[0])
         first[setting.label] = result.report.total_seconds
     # Of several prompts: a cache may skip more of one than of another.
-    seconds = {setting.label: 0.0 for setting in settings}
-    for request in islice(cycle(scenes.requests), _PILOTS):
+    taken: dict[str, dict[int, float]] = {setting.label: {} for setting in settings}
+    for index in islice(cycle(range(len(scenes))), _PILOTS):
         for setting in settings:
-            report = drawing.draw(setting, request).report
-            seconds[setting.label] += report.denoise_seconds
+            report = drawing.draw(setting, scenes.requests[index]).report
+            known = taken[setting.label]
+            # Of one prompt the shortest: what disturbs only makes it longer.
+            known[index] = min(known.get(index, math.inf), report.denoise_seconds)
+    seconds = {label: sum(known.values()) for label, known in taken.items()}
     steps = settings[0].num_inference_steps
     counts = {
         # A cache that saves nothing has all steps for its control.

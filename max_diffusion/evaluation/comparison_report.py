@@ -222,7 +222,7 @@ def summary_table(comparison: Comparison) -> Mapping[str, list[str]]:
             "ms": f"{1e3 * row.median_seconds:.4g}",
             "first": f"{1e3 * row.first_seconds:.4g}",
             "speed-up": f"{row.speedup:.2f}",
-            "same time": row.control or "",
+            "same time": comparison.control_words(row),
             "full passes": f"{row.full_passes:.4g} of {row.reports[0].total_passes}",
         }
         for name in names:

@@ -83,6 +83,8 @@ class Trial:
     """Whole pictures, by prompt."""
     speedups: list[float] = field(default_factory=list)
     """Times as fast as no cache, by prompt."""
+    skipped: float = 0
+    """Transformer passes that were not computed in full, all prompts."""
     given_up: str = ""
     """Why it was not drawn for all prompts, if it was not."""
 
@@ -103,13 +105,18 @@ class Trial:
 
     @property
     def is_faster(self) -> bool:
-        """Than no cache: one that computes every step has equal pictures, too."""
-        return self.speedup > 1
+        """Than no cache: by the clock, and because it skips something.
+
+        One that computes every step has equal pictures, too, and by chance less time.
+        """
+        return self.skipped > 0 and self.speedup > 1
 
     def meets(self, target: Target) -> bool:
         """Whether it does so far."""
+        if not self.is_faster:
+            return False
         if target.psnr is not None:
-            return self.worst_psnr >= target.psnr and self.is_faster
+            return self.worst_psnr >= target.psnr
         if target.speedup is not None:
             return self.speedup >= target.speedup
         assert target.seconds is not None
@@ -131,6 +138,7 @@ class Trial:
                 "worst_psnr": self.worst_psnr,
                 "speedup": self.speedup,
                 "median_seconds": self.median_seconds,
+                "skipped": self.skipped,
                 "psnrs": self.psnrs,
                 "seconds": self.seconds,
                 "given_up": self.given_up,
@@ -153,6 +161,9 @@ class TuningResult:
     num_validated: int
     """Settings that were drawn for the other prompts; more than one were chosen by
     these too."""
+    num_left: int
+    """Further settings that meet the target on the prompts tuned on, which were not
+    validated: the time was over, or five were."""
     trials: tuple[Trial, ...]
     """All settings, by rank: those drawn for all prompts first."""
     fewer_steps: tuple[Trial, ...]
@@ -180,6 +191,17 @@ class TuningResult:
             f"{count} other {prompts}, by which it was chosen among the best "
             f"{self.num_validated}"
         )
+
+    @property
+    def miss_words(self) -> str:
+        """What a target that is not met is told with."""
+        if self.num_left:
+            return (
+                f"no setting that was validated reaches {self.target}; {self.num_left} "
+                "more do on the prompts tuned on, a larger budget may validate them"
+            )
+        where = "" if self.is_finished else " tried before the time was over"
+        return f"no setting{where} reaches {self.target}"
 
     @property
     def nearest_words(self) -> str:
@@ -239,8 +261,8 @@ def tune(
             plain ones.
         validation_prompts: To validate on; default as many others.
         methods: Names of caches to try; default all that the pipeline can run.
-        budget_seconds: When to stop searching. What is validated in the end, and a
-            first setting in any case, may take longer.
+        budget_seconds: When to stop searching. No cache and a first setting are drawn
+            in any case; what is validated in the end takes longer.
         num_inference_steps: Denoising steps; default the pipeline's, 50.
         guidance_scale: Input of a guidance-distilled model.
         height: Pixels; default the model's.
@@ -252,6 +274,10 @@ def tune(
         RequestError: A value is missing, malformed or out of range, or there is no
             cache to try.
     """
+    if not isinstance(target, Target):
+        raise RequestError(
+            f"tune: expected a Target, Target(psnr=30) say, got {target!r}"
+        )
     if not isinstance(budget_seconds, int | float) or not budget_seconds > 0:
         raise RequestError(
             f"tune: budget_seconds must be a number above 0, got {budget_seconds!r}"
@@ -283,6 +309,7 @@ def tune(
     chosen: tuple[Trial, Comparison] | None = None
     is_met = False
     tried = 0
+    meeting = sum(trial.meets(target) for trial in ranked)
     for trial in ranked[:_VALIDATED]:
         if chosen and not trial.meets(target):
             break
@@ -311,6 +338,7 @@ def tune(
         winner=chosen[0].setting,
         validation=chosen[1],
         num_validated=tried,
+        num_left=max(0, meeting - tried),
         trials=tuple(ranked + search.unfinished()),
         fewer_steps=tuple(search.fewer_steps),
         baseline_seconds=search.baseline_seconds,
@@ -473,6 +501,8 @@ class _Search:
             self._baseline.speedups.append(1.0)
         counts = {max(1, round(share * self._steps)) for share in _FEWER_STEPS}
         for count in sorted(counts - {self._steps}, reverse=True):
+            if self.is_over():
+                break
             trial = Trial(Setting.without_cache(count))
             for _ in self._scenes.requests:
                 self._draw_next(trial)
@@ -509,6 +539,7 @@ class _Search:
         trial.psnrs.append(psnr(result.images[0], self._references[index]))
         trial.seconds.append(seconds)
         trial.speedups.append(self._baseline.seconds[index] / seconds)
+        trial.skipped += result.report.total_passes - result.report.full_passes
 
     def _why_hopeless(self, trial: Trial, best: Trial | None) -> str:
         """Words if a setting cannot win, whatever the other prompts give."""
@@ -525,6 +556,7 @@ class _Search:
             trial.psnrs,
             [value / _SLOWER for value in trial.seconds],
             [value * _SLOWER for value in trial.speedups],
+            trial.skipped,
         )
         if not hopeful.meets(target):
             return "too slow"
@@ -553,6 +585,7 @@ def _validated(validation: Comparison) -> Trial:
         [score.psnr for score in row.scores],
         [row.median_seconds],
         [row.speedup],
+        sum(r.total_passes - r.full_passes for r in row.reports),
     )
 
 

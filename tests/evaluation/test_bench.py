@@ -443,6 +443,8 @@ RESULT = BenchResult(
             {
                 "OpenVINO float32": [4.0, 5.0, 90.0],
                 "max_diffusion float32": [6.0, 5.5, 7.0],
+                "torch.compile float32": [5.5],
+                "diffusers eager float32": [9.0],
                 "max_diffusion bfloat16": [3.0],
                 "torch.compile bfloat16": [30.0],
             },
@@ -473,13 +475,16 @@ RESULT = BenchResult(
 def test_tables_have_medians_and_say_who_is_ahead(tmp_path: Path) -> None:
     files = save_bench(RESULT, tmp_path / "b")
     page = files[0].read_text()
-    assert "|  | max_diffusion | OpenVINO |" in page  # ours first
-    assert "| step, uncached, ms | 6 | **5** |" in page
+    assert "|  | max_diffusion | OpenVINO | torch.compile | diffusers eager |" in page
+    assert "| step, uncached, ms | 6 | **5** | 5.5 | 9 |" in page
+    assert "| peak memory, MiB | **400** | **400** |" in page  # within 1 %
     assert "| step, uncached, ms | **3** | **30**" not in page
     assert "| step, uncached, ms | **3** | 30 |" in page
     assert "| predict, ms | 0.0123 |" in page
     assert "- demo model, float32: OpenVINO in step, uncached (1.20 times)" in page
-    assert page.count(" times)") == 1
+    # All that are ahead, not only the first.
+    assert "float32: torch.compile in step, uncached (1.09 times)" in page
+    assert page.count(" times)") == 2
     assert "- demo: torch.compile float32: no compiler" in page
     assert "openvino 2026.4.1" in page
     [data] = json.loads(files[1].read_text())["runs"]
@@ -540,7 +545,7 @@ def test_figures_of_other_groups_stay(tmp_path: Path) -> None:
     assert "| predict, ms | 9 |" in page
     assert "0.0123" not in page
     assert "gone" not in page
-    assert "| step, uncached, ms | 6 | **5** |" in page
+    assert "| step, uncached, ms | 6 | **5** | 5.5 | 9 |" in page
     (tmp_path / "results.json").write_text("[]")
     with pytest.raises(RequestError, match="holds no results; choose another folder"):
         save_bench(later, tmp_path)

@@ -292,8 +292,8 @@ def test_a_control_is_chosen_by_several_prompts() -> None:
 
     found = paint(Painter(behave), ["a", "b", "c"], ["auto"], runs=1)
     assert found.rows[1].control == "12 steps"
-    # Of one prompt, several pictures.
-    taken = iter([9.0, 0.5, 1.5, 1.6, *[1.0] * 9])
+    # Of one prompt the shortest of several pictures.
+    taken = iter([9.0, 1.5, 1.2, 7.0, *[1.0] * 9])
 
     def vary(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
         if isinstance(cache, NoCacheConfig):
@@ -331,6 +331,24 @@ def test_a_network_for_other_pictures_is_told_before_any_is_drawn() -> None:
         with pytest.raises(RequestError, match=f"got .{shape}"):
             paint(painter, ["a"], ["auto"], lpips=given, **size)
         assert painter.drawn == []
+
+
+def test_a_control_that_is_not_near_says_so() -> None:
+    taken = iter([1.0] * 4 + [1.05, 1.5, 0.8] * 9)
+
+    def vary(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+        if isinstance(cache, NoCacheConfig):
+            return steps / 10, 0.0
+        return next(taken), 1.0
+
+    found = paint(Painter(vary), "a", ["auto"], runs=1)
+    assert found.control_words(found.rows[1]) == "10 steps"  # 1.00 to 1.05
+    taken = iter([1.0] * 4 + [1.25] * 9)
+    found = paint(Painter(vary), "a", ["auto"], runs=1)
+    assert found.control_words(found.rows[1]) == "10 steps (80 %)"
+    assert found.control_words(found.baseline) == ""
+    with pytest.raises(RequestError, match="fewer_steps must be a sequence of numbers"):
+        paint(Painter(), "a", ["auto"], fewer_steps=3)
 
 
 def test_rows_sum_up_their_pictures() -> None:

@@ -40,7 +40,7 @@ def test_targets_are_told_in_words() -> None:
 
 def trial(psnrs: list[float], speedups: list[float], seconds: float = 1.0) -> Trial:
     times = [seconds] * len(psnrs)
-    return Trial(Setting.without_cache(1), psnrs, times, speedups)
+    return Trial(Setting.without_cache(1), psnrs, times, speedups, skipped=1)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,8 @@ def trial(psnrs: list[float], speedups: list[float], seconds: float = 1.0) -> Tr
         (Target(psnr=40), [math.inf] * 3, [0.9, 1.1, 3], 1, True),
         (Target(speedup=2), [1] * 3, [1, 2, 9], 1, True),
         (Target(speedup=2), [math.inf] * 3, [1, 1.9, 9], 1, False),
-        (Target(seconds=1), [1], [0.5], 1, True),
+        (Target(seconds=1), [1], [1.1], 1, True),
+        (Target(seconds=1), [1], [0.5], 1, False),  # no cache is better
         (Target(seconds=0.99), [math.inf], [9], 1, False),
     ],
 )

@@ -274,7 +274,7 @@ def test_the_hopeless_are_given_up_early_and_why(
 
 
 def replace_psnr(trial: Trial, psnr: float, speedup: float) -> Trial:
-    return Trial(trial.setting, [psnr], [BASELINE_S / speedup], [speedup])
+    return Trial(trial.setting, [psnr], [BASELINE_S / speedup], [speedup], 1)
 
 
 def test_what_may_still_win_is_drawn_to_the_end(search: Search) -> None:
@@ -398,6 +398,52 @@ def test_what_fails_is_not_replaced_when_the_time_is_over(search: Search) -> Non
     done = [trial for trial in result.trials if not trial.given_up]
     assert sum(trial.meets(result.target) for trial in done) > 1
     assert (result.is_met, result.num_validated) == (False, 1)
+    left = sum(trial.meets(result.target) for trial in done) - 1
+    assert result.num_left == left
+    assert result.miss_words == (
+        f"no setting that was validated reaches {result.target}; {left} more do on the "
+        "prompts tuned on, a larger budget may validate them"
+    )
+
+
+@pytest.mark.parametrize(
+    "target", [Target(psnr=100.0), Target(speedup=1.5), Target(seconds=1.5)]
+)
+def test_a_cache_that_skips_nothing_meets_no_target(
+    search: Search, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_chance(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+        return (BASELINE_S if isinstance(cache, NoCacheConfig) else 1.0), 0.0
+
+    # Its warm-up is as long as the run.
+    monkeypatch.setattr("painters.is_computed", lambda cache, step: True)
+    result = search(target, Painter(by_chance, names=("teacache",)))
+    assert not result.is_met
+    assert {trial.skipped for trial in result.trials} == {0}
+    assert all(trial.speedup > 1 for trial in result.trials)
+    assert result.num_left == 0
+    assert result.miss_words == f"no setting reaches {target}"
+
+
+def test_passes_that_were_skipped_are_counted(search: Search) -> None:
+    for trial in search(Target(psnr=43.0)).trials:
+        assert trial.skipped == STEPS / 2 * len(trial.psnrs)
+        assert trial.to_dict()["skipped"] == trial.skipped
+
+
+def test_a_target_that_is_none_is_refused(search: Search) -> None:
+    given: Any = 30
+    painter = Painter(behave, names=("teacache",))
+    with pytest.raises(RequestError, match=r"expected a Target, Target\(psnr=30\) say"):
+        search(given, painter)
+    assert painter.drawn == []
+
+
+def test_fewer_steps_are_left_out_when_the_time_is_over(search: Search) -> None:
+    painter = Painter(behave, names=("teacache",))
+    result = search(Target(psnr=43.0), painter, budget_seconds=1.0)
+    assert result.fewer_steps == ()
+    assert result.validation.of_kind("cache")
 
 
 def test_a_cache_that_is_slower_on_other_prompts_does_not_meet_the_target(

@@ -53,7 +53,7 @@ def result() -> TuningResult:
 def trial(speedup: float, *psnrs: float) -> Trial:
     setting = Setting.with_cache(TeaCacheConfig(threshold=speedup), 5)
     count = len(psnrs)
-    return Trial(setting, list(psnrs), [1 / speedup] * count, [speedup] * count)
+    return Trial(setting, list(psnrs), [1 / speedup] * count, [speedup] * count, 1)
 
 
 def test_the_cache_file_is_the_winner(result: TuningResult, tmp_path: Path) -> None:
@@ -104,7 +104,10 @@ def test_the_page_tells_that_nothing_reaches_the_target(tmp_path: Path) -> None:
     over = replace(result, is_finished=False)
     _, path, *_ = save_tuning(over, tmp_path)
     words = Page(path.read_text(encoding="utf-8")).words
-    assert "No setting reaches it. Nearest is teacache:threshold=0.8" in words
+    assert (
+        "Not found: no setting tried before the time was over reaches 9 times as fast. "
+        "Nearest is teacache:threshold=0.8" in words
+    )
     assert "when the time was over" in words
     assert "Not tried" not in words
     tuning = json.loads((tmp_path / "cache.json").read_text())["tuning"]

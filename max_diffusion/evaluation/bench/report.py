@@ -176,8 +176,9 @@ def _page(data: Mapping[str, Any], charts: Mapping[str, str]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Less is better; **bold** is best. Each runtime is measured in processes of "
-        "its own, in turn, with pauses between; figures are medians. A step is one of "
+        "Less is better; **bold** is best, or within 1 % of it. Each runtime is "
+        "measured in processes of its own, in turn, with pauses between; figures are "
+        "medians of the rounds, each of which is in results.json. A step is one of "
         "the loop, but not the first; with a cache, one not computed in full. A "
         "picture is all of it, text encoders and decoder included. All runtimes have "
         "the same prompt, steps and guidance, and caches the same options, as far as "
@@ -256,15 +257,16 @@ def _table(measures: Iterable[Mapping[str, Any]], ending: str) -> str:
     heads = ["", *(name.removesuffix(ending) for name in names)]
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for measure, medians in rows:
-        rivals = [v for k, v in medians.items() if not k.startswith(_BOUNDS)]
+        rivals = {k: v for k, v in medians.items() if not k.startswith(_BOUNDS)}
         is_compared = len(rivals) > 1 and measure["unit"] != "steps"
-        best = min(rivals) if is_compared else None
+        limit = _TIE * min(rivals.values()) if is_compared else 0.0
         name = _NAMES.get(measure["name"], measure["name"])
         cells = [f"{name}, {measure['unit']}"]
         for runtime in names:
             value = medians.get(runtime)
             text = "" if value is None else written(value)
-            cells.append(f"**{text}**" if value is not None and value == best else text)
+            is_best = runtime in rivals and rivals[runtime] <= limit
+            cells.append(f"**{text}**" if is_best else text)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -275,7 +277,7 @@ def _machine(data: Mapping[str, Any]) -> str:
 
 
 def _lost(measure: Mapping[str, Any]) -> list[tuple[str, str, float]]:
-    """Data type, who is ahead, and how many times, where ours is not best."""
+    """Data type, who is ahead of ours, and how many times."""
     found = []
     for dtype in _DTYPES:
         medians = {
@@ -286,11 +288,13 @@ def _lost(measure: Mapping[str, Any]) -> list[tuple[str, str, float]]:
         ours = medians.pop(OURS, None)
         for bound in _BOUNDS:
             medians.pop(bound, None)
-        if ours is None or not medians or measure["unit"] == "steps":
+        if ours is None or measure["unit"] == "steps":
             continue
-        best = min(medians, key=lambda name: medians[name])
-        if ours > _TIE * medians[best]:
-            found.append((dtype, best, ours / medians[best]))
+        found += [
+            (dtype, name, ours / value)
+            for name, value in medians.items()
+            if ours > _TIE * value
+        ]
     return found
 
 
@@ -300,12 +304,12 @@ def _lost_words(run: Mapping[str, Any]) -> list[str]:
     found: dict[tuple[str, str, str], list[str]] = {}
     for measure in run["measures"]:
         name = _NAMES.get(measure["name"], measure["name"])
-        for dtype, best, times in _lost(measure):
-            key = (titles.get(measure["group"], measure["group"]), dtype, best)
+        for dtype, rival, times in _lost(measure):
+            key = (titles.get(measure["group"], measure["group"]), dtype, rival)
             found.setdefault(key, []).append(f"{name} ({times:.2f} times)")
     return [
-        f"{where}, {dtype}: {best} in {'; '.join(items)}"
-        for (where, dtype, best), items in found.items()
+        f"{where}, {dtype}: {rival} in {'; '.join(items)}"
+        for (where, dtype, rival), items in found.items()
     ]
 
 

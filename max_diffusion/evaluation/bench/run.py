@@ -199,7 +199,7 @@ class _Runner:
         for size in self._sizes:
             runtimes = ready[size.name]
             for turn in range(min(self._rounds, size.max_rounds)):
-                # Each comes first once.
+                # Another comes first in each round.
                 at = turn % max(1, len(runtimes))
                 for runtime in (*runtimes[at:], *runtimes[:at]):
                     self._draw(runtime, size, kind="round")
