@@ -34,6 +34,8 @@ _SPARED = (
     "PSNR median",
     "LPIPS worst",
     "SSIM worst",
+    "full passes",
+    "same time",
 )
 
 
@@ -98,7 +100,7 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
             f"got {count or 'none'}"
         )
     target = Target(*targets)
-    methods = None if args.caches is None else args.caches.split(",")
+    methods = None if args.caches is None else _names(args.caches)
     for name in methods or ():
         coarse(name)  # raises if there is none
     prompts = _prompts(args.prompts, args.prompts_file)
@@ -132,7 +134,8 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
     if not result.is_met:
         raise MaxDiffusionError(
             f"tune: {result.miss_words}; the nearest, {result.winner.label}, "
-            f"has {result.nearest_words} on other prompts, and is in {files[0]}"
+            f"has {result.tuned_words} on the prompts tuned on and "
+            f"{result.nearest_words} on other prompts, and is in {files[0]}"
         )
 
 
@@ -156,7 +159,7 @@ def _bench(args: argparse.Namespace, interruption: Interruption) -> None:
         progress = Progress(stack, is_shown=sys.stderr.isatty(), word="measuring")
         result = bench(
             is_quick=args.quick,
-            groups=GROUPS if args.only is None else tuple(args.only.split(",")),
+            groups=GROUPS if args.only is None else tuple(_names(args.only)),
             rounds=args.rounds,
             work=None if args.work is None else Path(args.work),
             on_progress=_teller(progress, interruption),
@@ -246,9 +249,15 @@ def _prompts(given: Sequence[str], file: str | None) -> tuple[str, ...] | None:
     return prompts
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
 def _whole_numbers(option: str, text: str | None) -> tuple[int, ...]:
     try:
-        return tuple(int(number) for number in text.split(",")) if text else ()
+        return (
+            tuple(int(number) for number in text.split(",")) if text is not None else ()
+        )
     except ValueError as err:
         raise RequestError(
             f"{option}: expected whole numbers separated by commas, got {text!r}"
@@ -273,6 +282,7 @@ def _print_comparison(comparison: Comparison) -> None:
         table.add_column(
             name,
             justify="left" if is_label else "right",
+            min_width=_NAME_WIDTH // 2 if is_label else None,
             overflow="fold",
             no_wrap=not is_label,
         )

@@ -40,6 +40,8 @@ def check_folder(folder: str | Path) -> Path:
         RequestError: There is a file in its place, or no permission.
     """
     path = Path(folder)
+    if not str(folder):
+        raise RequestError("output: expected a folder, got ''; . is this one")
     try:
         whole = path.absolute()
         nearest = next(part for part in (whole, *whole.parents) if part.exists())

@@ -74,7 +74,7 @@ def parse_caches(text: str) -> tuple[CacheConfig, ...]:
     from .caches import CACHES
 
     items: list[str] = []
-    for part in text.split(","):
+    for part in map(str.strip, text.split(",")):
         if items and ":" in items[-1] and part.partition(":")[0] not in CACHES:
             items[-1] += f",{part}"
         else:

@@ -56,6 +56,7 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
         comparison=comparison,
         table=summary_table(comparison),
         decibels=decibels,
+        digits=digits,
         verdict=_verdict,
         amplification=AMPLIFICATION,
         chart=data_url(pictures["quality.png"]),
@@ -152,7 +153,7 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
         method, _, options = row.label.partition(":")
         words(column, 44, method)
         words(column, 58, options.replace(":", " "), _MUTED)
-        words(column, 72, f"{1e3 * row.median_seconds:.3g} ms", _MUTED)
+        words(column, 72, f"{digits(1e3 * row.median_seconds)} ms", _MUTED)
         if row.control:
             words(column, 86, f"{row.speedup:.2f} times; {row.control}", _MUTED)
     for index in range(count):
@@ -196,6 +197,11 @@ def decibels(value: float) -> str:
     return "equal" if np.isinf(value) else f"{value:.1f} dB"
 
 
+def digits(value: float) -> str:
+    """Four digits, and no powers of ten."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
+
+
 def _verdict(score: Score) -> str:
     """Words for a caption."""
     if score.is_right is None:
@@ -219,22 +225,24 @@ def summary_table(comparison: Comparison) -> Mapping[str, list[str]]:
     for row in comparison.rows:
         cells = {
             "": row.label,
-            "ms": f"{1e3 * row.median_seconds:.4g}",
-            "first": f"{1e3 * row.first_seconds:.4g}",
+            "ms": digits(1e3 * row.median_seconds),
+            "first": digits(1e3 * row.first_seconds),
             "speed-up": f"{row.speedup:.2f}",
             "same time": comparison.control_words(row),
-            "full passes": f"{row.full_passes:.4g} of {row.reports[0].total_passes}",
+            "full passes": (
+                f"{digits(row.full_passes)} of {row.reports[0].total_passes}"
+            ),
         }
         for name in names:
             for word, value in zip(("median", "worst"), row.metric(name), strict=True):
-                digits = ".1f" if name == "psnr" else ".4f"
-                cell = "equal" if np.isinf(value) else f"{value:{digits}}"
+                form = ".1f" if name == "psnr" else ".4f"
+                cell = "equal" if np.isinf(value) else f"{value:{form}}"
                 cells[f"{name.upper()} {word}"] = (
                     "" if row is comparison.baseline else cell
                 )
         if comparison.num_judged:
             cells["right"] = f"{row.right} of {comparison.num_judged}"
-        cells["cache state"] = f"{row.cache_bytes / 1024:.4g} KiB"
+        cells["cache state"] = f"{digits(row.cache_bytes / 1024)} KiB"
         for name, cell in cells.items():
             table.setdefault(name, []).append(cell)
     return table

@@ -204,6 +204,15 @@ class TuningResult:
         return f"no setting{where} reaches {self.target}"
 
     @property
+    def tuned_words(self) -> str:
+        """What the winner reached on the prompts tuned on."""
+        trial = next(t for t in self.trials if t.setting == self.winner)
+        worst = trial.worst_psnr
+        decibels = "equal pictures" if math.isinf(worst) else f"{worst:.1f} dB at worst"
+        skipped = "" if trial.skipped else ", nothing skipped"
+        return f"{decibels}, {trial.speedup:.2f} times as fast{skipped}"
+
+    @property
     def nearest_words(self) -> str:
         """What the winner reached on the other prompts."""
         row = self.validation.of_kind("cache")[0]

@@ -253,6 +253,11 @@ def test_a_narrow_table_leaves_columns_out_and_says_which(
     hidden = rest.splitlines()[0].split(", ")
     assert {"SSIM median", "cache state"} <= {*hidden}
     assert all(name in wide and name not in table for name in hidden)
+    monkeypatch.setattr("max_diffusion.evaluation_commands._FILE_WIDTH", 60)
+    _, narrowest, _ = run(*words)
+    assert "pab:interval" in narrowest  # settings are named however narrow it is
+    assert max(map(len, narrowest.partition("not shown")[0].splitlines())) <= 60
+    monkeypatch.setattr("max_diffusion.evaluation_commands._FILE_WIDTH", 120)
     # A long name takes more lines, not the place of figures.
     _, narrow, _ = run(*words[:-1], f"{cache}:max_timestep=700.5")
     assert narrow.partition("want of room: ")[2].splitlines()[0].split(", ") == hidden

@@ -29,6 +29,7 @@ from max_diffusion.evaluation.comparison_report import (
     comparison_chart,
     contact_sheet,
     difference,
+    digits,
     summary_table,
     timeline_names,
 )
@@ -341,6 +342,12 @@ def test_the_table_has_a_row_for_every_setting() -> None:
     assert table["cache state"] == ["0 KiB", "5 KiB", "0 KiB", "0 KiB"]
     assert len({len(cells) for cells in table.values()}) == 1
     assert not any("LPIPS" in name for name in table)
+
+
+def test_long_times_have_no_powers_of_ten() -> None:
+    assert [*map(digits, (101448.2, 999.96, 317.44, 27.5, 50.0))] == [
+        *("101448", "1000", "317.4", "27.5", "50")
+    ]
 
 
 def test_the_table_has_lpips_where_there_is_a_network() -> None:

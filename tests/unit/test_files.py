@@ -25,6 +25,8 @@ def test_a_folder_is_checked_without_being_made(tmp_path: Path) -> None:
     assert check_folder(str(wanted)) == wanted
     assert list(tmp_path.iterdir()) == []
     assert check_folder(tmp_path) == tmp_path
+    with pytest.raises(RequestError, match="expected a folder, got ''"):
+        check_folder("")
     assert check_folder("of-that-name-is-none") == Path("of-that-name-is-none")
 
 

@@ -213,7 +213,7 @@ def _page(data: Mapping[str, Any], charts: Mapping[str, str]) -> str:
         for group, items in run["not_run"].items()
         for name, reason in items.items()
     ]
-    lines += found or ["Everything was run."]
+    lines += found or ["All that is asked for was run; not asked for:"]
     lines += ["", *(f"- {words}" for words in NOT_ASKED), "", "## Versions", ""]
     for run in runs:
         for group, items in run["versions"].items():
