@@ -20,7 +20,8 @@ from .compare import Comparison, Row, Score, compare  # noqa: E402
 from .comparison_report import save_comparison  # noqa: E402
 from .drawing import Setting  # noqa: E402
 from .metrics import Lpips, psnr, ssim  # noqa: E402
-from .tune import Target, TuningResult, tune  # noqa: E402
+from .target import Target  # noqa: E402
+from .tune import TuningResult, tune  # noqa: E402
 from .tuning_report import save_tuning  # noqa: E402
 
 __all__ = [

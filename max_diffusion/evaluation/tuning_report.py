@@ -15,7 +15,8 @@ from ..text_to_image import cache_name
 from .charts import Point, quality_chart
 from .comparison_report import data_url, decibels, summary_table
 from .pages import render
-from .tune import Trial, TuningResult
+from .target import Trial
+from .tune import TuningResult
 
 
 def save_tuning(result: TuningResult, folder: str | Path) -> list[Path]:

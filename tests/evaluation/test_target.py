@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from max_diffusion import RequestError
 from max_diffusion.evaluation import Setting, Target
-from max_diffusion.evaluation.tune import Trial
+from max_diffusion.evaluation.target import Trial
 
 
 @pytest.mark.parametrize(
@@ -83,3 +84,12 @@ def test_ranks_are_by_what_the_target_leaves_open() -> None:
     assert best(Target(seconds=1.5)) is alike
     assert best(Target(seconds=0.7)) is quick
     assert best(Target(seconds=0.1)) is quick
+
+
+def test_a_trial_is_plain_json() -> None:
+    given = trial([math.inf, 40.0], [2.0, 2.0])
+    given.given_up = "why"
+    found = given.to_dict()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert (found["psnrs"], found["worst_psnr"]) == ([None, 40.0], 40.0)
+    assert (found["given_up"], found["skipped"]) == ("why", 1)

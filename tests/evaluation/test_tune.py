@@ -8,7 +8,6 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,9 +26,10 @@ from max_diffusion import (
 from max_diffusion.calibration import PROMPTS as PLAIN_PROMPTS
 from max_diffusion.demo import parse_caption
 from max_diffusion.demo.scenes import is_held_out
-from max_diffusion.evaluation import Setting, Target, TuningResult, tune
+from max_diffusion.evaluation import Target, TuningResult, tune
 from max_diffusion.evaluation.knobs import KNOBS
-from max_diffusion.evaluation.tune import Trial, default_prompts
+from max_diffusion.evaluation.target import Trial
+from max_diffusion.evaluation.tune import default_prompts
 
 PROMPTS = ("a", "b", "c", "d")
 UNSEEN = ("u", "v")
@@ -590,10 +590,6 @@ def test_a_result_is_plain_json(search: Search) -> None:
     assert plain["fewer_steps"][0]["label"] == "14 steps"
     assert (plain["is_met"], plain["is_finished"]) == (True, True)
     assert plain["prompts"] == list(PROMPTS)
-    one = Trial(Setting.without_cache(1), [math.inf, 40.0], [1.0] * 2, [2.0] * 2)
-    equal = replace(one, given_up="why")
-    found = equal.to_dict()
-    assert (found["psnrs"], found["given_up"]) == ([None, 40.0], "why")
 
 
 def test_what_was_reached_is_told_in_words(search: Search) -> None:
@@ -602,6 +598,10 @@ def test_what_was_reached_is_told_in_words(search: Search) -> None:
     words = result.nearest_words
     assert words.startswith(f"{row.metric('psnr')[1]:.1f} dB at worst, ")
     assert f"{row.speedup:.2f} times as fast, {row.median_seconds:.3g} s" in words
+    tuned = trial_of(result)
+    assert result.tuned_words == (
+        f"{tuned.worst_psnr:.1f} dB at worst, {tuned.speedup:.2f} times as fast"
+    )
 
     def equal(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
         return behave(cache, steps, prompt)[0], 0.0

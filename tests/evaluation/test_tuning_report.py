@@ -27,7 +27,7 @@ from max_diffusion.evaluation import (
     save_tuning,
     tune,
 )
-from max_diffusion.evaluation.tune import Trial
+from max_diffusion.evaluation.target import Trial
 from max_diffusion.evaluation.tuning_report import pareto_chart, pareto_front
 
 PROMPTS = ("a", "<script>alert(1)</script>")
