@@ -8,9 +8,10 @@ import re
 from typing import Any
 
 import pytest
+from painters import Painter
 
 from max_diffusion import RequestError
-from max_diffusion.evaluation import Setting, Target
+from max_diffusion.evaluation import Setting, Target, tune
 from max_diffusion.evaluation.target import Trial
 
 
@@ -93,3 +94,11 @@ def test_a_trial_is_plain_json() -> None:
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["psnrs"], found["worst_psnr"]) == ([None, 40.0], 40.0)
     assert (found["given_up"], found["skipped"]) == ("why", 1)
+
+
+def test_a_target_that_is_none_is_refused_before_drawing() -> None:
+    painter: Any = Painter()
+    given: Any = 30
+    with pytest.raises(RequestError, match=r"expected a Target, Target\(psnr=30\) say"):
+        tune(painter, given)
+    assert painter.drawn == []

@@ -141,6 +141,7 @@ def test_trials_are_what_was_drawn(search: Search) -> None:
         assert trial.speedup == pytest.approx(BASELINE_S / seconds)
         assert trial.median_seconds == pytest.approx(seconds)
         assert trial.worst_psnr == min(trial.psnrs)
+        assert trial.skipped == STEPS / 2 * len(prompts)
     assert result.baseline_seconds == pytest.approx(BASELINE_S)
     assert result.prompts == PROMPTS
 
@@ -423,20 +424,6 @@ def test_a_cache_that_skips_nothing_meets_no_target(
     assert all(trial.speedup > 1 for trial in result.trials)
     assert result.num_left == 0
     assert result.miss_words == f"no setting reaches {target}"
-
-
-def test_passes_that_were_skipped_are_counted(search: Search) -> None:
-    for trial in search(Target(psnr=43.0)).trials:
-        assert trial.skipped == STEPS / 2 * len(trial.psnrs)
-        assert trial.to_dict()["skipped"] == trial.skipped
-
-
-def test_a_target_that_is_none_is_refused(search: Search) -> None:
-    given: Any = 30
-    painter = Painter(behave, names=("teacache",))
-    with pytest.raises(RequestError, match=r"expected a Target, Target\(psnr=30\) say"):
-        search(given, painter)
-    assert painter.drawn == []
 
 
 def test_fewer_steps_are_left_out_when_the_time_is_over(search: Search) -> None:
