@@ -29,7 +29,7 @@ from max_diffusion import (
     PipelineConfig,
 )
 from max_diffusion.denoising import Branch
-from max_diffusion.schedulers import Schedule
+from max_diffusion.sampling import Schedule
 
 WIDTH = 12
 
@@ -166,6 +166,7 @@ def make_context(gray: int, **changes: Any) -> GenerationContext:
     sigmas = np.linspace(1, 0, 21, dtype=np.float32)
     noise = np.random.default_rng(gray).standard_normal((1, 6, WIDTH), np.float32)
     values: dict[str, Any] = {
+        "cache": None,
         "tokens": np.array([[gray]], np.int64),
         "tokens_2": np.array([[gray]], np.int64),
         "negative_tokens": None,
@@ -181,12 +182,12 @@ def make_context(gray: int, **changes: Any) -> GenerationContext:
     return GenerationContext(**(values | changes))
 
 
-def make_pipeline(**kwargs: Any) -> ToyPipeline:
+def make_pipeline(kind: type[ToyPipeline] = ToyPipeline, **kwargs: Any) -> ToyPipeline:
     """Compiles the toy on the CPU."""
     device = CPU()
     session = InferenceSession(devices=[device])
     config = PipelineConfig(components={"transformer": {}})
-    return ToyPipeline(config, session, [device], [], **kwargs)
+    return kind(config, session, [device], [], **kwargs)
 
 
 def main(show: Callable[[str], None] = print) -> None:

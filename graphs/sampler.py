@@ -6,6 +6,9 @@ schedules can share a batch.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from max.dtype import DType
 from max.graph import DeviceRef, Graph, Module, TensorType, TensorValue, ops
 
@@ -33,6 +36,32 @@ def add_guidance(module: Module, name: str, dtype: DType, device: DeviceRef) -> 
     ``unconditional + scale * (conditional - unconditional)``, in the order diffusers
     computes it; ``scale`` float32 ``(B,)``.
     """
+    with _guidance_graph(module, name, dtype, device) as (graph, values):
+        guided = _guided(*values)
+        graph.output(guided.cast(dtype))
+
+
+def add_rescaled_guidance(
+    module: Module, name: str, dtype: DType, device: DeviceRef
+) -> None:
+    """Adds ``conditional, unconditional, scale -> prediction``.
+
+    As :func:`add_guidance`, then each token is scaled to the length over its channels
+    of the conditional one. A guided token of zeros stays zeros.
+    """
+    with _guidance_graph(module, name, dtype, device) as (graph, values):
+        guided = _guided(*values)
+        wanted, found = _length(values[0]), _length(guided)
+        is_zero = ops.equal(found, ops.constant(0.0, DType.float32, device))
+        one = ops.constant(1.0, DType.float32, device)
+        graph.output((guided * (wanted / ops.where(is_zero, one, found))).cast(dtype))
+
+
+@contextmanager
+def _guidance_graph(
+    module: Module, name: str, dtype: DType, device: DeviceRef
+) -> Iterator[tuple[Graph, tuple[TensorValue, TensorValue, TensorValue]]]:
+    """An open graph, and its inputs in float32."""
     shape = ("batch", "image_seq_len", "channels")
     types = [
         TensorType(dtype, shape, device),
@@ -41,12 +70,18 @@ def add_guidance(module: Module, name: str, dtype: DType, device: DeviceRef) -> 
     ]
     with Graph(name, input_types=types, module=module) as graph:
         first, second, scale = (value.tensor for value in graph.inputs)
-        conditional, unconditional = (
-            first.cast(DType.float32),
-            second.cast(DType.float32),
-        )
-        guided = unconditional + per_sample(scale) * (conditional - unconditional)
-        graph.output(guided.cast(dtype))
+        yield graph, (first.cast(DType.float32), second.cast(DType.float32), scale)
+
+
+def _guided(
+    conditional: TensorValue, unconditional: TensorValue, scale: TensorValue
+) -> TensorValue:
+    return unconditional + per_sample(scale) * (conditional - unconditional)
+
+
+def _length(x: TensorValue) -> TensorValue:
+    """Euclidean length over the channels, ``(B, S, 1)``."""
+    return ops.sqrt(ops.sum(x * x, axis=-1))
 
 
 def per_sample(x: TensorValue) -> TensorValue:

@@ -9,24 +9,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .cache_file import read_cache_file, write_cache_file
+    from .cache_file import (
+        read_cache_file,
+        write_cache_file,
+    )
     from .caches import (
         CACHES,
+        AbstractCacheConfig,
+        Action,
         AutoConfig,
-        CacheConfig,
+        BoundCache,
+        Calibration,
+        ChartStyle,
         DenoisingCacheConfig,
+        DenoisingCacheState,
         FasterCacheConfig,
         FirstBlockConfig,
+        MagCacheConfig,
         NoCacheConfig,
+        PabConfig,
+        Run,
         StepMaskConfig,
         TaylorSeerBufferState,
         TaylorSeerCache,
         TaylorSeerConfig,
+        TeaCacheConfig,
+        register_cache,
     )
-    from .calibration import calibrate
-    from .component import ComponentModel
-    from .decorator import taylor_seer
-    from .denoising import DenoiserComponent, DenoisingCacheState
+    from .calibration import (
+        calibrate,
+    )
+    from .component import (
+        ComponentModel,
+    )
+    from .decorator import (
+        taylor_seer,
+    )
+    from .denoising import (
+        DenoiserComponent,
+    )
     from .errors import (
         CacheStateError,
         CompileError,
@@ -36,40 +57,55 @@ if TYPE_CHECKING:
         RequestCancelled,
         RequestError,
     )
-    from .loading import PipelineConfig
-    from .pipeline import DiffusionPipeline, DiffusionPipelineOutput
-    from .registry import demo_model_path, load_pipeline
-    from .report import RunReport, StepRecord
-    from .text_to_image import GenerationResult, TextToImagePipeline
-    from .types import GenerationContext, GenerationRequest
+    from .pipelines import (
+        DiffusionPipeline,
+        DiffusionPipelineOutput,
+        GenerationResult,
+        PipelineConfig,
+        TextToImagePipeline,
+        demo_model_path,
+        load_pipeline,
+        open_model,
+    )
+    from .report import (
+        RunReport,
+        StepRecord,
+    )
+    from .types import (
+        GenerationContext,
+        GenerationRequest,
+    )
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "AbstractCacheConfig": "caches",
+    "Action": "caches",
     "AutoConfig": "caches",
+    "BoundCache": "caches",
     "CACHES": "caches",
-    "CacheConfig": "caches",
     "CacheStateError": "errors",
     "Calibration": "caches",
+    "ChartStyle": "caches",
     "CompileError": "errors",
     "ComponentModel": "component",
     "DenoiserComponent": "denoising",
     "DenoisingCacheConfig": "caches",
-    "DenoisingCacheState": "denoising",
+    "DenoisingCacheState": "caches",
     "DeviceError": "errors",
-    "DiffusionPipeline": "pipeline",
-    "DiffusionPipelineOutput": "pipeline",
+    "DiffusionPipeline": "pipelines",
+    "DiffusionPipelineOutput": "pipelines",
     "FasterCacheConfig": "caches",
     "FirstBlockConfig": "caches",
     "GenerationContext": "types",
     "GenerationRequest": "types",
-    "GenerationResult": "text_to_image",
+    "GenerationResult": "pipelines",
     "MagCacheConfig": "caches",
     "MaxDiffusionError": "errors",
     "ModelLoadError": "errors",
     "NoCacheConfig": "caches",
     "PabConfig": "caches",
-    "PipelineConfig": "loading",
+    "PipelineConfig": "pipelines",
     "RequestCancelled": "errors",
     "RequestError": "errors",
     "Run": "caches",
@@ -80,21 +116,26 @@ _MODULE_OF = {
     "TaylorSeerCache": "caches",
     "TaylorSeerConfig": "caches",
     "TeaCacheConfig": "caches",
-    "TextToImagePipeline": "text_to_image",
+    "TextToImagePipeline": "pipelines",
     "calibrate": "calibration",
-    "demo_model_path": "registry",
-    "load_pipeline": "registry",
+    "demo_model_path": "pipelines",
+    "load_pipeline": "pipelines",
+    "open_model": "pipelines",
     "read_cache_file": "cache_file",
+    "register_cache": "caches",
     "taylor_seer": "decorator",
     "write_cache_file": "cache_file",
 }
 
 __all__ = [
     "CACHES",
+    "AbstractCacheConfig",
+    "Action",
     "AutoConfig",
-    "CacheConfig",
+    "BoundCache",
     "CacheStateError",
     "Calibration",
+    "ChartStyle",
     "CompileError",
     "ComponentModel",
     "DenoiserComponent",
@@ -129,7 +170,9 @@ __all__ = [
     "calibrate",
     "demo_model_path",
     "load_pipeline",
+    "open_model",
     "read_cache_file",
+    "register_cache",
     "taylor_seer",
     "write_cache_file",
 ]

@@ -8,14 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .caches import CacheConfig
+from .caches import AbstractCacheConfig, cache_from_options
 from .errors import RequestError
 from .files import write_text
 from .report import plain
-from .text_to_image import cache_name, named_cache
 
 
-def read_cache_file(path: str | Path) -> CacheConfig:
+def read_cache_file(path: str | Path) -> AbstractCacheConfig:
     """The cache that a file names.
 
     Args:
@@ -46,13 +45,15 @@ def read_cache_file(path: str | Path) -> CacheConfig:
     if not isinstance(options, dict):
         raise RequestError(f"{where}: options must be an object, got {options!r}")
     try:
-        return named_cache(data["cache"], options)
+        return cache_from_options(data["cache"], options)
     except RequestError as err:
         raise RequestError(f"{where}: {err}") from err
 
 
 def write_cache_file(
-    path: str | Path, cache: CacheConfig, tuning: Mapping[str, Any] | None = None
+    path: str | Path,
+    cache: AbstractCacheConfig,
+    tuning: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes what :func:`read_cache_file` reads, whole or not at all.
 
@@ -64,7 +65,7 @@ def write_cache_file(
     Raises:
         RequestError: The file cannot be written.
     """
-    data: dict[str, Any] = {"cache": cache_name(cache), "options": plain(asdict(cache))}
+    data: dict[str, Any] = {"cache": cache.name, "options": plain(asdict(cache))}
     if tuning is not None:
         data["tuning"] = tuning
     write_text(Path(path), json.dumps(data, indent=1) + "\n")

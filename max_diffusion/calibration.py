@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Final, cast, final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final, final
 
 import numpy as np
 from max.driver import Buffer
 
 from .buffers import to_numpy
 from .caches import (
+    AbstractCacheConfig,
     AbstractResidualCache,
-    CacheConfig,
     Calibration,
     GraphGroup,
     MagCacheConfig,
     ResidualState,
     Run,
-    StepRules,
+    StateSizes,
 )
 from .calls import Routine
 from .checks import count
 from .errors import MaxDiffusionError, RequestError
 from .noise import checked_seed
-from .pipeline import OnStep
+from .pipelines.pipeline import OnStep
 from .types import GenerationRequest
 
 if TYPE_CHECKING:
-    from .text_to_image import TextToImagePipeline
+    from .pipelines.text_to_image import TextToImagePipeline
 
 PROMPTS: Final = (
     "a red circle above a blue square",
@@ -70,7 +70,7 @@ def calibration_requests(
             seed=first + index,
             height=height,
             width=width,
-            cache=cast(CacheConfig, RecorderConfig()),
+            cache=RecorderConfig(),
         )
         for index, text in enumerate(texts)
     ]
@@ -117,15 +117,15 @@ def calibrate(
         width=width,
     )
     # Says by name what the pipeline must be compiled for.
-    pipeline.check_cache(MagCacheConfig(ratios=(1.0,)), num_inference_steps)
+    pipeline.caches.bind(MagCacheConfig(ratios=(1.0,)), num_inference_steps)
     total = num_inference_steps * len(requests)
     ratios: list[list[float]] = []
     inputs: list[float] = []
     residuals: list[float] = []
     for index, request in enumerate(requests):
-        recorder = request.cache
-        assert isinstance(recorder, RecorderConfig)
         context = pipeline.create_context(request)
+        recorder = context.cache.policy
+        assert isinstance(recorder, Recorder)
 
         def on_own_step(done: int, _: int, index: int = index) -> None:
             if on_step is not None:
@@ -182,34 +182,38 @@ def fit(inputs: np.ndarray, outputs: np.ndarray) -> tuple[tuple[float, ...], flo
 
 @final
 @dataclass(frozen=True)
-class RecorderConfig(StepRules):
+class RecorderConfig(AbstractCacheConfig):
     """A cache that computes every step, and notes how residuals change."""
 
+    name: ClassVar[str] = "calibrate"
+    summary: ClassVar[str] = "Computes every step and measures it."
     graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("blocks", "series")
 
-    ratios: list[float] = field(default_factory=list)
-    """Mean over tokens of the residual's size over that before, from step 1 on."""
-    changes: list[float] = field(default_factory=list)
-    """Relative change of the residual, from step 1 on."""
+    def state_bytes(self, sizes: StateSizes) -> int:
+        """The signal; residuals are kept on the host."""
+        return sizes.modulated_input
 
     def create_cache(self, calibration: Calibration) -> Recorder:
-        """The policy."""
-        return Recorder(self)
+        """The policy, of one picture."""
+        return Recorder()
 
 
 @final
 class Recorder(AbstractResidualCache):
-    """Computes every step."""
+    """Computes every step of one picture, and notes how residuals change."""
 
     signal = "modulated_input"
     compares_neighbours = True
 
-    def __init__(self, config: RecorderConfig) -> None:
-        self.config = config
+    def __init__(self) -> None:
+        self.ratios: list[float] = []
+        """Mean over tokens of the residual's size over that before, from step 1 on."""
+        self.changes: list[float] = []
+        """Relative change of the residual, from step 1 on."""
 
     def create_state(self, run: Run) -> ResidualState:
-        """Of one picture."""
-        return ResidualState(RecordingTail(self.config))
+        """Of the picture."""
+        return ResidualState(RecordingTail(self))
 
     def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
         """Never asked: its tail is always empty."""
@@ -222,8 +226,8 @@ class RecordingTail:
 
     is_empty = True
 
-    def __init__(self, config: RecorderConfig) -> None:
-        self._config = config
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
         self._before: np.ndarray | None = None
 
     def push(self, value: Buffer, step: int, rows: Sequence[int] | None = None) -> None:
@@ -233,9 +237,11 @@ class RecordingTail:
         if before is not None:
             sizes = (np.linalg.norm(x, axis=-1) for x in (now, before))
             size, size_before = sizes
-            self._config.ratios.append(float((size / (size_before + _EPSILON)).mean()))
+            self._recorder.ratios.append(
+                float((size / (size_before + _EPSILON)).mean())
+            )
             change = np.abs(now - before).mean() / np.abs(before).mean()
-            self._config.changes.append(float(change))
+            self._recorder.changes.append(float(change))
         self._before = now
 
     def forecast(self, step: int) -> Routine[Buffer]:

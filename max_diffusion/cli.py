@@ -24,8 +24,8 @@ from .terminal import Interruption, Progress
 # What needs MAX, Pillow or rich is imported where it is used, so that --version and
 # most mistakes are answered at once.
 if TYPE_CHECKING:
-    from .caches import CacheConfig
-    from .text_to_image import GenerationResult
+    from .caches import AbstractCacheConfig
+    from .pipelines.text_to_image import GenerationResult
     from .types import GenerationRequest
 
 
@@ -67,7 +67,7 @@ class Job:
     """Arguments of ``generate``, resolved and checked as far as no model is needed."""
 
     request: GenerationRequest
-    cache: CacheConfig
+    cache: AbstractCacheConfig
     output: Path
     timeline: Path | None
 
@@ -113,24 +113,24 @@ def resolve(args: argparse.Namespace) -> Job:
 
 def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
     job = resolve(args)
-    from .registry import load_pipeline
+    from .pipelines.registry import open_model
 
     request, is_shown = job.request, sys.stderr.isatty()
     with ExitStack() as stack:
         progress = Progress(stack, is_shown=is_shown)
-        pipeline = load_pipeline(
+        pipeline = open_model(
             args.model,
             device=args.device,
             dtype=args.dtype,
             cache=job.cache,
-            # TaylorSeer costs seconds to compile, single blocks a minute.
-            caches=("none", "taylorseer"),
             calibration=args.calibration,
             variant=args.variant,
             show_progress=is_shown,
             on_event=progress.on_event,
-            before_compile=lambda model: model.create_context(request),
         )
+        # Compiling takes minutes: a size that the model cannot draw is told before.
+        pipeline.create_context(request)
+        pipeline.compile()
 
         def on_step(done: int, total: int) -> None:
             progress.on_step(done, total)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, final
 
 from max._mlir_context import in_default_mlir_context
 from max.driver import CPU, Accelerator, Buffer, Device, accelerator_count
@@ -36,17 +36,6 @@ it.
 """
 
 _DTYPES = {"float32": DType.float32, "bfloat16": DType.bfloat16}
-
-
-@dataclass(frozen=True)
-class CompiledGraphs:
-    """The executable graphs of one pipeline, and what it took to get them."""
-
-    models: Mapping[str, Model]
-    weights: Mapping[str, Any]
-    """What the slots are filled with. MAX reads these very bytes and does not keep
-    them: they must live as long as the models."""
-    compile_seconds: float
 
 
 def resolve_device(name: str) -> Device:
@@ -87,42 +76,71 @@ def open_session(device: Device) -> InferenceSession:
     return InferenceSession(devices=[device])
 
 
-def compile_graphs(
-    session: InferenceSession,
-    module: Module,
-    weights: Mapping[str, Any],
-    expected: Mapping[str, WeightSlot],
-    device: Device,
-) -> CompiledGraphs:
-    """Compiles every graph of ``module`` at once and gives it its weights.
+@final
+class CompiledGraphs:
+    """The executable graphs of one pipeline; more can be added later.
 
     Args:
-        session: Session to compile in.
-        module: All graphs of one pipeline.
-        weights: Arrays by registry name (``component.checkpoint name``).
-        expected: Every slot by the same names, for shape and dtype. MAX checks neither
-            and would compute on whatever bytes it finds.
-        device: Where the slots live; host arrays are copied there once, shared by all
-            graphs.
-
-    Raises:
-        ModelLoadError: A slot's array is missing, or of another shape or dtype.
-        CompileError: MAX refused the graphs.
+        session: What compiles, and runs.
+        device: Where the weights live.
     """
-    _check(weights, expected)
-    started = time.perf_counter()
-    try:
-        compiled = session.compile(module)
-    except Exception as err:
-        cause = err.__cause__ or err
-        first_line = str(cause).strip().split("\n", maxsplit=1)[0]
-        raise CompileError(f"compile: MAX refused the graphs: {first_line}") from err
-    compile_seconds = time.perf_counter() - started
-    with memory_errors_said():
-        registry = weights if device.is_host else _to_device(weights, device)
-        models = session.init_all(compiled, weights_registry=registry)
-    logger.info("compiled %s in %.2f s", ", ".join(models), compile_seconds)
-    return CompiledGraphs(models, registry, compile_seconds)
+
+    def __init__(self, session: InferenceSession, device: Device) -> None:
+        self._session, self._device = session, device
+        self._models: dict[str, Model] = {}
+        # MAX reads these very bytes and keeps none of them: they live as long as this.
+        self._weights: dict[str, Any] = {}
+        self.models: Mapping[str, Model] = MappingProxyType(self._models)
+        """By name; shows what is added later, too."""
+        self.compile_count = 0
+        """Modules compiled so far."""
+        self.compile_seconds = 0.0
+        """What that took."""
+
+    @property
+    def weight_names(self) -> Collection[str]:
+        """Registry names of all weights that were given."""
+        return self._weights.keys()
+
+    def add(
+        self,
+        module: Module,
+        weights: Mapping[str, Any],
+        expected: Mapping[str, WeightSlot],
+    ) -> None:
+        """Compiles every graph of a module at once and gives it its weights.
+
+        Args:
+            module: Graphs whose names are new here.
+            weights: Arrays by registry name (``component.checkpoint name``) that were
+                not given before. Host arrays are copied to the device once, shared by
+                all graphs.
+            expected: Every slot of the module by the same names, for shape and dtype.
+                MAX checks neither and would compute on whatever bytes it finds.
+
+        Raises:
+            ModelLoadError: A slot's array is missing, or of another shape or dtype.
+            CompileError: MAX refused the graphs.
+        """
+        _check({**self._weights, **weights}, expected)
+        started = time.perf_counter()
+        try:
+            compiled = self._session.compile(module)
+        except Exception as err:
+            cause = err.__cause__ or err
+            first_line = str(cause).strip().split("\n", maxsplit=1)[0]
+            raise CompileError(
+                f"compile: MAX refused the graphs: {first_line}"
+            ) from err
+        seconds = time.perf_counter() - started
+        with memory_errors_said():
+            is_host = self._device.is_host
+            self._weights |= weights if is_host else _to_device(weights, self._device)
+            models = self._session.init_all(compiled, weights_registry=self._weights)
+        self._models.update(models)
+        self.compile_count += 1
+        self.compile_seconds += seconds
+        logger.info("compiled %s in %.2f s", ", ".join(models), seconds)
 
 
 @contextmanager

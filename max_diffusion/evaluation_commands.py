@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import MaxDiffusionError, RequestError
 from .model_commands import Command, add_model_options
-from .options import parse_caches
 from .terminal import Interruption, Progress
 
 if TYPE_CHECKING:
-    from .caches import CacheConfig
+    from .caches import AbstractCacheConfig
     from .evaluation import Comparison, TuningResult
     from .evaluation.drawing import OnProgress
-    from .text_to_image import TextToImagePipeline
+    from .pipelines.text_to_image import TextToImagePipeline
 
 _FILE_WIDTH = 160  # columns where there is no terminal to ask
 _NAME_WIDTH = 24  # columns of a setting's name at least
@@ -40,7 +39,9 @@ _SPARED = (
 
 
 def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
-    caches = None if args.caches is None else parse_caches(args.caches)
+    from .caches import caches_from_text
+
+    caches = None if args.caches is None else caches_from_text(args.caches)
     fewer = _whole_numbers("--fewer-steps", args.fewer_steps)
     prompts = _prompts(args.prompts, args.prompts_file)
     if prompts is None:
@@ -89,7 +90,7 @@ def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
 def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
     from .evaluation import Target, save_tuning, tune
     from .evaluation.drawing import scenes_of
-    from .evaluation.knobs import coarse
+    from .evaluation.search_space import coarse
     from .files import check_folder
 
     targets = (args.target_psnr, args.target_speedup, args.max_seconds)
@@ -192,21 +193,22 @@ def _drawn(args: argparse.Namespace) -> dict[str, Any]:
 @contextmanager
 def _loaded(
     args: argparse.Namespace,
-    caches: Sequence[str | CacheConfig] | None,
+    caches: Sequence[str | AbstractCacheConfig] | None,
     word: str,
     interruption: Interruption,
-    before_compile: Callable[[TextToImagePipeline], None],
+    check: Callable[[TextToImagePipeline], None],
 ) -> Iterator[tuple[TextToImagePipeline, OnProgress]]:
     """The model with what the caches need, by default with what all do; and progress.
 
-    Progress is shown, and heeds Ctrl-C, until the end of the block.
+    ``check`` sees the opened model before its compile, which takes minutes. Progress is
+    shown, and heeds Ctrl-C, until the end of the block.
     """
     from .caches import CACHES
-    from .registry import load_pipeline
+    from .pipelines.registry import open_model
 
     with ExitStack() as stack:
         progress = Progress(stack, is_shown=sys.stderr.isatty(), word=word)
-        pipeline = load_pipeline(
+        pipeline = open_model(
             args.model,
             device=args.device,
             dtype=args.dtype,
@@ -215,8 +217,9 @@ def _loaded(
             variant=args.variant,
             show_progress=sys.stderr.isatty(),
             on_event=progress.on_event,
-            before_compile=before_compile,
         )
+        check(pipeline)
+        pipeline.compile()
         interruption.check()
         yield pipeline, _teller(progress, interruption)
 

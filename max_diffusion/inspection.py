@@ -8,17 +8,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from max.graph import Module
+from graphs.weights import WeightScope, WeightSlot, WeightSpec
 
-from graphs.weights import WeightSlot, WeightSpec
-
-from .caches import CACHES, CacheConfig, Calibration, TaylorSeerConfig
+from .caches import CACHES, AbstractCacheConfig, TaylorSeerConfig
 from .checkpoint import ComponentWeights
 from .checks import whole
-from .compile import in_graph_context, resolve_device, resolve_dtype
-from .denoising import DenoiserComponent
-from .errors import ModelLoadError, RequestError
-from .registry import open_folder, read_calibration
+from .pipelines import open_model
 from .types import MAX_PICTURES, MAX_SIZE
 
 
@@ -67,7 +62,6 @@ class ModelReport:
         return asdict(self)
 
 
-@in_graph_context
 def inspect(
     path_or_repo_id: str | os.PathLike[str] = "demo",
     *,
@@ -104,50 +98,47 @@ def inspect(
     for name, size in (("height", height), ("width", width)):
         if size is not None:
             whole(f"inspect: {name}", size, minimum=1, maximum=MAX_SIZE)
-    chosen = resolve_device(device)
-    wanted = resolve_dtype(dtype, chosen)
-    folder, kind = open_folder(
-        path_or_repo_id, variant=variant, show_progress=show_progress
+    pipeline = open_model(
+        path_or_repo_id,
+        device,
+        dtype,
+        caches=("none",),
+        calibration=calibration,
+        variant=variant,
+        show_progress=show_progress,
     )
-    configs = kind.component_configs(folder)
-    assert kind.components is not None
-    components, reports = {}, {}
-    problems: list[str] = []
-    for role, component in kind.components.items():
-        files = folder.weight_files(role) if role in folder.roles else ()
-        weights = ComponentWeights.from_files(role, files)
-        made = component(configs[role], wanted.name, [chosen], weights)
-        scope = made.build_graphs(Module())
-        if scope is not None:
-            ignores = kind.weight_ignores.get(role, ())
-            problems += weights.problems(scope.specs, ignores)
-        slots = () if scope is None else scope.slots.values()
-        stored = weights.specs.values()
-        reports[role] = ComponentReport(
-            parameters=sum(math.prod(spec.shape) for spec in stored),
-            stored_bytes=sum(map(_bytes, stored)),
-            used_bytes=sum(map(_bytes, slots)),
-        )
-        components[role] = made
-    if problems:
-        raise ModelLoadError("; ".join(problems))
-    image_tokens, text_tokens = kind.token_counts(folder, configs, height, width)
-    branches = 2 if true_guidance else 1
+    opened, branches = pipeline.opened, 2 if true_guidance else 1
+    image_tokens, text_tokens = pipeline.token_counts(height, width)
+    shape = (batch, image_tokens, text_tokens)
     return ModelReport(
         model=str(path_or_repo_id),
-        pipeline=folder.class_name,
-        dtype=wanted.name,
+        pipeline=pipeline.pipeline_config.class_name,
+        dtype=pipeline.dtype.name,
         image_tokens=image_tokens,
         text_tokens=text_tokens,
         batch=batch,
         branches=branches,
-        components=reports,
-        caches=_caches(
-            next(c for c in components.values() if isinstance(c, DenoiserComponent)),
-            (batch, image_tokens, text_tokens),
-            branches,
-            read_calibration(folder.path, calibration),
-        ),
+        components={
+            name: _component(*source) for name, source in opened.sources.items()
+        },
+        caches={
+            name: CacheReport(
+                reason=(reason := pipeline.caches.reason_against(config)),
+                is_supported=not reason,
+                state_bytes=pipeline.caches.state_bytes(config, shape, branches),
+                options=asdict(config),
+            )
+            for name, config in _configurations().items()
+        },
+    )
+
+
+def _component(scope: WeightScope, weights: ComponentWeights) -> ComponentReport:
+    stored = weights.specs.values()
+    return ComponentReport(
+        parameters=sum(math.prod(spec.shape) for spec in stored),
+        stored_bytes=sum(map(_bytes, stored)),
+        used_bytes=sum(map(_bytes, scope.slots.values())),
     )
 
 
@@ -155,27 +146,11 @@ def _bytes(item: WeightSpec | WeightSlot) -> int:
     return math.prod(item.shape) * item.dtype.size_in_bytes
 
 
-def _caches(
-    denoiser: DenoiserComponent,
-    shape: tuple[int, int, int],
-    branches: int,
-    calibration: Calibration,
-) -> dict[str, CacheReport]:
-    configs: dict[str, CacheConfig] = {name: kind() for name, kind in CACHES.items()}
+def _configurations() -> dict[str, AbstractCacheConfig]:
+    """Every cache at its defaults, and TaylorSeer's other targets."""
+    found: dict[str, AbstractCacheConfig] = {
+        name: kind() for name, kind in CACHES.items()
+    }
     for target in ("attention", "modules"):
-        configs[f"taylorseer, {target}"] = TaylorSeerConfig(target=target)
-    sizes = denoiser.state_sizes(shape, branches)
-    reports = {}
-    for name, config in configs.items():
-        reason = ""
-        try:
-            denoiser.check_policy(config.create_cache(calibration))
-        except RequestError as err:
-            reason = str(err)
-        reports[name] = CacheReport(
-            is_supported=not reason,
-            reason=reason,
-            state_bytes=config.state_bytes(sizes),
-            options=asdict(config),
-        )
-    return reports
+        found[f"taylorseer, {target}"] = TaylorSeerConfig(target=target)
+    return found

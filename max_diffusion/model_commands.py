@@ -7,7 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -57,7 +57,7 @@ def _print_report(report: ModelReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from .caches import StepRules
+    from .caches.rules import StepRules
 
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     weights = Table("component", "parameters", "in files", f"as {report.dtype}")
@@ -71,7 +71,9 @@ def _print_report(report: ModelReport) -> None:
         f"{report.text_tokens} text tokens"
         + (", with true guidance" if report.branches == 2 else "")
     )
-    off = asdict(StepRules())  # of all caches: told once, in the documentation
+    off = {
+        item.name: item.default for item in fields(StepRules)
+    }  # of all caches: told once, in the documentation
     for name, cache in report.caches.items():
         options = (
             f"{key}={value}"
@@ -101,7 +103,7 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
     from .caches import CALIBRATION_FILE, Calibration
     from .calibration import PROMPTS, calibrate, calibration_requests
     from .images import check_writable
-    from .registry import load_pipeline, open_folder
+    from .pipelines.registry import open_folder, open_model
 
     is_shown = sys.stderr.isatty()
     prompts = args.prompts or PROMPTS
@@ -123,7 +125,7 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
     check_writable(output, "--output", ".json")
     with ExitStack() as stack:
         progress = Progress(stack, is_shown=is_shown, word="measuring")
-        pipeline = load_pipeline(
+        pipeline = open_model(
             args.model,
             device=args.device,
             dtype=args.dtype,
@@ -132,8 +134,10 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
             variant=args.variant,
             show_progress=is_shown,
             on_event=progress.on_event,
-            before_compile=lambda model: [model.create_context(r) for r in requests],
         )
+        for request in requests:
+            pipeline.create_context(request)
+        pipeline.compile()
 
         def on_step(done: int, total: int) -> None:
             progress.on_step(done, total)

@@ -4,38 +4,16 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
-from types import MappingProxyType
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .caches import CACHES
+from .caches import CACHES, Action
 from .report import RunReport
 
-# Colours that people with any colour vision tell apart.
-_COLOURS: Mapping[str, str] = MappingProxyType(
-    {
-        "compute": "#2456c8",
-        "predict": "#f2b134",
-        "reuse": "#5fbf8f",
-        "partial": "#b07aa1",
-        "estimate": "#8c6d46",
-    }
-)
-_WORDS: Mapping[str, str] = MappingProxyType(
-    {
-        "compute": "computed in full",
-        "predict": "forecast from earlier steps",
-        "reuse": "front computed, tail reused",
-        "partial": "known attention or modules",
-        "estimate": "estimated from the other branch",
-    }
-)
 _INK, _MUTED, _LINE, _MIXED = "#1d2433", "#6b7384", "#d9dde5", "#9aa5bd"
 _MARGIN, _TOP, _ROW, _BARS = 36, 108, 28, 110
 _PLOT_WIDTH, _LINE_LENGTH = 1000, 120
-# Options that a decision's signal is compared with.
-_LIMITS = ("threshold", "tolerance")
+_ACTIONS = {action.value: action for action in Action}
 _Rows = list[tuple[str, dict[int, str]]]
 
 
@@ -71,7 +49,7 @@ def draw_timeline(report: RunReport) -> Image.Image:
         for step, action in actions.items():
             x = left + step * cell
             box = (x + 1, y + 1, x + cell - 2, y + _ROW - 5)
-            pen.rounded_rectangle(box, min(4, cell // 4), _COLOURS.get(action, _MIXED))
+            pen.rounded_rectangle(box, min(4, cell // 4), _colour(action))
     if signals:
         _draw_signals(pen, report, signals, left, signals_top, cell)
     _draw_bars(pen, report, left, bars_top, cell)
@@ -135,10 +113,7 @@ def _draw_signals(
     cell: int,
 ) -> None:
     """What each decision was based on, a line a row, and the limit it was held to."""
-    limit = next(
-        (v for k in _LIMITS if isinstance(v := report.cache.get(k), int | float)),
-        None,
-    )
+    limit = _limit(report)
     values = [value for row in signals.values() for value, _ in row.values()]
     highest = max(*values, limit or 0.0, 1e-12)
     base, small = top + _BARS, ImageFont.load_default(12)
@@ -161,7 +136,7 @@ def _draw_signals(
         ]
         pen.line(points, _MIXED, 1)
         for (x, y), (_, action) in zip(points, row.values(), strict=True):
-            colour = _COLOURS.get(action, _MIXED)
+            colour = _colour(action)
             pen.ellipse((x - 3, y - 3, x + 3, y + 3), colour)
     pen.line((left, base + 1, end, base + 1), _MUTED)
     pen.text((left - 12, base - 4), "signal", _INK, ImageFont.load_default(14), "rm")
@@ -191,7 +166,7 @@ def _draw_bars(
         x = left + step * cell
         height = max(1, round((_BARS - 8) * milliseconds / longest))
         only = kinds[step].copy().pop() if len(kinds[step]) == 1 else ""
-        colour = _COLOURS.get(only, _MIXED)
+        colour = _colour(only)
         pen.rectangle((x + 1, base - height, x + cell - 2, base), colour)
         if step % every == 0:
             pen.text((x + cell // 2, base + 8), str(step), _MUTED, small, "ma")
@@ -203,7 +178,7 @@ def _draw_legend(pen: ImageDraw.ImageDraw, rows: _Rows, x: int, y: int) -> None:
     font = ImageFont.load_default(14)
     used = {action for _, actions in rows for action in actions.values()}
     entries = [
-        (_COLOURS.get(action, _MIXED), _WORDS.get(action, action))
+        (_colour(action), _ACTIONS[action].words if action in _ACTIONS else action)
         for action in sorted(used)
     ]
     if any(
@@ -214,6 +189,19 @@ def _draw_legend(pen: ImageDraw.ImageDraw, rows: _Rows, x: int, y: int) -> None:
         pen.rounded_rectangle((x, y, x + 16, y + 16), 4, colour)
         pen.text((x + 24, y + 8), words, _INK, font, "lm")
         x += 52 + _text_width(words, 14)
+
+
+def _limit(report: RunReport) -> float | None:
+    """What the cache held its signals against, if it says so."""
+    kind = CACHES.get(str(report.cache.get("name")))
+    option = None if kind is None else kind.signal_limit
+    value = None if option is None else report.cache.get(option)
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _colour(action: str) -> str:
+    """Of one action; a neutral one where several are meant."""
+    return _ACTIONS[action].colour if action in _ACTIONS else _MIXED
 
 
 def _steps(rows: _Rows) -> set[int]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .caches import CacheConfig
+from .caches import AbstractCacheConfig, BoundCache
 from .checks import not_negative, text, whole
 from .errors import RequestError
 from .noise import checked_seed
@@ -45,7 +45,7 @@ class GenerationRequest:
     num_images_per_prompt: int = 1
     sigmas: tuple[float, ...] | None = None
     """A schedule of the caller's, decreasing in (0, 1], without the final 0."""
-    cache: CacheConfig | None = None
+    cache: AbstractCacheConfig | None = None
     cache_memory_limit: int | None = None
     """Most bytes that the cache's state may take on the device."""
 
@@ -95,6 +95,8 @@ class GenerationContext:
     negative_tokens: np.ndarray | None
     """Ids of the negative prompt, int64 ``(P, S)``, with true guidance only."""
     negative_tokens_2: np.ndarray | None
+    cache: BoundCache
+    """What runs the steps."""
     latents: np.ndarray
     """Seeded noise, packed, float32 ``(B, S_img, C)`` with
     ``B = P * num_images_per_prompt``."""
@@ -113,5 +115,3 @@ class GenerationContext:
     seed: int | None = None
     request_id: str = ""
     warnings: tuple[str, ...] = ()
-    cache: CacheConfig | None = None
-    """Overrides the pipeline's cache for this request."""

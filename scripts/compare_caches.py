@@ -17,8 +17,8 @@ from rich.progress import Progress
 
 from max_diffusion import (
     CACHES,
+    AbstractCacheConfig,
     AutoConfig,
-    CacheConfig,
     FasterCacheConfig,
     FirstBlockConfig,
     MagCacheConfig,
@@ -42,7 +42,7 @@ COEFFICIENTS = Calibration.read(
     demo_model_path() / CALIBRATION_FILE
 ).teacache_coefficients
 MODULES = tuple(TaylorSeerConfig(target=target) for target in ("attention", "modules"))
-COMPARED: tuple[CacheConfig, ...] = (
+COMPARED: tuple[AbstractCacheConfig, ...] = (
     TaylorSeerConfig(3, 4),
     TaylorSeerConfig(4, 4),
     TaylorSeerConfig(5, 9),
@@ -78,7 +78,7 @@ COMPARED: tuple[CacheConfig, ...] = (
 )
 
 # What docs/caches.md shows of each.
-SHOWN: dict[str, CacheConfig] = {
+SHOWN: dict[str, AbstractCacheConfig] = {
     "taylorseer": TaylorSeerConfig(),
     "auto": AutoConfig(0.1),
     "step-mask": StepMaskConfig(compute_steps="fast"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from max_diffusion import (
+    AbstractCacheConfig,
     AutoConfig,
-    CacheConfig,
     FasterCacheConfig,
     FirstBlockConfig,
     MagCacheConfig,
@@ -28,10 +28,10 @@ class Row:
     """One method and configuration."""
 
     name: str
-    config: CacheConfig
+    config: AbstractCacheConfig
     computed: tuple[int, ...] | None = None
     """Steps that compute by the documented rule, where activations have no say."""
-    off: CacheConfig | None = None
+    off: AbstractCacheConfig | None = None
     """The same method so that it never skips."""
     is_full: bool = True
     """Whether the run fills all of the state."""

@@ -10,20 +10,20 @@ from types import SimpleNamespace
 import numpy as np
 
 from max_diffusion import RequestError
-from max_diffusion.caches import CacheConfig, NoCacheConfig, StepRules
+from max_diffusion.caches import AbstractCacheConfig, NoCacheConfig
+from max_diffusion.pipelines.text_to_image import GenerationResult
 from max_diffusion.report import RunReport, StepRecord
-from max_diffusion.text_to_image import GenerationResult, cache_name
 from max_diffusion.types import GenerationRequest
 
 STEPS = 20
 SIZE = 16
 OFF = 8
 """What each wrong value is off, save one."""
-Behaviour = Callable[[CacheConfig, int, str], tuple[float, float]]
+Behaviour = Callable[[AbstractCacheConfig, int, str], tuple[float, float]]
 """Cache, steps and prompt to the seconds of a picture and its squared error."""
 
 
-def halving(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+def halving(cache: AbstractCacheConfig, steps: int, prompt: str) -> tuple[float, float]:
     """A tenth of a second a step; a cache takes half of it, and is not quite alike."""
     if isinstance(cache, NoCacheConfig):
         return steps / 10, float(STEPS - steps)
@@ -51,15 +51,17 @@ class Painter:
         self.drawn: list[GenerationRequest] = []
         self.contexts: list[GenerationRequest] = []
 
-    def resolve_cache(self, cache: CacheConfig) -> CacheConfig:
+    @property
+    def caches(self) -> Painter:
+        return self
+
+    def resolve(self, cache: AbstractCacheConfig) -> AbstractCacheConfig:
         return cache
 
-    def check_cache(self, cache: CacheConfig, steps: int) -> frozenset[int]:
-        if cache_name(cache) not in ("none", *self.names):
-            raise RequestError(f"cache: no {cache_name(cache)} here")
-        return (
-            cache.required_steps(steps) if isinstance(cache, StepRules) else frozenset()
-        )
+    def bind(self, cache: AbstractCacheConfig, steps: int) -> None:
+        if cache.name not in ("none", *self.names):
+            raise RequestError(f"cache: no {cache.name} here")
+        cache.required_steps(steps)
 
     def create_context(self, request: GenerationRequest) -> None:
         self.contexts.append(request)
@@ -92,7 +94,7 @@ def picture_of(seed: int) -> np.ndarray:
     return rng.integers(0, 256 - OFF, (SIZE, SIZE, 3), dtype=np.uint8)
 
 
-def is_computed(cache: CacheConfig, step: int) -> bool:
+def is_computed(cache: AbstractCacheConfig, step: int) -> bool:
     """What a cache decides here."""
     return isinstance(cache, NoCacheConfig) or step % 2 == 0
 
@@ -118,7 +120,7 @@ def report_of(request: GenerationRequest, steps: int, seconds: float) -> RunRepo
         num_images=1,
         image_tokens=1,
         text_tokens=1,
-        cache={"name": cache_name(cache), **asdict(cache)},
+        cache={"name": cache.name, **asdict(cache)},
         steps=tuple(
             StepRecord(i, "conditional", 0.5, 500.0, (action,), None, 1.0)
             for i, action in enumerate(actions)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from max_diffusion import (
+    AbstractCacheConfig,
     AutoConfig,
-    CacheConfig,
     FasterCacheConfig,
     FirstBlockConfig,
     MagCacheConfig,
@@ -15,7 +15,7 @@ from max_diffusion import (
     TeaCacheConfig,
 )
 
-VARIED: dict[str, CacheConfig] = {
+VARIED: dict[str, AbstractCacheConfig] = {
     "none": NoCacheConfig(),
     "taylorseer": TaylorSeerConfig(
         *(3, 5, 2, "official", "newton", "attention"),

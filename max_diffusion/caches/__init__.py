@@ -1,23 +1,38 @@
-"""The denoising caches: one configuration class a method, by name."""
+"""The denoising caches: one configuration class a method, known by its name.
+
+A cache is one file here (and one of ``graphs/caches`` if it has a graph of its own),
+and a line of ``registry``. Its kind, see ``kinds``, says how a step runs under it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
+from .actions import Action
 from .auto import Auto, AutoConfig
-from .base import AbstractStepCache, GraphGroup, Run, StateSizes
+from .bound import BoundCache
 from .calibration import CALIBRATION_FILE, Calibration
+from .config import AbstractCacheConfig, ChartStyle, GraphGroup, StateSizes
 from .fastercache import FasterCache, FasterCacheConfig
 from .first_block import FirstBlockCache, FirstBlockConfig
 from .history import History, add_series_graphs
+from .kinds import (
+    AbstractCache,
+    AbstractCacheState,
+    AbstractModuleCache,
+    AbstractResidualCache,
+    AbstractStepCache,
+    DenoisingCacheState,
+    GuidanceEstimate,
+    ModuleState,
+    ResidualState,
+    Run,
+)
 from .magcache import MagCache, MagCacheConfig
-from .modules import AbstractModuleCache, GuidanceEstimate, ModuleState
 from .none import NoCache, NoCacheConfig
+from .notation import cache_from_options, cache_from_text, caches_from_text, label_of
 from .pab import Pab, PabConfig
-from .residual import AbstractResidualCache, ResidualState
+from .registry import CACHES, register_cache
 from .rules import POLICIES, StepRules
-from .settings import CacheConfig, CacheDefaults, DenoisingCacheConfig
+from .settings import CacheDefaults, DenoisingCacheConfig
 from .step_mask import StepMaskConfig
 from .taylorseer import (
     TaylorSeer,
@@ -28,33 +43,25 @@ from .taylorseer import (
 from .taylorseer_cache import TaylorSeerCache
 from .teacache import TeaCache, TeaCacheConfig
 
-CACHES: Mapping[str, type[CacheConfig]] = MappingProxyType(
-    {
-        "none": NoCacheConfig,
-        "taylorseer": TaylorSeerConfig,
-        "first-block": FirstBlockConfig,
-        "auto": AutoConfig,
-        "step-mask": StepMaskConfig,
-        "magcache": MagCacheConfig,
-        "teacache": TeaCacheConfig,
-        "pab": PabConfig,
-        "fastercache": FasterCacheConfig,
-    }
-)
-
 __all__ = [
     "CACHES",
     "CALIBRATION_FILE",
     "POLICIES",
+    "AbstractCache",
+    "AbstractCacheConfig",
+    "AbstractCacheState",
     "AbstractModuleCache",
     "AbstractResidualCache",
     "AbstractStepCache",
+    "Action",
     "Auto",
     "AutoConfig",
-    "CacheConfig",
+    "BoundCache",
     "CacheDefaults",
     "Calibration",
+    "ChartStyle",
     "DenoisingCacheConfig",
+    "DenoisingCacheState",
     "FasterCache",
     "FasterCacheConfig",
     "FirstBlockCache",
@@ -82,4 +89,9 @@ __all__ = [
     "TeaCache",
     "TeaCacheConfig",
     "add_series_graphs",
+    "cache_from_options",
+    "cache_from_text",
+    "caches_from_text",
+    "label_of",
+    "register_cache",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, final
+from types import MappingProxyType
+from typing import ClassVar, Final, final
 
 import numpy as np
 from max.driver import Buffer
@@ -12,17 +13,14 @@ from max.driver import Buffer
 from ..calls import Routine
 from ..checks import count, not_negative
 from ..errors import RequestError
-from .base import AbstractCacheState, GraphGroup, StateSizes
 from .calibration import Calibration
+from .config import THRESHOLDS, ChartStyle, GraphGroup, Ladders, StateSizes
 from .controller import next_gap
 from .history import MAX_ORDER
+from .kinds import AbstractCacheState
 from .rules import StepRules
-from .series import checked_coefficients, exact_degree
+from .series import COEFFICIENTS, checked_coefficients, exact_degree
 from .series_cache import SeriesCache, SeriesState
-
-if TYPE_CHECKING:
-    pass
-
 
 MAX_INTERVAL: Final = 1_000_000
 """Beyond any run; arithmetic of gaps stays exact."""
@@ -30,7 +28,7 @@ MAX_INTERVAL: Final = 1_000_000
 
 @dataclass(frozen=True)
 class AutoConfig(StepRules):
-    """Knobs of the error-controlled cache, beside those of :class:`StepRules`.
+    """Options of the error-controlled cache, beside those of :class:`StepRules`.
 
     Attributes:
         tolerance: Relative error a forecast prediction may have, above 0.
@@ -41,6 +39,24 @@ class AutoConfig(StepRules):
         coefficients: See :class:`TaylorSeerConfig`.
     """
 
+    name: ClassVar[str] = "auto"
+    summary: ClassVar[str] = (
+        "Forecasts like taylorseer, measures how wrong that is, and computes more "
+        "often where it has to."
+    )
+    style: ClassVar[ChartStyle] = ChartStyle("#d1495b", "s")
+    signal_limit: ClassVar[str] = "tolerance"
+    ladders: ClassVar[Ladders] = MappingProxyType(
+        {
+            "tolerance": (0.005, *THRESHOLDS),
+            "warmup_steps": (8, 6, 4, 3, 2),
+            "max_order": (1, 2),
+            "max_interval": (4, 6, 8, 12, 16),
+            "compute_last": (0, 1, 2, 4),
+            "coefficients": COEFFICIENTS,
+        }
+    )
+    coarse: ClassVar[Ladders] = MappingProxyType({"tolerance": (0.02, 0.07, 0.2, 0.4)})
     graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("full", "series")
 
     tolerance: float = 0.05
@@ -62,6 +78,10 @@ class AutoConfig(StepRules):
     def state_bytes(self, sizes: StateSizes) -> int:
         """Most bytes of state that a request holds, of all branches."""
         return sizes.branches * (self.max_order + 1) * sizes.prediction
+
+    def is_repetition(self) -> bool:
+        """Up to order 1 all coefficients are the same."""
+        return self.coefficients == "newton" and self.max_order < 2
 
     def create_cache(self, calibration: Calibration) -> Auto:
         """The policy."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from types import MappingProxyType
+from typing import ClassVar, final
 
 import numpy as np
 from max.driver import Buffer
@@ -11,19 +12,16 @@ from max.driver import Buffer
 from ..buffers import from_numpy, num_bytes, to_numpy
 from ..calls import Routine
 from ..checks import count, not_negative, ordered
-from .base import GraphGroup, Run, StateSizes
 from .calibration import Calibration
+from .config import ChartStyle, GraphGroup, Ladders, StateSizes
 from .history import weighted_sum
-from .modules import AbstractModuleCache, ModuleState
+from .kinds import AbstractModuleCache, ModuleState, Run
 from .rules import StepRules
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class FasterCacheConfig(StepRules):
-    """Knobs of FasterCache, beside those of :class:`StepRules`.
+    """Options of FasterCache, beside those of :class:`StepRules`.
 
     Ranges are of timesteps, 1000 at pure noise, ends excluded. Defaults are diffusers'.
     All of guidance and frequencies is for true guidance only.
@@ -48,6 +46,19 @@ class FasterCacheConfig(StepRules):
         high_max_timestep: Upper end.
     """
 
+    name: ClassVar[str] = "fastercache"
+    summary: ClassVar[str] = (
+        "Extrapolates attention from earlier steps, and estimates most passes of "
+        "the negative prompt."
+    )
+    style: ClassVar[ChartStyle] = ChartStyle("#6b7384", "v")
+    ladders: ClassVar[Ladders] = MappingProxyType(
+        {
+            "attention_interval": (2, 3, 4, 6, 8),
+            "compute_last": (0, 1, 2, 4),
+        }
+    )
+    coarse: ClassVar[Ladders] = MappingProxyType({"attention_interval": (2, 4)})
     graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("attention", "series")
 
     attention_interval: int = 2

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from types import MappingProxyType
+from typing import ClassVar, final
 
 import numpy as np
 
 from ..checks import count, not_negative
-from .base import GraphGroup, Run, StateSizes
 from .calibration import Calibration
+from .config import THRESHOLDS, ChartStyle, GraphGroup, Ladders, StateSizes
 from .history import MAX_ORDER, History
-from .residual import AbstractResidualCache, ResidualState
+from .kinds import AbstractResidualCache, ResidualState, Run
 from .rules import StepRules
 from .series import checked_coefficients
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class FirstBlockConfig(StepRules):
-    """Knobs of the first-block cache, beside those of :class:`StepRules`.
+    """Options of the first-block cache, beside those of :class:`StepRules`.
 
     Attributes:
         threshold: Relative change below which a sample reuses the tail; 0 never does.
@@ -41,6 +39,25 @@ class FirstBlockConfig(StepRules):
             cache; what the blocks between add to the text is then reused as well.
     """
 
+    name: ClassVar[str] = "first-block"
+    summary: ClassVar[str] = (
+        "Runs the first blocks of every step; while they hardly move, the other "
+        "blocks' last result is used again."
+    )
+    style: ClassVar[ChartStyle] = ChartStyle("#2a9d6f", "o")
+    signal_limit: ClassVar[str] = "threshold"
+    ladders: ClassVar[Ladders] = MappingProxyType(
+        {
+            "threshold": THRESHOLDS,
+            "warmup_steps": (12, 8, 4, 2, 0),
+            "tail_order": (0, 1),
+            "max_consecutive_cached": (2, 4, 8, 0),
+            "compute_last": (0, 1, 2, 4),
+        }
+    )
+    coarse: ClassVar[Ladders] = MappingProxyType(
+        {"threshold": (0.03, 0.1, 0.28), "tail_order": (0, 1)}
+    )
     graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("blocks", "series")
 
     threshold: float = 0.05

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from types import MappingProxyType
+from typing import ClassVar, final
 
 import numpy as np
 
 from ..checks import count, not_negative, numbers
 from ..errors import RequestError
-from .base import GraphGroup, Run, StateSizes
 from .calibration import Calibration
+from .config import THRESHOLDS, ChartStyle, GraphGroup, Ladders, StateSizes
 from .history import History
-from .residual import AbstractResidualCache, ResidualState
+from .kinds import AbstractResidualCache, ResidualState, Run
 from .rules import StepRules
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class MagCacheConfig(StepRules):
-    """Knobs of MagCache, beside those of :class:`StepRules`.
+    """Options of MagCache, beside those of :class:`StepRules`.
 
     Attributes:
         threshold: Most that the error of reused steps may add up to.
@@ -33,6 +31,22 @@ class MagCacheConfig(StepRules):
             own, which ``max-diffusion calibrate`` measures.
     """
 
+    name: ClassVar[str] = "magcache"
+    summary: ClassVar[str] = (
+        "Uses the blocks' last result again in the steps where measurements of "
+        "this model say it is safe."
+    )
+    style: ClassVar[ChartStyle] = ChartStyle("#7b4fa3", "s")
+    signal_limit: ClassVar[str] = "threshold"
+    ladders: ClassVar[Ladders] = MappingProxyType(
+        {
+            "threshold": THRESHOLDS,
+            "max_consecutive_cached": (2, 3, 4, 6, 8),
+            "retention_ratio": (0.4, 0.3, 0.2, 0.1, 0.05),
+            "compute_last": (0, 1, 2, 4),
+        }
+    )
+    coarse: ClassVar[Ladders] = MappingProxyType({"threshold": (0.05, 0.14, 0.4)})
     graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("blocks", "series")
 
     threshold: float = 0.06

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from typing import ClassVar, final
 
 import numpy as np
 from max.driver import Buffer
 
 from ..calls import Routine
-from .base import AbstractCacheState, AbstractStepCache, GraphGroup, Run, StateSizes
 from .calibration import Calibration
-
-if TYPE_CHECKING:
-    pass
+from .config import AbstractCacheConfig, ChartStyle, GraphGroup, StateSizes
+from .kinds import AbstractCacheState, AbstractStepCache, Run
 
 
 @dataclass(frozen=True)
-class NoCacheConfig:
+class NoCacheConfig(AbstractCacheConfig):
     """Computes every step."""
 
+    name: ClassVar[str] = "none"
+    summary: ClassVar[str] = (
+        "Computes every step in full: the slowest, and what the others are measured by."
+    )
+    style: ClassVar[ChartStyle] = ChartStyle("#1d2433", "o")
     graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("full",)
 
     def state_bytes(self, sizes: StateSizes) -> int:
@@ -36,6 +39,9 @@ class NoCacheConfig:
 @dataclass
 class NoCacheState(AbstractCacheState):
     """Nothing to remember."""
+
+    def restart(self, batch: int) -> None:
+        """Has nothing to forget."""
 
     @property
     def num_bytes(self) -> int:

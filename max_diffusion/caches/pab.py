@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, final
+from types import MappingProxyType
+from typing import ClassVar, final
 
 from ..checks import count, ordered
-from .base import GraphGroup, Run, StateSizes
 from .calibration import Calibration
+from .config import ChartStyle, GraphGroup, Ladders, StateSizes
 from .history import History
-from .modules import AbstractModuleCache, ModuleState
+from .kinds import AbstractModuleCache, ModuleState, Run
 from .rules import StepRules
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
 class PabConfig(StepRules):
-    """Knobs of Pyramid Attention Broadcast, beside those of :class:`StepRules`.
+    """Options of Pyramid Attention Broadcast, beside those of :class:`StepRules`.
 
     Attributes:
         interval: Within the range, steps whose index is a multiple of this compute.
@@ -26,6 +24,18 @@ class PabConfig(StepRules):
         max_timestep: Upper end, excluded.
     """
 
+    name: ClassVar[str] = "pab"
+    summary: ClassVar[str] = (
+        "Runs every block, often with the attention of an earlier step. Made for video."
+    )
+    style: ClassVar[ChartStyle] = ChartStyle("#1f9eb0", "D")
+    ladders: ClassVar[Ladders] = MappingProxyType(
+        {
+            "interval": (2, 3, 4, 6, 8),
+            "compute_last": (0, 1, 2, 4),
+        }
+    )
+    coarse: ClassVar[Ladders] = MappingProxyType({"interval": (2, 4)})
     graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("attention", "series")
 
     interval: int = 2

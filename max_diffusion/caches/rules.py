@@ -10,6 +10,7 @@ import numpy as np
 
 from ..checks import count, whole
 from ..errors import RequestError
+from .config import AbstractCacheConfig
 
 # Steps of a run of 28 that each policy computes: cache-dit 1.5's step masks.
 _POLICY_STEPS = 28
@@ -24,8 +25,8 @@ POLICIES: Mapping[str, tuple[int, ...]] = MappingProxyType(
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepRules:
-    """What every cache's configuration has beside its own knobs.
+class StepRules(AbstractCacheConfig):
+    """What the configuration of every cache that skips has beside its own options.
 
     Attributes:
         compute_steps: Steps that are always computed: their 0-based indices, or a

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import numpy as np
 from max.driver import Buffer
 
 from ..calls import Routine
-from .base import AbstractCacheState, AbstractStepCache, Run
 from .history import History
-
-if TYPE_CHECKING:
-    pass
+from .kinds import AbstractCacheState, AbstractStepCache, Run
 
 
 @final
@@ -25,6 +22,10 @@ class SeriesState(AbstractCacheState):
     history: History
     due: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
     """Next step to compute, int64 ``(B,)``, of caches that choose it ahead."""
+
+    def restart(self, batch: int) -> None:
+        """Forgets the predictions."""
+        self.history.clear()
 
     @property
     def num_bytes(self) -> int:

@@ -5,27 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import RequestError
-from .auto import AutoConfig
-from .fastercache import FasterCacheConfig
+from .config import AbstractCacheConfig
 from .first_block import FirstBlockConfig
-from .magcache import MagCacheConfig
 from .none import NoCacheConfig
-from .pab import PabConfig
-from .step_mask import StepMaskConfig
 from .taylorseer import TaylorSeerConfig
-from .teacache import TeaCacheConfig
-
-CacheConfig = (
-    NoCacheConfig
-    | TaylorSeerConfig
-    | FirstBlockConfig
-    | AutoConfig
-    | StepMaskConfig
-    | MagCacheConfig
-    | TeaCacheConfig
-    | PabConfig
-    | FasterCacheConfig
-)
 
 
 @dataclass(frozen=True)
@@ -58,7 +41,7 @@ class DenoisingCacheConfig:
     taylorseer_max_order: int | None = None
     residual_threshold: float | None = None
 
-    def resolve(self, defaults: CacheDefaults | None = None) -> CacheConfig:
+    def resolve(self, defaults: CacheDefaults | None = None) -> AbstractCacheConfig:
         """The one method these settings select, complete.
 
         Raises:

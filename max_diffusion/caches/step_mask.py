@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, final
+from types import MappingProxyType
+from typing import ClassVar, final
 
 import numpy as np
 
 from ..checks import count
 from ..errors import RequestError
-from .base import AbstractCacheState, GraphGroup, StateSizes
 from .calibration import Calibration
+from .config import ChartStyle, GraphGroup, Ladders, StateSizes
 from .history import MAX_ORDER
+from .kinds import AbstractCacheState
 from .rules import StepRules
 from .series import checked_coefficients
 from .series_cache import SeriesCache, history_of
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class StepMaskConfig(StepRules):
-    """Knobs of the step mask: those of :class:`StepRules`, and the forecast's.
+    """Options of the step mask: those of :class:`StepRules`, and the forecast's.
 
     Attributes:
         max_order: Order of the forecast of the other steps, 0 to 4; 0 reuses the last
@@ -30,6 +29,21 @@ class StepMaskConfig(StepRules):
         coefficients: See :class:`TaylorSeerConfig`.
     """
 
+    name: ClassVar[str] = "step-mask"
+    summary: ClassVar[str] = (
+        "Computes the steps of a fixed list and forecasts the others."
+    )
+    style: ClassVar[ChartStyle] = ChartStyle("#c98a00", "^")
+    ladders: ClassVar[Ladders] = MappingProxyType(
+        {
+            "compute_steps": ("slow", "medium", "fast", "ultra"),
+            "max_order": (1, 2, 0),
+            "compute_last": (0, 1, 2, 4),
+        }
+    )
+    coarse: ClassVar[Ladders] = MappingProxyType(
+        {"compute_steps": ("slow", "medium", "fast", "ultra")}
+    )
     graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("full", "series")
 
     compute_steps: tuple[int, ...] | str = field(default="medium", kw_only=True)

@@ -5,21 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, final
+from typing import ClassVar, Final, final
 
 import numpy as np
 
 from ..checks import count, one_of
-from .base import AbstractCacheState, GraphGroup, Run, StateSizes
 from .calibration import Calibration
+from .config import ChartStyle, GraphGroup, Ladders, StateSizes
 from .history import MAX_ORDER, History
-from .modules import AbstractModuleCache, ModuleState
+from .kinds import AbstractCacheState, AbstractModuleCache, ModuleState, Run
 from .rules import StepRules
-from .series import checked_coefficients
+from .series import COEFFICIENTS, checked_coefficients
 from .series_cache import SeriesCache, SeriesState, history_of
-
-if TYPE_CHECKING:
-    pass
 
 PHASES: Final = ("documented", "official", "absolute")
 # What runs the steps that forecast each target.
@@ -30,7 +27,7 @@ _GROUPS: Final[Mapping[str, GraphGroup]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class TaylorSeerConfig(StepRules):
-    """Knobs of TaylorSeer, beside those of :class:`StepRules`.
+    """Options of TaylorSeer, beside those of :class:`StepRules`.
 
     Attributes:
         cache_interval: A step in this many is computed after the warm-up; 1 computes
@@ -50,6 +47,25 @@ class TaylorSeerConfig(StepRules):
             (diffusers' other mode); or what all ``modules`` of each block add,
             attention and feed-forward (the paper).
     """
+
+    name: ClassVar[str] = "taylorseer"
+    summary: ClassVar[str] = (
+        "Computes the first steps, then one in a few, and forecasts the others. "
+        "How many is known beforehand."
+    )
+    style: ClassVar[ChartStyle] = ChartStyle("#2456c8", "o")
+    ladders: ClassVar[Ladders] = MappingProxyType(
+        {
+            "cache_interval": (2, 3, 4, 5, 6, 8, 10, 14),
+            "warmup_steps": (16, 12, 9, 6, 4, 3, 2, 1),
+            "max_order": (1, 2, 0),
+            "compute_last": (0, 1, 2, 4),
+            "coefficients": COEFFICIENTS,
+        }
+    )
+    coarse: ClassVar[Ladders] = MappingProxyType(
+        {"cache_interval": (3, 5, 8), "warmup_steps": (9, 4)}
+    )
 
     cache_interval: int = 5
     warmup_steps: int = 9
@@ -87,6 +103,10 @@ class TaylorSeerConfig(StepRules):
         is_final = self.target == "prediction"
         value = sizes.prediction if is_final else sizes.modules[self.target]
         return sizes.branches * (self.max_order + 1) * value
+
+    def is_repetition(self) -> bool:
+        """Up to order 1 all coefficients are the same."""
+        return self.coefficients == "newton" and self.max_order < 2
 
     def create_cache(self, calibration: Calibration) -> TaylorSeer | TaylorSeerModules:
         """The policy."""

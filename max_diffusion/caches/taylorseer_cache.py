@@ -10,10 +10,10 @@ from max.graph import DeviceRef, Module
 
 from ..buffers import copied
 from ..calls import run
-from ..compile import compile_graphs, in_graph_context
+from ..compile import CompiledGraphs, in_graph_context
 from ..errors import RequestError
-from .base import Run
 from .history import add_series_graphs
+from .kinds import Run
 from .series_cache import SeriesState
 from .settings import DenoisingCacheConfig
 from .taylorseer import TaylorSeer, TaylorSeerConfig
@@ -64,8 +64,9 @@ class TaylorSeerCache:
         order = max(1, settings.max_order)  # order 0 needs none, but a module needs one
         device_ref = DeviceRef.from_device(device)
         add_series_graphs(module, dtype, device_ref, max_order=order)
-        compiled = compile_graphs(session, module, {}, {}, device)
-        self._models = compiled.models
+        graphs = CompiledGraphs(session, device)
+        graphs.add(module, {}, {})
+        self._models = graphs.models
         self._cache = TaylorSeer(settings)
 
     def create_state(

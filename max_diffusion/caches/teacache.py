@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Final, final
+from types import MappingProxyType
+from typing import ClassVar, Final, final
 
 import numpy as np
 
 from ..checks import finite, not_negative, numbers
 from ..errors import RequestError
-from .base import GraphGroup, Run, StateSizes
 from .calibration import Calibration
+from .config import THRESHOLDS, ChartStyle, GraphGroup, Ladders, StateSizes
 from .history import History
-from .residual import AbstractResidualCache, ResidualState
+from .kinds import AbstractResidualCache, ResidualState, Run
 from .rules import StepRules
-
-if TYPE_CHECKING:
-    pass
 
 MIN_R2: Final = 0.5
 """Below this the input's change says too little about what would be reused."""
@@ -25,7 +23,7 @@ MIN_R2: Final = 0.5
 
 @dataclass(frozen=True)
 class TeaCacheConfig(StepRules):
-    """Knobs of TeaCache, beside those of :class:`StepRules`.
+    """Options of TeaCache, beside those of :class:`StepRules`.
 
     Attributes:
         threshold: What the rescaled changes of reused steps stay below, added up.
@@ -34,6 +32,19 @@ class TeaCacheConfig(StepRules):
         compute_last: Steps at the end that are always computed.
     """
 
+    name: ClassVar[str] = "teacache"
+    summary: ClassVar[str] = (
+        "Uses the blocks' last result again until the changes seen since have added up."
+    )
+    style: ClassVar[ChartStyle] = ChartStyle("#8c6d46", "^")
+    signal_limit: ClassVar[str] = "threshold"
+    ladders: ClassVar[Ladders] = MappingProxyType(
+        {
+            "threshold": (*THRESHOLDS, 0.8),
+            "compute_last": (1, 2, 4),
+        }
+    )
+    coarse: ClassVar[Ladders] = MappingProxyType({"threshold": (0.1, 0.28, 0.56)})
     graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("blocks", "series")
 
     threshold: float = 0.25

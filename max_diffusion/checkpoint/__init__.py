@@ -1,7 +1,7 @@
 """Model folders in the diffusers layout, and the tensors in them."""
 
 from .folder import ModelFolder
-from .hub import open_model
+from .hub import find_model
 from .weights import ComponentWeights
 
-__all__ = ["ComponentWeights", "ModelFolder", "open_model"]
+__all__ = ["ComponentWeights", "ModelFolder", "find_model"]

@@ -15,7 +15,7 @@ _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NEEDED = ("*.json", "*/*.json", "*/*.txt", "*/*.model")
 
 
-def open_model(
+def find_model(
     path_or_repo_id: str | os.PathLike[str],
     *,
     variant: str | None = None,

@@ -18,10 +18,10 @@ from typing import Final, Self, final
 from ..calls import Routine
 from ..checks import count, whole
 from ..compile import memory_errors_said
+from ..denoising.loop import Denoising
 from ..errors import MaxDiffusionError, RequestCancelled, RequestError
-from ..loop import Denoising
-from ..pipeline import DiffusionPipelineOutput
-from ..text_to_image import GenerationResult, TextToImagePipeline, cache_name
+from ..pipelines.pipeline import DiffusionPipelineOutput
+from ..pipelines.text_to_image import GenerationResult, TextToImagePipeline
 from ..types import GenerationContext, GenerationRequest
 from .batching import Batcher
 from .memory import MemoryPlan, default_memory_limit
@@ -237,8 +237,13 @@ class Engine:
         options.check()
         with memory_errors_said():
             context = self.pipeline.create_context(request)
+        if not self.pipeline.graph_groups.issuperset(context.cache.config.graph_groups):
+            raise RequestError(
+                f"engine: {context.cache.config.name} needs graphs that are not "
+                "compiled, and compiling them would stop all requests for minutes; "
+                "name it among the caches when the model is loaded"
+            )
         needed = self._plan.needed_by(context)
-        cache = self.pipeline.resolve_cache(context.cache or self.pipeline.cache_config)
         handle = RequestHandle(uuid.uuid4().hex, request, self._cancel, listener)
         with self._changed:
             if not self.is_alive:
@@ -246,7 +251,7 @@ class Engine:
                     "engine: it is closing and takes no more requests; ask another"
                 )
             self._order += 1
-            name, now = cache_name(cache), time.monotonic()
+            name, now = context.cache.config.name, time.monotonic()
             job = _Job(handle, context, options, needed, name, self._order, now)
             if not self._waiting and self._let_in(job):
                 self._changed.notify()

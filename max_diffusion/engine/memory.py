@@ -9,7 +9,7 @@ import numpy as np
 from max.driver import Device
 
 from ..errors import RequestError
-from ..text_to_image import TextToImagePipeline
+from ..pipelines.text_to_image import TextToImagePipeline
 from ..types import GenerationContext
 
 # Latents, their prediction, and the next of both, in float32.
@@ -62,7 +62,7 @@ class MemoryPlan:
         if pipeline.denoiser is not None:
             branches = 1 if context.negative_tokens is None else 2
             shape = (*latents.shape[:2], context.tokens_2.shape[1])
-            cache = pipeline.resolve_cache(context.cache or pipeline.cache_config)
+            cache = context.cache.config
             sizes = pipeline.denoiser.state_sizes(shape, branches, cache.graph_groups)
             needed += cache.state_bytes(sizes)
             needed += _STREAM_BUFFERS * (sizes.image + sizes.text)

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..checks import whole
 from ..errors import MaxDiffusionError, RequestError
+from ..pipelines.text_to_image import GenerationResult
 from ..report import StepRecord
-from ..text_to_image import GenerationResult
 from ..types import GenerationRequest
 
 MAX_PRIORITY: Final = 8

@@ -11,8 +11,8 @@ from typing import Any, Final, final
 from max.driver import Buffer
 
 from ..buffers import to_numpy
-from ..loop import Denoising
-from ..text_to_image import TextToImagePipeline
+from ..denoising.loop import Denoising
+from ..pipelines.text_to_image import TextToImagePipeline
 
 _MAX_KEPT: Final = 64
 

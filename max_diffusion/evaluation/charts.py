@@ -6,8 +6,6 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,19 +14,9 @@ from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-# Colours and marks that people with any colour vision tell apart, one a method.
-_STYLES: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
-    {
-        "taylorseer": ("#2456c8", "o"),
-        "auto": ("#d1495b", "s"),
-        "step-mask": ("#c98a00", "^"),
-        "first-block": ("#2a9d6f", "o"),
-        "magcache": ("#7b4fa3", "s"),
-        "teacache": ("#8c6d46", "^"),
-        "pab": ("#1f9eb0", "D"),
-        "fastercache": ("#6b7384", "v"),
-    }
-)
+from ..caches import CACHES
+from ..caches.config import OTHER_STYLE
+
 _INK, _MUTED, _GRID = "#1d2433", "#5b6475", "#e3e6ec"
 _DPI = 150
 _LONGEST_NAME = 44  # characters; longer ones leave no room for the chart
@@ -104,12 +92,13 @@ def quality_chart(
     names = [baseline]
     named: set[str] = set()
     for p in sorted(points, key=lambda p: not p.is_faint):
-        colour, mark = _STYLES.get(p.method, (_INK, "X"))
+        kind = CACHES.get(p.method)
+        style = OTHER_STYLE if kind is None else kind.style
         axes.plot(
             1e3 * p.seconds,
             min(p.psnr, top),
-            mark,
-            color=colour,
+            style.marker,
+            color=style.colour,
             alpha=0.35 if p.is_faint else 1.0,
             markersize=6 if p.is_faint else 8,
             markeredgecolor="white",

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..caches import CacheConfig
+from ..caches import AbstractCacheConfig
 from ..checks import whole
 from ..demo import check, parse_caption
 from ..errors import RequestError
-from ..registry import is_demo_model
+from ..pipelines.registry import is_demo_model
+from ..pipelines.text_to_image import TextToImagePipeline
 from ..report import RunReport, plain
-from ..text_to_image import TextToImagePipeline
 from ..types import GenerationRequest
 from .drawing import (
     BASELINE,
@@ -202,7 +202,7 @@ class Comparison:
 def compare(
     pipeline: TextToImagePipeline,
     prompts: str | Sequence[str],
-    caches: Sequence[str | CacheConfig] | None = None,
+    caches: Sequence[str | AbstractCacheConfig] | None = None,
     *,
     num_inference_steps: int | None = None,
     fewer_steps: Sequence[int] = (),

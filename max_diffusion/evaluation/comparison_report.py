@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..files import prepared_folder, write_text
 from ..images import save_atomically
-from ..text_to_image import cache_name
 from ..timeline import draw_timeline
 from .charts import Point, quality_chart
 from .compare import Comparison, Row, Score
@@ -96,7 +95,7 @@ def comparison_chart(comparison: Comparison) -> Image.Image:
     """Median PSNR over time."""
 
     def point(row: Row) -> Point:
-        method = cache_name(row.setting.cache)
+        method = row.setting.cache.name
         return Point(method, row.label, row.median_seconds, row.metric("psnr")[0])
 
     count = len(comparison.prompts)

@@ -7,17 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from ..caches import CACHES, CacheConfig, NoCacheConfig
+from ..caches import (
+    CACHES,
+    AbstractCacheConfig,
+    NoCacheConfig,
+    cache_from_options,
+    label_of,
+)
 from ..checks import text, whole
 from ..errors import RequestError
 from ..noise import checked_seed
-from ..report import plain
-from ..text_to_image import (
+from ..pipelines.text_to_image import (
     GenerationResult,
     TextToImagePipeline,
-    cache_name,
-    named_cache,
 )
+from ..report import plain
 from ..types import GenerationRequest
 
 OnProgress = Callable[[float, str], None]
@@ -29,7 +33,7 @@ BASELINE: Final = "no cache"
 class Setting:
     """A cache and a number of steps."""
 
-    cache: CacheConfig
+    cache: AbstractCacheConfig
     num_inference_steps: int
     label: str
 
@@ -41,7 +45,9 @@ class Setting:
         return cls(NoCacheConfig(), num_inference_steps, words)
 
     @classmethod
-    def with_cache(cls, cache: CacheConfig, num_inference_steps: int) -> Setting:
+    def with_cache(
+        cls, cache: AbstractCacheConfig, num_inference_steps: int
+    ) -> Setting:
         """A cache, labelled by its name and what differs from its defaults."""
         return cls(cache, num_inference_steps, label_of(cache))
 
@@ -49,7 +55,7 @@ class Setting:
         """For JSON: the cache by name, and all of its options."""
         return {
             "label": self.label,
-            "cache": cache_name(self.cache),
+            "cache": self.cache.name,
             "options": plain(asdict(self.cache)),
             "num_inference_steps": self.num_inference_steps,
         }
@@ -112,28 +118,11 @@ def scenes_of(
     )
 
 
-def label_of(cache: CacheConfig) -> str:
-    """A cache's name and what differs from its defaults, as ``--caches`` takes it."""
-    defaults = vars(type(cache)())
-    changed = (
-        f":{key}={_written(value)}"
-        for key, value in vars(cache).items()
-        if value != defaults[key]
-    )
-    return cache_name(cache) + "".join(changed)
-
-
-def _written(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
 def runnable_caches(
     pipeline: TextToImagePipeline,
-    caches: Sequence[str | CacheConfig] | None,
+    caches: Sequence[str | AbstractCacheConfig] | None,
     num_inference_steps: int,
-) -> tuple[tuple[CacheConfig, ...], Mapping[str, str]]:
+) -> tuple[tuple[AbstractCacheConfig, ...], Mapping[str, str]]:
     """Configurations of the caches named, or of all that the pipeline can run.
 
     Returns:
@@ -148,7 +137,7 @@ def runnable_caches(
             if kind is NoCacheConfig:
                 continue
             try:
-                pipeline.check_cache(kind(), num_inference_steps)
+                pipeline.caches.bind(kind(), num_inference_steps)
                 found.append(kind())
             except RequestError as err:
                 refused[name] = str(err)
@@ -158,7 +147,9 @@ def runnable_caches(
             f"caches: expected a sequence of names and configurations, got {caches!r}"
         )
     configs = tuple(
-        pipeline.resolve_cache(named_cache(item) if isinstance(item, str) else item)
+        cache_from_options(item)
+        if isinstance(item, str)
+        else pipeline.caches.resolve(item)
         for item in caches
     )
     for index, config in enumerate(configs):
@@ -168,7 +159,7 @@ def runnable_caches(
             raise RequestError(
                 f"caches: {label_of(config)} is there twice; give each once"
             )
-        pipeline.check_cache(config, num_inference_steps)
+        pipeline.caches.bind(config, num_inference_steps)
     return configs, MappingProxyType({})
 
 
@@ -209,6 +200,6 @@ class Drawing:
     def check(self, settings: Iterable[Setting], scenes: Scenes) -> None:
         """Raises :class:`RequestError` now rather than in the middle."""
         for setting in settings:
-            self._pipeline.check_cache(setting.cache, setting.num_inference_steps)
+            self._pipeline.caches.bind(setting.cache, setting.num_inference_steps)
         for request in scenes.requests:
             self._pipeline.create_context(request)

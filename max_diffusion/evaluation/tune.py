@@ -11,18 +11,18 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..caches import CACHES, CacheConfig, NoCacheConfig
+from ..caches import AbstractCacheConfig
 from ..calibration import PROMPTS as PLAIN_PROMPTS
 from ..demo import held_out_scene
 from ..errors import RequestError
-from ..registry import is_demo_model
+from ..pipelines.registry import is_demo_model
+from ..pipelines.text_to_image import TextToImagePipeline
 from ..report import plain
-from ..text_to_image import TextToImagePipeline
 from .compare import Comparison, compare
 from .drawing import BASELINE, Drawing, OnProgress, Scenes, Setting, scenes_of
-from .knobs import coarse, neighbours
 from .machine import machine
 from .metrics import psnr
+from .search_space import coarse, neighbours, tunable_caches
 from .target import Target, Trial
 
 # More than this slower than the fastest is beyond what timing one picture can err.
@@ -278,8 +278,8 @@ class _Search:
         self._scenes = scenes
         self._steps = steps
         self._budget = budget_seconds
-        self._first: list[CacheConfig] = []
-        self._trials: dict[CacheConfig, Trial] = {}
+        self._first: list[AbstractCacheConfig] = []
+        self._trials: dict[AbstractCacheConfig, Trial] = {}
         self._references: list[np.ndarray] = []
         self._baseline = Trial(Setting.without_cache(steps, BASELINE))
         self._drawing = Drawing(
@@ -298,12 +298,10 @@ class _Search:
         refused = {}
         if isinstance(methods, str) or (methods is not None and not methods):
             raise RequestError(f"tune: expected names of caches, got {methods!r}")
-        for name in dict.fromkeys(methods or CACHES):
-            if CACHES.get(name) is NoCacheConfig and methods is None:
-                continue
+        for name in dict.fromkeys(methods or tunable_caches()):
             try:
                 settings = coarse(name)
-                self._pipeline.check_cache(settings[0], self._steps)
+                self._pipeline.caches.bind(settings[0], self._steps)
             except RequestError as err:
                 if methods is not None:
                     raise
@@ -376,9 +374,9 @@ class _Search:
     def _is_complete(self, trial: Trial) -> bool:
         return len(trial.psnrs) == len(self._scenes)
 
-    def _can_run(self, cache: CacheConfig) -> bool:
+    def _can_run(self, cache: AbstractCacheConfig) -> bool:
         try:
-            self._pipeline.check_cache(cache, self._steps)
+            self._pipeline.caches.bind(cache, self._steps)
         except RequestError:
             return False
         return True
@@ -402,7 +400,7 @@ class _Search:
                 self._draw_next(trial)
             self.fewer_steps.append(trial)
 
-    def _race(self, caches: Iterable[CacheConfig]) -> None:
+    def _race(self, caches: Iterable[AbstractCacheConfig]) -> None:
         """A first picture of each; then the most promising to the end, one by one."""
         alive = []
         for cache in caches:

@@ -11,7 +11,6 @@ from PIL import Image
 from ..cache_file import write_cache_file
 from ..files import prepared_folder, write_text
 from ..images import save_atomically
-from ..text_to_image import cache_name
 from .charts import Point, quality_chart
 from .comparison_report import data_url, decibels, summary_table
 from .pages import render
@@ -76,7 +75,7 @@ def pareto_chart(result: TuningResult) -> Image.Image:
 
     def point(trial: Trial) -> Point:
         return Point(
-            method=cache_name(trial.setting.cache),
+            method=trial.setting.cache.name,
             label=trial.setting.label,
             seconds=result.baseline_seconds / trial.speedup,
             psnr=trial.worst_psnr,

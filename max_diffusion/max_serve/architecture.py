@@ -10,7 +10,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Self, cast, final
 
@@ -28,8 +27,8 @@ from max.serve.config import APIType, Settings
 
 from ..caches import DenoisingCacheConfig
 from ..errors import DeviceError, MaxDiffusionError, RequestError
-from ..registry import PIPELINES, load_pipeline
-from ..text_to_image import GenerationResult, TextToImagePipeline
+from ..pipelines.registry import PIPELINES, load_pipeline, open_model
+from ..pipelines.text_to_image import GenerationResult, TextToImagePipeline
 from .requests import from_json, image_options, to_json, to_request
 from .settings import ServeSettings
 
@@ -160,6 +159,7 @@ class PicturePipeline:
             dtype,
             _default_cache(pipeline_config),
             caches=settings.caches,
+            is_extensible=False,
             revision=_revision(pipeline_config),
         )
 
@@ -191,10 +191,6 @@ class PicturePipeline:
         return result
 
 
-class _OpenedError(Exception):
-    """Ends a load before its compile."""
-
-
 def _open_uncompiled(
     config: PipelineConfig, settings: ServeSettings
 ) -> TextToImagePipeline:
@@ -203,23 +199,15 @@ def _open_uncompiled(
     On the host, so that this process takes nothing of a GPU.
     """
     device, dtype = _device_and_dtype(config)
-    opened: list[TextToImagePipeline] = []
-
-    def stop(pipeline: TextToImagePipeline) -> None:
-        opened.append(pipeline)
-        raise _OpenedError
-
-    with suppress(_OpenedError):
-        load_pipeline(
-            _model_path(config),
-            "cpu",
-            dtype or ("float32" if device == "cpu" else "bfloat16"),
-            _default_cache(config),
-            caches=settings.caches,
-            revision=_revision(config),
-            before_compile=stop,
-        )
-    return opened[0]
+    return open_model(
+        _model_path(config),
+        "cpu",
+        dtype or ("float32" if device == "cpu" else "bfloat16"),
+        _default_cache(config),
+        caches=settings.caches,
+        is_extensible=False,
+        revision=_revision(config),
+    )
 
 
 def _restore_environment() -> None:

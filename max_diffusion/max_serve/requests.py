@@ -11,9 +11,8 @@ from typing import Any, Final
 from max.pipelines.request import OpenResponsesRequestBody
 from max.pipelines.request.provider_options import ImageProviderOptions
 
-from ..caches import CacheConfig
+from ..caches import AbstractCacheConfig, cache_from_options
 from ..errors import RequestError
-from ..text_to_image import cache_name, named_cache
 from ..types import GenerationRequest
 from .settings import ServeSettings
 
@@ -105,7 +104,7 @@ def to_json(request: GenerationRequest) -> str:
     """A request as text that crosses from MAX's server process to its worker."""
     plain = {**vars(request), "cache": None}
     if request.cache is not None:
-        plain["cache"] = [cache_name(request.cache), asdict(request.cache)]
+        plain["cache"] = [request.cache.name, asdict(request.cache)]
     return json.dumps(plain)
 
 
@@ -116,7 +115,7 @@ def from_json(text: str) -> GenerationRequest:
     if plain["sigmas"] is not None:
         plain["sigmas"] = tuple(plain["sigmas"])
     if plain["cache"] is not None:
-        plain["cache"] = named_cache(*plain["cache"])
+        plain["cache"] = cache_from_options(*plain["cache"])
     return GenerationRequest(**plain)
 
 
@@ -165,9 +164,11 @@ def _knobs(metadata: Mapping[str, str], max_length: int) -> dict[str, Any]:
     return knobs
 
 
-def _cache(name: str | None, options: Mapping[str, object]) -> CacheConfig | None:
+def _cache(
+    name: str | None, options: Mapping[str, object]
+) -> AbstractCacheConfig | None:
     if name is not None:
-        return named_cache(name, options)
+        return cache_from_options(name, options)
     if options:
         raise RequestError(
             f"metadata: {_OPTION}{next(iter(options))}: of which cache? name it in "

@@ -9,12 +9,11 @@ from typing import Annotated, Any, Literal
 from max.driver import accelerator_count
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from ..caches import CACHES
+from ..caches import CACHES, cache_from_options
 from ..engine import EngineConfig
 from ..errors import RequestError
 from ..server import ServerSettings
 from ..server.run import Model
-from ..text_to_image import named_cache
 
 
 def _names(value: Any) -> Any:
@@ -126,7 +125,7 @@ class Options(BaseModel):
             path=self._folder or self.model,
             device=self.kind,
             dtype=self.dtype,
-            cache=named_cache(self.cache, self.cache_options),
+            cache=cache_from_options(self.cache, self.cache_options),
             caches=self.caches,
             calibration=self.calibration and str(Path(self.calibration).resolve()),
             variant=self.variant,

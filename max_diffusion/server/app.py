@@ -26,6 +26,7 @@ from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 
 from .. import __version__
+from ..caches import cache_from_options
 from ..engine import (
     Event,
     Failed,
@@ -37,8 +38,8 @@ from ..engine import (
 )
 from ..errors import MaxDiffusionError
 from ..images import encoded, text_chunks
+from ..pipelines.text_to_image import GenerationResult
 from ..report import RunReport
-from ..text_to_image import GenerationResult, named_cache
 from ..types import GenerationRequest
 from .backend import Backend, ModelDescription
 from .errors import ApiError, api_error, on_api_error, on_http_error, on_not_valid
@@ -327,7 +328,7 @@ def to_request(
     width, height = body.pixels() or (None, None)
     cache = None
     if body.cache is not None:
-        cache = named_cache(body.cache, body.cache_options)
+        cache = cache_from_options(body.cache, body.cache_options)
     request = GenerationRequest(
         prompts=(body.prompt,),
         negative_prompt=body.negative_prompt,

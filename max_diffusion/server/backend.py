@@ -15,7 +15,7 @@ from ..engine import (
     Finished,
     SubmitOptions,
 )
-from ..text_to_image import TextToImagePipeline, cache_name
+from ..pipelines.text_to_image import TextToImagePipeline
 from ..types import GenerationRequest
 from .errors import ApiError
 from .metrics import Metrics
@@ -40,13 +40,13 @@ class ModelDescription:
     def of(cls, pipeline: TextToImagePipeline) -> ModelDescription:
         """Of a loaded pipeline."""
         height, width = pipeline.default_size
-        caches = pipeline.supported_caches()
-        default = pipeline.resolve_cache(pipeline.cache_config)
+        caches = pipeline.caches.supported()
+        default = pipeline.cache_config
         return cls(
             default_size=(width, height),
             default_steps=pipeline.default_num_inference_steps,
             caches={name: asdict(config) for name, config in caches.items()},
-            default_cache=cache_name(default),
+            default_cache=default.name,
             default_cache_options=asdict(default),
         )
 

@@ -18,10 +18,10 @@ from typing import Final, final
 
 import uvicorn
 
-from ..caches import CacheConfig
+from ..caches import AbstractCacheConfig
 from ..engine import Engine, EngineConfig
 from ..errors import MaxDiffusionError, RequestError
-from ..registry import load_pipeline
+from ..pipelines.registry import load_pipeline
 from .app import create_app
 from .backend import LocalBackend
 from .settings import ServerSettings
@@ -39,8 +39,8 @@ class Model:
     path: str
     device: str = "auto"
     dtype: str | None = None
-    cache: CacheConfig | None = None
-    caches: Sequence[str | CacheConfig] = ("none",)
+    cache: AbstractCacheConfig | None = None
+    caches: Sequence[str | AbstractCacheConfig] = ("none",)
     calibration: str | None = None
     variant: str | None = None
 
@@ -59,6 +59,7 @@ class Model:
             caches=self.caches,
             calibration=self.calibration,
             variant=self.variant,
+            is_extensible=False,  # a request must not wait for minutes
             on_event=on_event,
         )
         return Engine(pipeline, config, observer=backend.observer)

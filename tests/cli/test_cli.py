@@ -27,8 +27,9 @@ from max_diffusion import (
     TaylorSeerConfig,
     TextToImagePipeline,
 )
+from max_diffusion.caches import cache_from_text
+from max_diffusion.caches.converters import CONVERTERS
 from max_diffusion.cli import _parser, resolve
-from max_diffusion.options import _CONVERTERS, parse_cache
 
 # Beside the interpreter, as installed: this is what people type.
 COMMAND = [str(Path(sys.executable).with_name("max-diffusion")), "generate"]
@@ -71,9 +72,9 @@ def test_a_seed_not_given_is_another_every_time(tmp_path: Path) -> None:
 
 def test_cache_options_are_parsed_by_their_types() -> None:
     options = ["cache_interval=3", "max_order=2"]
-    assert parse_cache("taylorseer", options) == TaylorSeerConfig(3, 9, 2)
-    assert parse_cache("first-block", ["threshold=2e-1"]) == FirstBlockConfig(0.2)
-    assert parse_cache("none", []) == NoCacheConfig()
+    assert cache_from_text("taylorseer", options) == TaylorSeerConfig(3, 9, 2)
+    assert cache_from_text("first-block", ["threshold=2e-1"]) == FirstBlockConfig(0.2)
+    assert cache_from_text("none", []) == NoCacheConfig()
 
 
 @pytest.mark.parametrize(
@@ -95,18 +96,18 @@ def test_cache_options_are_parsed_by_their_types() -> None:
 )
 def test_bad_cache_options_are_named(name: str, option: str, message: str) -> None:
     with pytest.raises(RequestError, match=re.escape(message)):
-        parse_cache(name, [option])
+        cache_from_text(name, [option])
 
 
 def test_a_cache_option_given_twice_is_an_error() -> None:
     with pytest.raises(RequestError, match="max_order is given twice"):
-        parse_cache("taylorseer", ["max_order=1", "max_order=2"])
+        cache_from_text("taylorseer", ["max_order=1", "max_order=2"])
 
 
 @pytest.mark.parametrize("name", CACHES)
 def test_every_field_of_every_cache_can_be_given(name: str) -> None:
     hints = get_type_hints(CACHES[name])
-    assert {hints[item.name] for item in fields(CACHES[name])} <= set(_CONVERTERS)
+    assert {hints[item.name] for item in fields(CACHES[name])} <= set(CONVERTERS)
 
 
 def test_a_timeline_may_not_replace_the_picture(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from max_diffusion import (
     CACHES,
-    CacheConfig,
+    AbstractCacheConfig,
     TaylorSeerConfig,
     TeaCacheConfig,
     TextToImagePipeline,
@@ -55,19 +55,18 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], dict[str, Any]]:
     def put(pipeline: Any) -> dict[str, Any]:
         given: dict[str, Any] = {}
 
-        def load_pipeline(*args: object, **options: Any) -> Any:
+        def open_model(*args: object, **options: Any) -> Any:
             given.update(options, model=args[0])
-            options["before_compile"](pipeline)
-            given["is_compiled"] = True
+            pipeline.compile = lambda: given.update(is_compiled=True)
             return pipeline
 
-        monkeypatch.setattr("max_diffusion.registry.load_pipeline", load_pipeline)
+        monkeypatch.setattr("max_diffusion.pipelines.registry.open_model", open_model)
         return given
 
     return put
 
 
-def behave(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+def behave(cache: AbstractCacheConfig, steps: int, prompt: str) -> tuple[float, float]:
     if isinstance(cache, TeaCacheConfig):
         return steps / 10 / (1 + 2 * cache.threshold), 0.5 + 30 * cache.threshold**2
     return steps / 10, 30 * (1 - steps / 50)
@@ -78,10 +77,10 @@ def behave(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
 
 @pytest.fixture
 def no_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    def compile_graphs(*args: object) -> None:
+    def add(*args: object) -> None:
         raise AssertionError("a graph was compiled")
 
-    monkeypatch.setattr("max_diffusion.pipeline.compile_graphs", compile_graphs)
+    monkeypatch.setattr("max_diffusion.compile.CompiledGraphs.add", add)
 
 
 @pytest.mark.parametrize(

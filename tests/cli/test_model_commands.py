@@ -96,7 +96,7 @@ def test_calibrate_writes_what_was_measured(
         given.update(options)
         return flux
 
-    monkeypatch.setattr("max_diffusion.registry.load_pipeline", load)
+    monkeypatch.setattr("max_diffusion.pipelines.registry.open_model", load)
     path = tmp_path / "c.json"
     words = ["calibrate", "a", "heart", "--steps", "5", "--output", str(path), "--json"]
     args = _parser().parse_args(words)

@@ -12,8 +12,8 @@ from max.driver import Buffer
 from pictures import psnr
 
 from max_diffusion import (
+    AbstractCacheConfig,
     AutoConfig,
-    CacheConfig,
     DiffusionPipelineOutput,
     FasterCacheConfig,
     FirstBlockConfig,
@@ -25,16 +25,15 @@ from max_diffusion import (
     TeaCacheConfig,
     TextToImagePipeline,
 )
-from max_diffusion.caches import POLICIES, FirstBlockCache, Run
+from max_diffusion.caches import POLICIES, Action, FirstBlockCache, Run
 from max_diffusion.calls import run
-from max_diffusion.denoising import COMPUTE
 
 NAMES = [row.name for row in ROWS]
 
 
 def draw(
     flux: TextToImagePipeline,
-    config: CacheConfig,
+    config: AbstractCacheConfig,
     prompts: Sequence[str] = PROMPTS,
     seed: int = 5,
 ) -> tuple[np.ndarray, list[tuple[str, ...]]]:
@@ -47,9 +46,9 @@ def test_full_passes_equal_the_documented_rule(
     flux: TextToImagePipeline, row: Row
 ) -> None:
     _, actions = draw(flux, row.config)
-    computed = [s for s, step in enumerate(actions) if step == (COMPUTE,) * 3]
+    computed = [s for s, step in enumerate(actions) if step == (Action.COMPUTE,) * 3]
     assert computed == list(row.computed or ())
-    assert sum(step.count(COMPUTE) for step in actions) == 3 * len(computed)
+    assert sum(step.count(Action.COMPUTE) for step in actions) == 3 * len(computed)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +58,7 @@ def test_some_steps_are_skipped_and_some_computed(
     flux: TextToImagePipeline, row: Row
 ) -> None:
     _, actions = draw(flux, row.config)
-    passes = sum(step.count(COMPUTE) for step in actions)
+    passes = sum(step.count(Action.COMPUTE) for step in actions)
     assert 3 < passes < 3 * STEPS
 
 
@@ -70,7 +69,7 @@ def test_turned_off_it_computes_all_and_changes_nothing(
     plain, _ = draw(flux, NoCacheConfig())
     assert row.off is not None
     images, actions = draw(flux, row.off)
-    assert actions == [(COMPUTE,) * 3] * STEPS
+    assert actions == [(Action.COMPUTE,) * 3] * STEPS
     assert np.array_equal(images, plain)
 
 
@@ -193,9 +192,9 @@ def test_sizes_prompts_and_batches_need_no_compile(
     ids=["dual-block", "two-in-front", "teacache"],
 )
 def test_a_batch_that_computes_in_part_is_each_sample_alone(
-    flux: TextToImagePipeline, make: Callable[[float], CacheConfig]
+    flux: TextToImagePipeline, make: Callable[[float], AbstractCacheConfig]
 ) -> None:
-    def run(cache: CacheConfig, rows: slice) -> DiffusionPipelineOutput:
+    def run(cache: AbstractCacheConfig, rows: slice) -> DiffusionPipelineOutput:
         request = GenerationRequest(
             prompts=PROMPTS, seed=5, num_inference_steps=STEPS, cache=cache
         )
@@ -225,7 +224,7 @@ def test_tolerance_orders_passes_and_errors(flux: TextToImagePipeline) -> None:
     passes, quality = [], []
     for tolerance in (1e-3, 0.55, 5.0):
         images, actions = draw(flux, AutoConfig(tolerance=tolerance, warmup_steps=2))
-        passes.append(sum(step.count(COMPUTE) for step in actions))
+        passes.append(sum(step.count(Action.COMPUTE) for step in actions))
         quality.append(psnr(images, plain))
     assert passes[0] > passes[1] > passes[2]
     assert quality[0] > quality[1] > quality[2]
@@ -261,7 +260,7 @@ def test_every_policy_runs(flux: TextToImagePipeline) -> None:
     for policy in POLICIES:
         config = StepMaskConfig(compute_steps=policy)
         _, actions = draw(flux, config, PROMPTS[:1])
-        computed = {s for s, step in enumerate(actions) if step == (COMPUTE,)}
+        computed = {s for s, step in enumerate(actions) if step == (Action.COMPUTE,)}
         assert computed == config.required_steps(STEPS)
 
 
@@ -292,7 +291,7 @@ def test_every_policy_runs(flux: TextToImagePipeline) -> None:
     ids=["taylorseer", "auto", "step-mask", "tail", "tail-newton"],
 )
 def test_the_series_is_the_one_asked_for(
-    flux: TextToImagePipeline, first: CacheConfig, second: CacheConfig
+    flux: TextToImagePipeline, first: AbstractCacheConfig, second: AbstractCacheConfig
 ) -> None:
     assert not np.array_equal(draw(flux, first)[0], draw(flux, second)[0])
 

@@ -22,7 +22,7 @@ from max_diffusion import (
 from max_diffusion.caches import History, add_series_graphs
 from max_diffusion.caches.series import series_weights
 from max_diffusion.calls import run
-from max_diffusion.compile import compile_graphs
+from max_diffusion.compile import CompiledGraphs
 
 ORDERS = (1, 2, 4)
 
@@ -51,7 +51,9 @@ def models() -> Mapping[str, Model]:
     module = Module()
     add_series_graphs(module, DType.float32, DeviceRef.CPU())
     session = InferenceSession(devices=[CPU()])
-    return compile_graphs(session, module, {}, {}, CPU()).models
+    graphs = CompiledGraphs(session, CPU())
+    graphs.add(module, {}, {})
+    return graphs.models
 
 
 def field(step: int, rng_seed: int = 0) -> np.ndarray:

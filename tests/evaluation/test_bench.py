@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from max_diffusion import RequestError
-from max_diffusion.checkpoint import open_model
+from max_diffusion.checkpoint import find_model
 from max_diffusion.evaluation.bench import (
     BenchResult,
     Measure,
@@ -362,7 +362,7 @@ def test_the_large_model_is_a_whole_one(
     monkeypatch.setattr(module, small)
     folder = model_folder(LARGE, tmp_path)
     assert model_digest(LARGE) != unchanged
-    assert open_model(folder).class_name == "FluxPipeline"
+    assert find_model(folder).class_name == "FluxPipeline"
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     assert model_folder(LARGE, tmp_path) == folder
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before

@@ -15,8 +15,8 @@ from painters import STEPS, Painter, halving, picture_of
 
 from max_diffusion import (
     CACHES,
+    AbstractCacheConfig,
     AutoConfig,
-    CacheConfig,
     NoCacheConfig,
     RequestError,
     StepMaskConfig,
@@ -201,7 +201,9 @@ def paint(painter: Painter, *args: Any, **options: Any) -> Comparison:
 
 
 def test_a_control_takes_as_long_as_its_cache() -> None:
-    def behave(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def behave(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         if isinstance(cache, TaylorSeerConfig):
             return {2: 0.27, 3: 1.0, 4: 1.3, 5: 1.96, 6: 7.0, 8: 0.01}[
                 cache.cache_interval
@@ -220,7 +222,9 @@ def test_a_control_takes_as_long_as_its_cache() -> None:
 def test_the_first_picture_is_in_no_other_figure() -> None:
     seen: Counter[object] = Counter()
 
-    def behave(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def behave(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         seen[cache, steps] += 1
         seconds, error = halving(cache, steps, prompt)
         return (100.0 if seen[cache, steps] == 1 else seconds), error
@@ -241,7 +245,9 @@ def test_the_first_picture_is_in_no_other_figure() -> None:
 def test_speed_is_by_medians() -> None:
     painter = Painter()
 
-    def behave(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def behave(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         seconds, error = halving(cache, steps, prompt)
         if isinstance(cache, AutoConfig) and prompt == "c":
             seconds /= 5  # an outlier, which a ratio of sums would show
@@ -285,7 +291,9 @@ def test_all_settings_are_drawn_in_turn_in_another_order_each_round() -> None:
 
 
 def test_a_control_is_chosen_by_several_prompts() -> None:
-    def behave(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def behave(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         if isinstance(cache, NoCacheConfig):
             return steps / 10, 0.0
         return {"a": 0.5, "b": 1.5, "c": 1.6}[prompt], 1.0
@@ -295,7 +303,9 @@ def test_a_control_is_chosen_by_several_prompts() -> None:
     # Of one prompt the shortest of several pictures.
     taken = iter([9.0, 1.5, 1.2, 7.0, *[1.0] * 9])
 
-    def vary(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def vary(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         if isinstance(cache, NoCacheConfig):
             return steps / 10, 0.0
         return next(taken), 1.0
@@ -336,7 +346,9 @@ def test_a_network_for_other_pictures_is_told_before_any_is_drawn() -> None:
 def test_a_control_that_is_not_near_says_so() -> None:
     taken = iter([1.0] * 4 + [1.05, 1.5, 0.8] * 9)
 
-    def vary(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def vary(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         if isinstance(cache, NoCacheConfig):
             return steps / 10, 0.0
         return next(taken), 1.0
@@ -352,7 +364,9 @@ def test_a_control_that_is_not_near_says_so() -> None:
 
 
 def test_rows_sum_up_their_pictures() -> None:
-    def behave(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def behave(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         seconds, _ = halving(cache, steps, prompt)
         error = {"a": 0.5, "b": 2.0, "c": 8.0, "d": 0.0}[prompt]
         return seconds, 0.0 if isinstance(cache, NoCacheConfig) else error

@@ -17,8 +17,8 @@ from painters import STEPS, Painter, halving
 from PIL import Image
 
 from max_diffusion import (
+    AbstractCacheConfig,
     AutoConfig,
-    CacheConfig,
     MagCacheConfig,
     PabConfig,
     RequestError,
@@ -167,7 +167,9 @@ def words_of(comparison: Comparison, folder: Path) -> str:
 
 
 def test_the_page_tells_caches_and_controls_apart(tmp_path: Path) -> None:
-    def behave(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def behave(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         seconds, error = halving(cache, steps, prompt)
         if isinstance(cache, TaylorSeerConfig):
             return 3.0, 0.0
@@ -357,7 +359,9 @@ def test_the_table_has_lpips_where_there_is_a_network() -> None:
 
 
 def test_equal_pictures_have_no_decibels_in_the_table() -> None:
-    def behave(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def behave(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         return halving(cache, steps, prompt)[0], 0.0
 
     table = summary_table(paint(caches=["auto"], painter=Painter(behave)))

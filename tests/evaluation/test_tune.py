@@ -16,8 +16,8 @@ from painters import STEPS, Painter, decibels
 
 from max_diffusion import (
     CACHES,
+    AbstractCacheConfig,
     AutoConfig,
-    CacheConfig,
     NoCacheConfig,
     RequestError,
     TeaCacheConfig,
@@ -27,7 +27,6 @@ from max_diffusion.calibration import PROMPTS as PLAIN_PROMPTS
 from max_diffusion.demo import parse_caption
 from max_diffusion.demo.scenes import is_held_out
 from max_diffusion.evaluation import Target, TuningResult, tune
-from max_diffusion.evaluation.knobs import KNOBS
 from max_diffusion.evaluation.target import Trial
 from max_diffusion.evaluation.tune import default_prompts
 
@@ -37,7 +36,7 @@ HARDNESS = {"a": 1.0, "b": 2.0, "c": 0.5, "d": 4.0, "u": 3.0, "v": 1.5}
 BASELINE_S = STEPS / 10
 
 
-def behave(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+def behave(cache: AbstractCacheConfig, steps: int, prompt: str) -> tuple[float, float]:
     """Fewer steps are poor; a threshold has its price, a last step only costs time."""
     hardness = HARDNESS.get(prompt, 1.0)
     if isinstance(cache, TeaCacheConfig):
@@ -79,12 +78,12 @@ Search = Callable[..., TuningResult]
 
 ALL = [
     TeaCacheConfig(threshold, compute_last=last)
-    for threshold in KNOBS["teacache"]["threshold"]
-    for last in KNOBS["teacache"]["compute_last"]
+    for threshold in TeaCacheConfig.ladders["threshold"]
+    for last in TeaCacheConfig.ladders["compute_last"]
 ]
 
 
-def figures(cache: CacheConfig) -> tuple[float, float]:
+def figures(cache: AbstractCacheConfig) -> tuple[float, float]:
     """Speed-up and worst PSNR on the prompts tuned on."""
     drawn = [behave(cache, STEPS, prompt) for prompt in PROMPTS]
     return BASELINE_S / drawn[0][0], min(decibels(error) for _, error in drawn)
@@ -122,7 +121,7 @@ def test_the_most_like_at_a_speed_wins(search: Search, speedup: float) -> None:
 def test_trials_are_what_was_drawn(search: Search) -> None:
     painter = Painter(behave, names=("teacache",))
     result = search(Target(psnr=43.0), painter, seed=11)
-    seeds: dict[CacheConfig, list[int]] = {}
+    seeds: dict[AbstractCacheConfig, list[int]] = {}
     for request in painter.drawn:
         assert request.cache is not None
         # 2 before and 4 after: of the validation.
@@ -168,7 +167,7 @@ def test_fewer_steps_are_drawn_to_compare_with(search: Search) -> None:
 
 
 def test_one_step_has_no_fewer_steps(search: Search) -> None:
-    def one(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def one(cache: AbstractCacheConfig, steps: int, prompt: str) -> tuple[float, float]:
         return (1.0 if isinstance(cache, NoCacheConfig) else 0.5), 1.0
 
     painter = Painter(one, names=("teacache",))
@@ -178,7 +177,9 @@ def test_one_step_has_no_fewer_steps(search: Search) -> None:
 
 
 def test_a_cache_that_saves_nothing_never_wins(search: Search) -> None:
-    def slow(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def slow(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         if isinstance(cache, AutoConfig):
             return STEPS / 10, 0.0  # all steps, so equal pictures
         return behave(cache, steps, prompt)
@@ -193,7 +194,9 @@ def test_a_cache_that_saves_nothing_never_wins(search: Search) -> None:
 
 
 def test_the_best_of_several_methods_wins(search: Search) -> None:
-    def mixed(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def mixed(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         if isinstance(cache, AutoConfig):
             is_best = cache.tolerance == 0.2
             return (0.5 if is_best else 1.0), (0.6 if is_best else 9.0)
@@ -212,7 +215,9 @@ def test_the_best_of_several_methods_wins(search: Search) -> None:
 def test_pictures_at_the_target_count_for_more_than_a_good_first_one(
     search: Search,
 ) -> None:
-    def late(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def late(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         seconds, error = behave(cache, steps, prompt)
         if isinstance(cache, TeaCacheConfig):
             # Below 0.1 all is well; at 0.1 all but the last; above it the first is
@@ -228,7 +233,9 @@ def test_pictures_at_the_target_count_for_more_than_a_good_first_one(
 
 
 def test_the_fastest_of_those_with_equal_pictures_wins(search: Search) -> None:
-    def equal(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def equal(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         seconds, error = behave(cache, steps, prompt)
         return seconds, 0.0 if isinstance(cache, TeaCacheConfig) else error
 
@@ -279,9 +286,11 @@ def replace_psnr(trial: Trial, psnr: float, speedup: float) -> Trial:
 
 
 def test_what_may_still_win_is_drawn_to_the_end(search: Search) -> None:
-    noisy: Counter[CacheConfig] = Counter()
+    noisy: Counter[AbstractCacheConfig] = Counter()
 
-    def noise(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def noise(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         seconds, error = behave(cache, steps, prompt)
         noisy[cache] += 1
         # Of the fastest that is like enough, the first is a fifth too slow.
@@ -365,8 +374,10 @@ def test_what_fails_on_other_prompts_makes_way_for_the_next(search: Search) -> N
     first, second, third = (trial.setting.cache for trial in ranked[:3])
     assert all(trial.meets(target) for trial in ranked[:3])
 
-    def failing(*caches: CacheConfig) -> Painter:
-        def worse(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def failing(*caches: AbstractCacheConfig) -> Painter:
+        def worse(
+            cache: AbstractCacheConfig, steps: int, prompt: str
+        ) -> tuple[float, float]:
             seconds, error = behave(cache, steps, prompt)
             is_failing = cache in caches and prompt == "v"
             return seconds, 50.0 if is_failing else error
@@ -388,7 +399,9 @@ def test_what_fails_on_other_prompts_makes_way_for_the_next(search: Search) -> N
 
 
 def test_what_fails_is_not_replaced_when_the_time_is_over(search: Search) -> None:
-    def worse(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def worse(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         seconds, error = behave(cache, steps, prompt)
         is_failing = prompt in UNSEEN and not isinstance(cache, NoCacheConfig)
         return seconds, 50.0 if is_failing else error
@@ -413,7 +426,9 @@ def test_what_fails_is_not_replaced_when_the_time_is_over(search: Search) -> Non
 def test_a_cache_that_skips_nothing_meets_no_target(
     search: Search, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def by_chance(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def by_chance(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         return (BASELINE_S if isinstance(cache, NoCacheConfig) else 1.0), 0.0
 
     # Its warm-up is as long as the run.
@@ -436,7 +451,9 @@ def test_fewer_steps_are_left_out_when_the_time_is_over(search: Search) -> None:
 def test_a_cache_that_is_slower_on_other_prompts_does_not_meet_the_target(
     search: Search,
 ) -> None:
-    def slower(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def slower(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         seconds, error = behave(cache, steps, prompt)
         is_slow = prompt in UNSEEN and not isinstance(cache, NoCacheConfig)
         return (3.0 if is_slow else seconds), error
@@ -590,7 +607,9 @@ def test_what_was_reached_is_told_in_words(search: Search) -> None:
         f"{tuned.worst_psnr:.1f} dB at worst, {tuned.speedup:.2f} times as fast"
     )
 
-    def equal(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+    def equal(
+        cache: AbstractCacheConfig, steps: int, prompt: str
+    ) -> tuple[float, float]:
         return behave(cache, steps, prompt)[0], 0.0
 
     result = search(Target(psnr=43.0), Painter(equal, names=("teacache",)))

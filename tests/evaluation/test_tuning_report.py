@@ -15,7 +15,7 @@ from PIL import Image
 from test_comparison_report import Page, check_alone
 
 from max_diffusion import (
-    CacheConfig,
+    AbstractCacheConfig,
     RequestError,
     TeaCacheConfig,
     read_cache_file,
@@ -33,7 +33,7 @@ from max_diffusion.evaluation.tuning_report import pareto_chart, pareto_front
 PROMPTS = ("a", "<script>alert(1)</script>")
 
 
-def behave(cache: CacheConfig, steps: int, prompt: str) -> tuple[float, float]:
+def behave(cache: AbstractCacheConfig, steps: int, prompt: str) -> tuple[float, float]:
     if isinstance(cache, TeaCacheConfig):
         return 2 / (1 + 2 * cache.threshold), min(0.5 + 60 * cache.threshold**2, 60.0)
     return steps / 10, 60 * (1 - steps / STEPS)

@@ -26,7 +26,7 @@ from processes import run_python
 
 from max_diffusion import (
     CACHES,
-    CacheConfig,
+    AbstractCacheConfig,
     GenerationRequest,
     StepMaskConfig,
     TaylorSeerConfig,
@@ -38,7 +38,7 @@ from max_diffusion.max_serve import ARCHITECTURES
 from max_diffusion.max_serve.architecture import PictureTokenizer
 from max_diffusion.max_serve.requests import from_json, to_json, to_request
 from max_diffusion.max_serve.settings import ServeSettings
-from max_diffusion.registry import PIPELINES
+from max_diffusion.pipelines.registry import PIPELINES
 
 PROMPT = "a red circle above a blue square"
 SECONDS = 120.0
@@ -353,7 +353,7 @@ def test_metadata_that_is_too_long_is_refused() -> None:
     ],
     ids=str,
 )
-def test_requests_cross_to_the_worker_whole(cache: CacheConfig | None) -> None:
+def test_requests_cross_to_the_worker_whole(cache: AbstractCacheConfig | None) -> None:
     request = GenerationRequest(
         prompts=("Ein Kreis \u2014 rot",),
         negative_prompt="",

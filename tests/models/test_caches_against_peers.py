@@ -22,7 +22,7 @@ from diffusers.hooks.mag_cache import MagCacheConfig as TheirMagCache
 from pictures import psnr
 
 from max_diffusion import (
-    CacheConfig,
+    AbstractCacheConfig,
     FasterCacheConfig,
     FirstBlockConfig,
     GenerationRequest,
@@ -76,7 +76,7 @@ def taylorseer(order: int) -> MakeTheirs:
     )
 
 
-CASES: dict[str, tuple[CacheConfig, MakeTheirs, int]] = {
+CASES: dict[str, tuple[AbstractCacheConfig, MakeTheirs, int]] = {
     **{
         f"taylorseer-attention-{order}": (
             TaylorSeerConfig(3, 4, order, target="attention"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -31,7 +30,7 @@ from max_diffusion import (
 from max_diffusion.caches import CALIBRATION_FILE, Calibration
 from max_diffusion.denoising import Branch
 from max_diffusion.inspection import inspect
-from max_diffusion.schedulers import Schedule
+from max_diffusion.sampling import Schedule
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -101,10 +100,8 @@ def test_a_measured_model_needs_no_ratios(
 ) -> None:
     with pytest.raises(RequestError, match="no ratios were measured of this model"):
         flux.generate("heart", num_inference_steps=4, cache="magcache")
-    measured = replace(
-        flux.pipeline_config, calibration=Calibration(magcache_ratios=(1.0,))
-    )
-    monkeypatch.setattr(flux, "pipeline_config", measured)
+    measured = Calibration(magcache_ratios=(1.0,))
+    monkeypatch.setattr(flux.caches, "_calibration", measured)
     result = flux.generate("heart", num_inference_steps=10, cache="magcache")
     assert result.report.full_passes == 4  # 0, 1, then one in four
     plain = MagCacheConfig(ratios=(1.0,))
@@ -216,7 +213,7 @@ def test_a_cache_beyond_the_memory_limit_is_refused(flux: TextToImagePipeline) -
 def test_a_default_cache_that_cannot_run_is_told_before_compiling(
     flux_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("max_diffusion.pipeline.compile_graphs", None)
+    monkeypatch.setattr("max_diffusion.compile.CompiledGraphs.add", None)
     for cache, message in (
         (FirstBlockConfig(front_blocks=9), "none could be reused"),
         ("magcache", "no ratios were measured"),

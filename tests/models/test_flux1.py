@@ -27,8 +27,8 @@ from max_diffusion import (
 )
 from max_diffusion.buffers import to_device, to_numpy
 from max_diffusion.caches.history import relative_error
+from max_diffusion.caches.kinds import Hidden
 from max_diffusion.calls import run
-from max_diffusion.denoising import Hidden
 from max_diffusion.types import GenerationContext
 
 if TYPE_CHECKING:

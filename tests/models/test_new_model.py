@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from max.driver import Buffer
-from new_model import ToyPipeline, main, make_context
+from new_model import ToyPipeline, main, make_context, make_pipeline
 
 from max_diffusion import (
+    AbstractCacheConfig,
     AutoConfig,
-    CacheConfig,
     DenoisingCacheConfig,
     DenoisingCacheState,
     DiffusionPipeline,
@@ -25,7 +25,7 @@ from max_diffusion import (
     TaylorSeerConfig,
     TeaCacheConfig,
 )
-from max_diffusion.schedulers import Schedule
+from max_diffusion.sampling import Schedule
 
 CACHES = [
     NoCacheConfig(),
@@ -102,9 +102,6 @@ def test_run_denoising_step_by_the_documented_contract(toy: ToyPipeline) -> None
     seen: list[tuple[Buffer | None, Buffer | None]] = []
 
     class Own(ToyPipeline):
-        def __init__(self) -> None:  # shares the compiled toy
-            vars(self).update(vars(toy))
-
         def run_transformer(
             self, cache_state: DenoisingCacheState, **kwargs: Buffer
         ) -> tuple[Buffer, ...]:
@@ -112,7 +109,7 @@ def test_run_denoising_step_by_the_documented_contract(toy: ToyPipeline) -> None
             prediction = DiffusionPipeline.run_transformer(self, cache_state, **kwargs)
             return (kwargs["latents"], *prediction)
 
-    pipeline = Own()
+    pipeline = make_pipeline(Own)
     inputs = toy.prepare_inputs(make_context(50, cache=FirstBlockConfig()))
     images = pipeline.execute(inputs).images
     assert np.array_equal(images, np.full((1, 4, 6, 3), 50, np.uint8))
@@ -123,9 +120,6 @@ def test_run_denoising_step_by_the_documented_contract(toy: ToyPipeline) -> None
 
 class Reusing(ToyPipeline):
     """Gives the previous prediction back whenever it may."""
-
-    def __init__(self, toy: ToyPipeline) -> None:  # shares the compiled toy
-        vars(self).update(vars(toy))
 
     def run_transformer(
         self, cache_state: DenoisingCacheState, **kwargs: Buffer
@@ -138,7 +132,7 @@ class Reusing(ToyPipeline):
 
 def test_rules_hold_for_a_transformer_of_its_own(toy: ToyPipeline) -> None:
     cache = FirstBlockConfig(warmup_steps=3, compute_steps=(7,), compute_last=2)
-    pipeline = Reusing(toy)
+    pipeline = make_pipeline(Reusing)
     output = pipeline.execute(toy.prepare_inputs(make_context(9, cache=cache)))
     computed = [r.step for r in output.steps if r.actions == ("compute",)]
     assert computed == [0, 1, 2, 7, 18, 19]
@@ -162,7 +156,9 @@ def test_rules_hold_for_a_transformer_of_its_own(toy: ToyPipeline) -> None:
     ],
     ids=lambda cache: type(cache).__name__,
 )
-def test_a_change_of_shape_computes(toy: ToyPipeline, cache: CacheConfig) -> None:
+def test_a_change_of_shape_computes(
+    toy: ToyPipeline, cache: AbstractCacheConfig
+) -> None:
     run = Run(9, timesteps=(500.0,) * 9)
     state = toy.create_cache_state(2, 6, {}, cache=cache, run=run)
     rng = np.random.default_rng(1)
@@ -223,9 +219,9 @@ def test_create_cache_state_is_per_request(toy: ToyPipeline) -> None:
 
 def test_cache_settings_resolve_by_the_models_defaults(toy: ToyPipeline) -> None:
     settings = DenoisingCacheConfig(taylorseer=True, taylorseer_max_order=2)
-    assert toy.resolve_cache(settings) == TaylorSeerConfig(5, 9, 2)
+    assert toy.caches.resolve(settings) == TaylorSeerConfig(5, 9, 2)
     settings = DenoisingCacheConfig(first_block_caching=True)
-    assert toy.resolve_cache(settings) == FirstBlockConfig(0.05)
+    assert toy.caches.resolve(settings) == FirstBlockConfig(0.05)
 
 
 def test_nan_latents_are_said_not_drawn(toy: ToyPipeline) -> None:

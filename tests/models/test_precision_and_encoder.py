@@ -20,8 +20,8 @@ from graphs.denoiser import StepGraphs
 from graphs.flux1 import Flux1Denoiser, image_ids, rotary_table
 from graphs.weights import WeightScope
 from max_diffusion.buffers import to_device, to_numpy
-from max_diffusion.checkpoint import ComponentWeights, open_model
-from max_diffusion.compile import compile_graphs
+from max_diffusion.checkpoint import ComponentWeights, find_model
+from max_diffusion.compile import CompiledGraphs
 from max_diffusion.models.flux1.config import autoencoder_config, flux1_config
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
-    folder, host, module = open_model(flux_folder), DeviceRef.CPU(), Module()
+    folder, host, module = find_model(flux_folder), DeviceRef.CPU(), Module()
     vae = WeightScope("vae", DType.float32, host)
     config = autoencoder_config(folder.config("vae"))
     types = [TensorType(DType.float32, ("batch", "height_0", "width_0", 3), host)]
@@ -51,7 +51,8 @@ def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
         filled |= {f"{scope.prefix}.{key}": array for key, array in loaded.items()}
         slots |= {f"{scope.prefix}.{key}": slot for key, slot in scope.slots.items()}
     session = InferenceSession(devices=[CPU()])
-    compiled = compile_graphs(session, module, filled, slots, CPU())
+    compiled = CompiledGraphs(session, CPU())
+    compiled.add(module, filled, slots)
     yield dict(compiled.models)  # while the weights are alive
 
 

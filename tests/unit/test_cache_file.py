@@ -14,7 +14,7 @@ from varied_caches import VARIED
 
 from max_diffusion import (
     CACHES,
-    CacheConfig,
+    AbstractCacheConfig,
     FirstBlockConfig,
     RequestError,
     TaylorSeerConfig,
@@ -171,7 +171,7 @@ def test_a_file_and_a_cache_are_too_much(
 
 
 def test_generate_takes_a_file(file: str, tmp_path: Path) -> None:
-    def cache_of(*words: str) -> CacheConfig:
+    def cache_of(*words: str) -> AbstractCacheConfig:
         args = ["generate", "a", "--output", str(tmp_path / "x.png"), *words]
         return resolve(_parser().parse_args(args)).cache
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from graphs.weights import WeightSlot, WeightSpec
 from max_diffusion import ModelLoadError, load_pipeline
 from max_diffusion.buffers import to_numpy
-from max_diffusion.checkpoint import ComponentWeights, ModelFolder, open_model
+from max_diffusion.checkpoint import ComponentWeights, ModelFolder, find_model
 
 FLOATS = {
     torch.float32: DType.float32,
@@ -240,11 +240,11 @@ def test_damaged_folders_are_one_line_errors(
 
 def test_neither_folder_nor_repository(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="is no folder here and no hub repository"):
-        open_model(str(tmp_path / "nothing" / "here" / "x"))
+        find_model(str(tmp_path / "nothing" / "here" / "x"))
 
 
 def test_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelLoadError, match="hub could not be reached") as caught:
-        open_model("nobody/no-such-model-here")
+        find_model("nobody/no-such-model-here")
     assert "\n" not in str(caught.value)

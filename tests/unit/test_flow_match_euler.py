@@ -15,12 +15,12 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
 )
 
 from max_diffusion.errors import ModelLoadError, RequestError
-from max_diffusion.schedulers import (
-    SCHEDULERS,
+from max_diffusion.sampling import (
+    SAMPLERS,
     FlowMatchEulerConfig,
-    FlowMatchEulerScheduler,
+    FlowMatchEulerSampler,
     Schedule,
-    load_scheduler,
+    load_sampler,
 )
 
 FLUX_DEV: dict[str, Any] = {"use_dynamic_shifting": True, "shift": 3.0}
@@ -82,8 +82,8 @@ def assert_equals_diffusers(
     np.testing.assert_array_equal(schedule.timesteps, expected_timesteps)
 
 
-def scheduler_of(**settings: object) -> FlowMatchEulerScheduler:
-    return FlowMatchEulerScheduler(FlowMatchEulerConfig.from_dict(settings))
+def scheduler_of(**settings: object) -> FlowMatchEulerSampler:
+    return FlowMatchEulerSampler(FlowMatchEulerConfig.from_dict(settings))
 
 
 @each_config
@@ -273,10 +273,10 @@ def test_config_refuses_what_it_cannot_do(
 
 
 def test_load_scheduler_picks_the_class_by_name() -> None:
-    scheduler = load_scheduler(
+    scheduler = load_sampler(
         {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3}
     )
-    assert isinstance(scheduler, FlowMatchEulerScheduler)
+    assert isinstance(scheduler, FlowMatchEulerSampler)
     assert scheduler.config == FlowMatchEulerConfig(shift=3.0)
 
 
@@ -295,9 +295,9 @@ def test_load_scheduler_refuses_unknown_classes(
     config: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ModelLoadError, match=message):
-        load_scheduler(config)
+        load_sampler(config)
 
 
 def test_schedulers_registry_is_read_only() -> None:
     with pytest.raises(TypeError, match="does not support item assignment"):
-        SCHEDULERS["x"] = FlowMatchEulerScheduler  # type: ignore[index]
+        SAMPLERS["x"] = FlowMatchEulerSampler  # type: ignore[index]

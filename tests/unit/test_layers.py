@@ -83,10 +83,12 @@ def layer(name: str) -> int:
 def test_walk_finds_what_it_should() -> None:
     names = set(imported(ROOT / "max_diffusion/cli.py"))
     assert len(FILES) > 30
-    assert "max_diffusion.registry" in names  # inside a function
+    assert "max_diffusion.pipelines.registry" in names  # inside a function
     assert "max_diffusion.errors" in names
-    assert "max_diffusion.text_to_image" not in names  # for the type checker only
-    assert "max_diffusion.text_to_image" in set(
+    assert (
+        "max_diffusion.pipelines.text_to_image" not in names
+    )  # for the type checker only
+    assert "max_diffusion.pipelines.text_to_image" in set(
         imported(ROOT / "max_diffusion/cli.py", when_typing=True)
     )
 

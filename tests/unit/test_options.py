@@ -9,14 +9,13 @@ from varied_caches import VARIED
 
 from max_diffusion import (
     CACHES,
-    CacheConfig,
+    AbstractCacheConfig,
     MagCacheConfig,
     RequestError,
     StepMaskConfig,
     TaylorSeerConfig,
 )
-from max_diffusion.evaluation.drawing import label_of
-from max_diffusion.options import parse_caches
+from max_diffusion.caches import caches_from_text, label_of
 
 
 @pytest.mark.parametrize(
@@ -51,8 +50,10 @@ from max_diffusion.options import parse_caches
         ("taylorseer,taylorseer:max_order=1", [TaylorSeerConfig(), TaylorSeerConfig()]),
     ],
 )
-def test_caches_are_separated_by_commas(text: str, caches: list[CacheConfig]) -> None:
-    assert parse_caches(text) == tuple(caches)
+def test_caches_are_separated_by_commas(
+    text: str, caches: list[AbstractCacheConfig]
+) -> None:
+    assert caches_from_text(text) == tuple(caches)
 
 
 @pytest.mark.parametrize(
@@ -85,19 +86,19 @@ def test_caches_are_separated_by_commas(text: str, caches: list[CacheConfig]) ->
 )
 def test_other_caches_are_an_error_of_one_line(text: str, message: str) -> None:
     with pytest.raises(RequestError, match=re.escape(message)) as error:
-        parse_caches(text)
+        caches_from_text(text)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", CACHES)
 def test_labels_are_read_as_what_they_name(name: str) -> None:
     assert label_of(CACHES[name]()) == name
-    assert parse_caches(label_of(VARIED[name])) == (VARIED[name],)
+    assert caches_from_text(label_of(VARIED[name])) == (VARIED[name],)
 
 
 def test_all_labels_together_are_read_in_their_order() -> None:
     text = ",".join(map(label_of, VARIED.values()))
-    assert parse_caches(text) == tuple(VARIED.values())
+    assert caches_from_text(text) == tuple(VARIED.values())
 
 
 def test_labels_tell_what_differs_and_nothing_else() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from max_diffusion import CacheStateError, RequestError, StepMaskConfig
-from max_diffusion.caches import POLICIES, StepRules
+from max_diffusion.caches import POLICIES, StepRules, TaylorSeerConfig
 from max_diffusion.caches.controller import next_gap
 from max_diffusion.caches.series import series_weights
 
@@ -85,24 +85,28 @@ def test_policies_compute_the_published_numbers() -> None:
 @pytest.mark.parametrize("num_steps", [1, 2, 5, 7, 28, 50, 200])
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policies_stretch_to_any_number_of_steps(policy: str, num_steps: int) -> None:
-    steps = StepRules(compute_steps=policy).required_steps(num_steps)
+    steps = TaylorSeerConfig(compute_steps=policy).required_steps(num_steps)
     assert {0, num_steps - 1} <= steps <= set(range(num_steps))
     if num_steps == 28:
         assert steps == set(POLICIES[policy])
 
 
 def test_lists_and_last_steps_add_up() -> None:
-    rules = StepRules(compute_steps=(0, 4), compute_last=2)
+    rules = TaylorSeerConfig(compute_steps=(0, 4), compute_last=2)
     assert rules.required_steps(10) == {0, 4, 8, 9}
-    assert StepRules(compute_last=20).required_steps(3) == {0, 1, 2}
+    assert TaylorSeerConfig(compute_last=20).required_steps(3) == {0, 1, 2}
 
 
 @pytest.mark.parametrize(
     ("rules", "num_steps", "message"),
     [
-        (StepRules(compute_steps=(50,)), 50, "step 50, but the last of 50 is 49"),
-        (StepRules(compute_last=1), None, "need the number of steps"),
-        (StepRules(compute_steps="fast"), None, "need the number of steps"),
+        (
+            TaylorSeerConfig(compute_steps=(50,)),
+            50,
+            "step 50, but the last of 50 is 49",
+        ),
+        (TaylorSeerConfig(compute_last=1), None, "need the number of steps"),
+        (TaylorSeerConfig(compute_steps="fast"), None, "need the number of steps"),
     ],
 )
 def test_rules_that_cannot_be_met_are_said(

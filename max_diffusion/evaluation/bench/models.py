@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from ...compile import in_graph_context
 from ...models.flux1.components import Flux1Transformer
-from ...registry import demo_model_path
+from ...pipelines.registry import demo_model_path
 from .kept import digest, made_once
 
 

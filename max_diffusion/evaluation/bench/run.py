@@ -16,13 +16,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ...caches import CALIBRATION_FILE, CacheConfig, Calibration, TaylorSeerConfig
+from ...caches import (
+    CALIBRATION_FILE,
+    AbstractCacheConfig,
+    Calibration,
+    TaylorSeerConfig,
+    cache_from_options,
+)
 from ...checks import one_of, whole
 from ...errors import RequestError
 from ...files import prepared_folder
-from ...registry import demo_model_path
+from ...pipelines.registry import demo_model_path
 from ...report import plain
-from ...text_to_image import named_cache
 from ..drawing import OnProgress
 from ..machine import machine
 from .models import DEMO, LARGE, Size, model_digest, model_folder
@@ -505,11 +510,11 @@ def _name(runtime: Runtime, kind: str) -> str:
     return runtime.label + words.get(kind, "")
 
 
-def cache_of(name: str, size: Size) -> CacheConfig:
+def cache_of(name: str, size: Size) -> AbstractCacheConfig:
     """The settings that all runtimes are given."""
     if name == "taylorseer":
         return TaylorSeerConfig(size.interval, size.warmup)
-    return named_cache(name, size.caches[name])
+    return cache_from_options(name, size.caches[name])
 
 
 def _calibration() -> Calibration:

@@ -11,9 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from ...caches import CacheConfig, Calibration
+from ...caches import AbstractCacheConfig, Calibration
 from ...errors import MaxDiffusionError
-from ...text_to_image import cache_name
 from .kept import digest, made_once
 
 OURS: Final = "max_diffusion"
@@ -188,9 +187,11 @@ def exported(
         raise PeerError("its model is not exported; run once without --quick") from err
 
 
-def described(cache: CacheConfig, calibration: Calibration) -> Mapping[str, Any]:
+def described(
+    cache: AbstractCacheConfig, calibration: Calibration
+) -> Mapping[str, Any]:
     """A cache as workers are told of it."""
-    found: dict[str, Any] = {"name": cache_name(cache), "options": asdict(cache)}
+    found: dict[str, Any] = {"name": cache.name, "options": asdict(cache)}
     if found["name"] == "magcache":
         found["ratios"] = calibration.magcache_ratios
     return MappingProxyType(found)

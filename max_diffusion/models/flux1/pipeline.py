@@ -15,11 +15,11 @@ from graphs.flux1 import image_ids, rotary_table
 from ...buffers import repeat_rows, to_device, to_numpy
 from ...checkpoint import ModelFolder
 from ...denoising import Branch
+from ...denoising.loop import Denoising
 from ...errors import ModelLoadError, RequestError
-from ...loop import Denoising
 from ...noise import TorchCpuGenerator
-from ...schedulers import Schedule, load_scheduler
-from ...text_to_image import TextToImagePipeline
+from ...pipelines.text_to_image import TextToImagePipeline
+from ...sampling import Schedule, load_sampler
 from ...tokenizers import load_clip_tokenizer, load_t5_tokenizer
 from ...types import GenerationContext, GenerationRequest
 from .components import (
@@ -109,20 +109,6 @@ class Flux1Pipeline(TextToImagePipeline):
         configs["scheduler"] = folder.config("scheduler")
         return configs
 
-    @classmethod
-    def token_counts(
-        cls,
-        folder: ModelFolder,
-        configs: Mapping[str, Mapping[str, Any]],
-        height: int | None,
-        width: int | None,
-    ) -> tuple[int, int]:
-        """Image tokens of a picture's size, and the most text tokens."""
-        cell = 2 * _scale(autoencoder_config(configs["vae"]))
-        sizes = _sizes(cell, _default_size(configs["vae"]), height, width)
-        text = load_t5_tokenizer(folder.path / "tokenizer_2").model_max_length
-        return sizes[0] // cell * (sizes[1] // cell), min(text, _MAX_TEXT_TOKENS)
-
     def init_remaining_components(self) -> None:
         """Tokenizers, scheduler and sizes."""
         configs = self.pipeline_config.components
@@ -149,18 +135,24 @@ class Flux1Pipeline(TextToImagePipeline):
                 f"tokenizer: its limit of {limit} tokens is above the {positions} "
                 "positions of text_encoder; are they of one model?"
             )
-        self._scheduler = load_scheduler(configs["scheduler"])
-        self._transformer = flux1_config(configs["transformer"])
+        self.sampler = load_sampler(configs["scheduler"])
+        self._config = flux1_config(configs["transformer"])
         vae = autoencoder_config(configs["vae"])
         self._latent_channels = vae.latent_channels
         self._cell = 2 * _scale(vae)
         self._default_size = _default_size(configs["vae"])
-        self.has_guidance = self._transformer.guidance_embeds
+        self.has_guidance = self._config.guidance_embeds
 
     @property
     def default_size(self) -> tuple[int, int]:
         """Height and width in pixels of a picture whose size is not given."""
         return self._default_size, self._default_size
+
+    def token_counts(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Image tokens of a picture's size in pixels, and the most text tokens."""
+        rows, columns = _sizes(self._cell, self._default_size, height, width)
+        text = min(self._t5_tokenizer.model_max_length, _MAX_TEXT_TOKENS)
+        return rows // self._cell * (columns // self._cell), text
 
     def create_context(self, request: GenerationRequest) -> GenerationContext:
         """Tokenizes, draws the noise and lays out the schedule; no device work.
@@ -175,13 +167,10 @@ class Flux1Pipeline(TextToImagePipeline):
         steps = request.num_inference_steps
         if steps is None and request.sigmas is None:
             steps = self.default_num_inference_steps
-        schedule = self._scheduler.schedule(
+        schedule = self.sampler.schedule(
             steps, image_seq_len=rows * columns, sigmas=request.sigmas
         )
-        cache = self.cache_config
-        if request.cache is not None:
-            cache = self.resolve_cache(request.cache)
-        self.check_cache(cache, schedule.num_steps)
+        cache = self.bind_cache(request, schedule.num_steps)
         if request.guidance_scale is not None and not self.has_guidance:
             raise RequestError(
                 "flux1: this model has no guidance embedding, so guidance_scale would "
@@ -203,8 +192,8 @@ class Flux1Pipeline(TextToImagePipeline):
             first, second = (repeat_rows(x, len(names)) for x in (first, second))
         batch = len(request.prompts) * request.num_images_per_prompt
         if request.cache_memory_limit is not None:
-            self.check_cache_memory(
-                cache,
+            self.caches.check_memory(
+                cache.config,
                 request.cache_memory_limit,
                 (batch, rows * columns, tokens_2.shape[1]),
                 branches=2 if has_negative else 1,
@@ -214,6 +203,7 @@ class Flux1Pipeline(TextToImagePipeline):
             tokens_2=tokens_2,
             negative_tokens=first,
             negative_tokens_2=second,
+            cache=cache,
             latents=self._noise(request.seed, batch, 2 * rows, 2 * columns),
             sigmas=schedule.sigmas,
             timesteps=schedule.timesteps,
@@ -225,12 +215,11 @@ class Flux1Pipeline(TextToImagePipeline):
             num_images_per_prompt=request.num_images_per_prompt,
             seed=request.seed,
             warnings=(*warnings, *notes),
-            cache=request.cache,
         )
 
     def prepare_inputs(self, context: GenerationContext) -> Flux1Inputs:
         """Noise and rotary tables to the device."""
-        axes = self._transformer.axes_dims_rope
+        axes = self._config.axes_dims_rope
         text_len = context.tokens_2.shape[1]
         grid = image_ids(*self._grid(context))
         text_table = rotary_table(np.zeros((text_len, 3), np.float32), axes)

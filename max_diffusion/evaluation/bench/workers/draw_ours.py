@@ -9,7 +9,7 @@ from typing import Any
 from common import Picture, job, work
 
 from max_diffusion import load_pipeline
-from max_diffusion.text_to_image import named_cache
+from max_diffusion.caches import cache_from_options
 
 
 def main() -> None:
@@ -31,9 +31,9 @@ def main() -> None:
             height=wanted["side"],
             width=wanted["side"],
             num_inference_steps=steps,
-            cache=named_cache("none")
+            cache=cache_from_options("none")
             if cache is None
-            else named_cache(cache["name"], cache["options"]),
+            else cache_from_options(cache["name"], cache["options"]),
             on_step=lambda done, total: ends.append(time.perf_counter()),
         )
         seconds = time.perf_counter() - started

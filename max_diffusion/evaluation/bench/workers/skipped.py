@@ -14,10 +14,14 @@ from taylorseer import milliseconds
 from graphs.flux1 import image_ids, rotary_table
 from graphs.sampler import add_euler_step
 from max_diffusion import FirstBlockConfig, TaylorSeerConfig
-from max_diffusion.caches import Calibration, Run, add_series_graphs
+from max_diffusion.caches import (
+    Calibration,
+    DenoisingCacheState,
+    Run,
+    add_series_graphs,
+)
 from max_diffusion.calls import run
-from max_diffusion.compile import compile_graphs
-from max_diffusion.denoising import DenoisingCacheState, run_residual_cache
+from max_diffusion.compile import CompiledGraphs
 from max_diffusion.models.flux1.components import Flux1Transformer
 
 
@@ -50,7 +54,9 @@ def main() -> None:
     expected = {f"{scope.prefix}.{key}": slot for key, slot in scope.slots.items()}
     weights = {key: random(*slot.shape) for key, slot in expected.items()}
     session = InferenceSession(devices=[CPU()])
-    models = compile_graphs(session, module, weights, expected, CPU()).models
+    graphs = CompiledGraphs(session, CPU())
+    graphs.add(module, weights, expected)
+    models = graphs.models
     denoiser.bind(models)
     arrays = {
         "latents": random(1, tokens, 64),
@@ -66,7 +72,7 @@ def main() -> None:
     steps = iter(range(10**9))
 
     def skip() -> None:
-        run(models, run_residual_cache(cache, memory, next(steps), denoiser, inputs))
+        run(models, cache.run_step(memory, next(steps), denoiser, inputs))
 
     def front() -> None:
         start = run(models, denoiser.embed(inputs))

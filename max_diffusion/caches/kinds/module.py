@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from max.driver import Buffer
 
 from graphs.denoiser import ModuleLevel
 
-from ..calls import Routine
-from .base import AbstractCacheState, Run
+from ...calls import Routine
+from ..actions import Action
+from .base import (
+    AbstractCache,
+    AbstractCacheState,
+    Inputs,
+    Run,
+    SplitTransformer,
+    latents_shape,
+)
+
+if TYPE_CHECKING:
+    from .state import DenoisingCacheState
 
 
 class ModuleMemory(Protocol):
@@ -23,23 +34,6 @@ class ModuleMemory(Protocol):
 
     def forecast(self, step: int) -> Routine[Buffer]:
         """The output at a step that does not compute it."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of device memory held now."""
-
-
-class GuidanceEstimate(Protocol):
-    """What is known of the unconditional branch, from the conditional one."""
-
-    steps: frozenset[int]
-    """Steps that estimate."""
-
-    def remember(self, conditional: Buffer, unconditional: Buffer) -> None:
-        """Takes in the predictions ``(B, S_img, C)`` of a step that computed both."""
-
-    def estimate(self, conditional: Buffer, step: int) -> Routine[Buffer]:
-        """The unconditional prediction ``(B, S_img, C)``."""
 
     @property
     def num_bytes(self) -> int:
@@ -62,16 +56,21 @@ class ModuleState(AbstractCacheState):
         """Whether nothing was computed yet."""
         return not self.memories
 
+    def restart(self, batch: int) -> None:
+        """Forgets all outputs."""
+        self.memories.clear()
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all outputs kept."""
         return sum(memory.num_bytes for memory in self.memories.values())
 
 
-class AbstractModuleCache(ABC):
+class AbstractModuleCache(AbstractCache):
     """Decides by the step index alone, for all samples alike."""
 
     level: ModuleLevel
+    """Which modules' outputs are known."""
 
     @abstractmethod
     def create_state(self, run: Run) -> ModuleState:
@@ -84,10 +83,6 @@ class AbstractModuleCache(ABC):
     @abstractmethod
     def decide(self, state: ModuleState, step: int) -> bool:
         """Whether a step with a history computes its modules. Changes nothing."""
-
-    def create_guidance(self, run: Run) -> GuidanceEstimate | None:
-        """What estimates the unconditional branch at some steps, if anything."""
-        return None
 
     def remember(
         self, state: ModuleState, block: int, values: Sequence[Buffer], step: int
@@ -110,3 +105,34 @@ class AbstractModuleCache(ABC):
             if index == block:
                 values.append((yield from memory.forecast(step)))
         return values
+
+    def run_step(
+        self,
+        memory: DenoisingCacheState,
+        step: int,
+        transformer: SplitTransformer,
+        inputs: Inputs,
+    ) -> Routine[Buffer]:
+        """Runs all blocks, with their modules or with what these would give."""
+        state = memory.state
+        assert isinstance(state, ModuleState)
+        batch, _ = latents_shape(inputs)
+        if memory.changes_to(inputs):
+            state.restart(batch)
+        is_required = state.is_empty or step in memory.required_steps
+        computes = is_required or self.decide(state, step)
+        memory.actions = (Action.COMPUTE if computes else Action.PARTIAL,) * batch
+        memory.signal = None
+        hidden = yield from transformer.embed(inputs)
+        for index in range(transformer.num_blocks):
+            if computes:
+                hidden, values = yield from transformer.run_and_take(
+                    hidden, index, self.level
+                )
+                self.remember(state, index, values, step)
+            else:
+                values = yield from self.forecast(state, index, step)
+                hidden = yield from transformer.run_given(
+                    hidden, index, self.level, values
+                )
+        return (yield from transformer.output(hidden))

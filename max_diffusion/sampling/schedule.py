@@ -1,17 +1,15 @@
-"""The contract of a scheduler: from a number of steps to sigmas and timesteps.
+"""The noise levels that a request steps through.
 
-A scheduler is numpy, runs once per request and knows no model and no device. Three
-words are kept apart: *sigma* (share of noise, 1 to 0), *timestep* (what the model
+Three words are kept apart: *sigma* (share of noise, 1 to 0), *timestep* (what the model
 receives) and *step* (0-based index).
 """
 
 from __future__ import annotations
 
 import operator
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self, SupportsIndex, final
+from typing import SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
@@ -92,54 +90,6 @@ class Schedule:
         return float(self.sigmas[step + 1] - self.sigmas[step])
 
 
-class AbstractScheduler(ABC):
-    """Makes schedules from a frozen configuration; holds no state of a request.
-
-    ``from_config`` and ``schedule`` may be called in any order and any number of
-    times, from any thread; equal arguments give equal schedules.
-    """
-
-    @classmethod
-    @abstractmethod
-    def from_config(cls, config: Mapping[str, object]) -> Self:
-        """Builds the scheduler from the contents of a ``scheduler_config.json``.
-
-        Args:
-            config: Settings by name. Names that begin with an underscore are notes
-                of the program that wrote the file and are passed over.
-
-        Raises:
-            ModelLoadError: A setting is unknown, mistyped, out of range or asks for
-                something this scheduler does not do.
-        """
-
-    @abstractmethod
-    def schedule(
-        self,
-        num_inference_steps: int | None,
-        *,
-        image_seq_len: int,
-        sigmas: Sequence[float] | npt.NDArray[np.floating] | None = None,
-    ) -> Schedule:
-        """Computes the sigmas and timesteps of one request.
-
-        Args:
-            num_inference_steps: Number of denoising steps, at least 1. May be None
-                when ``sigmas`` is given.
-            image_seq_len: Image tokens of one sample, at least 1; resolution
-                dependent schedules use it, others check it and nothing more.
-            sigmas: The caller's own noise levels before any shift, one per step,
-                strictly decreasing, in (0, 1], without the final 0.
-
-        Returns:
-            A schedule of as many steps as asked for.
-
-        Raises:
-            RequestError: An argument breaks a rule above, the two lengths differ, or
-                the steps are too many to tell apart in float32.
-        """
-
-
 def resolve_sigmas(
     num_inference_steps: int | None,
     sigmas: Sequence[float] | npt.NDArray[np.floating] | None,
@@ -155,7 +105,7 @@ def resolve_sigmas(
         Shape ``(num_steps,)``, float32, strictly decreasing, in (0, 1].
 
     Raises:
-        RequestError: See ``AbstractScheduler.schedule``.
+        RequestError: See ``AbstractSampler.schedule``.
     """
     num_steps = None
     if num_inference_steps is not None:

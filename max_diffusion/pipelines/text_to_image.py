@@ -6,7 +6,7 @@ import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
@@ -14,14 +14,19 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from max.driver import Buffer
 
-from .caches import CACHES, CacheConfig, DenoisingCacheConfig
-from .checkpoint import ModelFolder
-from .compile import memory_errors_said
-from .errors import RequestError
-from .loop import Denoising
+from ..caches import (
+    AbstractCacheConfig,
+    BoundCache,
+    DenoisingCacheConfig,
+    cache_from_options,
+)
+from ..checkpoint import ModelFolder
+from ..compile import memory_errors_said
+from ..denoising import Denoising
+from ..errors import RequestError
+from ..report import RunReport
+from ..types import GenerationContext, GenerationRequest
 from .pipeline import DiffusionPipeline, DiffusionPipelineOutput, OnStep
-from .report import RunReport
-from .types import GenerationContext, GenerationRequest
 
 _MAX_SEED = 2**32
 T = TypeVar("T")
@@ -47,16 +52,13 @@ class TextToImagePipeline(DiffusionPipeline):
     def component_configs(cls, folder: ModelFolder) -> dict[str, dict[str, Any]]:
         """Checks a model folder's roles and returns its configurations by name."""
 
-    @classmethod
     @abstractmethod
-    def token_counts(
-        cls,
-        folder: ModelFolder,
-        configs: Mapping[str, Mapping[str, Any]],
-        height: int | None,
-        width: int | None,
-    ) -> tuple[int, int]:
-        """Image tokens of a picture's size, and the most text tokens."""
+    def token_counts(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """Image tokens of a picture's size in pixels, and the most text tokens.
+
+        Raises:
+            RequestError: A size that the model cannot draw.
+        """
 
     @property
     @abstractmethod
@@ -66,6 +68,15 @@ class TextToImagePipeline(DiffusionPipeline):
     @abstractmethod
     def create_context(self, request: GenerationRequest) -> GenerationContext:
         """A request as numbers: tokens, noise, schedule."""
+
+    def bind_cache(self, request: GenerationRequest, num_steps: int) -> BoundCache:
+        """The request's cache, or the pipeline's, checked for so many steps.
+
+        Raises:
+            RequestError: The cache cannot be run, or its rules do not fit the request.
+        """
+        config = self.cache_config if request.cache is None else request.cache
+        return self.caches.bind(self.caches.resolve(config), num_steps)
 
     @abstractmethod
     def encode(self, model_inputs: Any) -> Denoising:
@@ -113,7 +124,7 @@ class TextToImagePipeline(DiffusionPipeline):
         seed: int | None = None,
         num_images_per_prompt: int = 1,
         sigmas: Sequence[float] | None = None,
-        cache: str | DenoisingCacheConfig | CacheConfig | None = None,
+        cache: str | DenoisingCacheConfig | AbstractCacheConfig | None = None,
         cache_memory_limit: int | None = None,
         on_step: OnStep | None = None,
     ) -> GenerationResult:
@@ -157,7 +168,7 @@ class TextToImagePipeline(DiffusionPipeline):
             seed=secrets.randbelow(_MAX_SEED) if seed is None else seed,
             num_images_per_prompt=num_images_per_prompt,
             sigmas=None if sigmas is None else _tuple("sigmas", sigmas),
-            cache=self.cache_config if cache is None else self._cache(cache),
+            cache=self._named(cache),
             cache_memory_limit=cache_memory_limit,
         )
         return self.draw(request, on_step=on_step)
@@ -182,7 +193,7 @@ class TextToImagePipeline(DiffusionPipeline):
     ) -> RunReport:
         """What became of a request."""
         seconds = output.seconds or {}
-        cache = self.resolve_cache(request.cache or self.cache_config)
+        cache = context.cache.config
         has_negative = context.negative_tokens is not None
         return RunReport(
             model=self.pipeline_config.model_name,
@@ -199,7 +210,7 @@ class TextToImagePipeline(DiffusionPipeline):
             num_images=len(output.images),
             image_tokens=int(context.latents.shape[1]),
             text_tokens=int(context.tokens_2.shape[1]),
-            cache={"name": cache_name(cache), **asdict(cache)},
+            cache={"name": cache.name, **asdict(cache)},
             steps=output.steps,
             cache_bytes=output.cache_bytes,
             load_seconds=self.seconds["load"],
@@ -213,15 +224,20 @@ class TextToImagePipeline(DiffusionPipeline):
             versions=self._versions,
         )
 
+    def _named(
+        self, cache: str | DenoisingCacheConfig | AbstractCacheConfig | None
+    ) -> AbstractCacheConfig | None:
+        """A call's cache in any form; ``None`` stays the pipeline's."""
+        if cache is None:
+            return None
+        if isinstance(cache, str):
+            return cache_from_options(cache)
+        return self.caches.resolve(cache)
+
     @cached_property
     def _versions(self) -> Mapping[str, str]:
         """Of the packages that run; looking them up takes milliseconds."""
         return {name: version(name) for name in ("max-diffusion", "max")}
-
-    def _cache(self, cache: str | DenoisingCacheConfig | CacheConfig) -> CacheConfig:
-        if isinstance(cache, str):
-            return named_cache(cache)
-        return self.resolve_cache(cache)
 
 
 def _tuple(name: str, values: Iterable[T]) -> tuple[T, ...]:
@@ -231,28 +247,3 @@ def _tuple(name: str, values: Iterable[T]) -> tuple[T, ...]:
         raise RequestError(
             f"request: {name} must be a sequence, got {type(values).__name__}"
         ) from err
-
-
-def named_cache(name: str, options: Mapping[str, object] | None = None) -> CacheConfig:
-    """A cache of ``CACHES`` with its defaults, or with options as JSON has them.
-
-    Raises:
-        RequestError: No such name or option, or a value out of range.
-    """
-    if name not in CACHES:
-        raise RequestError(f"cache: expected {', '.join(CACHES)}, got {name!r}")
-    known = [item.name for item in fields(CACHES[name])]
-    values: dict[str, Any] = {}
-    for key, value in (options or {}).items():
-        if key not in known:
-            raise RequestError(
-                f"cache: {name} has no option {key!r}; it has "
-                f"{', '.join(known) or 'none'}"
-            )
-        values[key] = tuple(value) if isinstance(value, list) else value
-    return CACHES[name](**values)
-
-
-def cache_name(config: CacheConfig) -> str:
-    """The name a configuration goes by in ``CACHES``."""
-    return next(name for name, kind in CACHES.items() if type(config) is kind)

@@ -8,17 +8,20 @@ from functools import cache
 
 import pytest
 
-from max_diffusion import CACHES, CacheConfig, RequestError, TaylorSeerConfig
-from max_diffusion.evaluation.knobs import KNOBS, coarse, neighbours
-from max_diffusion.text_to_image import cache_name
+from max_diffusion import CACHES, AbstractCacheConfig, RequestError, TaylorSeerConfig
+from max_diffusion.evaluation.search_space import (
+    coarse,
+    neighbours,
+    tunable_caches,
+)
 
 METHODS = sorted(set(CACHES) - {"none"})
 
 
 @cache
-def reachable(method: str) -> set[CacheConfig]:
+def reachable(method: str) -> set[AbstractCacheConfig]:
     """All settings that some search could come to."""
-    found: set[CacheConfig] = set(coarse(method))
+    found: set[AbstractCacheConfig] = set(coarse(method))
     pending = deque(found)
     while pending:
         new = set(neighbours(pending.popleft())) - found
@@ -27,21 +30,20 @@ def reachable(method: str) -> set[CacheConfig]:
     return found
 
 
-def rungs(a: CacheConfig, b: CacheConfig) -> list[int]:
+def rungs(a: AbstractCacheConfig, b: AbstractCacheConfig) -> list[int]:
     """How far two settings are apart, on each ladder where they are."""
-    ladders = KNOBS[cache_name(a)]
     return [
         abs(ladder.index(vars(a)[knob]) - ladder.index(vars(b)[knob]))
-        for knob, ladder in ladders.items()
+        for knob, ladder in a.ladders.items()
         if vars(a)[knob] != vars(b)[knob]
     ]
 
 
-def test_every_cache_has_knobs() -> None:
-    assert sorted(KNOBS) == METHODS
-    for method, ladders in KNOBS.items():
+def test_every_cache_has_ladders() -> None:
+    assert sorted(tunable_caches()) == METHODS
+    for method in METHODS:
         config = CACHES[method]()
-        for knob, ladder in ladders.items():
+        for knob, ladder in config.ladders.items():
             assert len(set(ladder)) == len(ladder) > 1
             # A value out of range would be an error here.
             for value in ladder:
@@ -54,7 +56,7 @@ def test_first_settings_are_on_the_ladders_and_each_there_once(method: str) -> N
     assert len(set(settings)) == len(settings) > 1
     for config in settings:
         assert type(config) is CACHES[method]
-        for knob, ladder in KNOBS[method].items():
+        for knob, ladder in CACHES[method].ladders.items():
             assert vars(config)[knob] in ladder
 
 
@@ -76,7 +78,7 @@ def test_every_neighbour_is_one_rung_away_and_none_a_repetition(method: str) -> 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_value_of_every_ladder_can_be_reached(method: str) -> None:
     found = reachable(method)
-    for knob, ladder in KNOBS[method].items():
+    for knob, ladder in CACHES[method].ladders.items():
         assert {vars(config)[knob] for config in found} == set(ladder)
 
 
@@ -96,7 +98,7 @@ def test_neighbours_of_a_setting_in_the_middle() -> None:
 
 
 @pytest.mark.parametrize("name", ["none", "tea", ""])
-def test_methods_without_knobs_are_an_error(name: str) -> None:
-    message = f"tune: expected {', '.join(KNOBS)}, got {name!r}"
+def test_methods_without_ladders_are_an_error(name: str) -> None:
+    message = f"tune: expected {', '.join(tunable_caches())}, got {name!r}"
     with pytest.raises(RequestError, match=message):
         coarse(name)

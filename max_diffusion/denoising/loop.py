@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, final
 
 import numpy as np
 from max.driver import Buffer, Device
 
-from .caches import GuidanceEstimate
-from .calls import GUIDANCE, SAMPLER, Fork, GraphCall, Routine
-from .denoising import ESTIMATE, FORECAST, Branch, DenoisingCacheState, Inputs
-from .report import StepRecord
-from .schedulers import Schedule
+from ..caches import Action, DenoisingCacheState, GuidanceEstimate
+from ..caches.kinds import Inputs
+from ..calls import GUIDANCE, SAMPLER, Fork, Routine
+from ..report import StepRecord
+from ..sampling import AbstractGuidance, AbstractSamplerState, Schedule
 
-_SKIPPED: Final = frozenset((FORECAST, ESTIMATE))
+_SKIPPED: Final = frozenset((Action.PREDICT, Action.ESTIMATE))
 
 TakeStep = Callable[[int, DenoisingCacheState, Inputs], Routine[Buffer]]
 """Step index, cache state and inputs to the prediction ``(B, S_img, C)``."""
+
+
+@final
+@dataclass(frozen=True)
+class Branch:
+    """One guidance branch: its name and the inputs that stay the same all steps."""
+
+    name: str
+    inputs: Mapping[str, Buffer] = field(default_factory=dict)
 
 
 @final
@@ -38,9 +47,14 @@ class Denoising:
     """The conditional one, and with true guidance the unconditional one."""
     states: tuple[DenoisingCacheState, ...]
     """One a branch."""
-    guidance: GuidanceEstimate | None
+    estimate: GuidanceEstimate | None
     """What estimates the unconditional branch at some steps, if anything."""
-    true_cfg_scale: float
+    sampler: AbstractSamplerState
+    """What turns predictions into latents."""
+    rule: AbstractGuidance
+    """What combines the branches' predictions, where there are two."""
+    scales: np.ndarray
+    """Guidance scale of every step, float32 ``(num_steps,)``."""
     take_step: TakeStep
     device: Device
     step: int = 0
@@ -67,7 +81,7 @@ class Denoising:
     def held_bytes(self) -> int:
         """Bytes of cache state held now."""
         return sum(
-            memory.num_bytes for memory in (*self.states, self.guidance) if memory
+            memory.num_bytes for memory in (*self.states, self.estimate) if memory
         )
 
     def advance(self) -> Routine[None]:
@@ -76,9 +90,9 @@ class Denoising:
         self.is_skipped = True
         timestep = self._per_sample(self.schedule.timesteps[self.step])
         pairs = list(zip(self.branches, self.states, strict=True))
-        if self.guidance and self.step in self.guidance.steps:
+        if self.estimate and self.step in self.estimate.steps:
             first = yield from self._predict(*pairs[0], timestep)
-            answers = [first, (yield from self._estimate(*pairs[1], first[0]))]
+            answers = [first, (yield from self._estimated(*pairs[1], first[0]))]
         else:
             # Whoever runs several at once can run both branches as one.
             answers = yield Fork(
@@ -88,22 +102,21 @@ class Denoising:
         self.records += [record for _, record in answers]
         prediction = predictions[0]
         if len(predictions) == 2:
-            if self.guidance and self.step not in self.guidance.steps:
-                self.guidance.remember(*predictions)
-            scale = self._per_sample(self.true_cfg_scale)
-            outputs = yield GraphCall(
-                "guidance",
-                (*predictions, scale),
+            if self.estimate and self.step not in self.estimate.steps:
+                self.estimate.remember(*predictions)
+            prediction = yield from self.rule.combine(
+                predictions,
+                float(self.scales[self.step]),
                 self.device,
                 stage=0 if self.is_skipped else GUIDANCE,
             )
-            prediction = outputs[0]
-        dt = self._per_sample(self.schedule.dt(self.step))
-        inputs = self.latents, prediction, dt
-        outputs = yield GraphCall(
-            "euler_step", inputs, self.device, stage=0 if self.is_skipped else SAMPLER
+        latents = yield from self.sampler.step(
+            self.latents,
+            prediction,
+            self.step,
+            stage=0 if self.is_skipped else SAMPLER,
         )
-        self.latents, self.prediction = outputs[0], prediction
+        self.latents, self.prediction = latents, prediction
         if not self.is_skipped:
             self.cache_bytes = max(self.cache_bytes, self.held_bytes)
         self.step += 1
@@ -114,10 +127,7 @@ class Denoising:
         Float32 ``(B, S_img, C)``; those of the last step are :attr:`latents`.
         """
         assert self.prediction is not None, "no step is taken"
-        rest = self._per_sample(-float(self.schedule.sigmas[self.step]))
-        inputs = self.latents, self.prediction, rest
-        outputs = yield GraphCall("euler_step", inputs, self.device)
-        return outputs[0]
+        return self.sampler.preview(self.latents, self.prediction, self.step - 1)
 
     def _predict(
         self, branch: Branch, state: DenoisingCacheState, timestep: np.ndarray
@@ -129,14 +139,14 @@ class Denoising:
         prediction = yield from self.take_step(self.step, state, inputs)
         return prediction, self._record(branch, state, started)
 
-    def _estimate(
+    def _estimated(
         self, branch: Branch, state: DenoisingCacheState, conditional: Buffer
     ) -> Routine[tuple[Buffer, StepRecord]]:
         """The unconditional branch's prediction, from the other one."""
-        assert self.guidance is not None
+        assert self.estimate is not None
         started = time.perf_counter()
-        prediction = yield from self.guidance.estimate(conditional, self.step)
-        state.actions = (ESTIMATE,) * self.batch
+        prediction = yield from self.estimate.estimate(conditional, self.step)
+        state.actions = (Action.ESTIMATE,) * self.batch
         return prediction, self._record(branch, state, started)
 
     def _record(

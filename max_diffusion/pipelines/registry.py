@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 
-from .caches import (
+from ..caches import (
     CACHES,
     CALIBRATION_FILE,
-    CacheConfig,
+    AbstractCacheConfig,
     Calibration,
     DenoisingCacheConfig,
-    NoCacheConfig,
-    StepRules,
+    cache_from_options,
 )
-from .checkpoint import ModelFolder, open_model
-from .compile import open_session, resolve_device, resolve_dtype
-from .errors import ModelLoadError, RequestError
-from .loading import PipelineConfig
+from ..checkpoint import ModelFolder, find_model
+from ..compile import resolve_device, resolve_dtype
+from ..errors import ModelLoadError, RequestError
+from .loading import LEAN_CACHES, PipelineConfig
 from .pipeline import OnEvent
-from .text_to_image import TextToImagePipeline, named_cache
+from .text_to_image import TextToImagePipeline
 
 # Class name in model_index.json -> module and class, imported on use.
 PIPELINES: Mapping[str, tuple[str, str]] = MappingProxyType(
@@ -32,7 +31,7 @@ PIPELINES: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 def demo_model_path() -> Path:
     """The folder of the demo model that ships with the package."""
-    return Path(__file__).parent / "demo_model"
+    return Path(__file__).parent.parent / "demo_model"
 
 
 def is_demo_model(path: Path | None) -> bool:
@@ -44,15 +43,15 @@ def load_pipeline(
     path_or_repo_id: str | os.PathLike[str] = "demo",
     device: str = "auto",
     dtype: str | None = None,
-    cache: str | DenoisingCacheConfig | CacheConfig | None = None,
+    cache: str | DenoisingCacheConfig | AbstractCacheConfig | None = None,
     *,
-    caches: Sequence[str | CacheConfig] = tuple(CACHES),
+    caches: Sequence[str | AbstractCacheConfig] = LEAN_CACHES,
+    is_extensible: bool = True,
     calibration: str | os.PathLike[str] | Calibration | None = None,
     variant: str | None = None,
     revision: str | None = None,
     show_progress: bool = False,
     on_event: OnEvent | None = None,
-    before_compile: Callable[[TextToImagePipeline], object] | None = None,
 ) -> TextToImagePipeline:
     """Opens a model and compiles it, once.
 
@@ -64,19 +63,19 @@ def load_pipeline(
         device: ``auto``, ``cpu``, ``gpu`` or ``gpu:i``.
         dtype: ``float32`` or ``bfloat16``; default by device.
         cache: Default cache of every request: a name of ``CACHES`` or a configuration.
-        caches: Caches that requests may use beside that one, by name, or as a
-            configuration where an option needs graphs of its own. Only the graphs they
-            need are compiled: fewer start sooner.
+        caches: Caches whose graphs are compiled at once, beside that one's: names, or a
+            configuration where an option needs graphs of its own. The default serves
+            what forecasts the prediction: none, taylorseer, auto and step-mask.
+        is_extensible: Whether a request with another cache compiles the graphs it
+            needs when it first comes, which takes a minute or more; else it is refused.
         calibration: File of ``max-diffusion calibrate``, or what it holds, instead of
             the model's own.
         variant: Weight files' variant, for example ``fp16``; weights are cast to
             ``dtype``.
         revision: Hub revision.
         show_progress: Show download progress.
-        on_event: Called with ``("load" | "compile", "start" | "end")``.
-        before_compile: Called with the pipeline before its graphs are compiled, which
-            takes minutes: ``lambda p: p.create_context(request)`` tells first whether
-            the model can draw a request.
+        on_event: Called with ``("load" | "compile", "start" | "end")``, also where
+            graphs are compiled later.
 
     Raises:
         ModelLoadError: No such model, files missing or damaged, or a model class that
@@ -85,21 +84,64 @@ def load_pipeline(
         DeviceError: No such device.
         RequestError: An argument is malformed.
     """
+    pipeline = open_model(
+        path_or_repo_id,
+        device,
+        dtype,
+        cache,
+        caches=caches,
+        is_extensible=is_extensible,
+        calibration=calibration,
+        variant=variant,
+        revision=revision,
+        show_progress=show_progress,
+        on_event=on_event,
+    )
+    pipeline.compile()
+    return pipeline
+
+
+def open_model(
+    path_or_repo_id: str | os.PathLike[str] = "demo",
+    device: str = "auto",
+    dtype: str | None = None,
+    cache: str | DenoisingCacheConfig | AbstractCacheConfig | None = None,
+    *,
+    caches: Sequence[str | AbstractCacheConfig] = LEAN_CACHES,
+    is_extensible: bool = True,
+    calibration: str | os.PathLike[str] | Calibration | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    show_progress: bool = False,
+    on_event: OnEvent | None = None,
+) -> TextToImagePipeline:
+    """Opens a model without compiling it, in seconds.
+
+    What it gives can check requests (``create_context``), tell what caches take
+    (``caches``) and be inspected; its ``compile()`` makes it draw.
+
+    Args:
+        path_or_repo_id: As for :func:`load_pipeline`, as all others are.
+        device: Where it will run.
+        dtype: Compute dtype.
+        cache: Default cache of every request.
+        caches: Caches whose graphs will be compiled at once.
+        is_extensible: Whether requests may need other graphs.
+        calibration: Measurements instead of the model's own.
+        variant: Weight files' variant.
+        revision: Hub revision.
+        show_progress: Show download progress.
+        on_event: Is told of loading and compiling.
+
+    Raises:
+        ModelLoadError: No such model, files missing or damaged, or a model class that
+            is not supported.
+        DeviceError: No such device.
+        RequestError: An argument is malformed.
+    """
     chosen = resolve_device(device)
     wanted = resolve_dtype(dtype, chosen)
-    settings = named_cache(cache) if isinstance(cache, str) else cache
-    if isinstance(caches, str) or not isinstance(caches, Sequence):
-        raise RequestError(
-            f"caches: expected a sequence of names and configurations, got {caches!r}"
-        )
-    for item in caches:
-        if isinstance(item, str):
-            named_cache(item)
-        elif not isinstance(item, NoCacheConfig | StepRules):
-            raise RequestError(
-                f"caches: expected {', '.join(CACHES)} or a configuration such as "
-                f"TaylorSeerConfig(), got {item!r}"
-            )
+    settings = cache_from_options(cache) if isinstance(cache, str) else cache
     folder, kind = open_folder(
         path_or_repo_id,
         variant=variant,
@@ -112,9 +154,11 @@ def load_pipeline(
         components=components,
         encoding=wanted.name,
         model_name=str(path_or_repo_id),
+        class_name=folder.class_name,
         path=folder.path,
         weight_ignores=kind.weight_ignores,
-        caches=caches,
+        caches=_checked(caches),
+        is_extensible=is_extensible,
         calibration=read_calibration(folder.path, calibration),
     )
     files = [
@@ -123,15 +167,26 @@ def load_pipeline(
         if role in folder.roles
         for file in folder.weight_files(role)
     ]
-    return kind(
-        config,
-        open_session(chosen),
-        [chosen],
-        files,
-        settings,
-        on_event=on_event,
-        before_compile=before_compile,
-    )
+    return kind(config, None, [chosen], files, settings, on_event=on_event)
+
+
+def _checked(
+    caches: Sequence[str | AbstractCacheConfig],
+) -> Sequence[str | AbstractCacheConfig]:
+    """Names and configurations that a caller gave."""
+    if isinstance(caches, str) or not isinstance(caches, Sequence):
+        raise RequestError(
+            f"caches: expected a sequence of names and configurations, got {caches!r}"
+        )
+    for item in caches:
+        if isinstance(item, str):
+            cache_from_options(item)
+        elif not isinstance(item, AbstractCacheConfig):
+            raise RequestError(
+                f"caches: expected {', '.join(CACHES)} or a configuration such as "
+                f"TaylorSeerConfig(), got {item!r}"
+            )
+    return caches
 
 
 def read_calibration(
@@ -155,7 +210,7 @@ def open_folder(
 ) -> tuple[ModelFolder, type[TextToImagePipeline]]:
     """A model's folder, downloaded if need be, and the pipeline it is for."""
     is_demo = path_or_repo_id == "demo"
-    folder = open_model(
+    folder = find_model(
         demo_model_path() if is_demo else path_or_repo_id,
         variant=variant,
         revision=revision,

@@ -1,7 +1,7 @@
 """The Euler schedule of flow matching, used by FLUX, Qwen-Image, SD3 and others.
 
 Bit for bit the sigmas and timesteps of diffusers' ``FlowMatchEulerDiscreteScheduler``
-as ``FluxPipeline`` drives it. The update itself, ``x + dt * prediction``, is a graph.
+as ``FluxPipeline`` drives it. The update is that of ``euler``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ from typing import Final, Literal, Self, final
 
 import numpy as np
 import numpy.typing as npt
+from max.driver import Device
+from max.dtype import DType
+from max.graph import DeviceRef, Module
+
+from graphs.sampler import add_euler_step
 
 from ..errors import ModelLoadError, RequestError
-from .base import AbstractScheduler, Schedule, checked_count, resolve_sigmas
+from .euler import GRAPH, EulerState
+from .sampler import AbstractSampler
+from .schedule import Schedule, checked_count, resolve_sigmas
 
 _KARRAS_RHO: Final = 7.0
 _BETA_SHAPE: Final = 0.6
@@ -156,7 +163,7 @@ class FlowMatchEulerConfig:
 
 
 @final
-class FlowMatchEulerScheduler(AbstractScheduler):
+class FlowMatchEulerSampler(AbstractSampler):
     r"""Flow matching schedule with static or resolution dependent shift.
 
     Maths, in float32, in this order: evenly spaced sigmas from 1 to ``1 / n`` or the
@@ -231,6 +238,16 @@ class FlowMatchEulerScheduler(AbstractScheduler):
                 sigmas=np.append(spaced, np.float32(0)),
                 timesteps=spaced * np.float32(self.config.num_train_timesteps),
             )
+
+    def add_graphs(self, module: Module, dtype: DType, device: DeviceRef) -> None:
+        """Adds the Euler step."""
+        add_euler_step(module, GRAPH, dtype, device)
+
+    def create_state(
+        self, schedule: Schedule, batch: int, device: Device
+    ) -> EulerState:
+        """Of one request; remembers nothing between steps."""
+        return EulerState(schedule, batch, device)
 
     def mu(self, image_seq_len: int) -> float:
         """Returns the shift exponent for a picture of ``image_seq_len`` tokens.

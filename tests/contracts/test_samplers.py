@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from max_diffusion.errors import ModelLoadError, RequestError
-from max_diffusion.schedulers import SCHEDULERS, AbstractScheduler, load_scheduler
+from max_diffusion.sampling import SAMPLERS, AbstractSampler, load_sampler
 
 FLOW_MATCH = "FlowMatchEulerDiscreteScheduler"
 
@@ -27,8 +27,8 @@ class Row:
     order_range: tuple[float, float] = (0.9, 1.1)
     """Bounds of the order measured at 128 to 512 steps."""
 
-    def scheduler(self) -> AbstractScheduler:
-        return load_scheduler(self.config)
+    def scheduler(self) -> AbstractSampler:
+        return load_sampler(self.config)
 
 
 def flow_match(
@@ -63,7 +63,7 @@ each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 
 
 def test_every_registered_scheduler_has_a_row() -> None:
-    assert {row.config["_class_name"] for row in ROWS} == set(SCHEDULERS)
+    assert {row.config["_class_name"] for row in ROWS} == set(SAMPLERS)
 
 
 @each_row
@@ -117,7 +117,7 @@ def test_schedule_refuses_bad_requests_alike(row: Row) -> None:
 @each_row
 def test_configuration_refuses_unknown_settings(row: Row) -> None:
     with pytest.raises(ModelLoadError, match="unknown settings zzz"):
-        load_scheduler({**row.config, "zzz": 1})
+        load_sampler({**row.config, "zzz": 1})
 
 
 class GaussianFlow:

@@ -1,0 +1,97 @@
+"""Caches that forecast the prediction of the steps they do not compute."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from max.driver import Buffer
+
+from ...buffers import with_rows
+from ...calls import Routine
+from ..actions import Action
+from .base import (
+    AbstractCache,
+    AbstractCacheState,
+    FullTransformer,
+    Inputs,
+    latents_shape,
+)
+
+if TYPE_CHECKING:
+    from .state import DenoisingCacheState
+
+
+class AbstractStepCache(AbstractCache):
+    """Decides before anything of the step is computed."""
+
+    @abstractmethod
+    def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
+        """Which samples need the transformer: bool ``(B,)``. Changes nothing.
+
+        All of them where there is no history.
+        """
+
+    @abstractmethod
+    def forecast(self, state: AbstractCacheState, step: int) -> Routine[Buffer]:
+        """The prediction ``(B, S_img, C)`` of a step that is not computed."""
+
+    @abstractmethod
+    def remember(
+        self,
+        state: AbstractCacheState,
+        noise_pred: Buffer,
+        step: int,
+        rows: Sequence[int] | None = None,
+    ) -> Routine[np.ndarray | None]:
+        """Takes in the prediction of a computed step.
+
+        Args:
+            state: Changed in place.
+            noise_pred: ``(B, S_img, C)``, or of ``rows`` only; kept, uncopied.
+            step: 0-based step index.
+            rows: Samples that were computed; ``None`` for all.
+
+        Returns:
+            What the next decision rests on, one a computed sample, if on anything.
+        """
+
+    def run_step(
+        self,
+        memory: DenoisingCacheState,
+        step: int,
+        transformer: FullTransformer,
+        inputs: Inputs,
+    ) -> Routine[Buffer]:
+        """Computes the samples that need it, and forecasts the others."""
+        batch, _ = latents_shape(inputs)
+        decision = np.ones(batch, bool)
+        if memory.changes_to(inputs):
+            memory.state.restart(batch)
+        elif step not in memory.required_steps:
+            decision = self.decide(memory.state, step, batch)
+        if decision.any() and not transformer.is_divisible:
+            decision[:] = True
+        memory.actions = tuple(
+            Action.COMPUTE if flag else Action.PREDICT for flag in decision
+        )
+        memory.signal = None
+        if not decision.any():
+            return (yield from self.forecast(memory.state, step))
+        rows = None
+        if not decision.all():
+            rows = [int(row) for row in np.flatnonzero(decision)]
+            inputs = transformer.rows_of(inputs, rows)
+        computed = yield from transformer.full(inputs)
+        prediction = computed
+        if rows is not None:
+            forecast = yield from self.forecast(memory.state, step)
+            prediction = with_rows(forecast, rows, computed)
+        error = yield from self.remember(memory.state, computed, step, rows)
+        if error is not None:
+            signal = np.full(batch, np.nan)
+            signal[decision] = error
+            memory.signal = tuple(float(x) for x in signal)
+        return prediction

@@ -1,0 +1,135 @@
+"""How a cache with its options is written: in JSON, and on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from ..errors import RequestError
+from .config import AbstractCacheConfig
+from .converters import CONVERTERS
+from .registry import CACHES
+
+
+def cache_from_options(
+    name: str, options: Mapping[str, object] | None = None, where: str = "cache"
+) -> AbstractCacheConfig:
+    """A cache by name at its defaults, or with options as JSON has them.
+
+    Args:
+        name: Of :data:`CACHES`.
+        options: Values by option; a list is taken for a tuple.
+        where: Where they were given, for messages.
+
+    Raises:
+        RequestError: No such name or option, or a value out of range.
+    """
+    kind = _kind(name, where)
+    known = _options(kind)
+    values: dict[str, Any] = {}
+    for key, value in (options or {}).items():
+        if key not in known:
+            raise _no_such_option(where, name, key, known)
+        values[key] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def cache_from_text(
+    name: str,
+    options: Sequence[str],
+    where: str = "--cache",
+    where_options: str = "--cache-option",
+) -> AbstractCacheConfig:
+    """A cache by name and ``key=value`` options, as the command line has them.
+
+    Args:
+        name: Of :data:`CACHES`.
+        options: ``key=value`` each.
+        where: Where the name was given, for messages.
+        where_options: Where the options were given, for messages.
+
+    Raises:
+        RequestError: No such name or option, an option that is there twice, or a value
+            that is none or out of range.
+    """
+    kind = _kind(name, where)
+    hints, known = get_type_hints(kind), _options(kind)
+    values: dict[str, Any] = {}
+    for option in options:
+        key, separator, text = option.partition("=")
+        if not separator:
+            raise RequestError(f"{where_options}: expected key=value, got {option!r}")
+        if key not in known:
+            raise _no_such_option(where_options, name, key, known)
+        if key in values:
+            raise RequestError(f"{where_options}: {key} is given twice; give it once")
+        convert, expected = CONVERTERS[hints[key]]
+        try:
+            values[key] = convert(text)
+        except (ValueError, KeyError) as err:
+            raise RequestError(
+                f"{where_options}: {key} must be {expected}, got {text!r}"
+            ) from err
+    return kind(**values)
+
+
+def caches_from_text(
+    text: str, where: str = "--caches"
+) -> tuple[AbstractCacheConfig, ...]:
+    """Caches separated by commas, each ``NAME`` or ``NAME:KEY=VALUE:KEY=VALUE``.
+
+    ``all`` stands for every cache at its defaults. A comma that no cache's name follows
+    belongs to a value: in ``step-mask:compute_steps=0,5,9,auto`` are two.
+
+    Raises:
+        RequestError: As :func:`cache_from_text`.
+    """
+    items: list[str] = []
+    for part in map(str.strip, text.split(",")):
+        if items and ":" in items[-1] and part.partition(":")[0] not in CACHES:
+            items[-1] += f",{part}"
+        else:
+            items.append(part)
+    if items == ["all"]:
+        return tuple(kind() for kind in CACHES.values())
+    found = []
+    for item in items:
+        name, *options = item.split(":")
+        found.append(cache_from_text(name, options, where, where))
+    return tuple(found)
+
+
+def _kind(name: str, where: str) -> type[AbstractCacheConfig]:
+    if name not in CACHES:
+        raise RequestError(f"{where}: expected {', '.join(CACHES)}, got {name!r}")
+    return CACHES[name]
+
+
+def _no_such_option(
+    where: str, name: str, key: str, known: Sequence[str]
+) -> RequestError:
+    return RequestError(
+        f"{where}: {name} has no option {key!r}; it has {', '.join(known) or 'none'}"
+    )
+
+
+def label_of(cache: AbstractCacheConfig) -> str:
+    """A cache's name and what differs from its defaults, as ``--caches`` takes it."""
+    defaults = vars(type(cache)())
+    changed = (
+        f":{key}={_written(value)}"
+        for key, value in vars(cache).items()
+        if value != defaults[key]
+    )
+    return cache.name + "".join(changed)
+
+
+def _options(kind: type[AbstractCacheConfig]) -> list[str]:
+    return [item.name for item in fields(kind)]
+
+
+def _written(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,21 @@
+"""Pipelines: the abstract one, text to image, and from a model's folder to either."""
+
+from .loading import LEAN_CACHES, PipelineConfig
+from .pipeline import DiffusionPipeline, DiffusionPipelineOutput, OnEvent, OnStep
+from .registry import demo_model_path, is_demo_model, load_pipeline, open_model
+from .text_to_image import GenerationResult, TextToImagePipeline
+
+__all__ = [
+    "LEAN_CACHES",
+    "DiffusionPipeline",
+    "DiffusionPipelineOutput",
+    "GenerationResult",
+    "OnEvent",
+    "OnStep",
+    "PipelineConfig",
+    "TextToImagePipeline",
+    "demo_model_path",
+    "is_demo_model",
+    "load_pipeline",
+    "open_model",
+]

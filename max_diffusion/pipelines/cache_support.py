@@ -1,0 +1,197 @@
+"""Which caches a pipeline can run, and what they take there."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from contextlib import suppress
+from typing import TYPE_CHECKING, final
+
+from ..caches import (
+    CACHES,
+    AbstractCache,
+    AbstractCacheConfig,
+    BoundCache,
+    CacheDefaults,
+    Calibration,
+    DenoisingCacheConfig,
+)
+from ..errors import RequestError
+
+if TYPE_CHECKING:
+    from ..denoising import DenoiserComponent, OwnTransformer
+
+Shape = tuple[int, int, int]
+"""``(B, S_img, S_txt)`` of a request."""
+
+
+@final
+class CacheSupport:
+    """Checks caches against one pipeline, without a compiled graph.
+
+    Args:
+        defaults: What flat settings mean where they leave something open.
+        calibration: What was measured of the model.
+        transformer: What runs the steps: the split denoiser, or the adapter of an
+            override of ``run_transformer``.
+        denoiser: The split denoiser, if there is one: only of this is the memory of a
+            cache known.
+        graph_groups: What is compiled when the pipeline is.
+        is_extensible: Whether graphs of other groups are compiled when a request first
+            needs them, or such a request is refused.
+    """
+
+    def __init__(
+        self,
+        defaults: CacheDefaults,
+        calibration: Calibration,
+        transformer: DenoiserComponent | OwnTransformer,
+        denoiser: DenoiserComponent | None,
+        graph_groups: Set[str],
+        *,
+        is_extensible: bool,
+    ) -> None:
+        self._defaults, self._calibration = defaults, calibration
+        self._transformer, self._denoiser = transformer, denoiser
+        self._graph_groups = frozenset(graph_groups)
+        self._is_extensible = is_extensible
+
+    def bind(
+        self, config: AbstractCacheConfig, num_inference_steps: int | None
+    ) -> BoundCache:
+        """A cache for one request.
+
+        Args:
+            config: Its options.
+            num_inference_steps: Steps of the request; ``None`` where they are not
+                known, which caches with rules about them refuse.
+
+        Raises:
+            RequestError: The pipeline has not the graphs, the model lacks a
+                measurement, an option has no effect here, or the rules name steps that
+                the request does not have.
+        """
+        policy = self.check(config)
+        return BoundCache(config, policy, config.required_steps(num_inference_steps))
+
+    def check(self, config: AbstractCacheConfig) -> AbstractCache:
+        """A cache's policy, if this pipeline can run it in some request.
+
+        Raises:
+            RequestError: It cannot.
+        """
+        if not self._is_extensible:
+            self._check_graphs(config)
+        return self._policy(config)
+
+    def resolve(
+        self, cache: DenoisingCacheConfig | AbstractCacheConfig | None
+    ) -> AbstractCacheConfig:
+        """Settings of any form to one method's options, by this model's defaults.
+
+        Raises:
+            RequestError: Two methods at once, a value out of range, or no settings.
+        """
+        return resolve_cache(cache, self._defaults)
+
+    def reason_against(self, config: AbstractCacheConfig) -> str:
+        """Why this model cannot run a cache, in one line; empty where it can."""
+        try:
+            self._policy(config)
+        except RequestError as err:
+            return str(err)
+        return ""
+
+    def supported(self) -> dict[str, AbstractCacheConfig]:
+        """Caches that requests may use, at their defaults, by name."""
+        found: dict[str, AbstractCacheConfig] = {}
+        for name, kind in CACHES.items():
+            with suppress(RequestError):
+                self.check(kind())
+                found[name] = kind()
+        return found
+
+    def state_bytes(
+        self, config: AbstractCacheConfig, shape: Shape, branches: int = 1
+    ) -> int:
+        """Most bytes of state that a request holds, of all branches.
+
+        Args:
+            config: The cache.
+            shape: ``(B, S_img, S_txt)`` of the request.
+            branches: 2 with true guidance.
+
+        Raises:
+            RequestError: It is not known of this pipeline.
+        """
+        if self._denoiser is None:
+            raise RequestError(
+                "cache: this pipeline has no DenoiserComponent, so the memory of a "
+                "cache is not known beforehand; leave the limit out"
+            )
+        sizes = self._denoiser.state_sizes(shape, branches, config.graph_groups)
+        return config.state_bytes(sizes)
+
+    def check_memory(
+        self,
+        config: AbstractCacheConfig,
+        limit: int,
+        shape: Shape,
+        branches: int = 1,
+    ) -> None:
+        """Whether a cache's state fits a limit.
+
+        Args:
+            config: The cache.
+            limit: Bytes of state, of all branches of the request.
+            shape: ``(B, S_img, S_txt)`` of the request.
+            branches: 2 with true guidance.
+
+        Raises:
+            RequestError: It does not fit; names the caches that do.
+        """
+        needed = self.state_bytes(config, shape, branches)
+        if needed <= limit:
+            return
+        fitting = [
+            name
+            for name, known in self.supported().items()
+            if self.state_bytes(known, shape, branches) <= limit
+        ]
+        raise RequestError(
+            f"cache: {config.name} would keep {needed} bytes of state, more than the "
+            f"limit of {limit}; at their defaults these run here and fit: "
+            f"{', '.join(fitting)}"
+        )
+
+    def _policy(self, config: AbstractCacheConfig) -> AbstractCache:
+        policy = config.create_cache(self._calibration)
+        self._transformer.check(config, policy)
+        return policy
+
+    def _check_graphs(self, config: AbstractCacheConfig) -> None:
+        if not self._graph_groups.issuperset(config.graph_groups):
+            raise RequestError(
+                f"cache: {config.name} needs graphs that were not compiled when the "
+                "model was loaded; name it among the caches then, or use one of those "
+                "that were"
+            )
+
+
+def resolve_cache(
+    cache: DenoisingCacheConfig | AbstractCacheConfig | None, defaults: CacheDefaults
+) -> AbstractCacheConfig:
+    """Settings of any form to one method's options.
+
+    Raises:
+        RequestError: Two methods at once, a value out of range, or no settings.
+    """
+    if cache is None:
+        cache = DenoisingCacheConfig()
+    if isinstance(cache, DenoisingCacheConfig):
+        return cache.resolve(defaults)
+    if not isinstance(cache, AbstractCacheConfig):
+        raise RequestError(
+            "cache: expected a cache configuration such as TaylorSeerConfig(), got "
+            f"{cache!r}"
+        )
+    return cache

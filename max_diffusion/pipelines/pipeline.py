@@ -1,0 +1,550 @@
+"""The abstract pipeline: components, one compile, caches, and the denoising loop."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from max.driver import Buffer, Device
+from max.dtype import DType
+from max.engine import InferenceSession, Model
+from max.graph import DeviceRef, Module
+
+from graphs.weights import WeightSlot
+
+from ..buffers import to_numpy
+from ..caches import (
+    CACHES,
+    AbstractCacheConfig,
+    BoundCache,
+    CacheDefaults,
+    DenoisingCacheConfig,
+    DenoisingCacheState,
+    FirstBlockConfig,
+    GraphGroup,
+    Run,
+    add_series_graphs,
+)
+from ..caches.kinds import Inputs
+from ..calls import Routine, run
+from ..compile import CompiledGraphs, in_graph_context, open_session
+from ..component import ComponentModel
+from ..denoising import Branch, DenoiserComponent, Denoising, OwnTransformer
+from ..errors import MaxDiffusionError
+from ..report import StepRecord
+from ..sampling import (
+    AbstractGuidance,
+    AbstractSampler,
+    FlowMatchEulerConfig,
+    FlowMatchEulerSampler,
+    LinearGuidance,
+    Schedule,
+)
+from .cache_support import CacheSupport, resolve_cache
+from .loading import (
+    OpenedComponents,
+    PipelineConfig,
+    files_by_component,
+    open_components,
+)
+
+OnStep = Callable[[int, int], None]
+"""Called with ``(steps done, steps)``."""
+OnEvent = Callable[[str, str], None]
+"""Called with ``("load" | "compile", "start" | "end")``."""
+
+
+@dataclass(frozen=True)
+class DiffusionPipelineOutput:
+    """Finished pictures."""
+
+    images: np.ndarray
+    """uint8 ``(B, H, W, 3)``."""
+    steps: tuple[StepRecord, ...] = ()
+    """What each step did."""
+    cache_bytes: int = 0
+    """Most bytes of cache state held at once, all branches together."""
+    seconds: Mapping[str, float] | None = None
+    """By stage: encode, denoise, decode."""
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """Result of the denoising loop."""
+
+    latents: Buffer
+    """float32 ``(B, S_img, C)``."""
+    steps: tuple[StepRecord, ...]
+    """What each step did."""
+    cache_bytes: int
+    """Most bytes of cache state held at once, all branches together."""
+
+
+class DiffusionPipeline(ABC):
+    """Base of every model's pipeline, by MAX's documented contract.
+
+    A subclass names its ``components``. The constructor has two phases. It opens the
+    model: makes each component, builds their graphs, checks their files and calls
+    :meth:`init_remaining_components`; from then on requests can be checked. Then
+    :meth:`compile` compiles all graphs as one module and loads the weights.
+    ``execute(prepare_inputs(context))`` in a loop is the serving contract: whatever a
+    request leaves behind dies with its inputs.
+
+    A subclass with a ``DenoiserComponent`` gets every cache. One without overrides
+    :meth:`run_transformer` by the documented contract.
+
+    Args:
+        pipeline_config: Components' configurations and the compute dtype.
+        session: Shared session that compiles and runs. ``None`` only opens the model:
+            :meth:`compile` is called later, or never.
+        devices: Devices; the first one is used.
+        weight_paths: Safetensors files, in folders named after the components.
+        cache_config: Denoising cache of requests that bring none of their own.
+        on_event: Called with ``(stage, "start" | "end")`` for load and compile.
+
+    Raises:
+        ModelLoadError: Weights missing, left over, of another shape or dtype.
+        CompileError: MAX refused a graph.
+    """
+
+    components: dict[str, type[ComponentModel]] | None = None
+    unprefixed_weight_component: str | None = None
+    default_num_inference_steps: int = 50
+    default_residual_threshold: float = 0.05
+    default_taylorseer_cache_interval: int = 5
+    default_taylorseer_max_order: int = 1
+    default_taylorseer_warmup_steps: int = 9
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        session: InferenceSession | None,
+        devices: list[Device],
+        weight_paths: Sequence[Path],
+        cache_config: DenoisingCacheConfig | AbstractCacheConfig | None = None,
+        *,
+        on_event: OnEvent | None = None,
+    ) -> None:
+        started = time.perf_counter()
+        self.pipeline_config = pipeline_config
+        self.devices = devices
+        self._on_event: OnEvent = on_event or _ignore
+        self._on_event("load", "start")
+        self.sampler: AbstractSampler = FlowMatchEulerSampler(FlowMatchEulerConfig())
+        """What :meth:`init_remaining_components` may replace by the model's own."""
+        self.guidance: AbstractGuidance = LinearGuidance()
+        """The same of how predictions are combined under true guidance."""
+        defaults = CacheDefaults(
+            self.default_residual_threshold,
+            self.default_taylorseer_cache_interval,
+            self.default_taylorseer_max_order,
+            self.default_taylorseer_warmup_steps,
+        )
+        self.cache_config = resolve_cache(cache_config, defaults)
+        kinds = [
+            CACHES[cache]() if isinstance(cache, str) else cache
+            for cache in pipeline_config.caches
+        ]
+        self._graph_groups: frozenset[GraphGroup] = frozenset(
+            group for kind in (*kinds, self.cache_config) for group in kind.graph_groups
+        )
+        self._graphs: CompiledGraphs | None = None
+        self.opened: OpenedComponents = self._open(weight_paths)
+        """Components, their graphs and files."""
+        self.loaded: Mapping[str, ComponentModel] = self.opened.components
+        self.caches = CacheSupport(
+            defaults,
+            pipeline_config.calibration,
+            self._transformer,
+            self.denoiser,
+            self._graph_groups,
+            is_extensible=pipeline_config.is_extensible,
+        )
+        # Compiling takes minutes: what is wrong with a tokenizer is said before.
+        self.init_remaining_components()
+        self.caches.check(self.cache_config)
+        self.seconds = {"load": time.perf_counter() - started, "compile": 0.0}
+        self._on_event("load", "end")
+        if session is not None:
+            self.compile(session)
+
+    @property
+    def device(self) -> Device:
+        """The device the pipeline runs on."""
+        return self.devices[0]
+
+    @property
+    def dtype(self) -> DType:
+        """Compute dtype of the transformer."""
+        return self.denoiser.dtype if self.denoiser else DType.float32
+
+    @property
+    def denoiser(self) -> DenoiserComponent | None:
+        """The split transformer, if a component is one."""
+        for component in self.loaded.values():
+            if isinstance(component, DenoiserComponent):
+                return component
+        return None
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """The executable graphs by name.
+
+        Raises:
+            MaxDiffusionError: The model was only opened.
+        """
+        if self._graphs is None:
+            raise MaxDiffusionError(
+                f"{type(self).__name__}: the model is open, but not compiled; call "
+                "compile() first"
+            )
+        return self._graphs.models
+
+    @property
+    def graph_groups(self) -> frozenset[GraphGroup]:
+        """Graphs that are compiled, or will be when the pipeline is."""
+        return self._graph_groups
+
+    @property
+    def compile_count(self) -> int:
+        """Modules compiled so far: 1, and 1 for what requests needed beyond."""
+        return 0 if self._graphs is None else self._graphs.compile_count
+
+    @abstractmethod
+    def init_remaining_components(self) -> None:
+        """Sets up what is no ComponentModel: tokenizers, the sampler, guidance.
+
+        Called before anything compiles: components are in ``loaded``, but no graph can
+        run yet.
+        """
+
+    @abstractmethod
+    def prepare_inputs(self, context: Any) -> Any:
+        """Numbers of a request to device buffers; keeps nothing."""
+
+    @abstractmethod
+    def execute(self, model_inputs: Any, **kwargs: Any) -> DiffusionPipelineOutput:
+        """Prepared inputs to pictures; keeps nothing."""
+
+    @in_graph_context
+    def compile(self, session: InferenceSession | None = None) -> None:
+        """Compiles all graphs and loads the weights; once, after opening.
+
+        Args:
+            session: What compiles, and runs; a new one on the device by default.
+
+        Raises:
+            ModelLoadError: A weight is not finite.
+            CompileError: MAX refused a graph.
+        """
+        if self._graphs is not None:
+            return
+        started = time.perf_counter()
+        module, device_ref = self.opened.module, DeviceRef.from_device(self.device)
+        self.sampler.add_graphs(module, self.dtype, device_ref)
+        self.guidance.add_graphs(module, self.dtype, device_ref)
+        if "series" in self._graph_groups:
+            add_series_graphs(module, self.dtype, device_ref)
+        self._on_event("load", "start")
+        weights, expected = self.opened.load()
+        self._on_event("load", "end")
+        graphs = CompiledGraphs(session or open_session(self.device), self.device)
+        self._compile(graphs, module, weights, expected)
+        self._graphs = graphs
+        for component in self.loaded.values():
+            component.bind(graphs.models)
+            component.load_model()
+        seconds = time.perf_counter() - started
+        self.seconds["load"] += seconds - self.seconds["compile"]
+
+    @in_graph_context
+    def require_graphs(self, groups: Iterable[GraphGroup]) -> None:
+        """Compiles graphs that were not compiled with the model, if any are missing.
+
+        A request whose cache needs them calls this before its first step.
+
+        Args:
+            groups: Of the cache.
+
+        Raises:
+            CompileError: MAX refused a graph.
+        """
+        missing = frozenset(groups) - self._graph_groups
+        if not missing:
+            return
+        assert self._graphs is not None, "opened models have no request to run"
+        module = Module()
+        weights: dict[str, Any] = {}
+        expected: dict[str, WeightSlot] = {}
+        denoiser = self.denoiser
+        if denoiser is not None:
+            denoiser.graph_groups = missing
+            scope = denoiser.build_graphs(module)
+            denoiser.graph_groups = self._graph_groups | missing
+            weights, expected = self.opened.load_more(scope, self._graphs.weight_names)
+        if "series" in missing:
+            add_series_graphs(module, self.dtype, DeviceRef.from_device(self.device))
+        self._compile(self._graphs, module, weights, expected)
+        self._graph_groups |= missing
+
+    def run_transformer(
+        self, cache_state: DenoisingCacheState, **kwargs: Any
+    ) -> tuple[Buffer, ...]:
+        """One full transformer pass.
+
+        The default runs the pipeline's split denoiser on ``kwargs`` as named inputs. An
+        override returns ``(noise_pred,)``, or ``(new_residual, noise_pred)`` under
+        first-block caching, where it decides in a graph of its own from
+        ``cache_state.prev_residual``, ``prev_output`` and ``residual_threshold``.
+        """
+        if self.denoiser is None:
+            raise MaxDiffusionError(
+                f"{type(self).__name__}: without a DenoiserComponent, override "
+                "run_transformer to return (noise_pred,)"
+            )
+        return (run(self.models, self.denoiser.full(kwargs)),)
+
+    def create_cache_state(
+        self,
+        batch_size: int,
+        seq_len: int,
+        transformer_config: Any,
+        text_seq_len: int = 0,
+        *,
+        cache: BoundCache | AbstractCacheConfig | None = None,
+        run: Run | None = None,
+    ) -> DenoisingCacheState:
+        """Fresh cache state of one request's guidance branch.
+
+        Nothing is allocated before the first computed step, so the sizes only document
+        what is to come.
+
+        Args:
+            batch_size: Samples of the request.
+            seq_len: Image tokens.
+            transformer_config: The transformer's configuration.
+            text_seq_len: Text tokens.
+            cache: This request's instead of the pipeline's.
+            run: What caches may know of the request beforehand: its number of steps
+                and their timesteps, for those that need them.
+
+        Raises:
+            RequestError: The cache needs to know more of the run, or its rules name
+                steps that the run does not have.
+        """
+        run = Run() if run is None else run
+        bound = self._bound(cache, run.num_steps)
+        known = replace(run, required_steps=bound.required_steps)
+        threshold = 0.0
+        if isinstance(bound.config, FirstBlockConfig):
+            threshold = bound.config.threshold
+        return DenoisingCacheState(
+            bound.policy,
+            bound.policy.create_state(known),
+            bound.required_steps,
+            residual_threshold=threshold,
+        )
+
+    def run_denoising_step(
+        self,
+        step: int,
+        cache_state: DenoisingCacheState,
+        device: Device,
+        **kwargs: Any,
+    ) -> Buffer:
+        """One step: the transformer, or what the cache knows instead.
+
+        Args:
+            step: 0-based index, from the loop, never counted by calls.
+            cache_state: State of this request and branch; changed in place.
+            device: Where the step runs; the pipeline's own device.
+            kwargs: Inputs of the transformer, by name; ``latents`` ``(B, S_img, C)``.
+
+        Returns:
+            The prediction ``(B, S_img, C)``. Do not write to it: a cache may hold it.
+        """
+        return run(self.models, self.denoising_step(step, cache_state, kwargs))
+
+    def denoising_step(
+        self,
+        step: int,
+        cache_state: DenoisingCacheState,
+        inputs: Inputs,
+    ) -> Routine[Buffer]:
+        """:meth:`run_denoising_step` as a routine, for whoever runs several at once."""
+        return self._transformer.run_step(cache_state, step, inputs)
+
+    def denoise(
+        self,
+        latents: Buffer,
+        schedule: Schedule,
+        branches: Sequence[Branch],
+        *,
+        true_cfg_scale: float = 1.0,
+        cache: BoundCache | AbstractCacheConfig | None = None,
+        grid: tuple[int, int] | None = None,
+        on_step: OnStep | None = None,
+    ) -> Denoised:
+        """The denoising loop.
+
+        Args:
+            latents: Noise, float32 ``(B, S_img, C)``; not changed.
+            schedule: Sigmas and timesteps.
+            branches: The conditional branch, and the unconditional one with true
+                guidance; each has a cache state of its own.
+            true_cfg_scale: Weight of the conditional branch with two branches.
+            cache: This request's instead of the pipeline's.
+            grid: Rows and columns of the image tokens, for caches that need them.
+            on_step: Called with ``(steps done, steps)`` after each step; what it
+                raises ends the request.
+        """
+        denoising = self.begin(
+            latents,
+            schedule,
+            branches,
+            true_cfg_scale=true_cfg_scale,
+            cache=cache,
+            grid=grid,
+        )
+        self.run_steps(denoising, on_step=on_step)
+        return self.finish(denoising)
+
+    def begin(
+        self,
+        latents: Buffer,
+        schedule: Schedule,
+        branches: Sequence[Branch],
+        *,
+        true_cfg_scale: float = 1.0,
+        cache: BoundCache | AbstractCacheConfig | None = None,
+        grid: tuple[int, int] | None = None,
+    ) -> Denoising:
+        """The denoising loop before its first step; arguments of :meth:`denoise`."""
+        batch, seq_len, _ = (int(size) for size in latents.shape)
+        if len(branches) not in (1, 2):
+            raise MaxDiffusionError(
+                "denoise: expected the conditional branch, and with true guidance the "
+                f"unconditional one, got {len(branches)} branches"
+            )
+        if grid is not None and grid[0] * grid[1] != seq_len:
+            raise MaxDiffusionError(
+                f"denoise: grid must have as many cells as the latents have tokens, "
+                f"{seq_len}, got {grid}"
+            )
+        bound = self._bound(cache, schedule.num_steps)
+        self.require_graphs(bound.config.graph_groups)
+        known = Run(
+            schedule.num_steps,
+            tuple(float(timestep) for timestep in schedule.timesteps),
+            required_steps=bound.required_steps,
+            grid=grid,
+            has_guidance=len(branches) == 2,
+        )
+        config = self.pipeline_config.components.get("transformer", {})
+        states = tuple(
+            self.create_cache_state(
+                batch,
+                seq_len,
+                config,
+                cache=bound,
+                run=replace(known, is_unconditional=index > 0),
+            )
+            for index in range(len(branches))
+        )
+        return Denoising(
+            latents,
+            schedule,
+            tuple(branches),
+            states,
+            bound.policy.create_guidance(known) if known.has_guidance else None,
+            self.sampler.create_state(schedule, batch, self.device),
+            self.guidance,
+            self.guidance.scales(true_cfg_scale, schedule),
+            self.denoising_step,
+            self.device,
+        )
+
+    def run_steps(self, denoising: Denoising, *, on_step: OnStep | None = None) -> None:
+        """Takes all the steps that are left, alone; arguments of :meth:`denoise`."""
+        while not denoising.is_done:
+            run(self.models, denoising.advance())
+            if on_step is not None:
+                on_step(denoising.step, denoising.schedule.num_steps)
+
+    def finish(self, denoising: Denoising) -> Denoised:
+        """What a loop that took all its steps gives.
+
+        Raises:
+            MaxDiffusionError: The latents are not finite.
+        """
+        self._check_finite(denoising.latents)
+        return Denoised(
+            denoising.latents, tuple(denoising.records), denoising.cache_bytes
+        )
+
+    @property
+    def _transformer(self) -> DenoiserComponent | OwnTransformer:
+        """What runs a step: the split denoiser, unless a subclass does it itself."""
+        denoiser = self.denoiser
+        is_split = type(self).run_transformer is DiffusionPipeline.run_transformer
+        if denoiser is not None and is_split:
+            return denoiser
+        return OwnTransformer(self.run_transformer, type(self).__name__, self.device)
+
+    def _check_finite(self, latents: Buffer) -> None:
+        if not np.isfinite(to_numpy(latents)).all():
+            raise MaxDiffusionError(
+                f"{self.pipeline_config.model_name or type(self).__name__}: the "
+                "latents are not finite after the last step, so there is no picture; "
+                "try float32, or check the weights"
+            )
+
+    def _bound(
+        self, cache: BoundCache | AbstractCacheConfig | None, num_steps: int | None
+    ) -> BoundCache:
+        """A cache in any form, checked; one that is bound was checked before."""
+        if isinstance(cache, BoundCache):
+            return cache
+        config = self.cache_config if cache is None else self.caches.resolve(cache)
+        return self.caches.bind(config, num_steps)
+
+    @in_graph_context
+    def _open(self, weight_paths: Sequence[Path]) -> OpenedComponents:
+        """Constructs the components, builds their graphs and checks their files."""
+        if not self.components:
+            raise MaxDiffusionError(
+                f"{type(self).__name__}: components must map names to ComponentModel "
+                "classes, got none; set the class attribute"
+            )
+        files = files_by_component(
+            weight_paths, self.components, self.unprefixed_weight_component
+        )
+        return open_components(
+            self.components,
+            self.pipeline_config,
+            self.devices,
+            files,
+            self._graph_groups,
+        )
+
+    def _compile(
+        self,
+        graphs: CompiledGraphs,
+        module: Module,
+        weights: Mapping[str, Any],
+        expected: Mapping[str, WeightSlot],
+    ) -> None:
+        """Adds a module to the graphs, and tells of it."""
+        self._on_event("compile", "start")
+        graphs.add(module, weights, expected)
+        self._on_event("compile", "end")
+        self.seconds["compile"] = graphs.compile_seconds
+
+
+def _ignore(stage: str, what: str) -> None:
+    """Progress that nobody asked for."""

@@ -1,0 +1,123 @@
+"""Classifier-free guidance: how two predictions become one."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar, final
+
+import numpy as np
+from max.driver import Buffer, Device
+from max.dtype import DType
+from max.graph import DeviceRef, Module
+
+from graphs.sampler import add_guidance, add_rescaled_guidance
+
+from ..calls import GraphCall, Routine
+from .schedule import Schedule
+
+
+class AbstractGuidance(ABC):
+    """A rule that a model was made for; holds no state of a request."""
+
+    graph: ClassVar[str]
+    """The graph that combines: ``conditional, unconditional, scale -> prediction``."""
+
+    @abstractmethod
+    def add_graphs(self, module: Module, dtype: DType, device: DeviceRef) -> None:
+        """Adds :attr:`graph`.
+
+        Args:
+            module: Receives it.
+            dtype: Of predictions.
+            device: Where they live.
+        """
+
+    def scales(self, scale: float, schedule: Schedule) -> np.ndarray:
+        """The guidance scale of every step, float32 ``(num_steps,)``.
+
+        Args:
+            scale: What the request asks for; 1 is no guidance.
+            schedule: Of the request.
+        """
+        return np.full(schedule.num_steps, scale, np.float32)
+
+    def combine(
+        self,
+        predictions: Sequence[Buffer],
+        scale: float,
+        device: Device,
+        stage: int,
+    ) -> Routine[Buffer]:
+        """The guided prediction ``(B, S_img, C)``.
+
+        Args:
+            predictions: For the prompt, and for the negative one, each
+                ``(B, S_img, C)``.
+            scale: Of this step.
+            device: Where they live.
+            stage: See :class:`~max_diffusion.calls.GraphCall`.
+        """
+        conditional, unconditional = predictions
+        rows = np.full(int(conditional.shape[0]), scale, np.float32)
+        inputs = conditional, unconditional, rows
+        outputs = yield GraphCall(self.graph, inputs, device, stage=stage)
+        return outputs[0]
+
+
+@final
+class LinearGuidance(AbstractGuidance):
+    """``u + scale * (c - u)``.
+
+    References:
+        Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, arXiv:2207.12598.
+    """
+
+    graph = "guidance"
+
+    def add_graphs(self, module: Module, dtype: DType, device: DeviceRef) -> None:
+        """Adds :attr:`graph`."""
+        add_guidance(module, self.graph, dtype, device)
+
+
+@final
+class RescaledGuidance(AbstractGuidance):
+    """``u + scale * (c - u)``, each token brought to the length of its ``c``.
+
+    As QwenImagePipeline of diffusers 0.42 does it: lengths are over the channels of a
+    packed token.
+    """
+
+    graph = "rescaled_guidance"
+
+    def add_graphs(self, module: Module, dtype: DType, device: DeviceRef) -> None:
+        """Adds :attr:`graph`."""
+        add_rescaled_guidance(module, self.graph, dtype, device)
+
+
+@final
+class DynamicGuidance(AbstractGuidance):
+    """Linear guidance whose scale rises over the steps, as CogVideoX does it.
+
+    ``1 + scale * (1 - cos(pi * ((N - t) / N) ** 5)) / 2`` with ``N`` the number of
+    steps and ``t`` the timestep, as CogVideoXPipeline of diffusers 0.42 computes it
+    with ``use_dynamic_cfg``.
+    """
+
+    graph = "guidance"
+
+    def add_graphs(self, module: Module, dtype: DType, device: DeviceRef) -> None:
+        """Adds :attr:`graph`."""
+        add_guidance(module, self.graph, dtype, device)
+
+    def scales(self, scale: float, schedule: Schedule) -> np.ndarray:
+        """The guidance scale of every step, float32 ``(num_steps,)``."""
+        steps = schedule.num_steps
+        return np.array(
+            [
+                1 + scale * (1 - math.cos(math.pi * ((steps - t) / steps) ** 5)) / 2
+                for t in schedule.timesteps.tolist()
+            ],
+            np.float32,
+        )
