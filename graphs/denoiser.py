@@ -2,7 +2,8 @@
 
 A model writes ``condition``, ``embed``, ``block`` and ``output`` once. From these
 :class:`StepGraphs` builds the graphs the caches need, so that a new model gets every
-cache and a new cache every model.
+cache and a new cache every model. Their names begin with the component's, as in
+``transformer.full``.
 
 | step graph | computes | group |
 |---|---|---|
@@ -167,7 +168,9 @@ class StepGraphs(Generic[ConditioningT]):
         """Adds ``full``: ``inputs -> prediction``."""
         denoiser, w = self._denoiser, self._w
         types = self._types
-        with Graph("full", input_types=types.values(), module=self._module) as graph:
+        with Graph(
+            self._name("full"), input_types=types.values(), module=self._module
+        ) as graph:
             inputs = _named(types, graph)
             conditioning = denoiser.conditioning(denoiser.condition(w, inputs), inputs)
             streams = denoiser.embed(w, inputs)
@@ -184,7 +187,9 @@ class StepGraphs(Generic[ConditioningT]):
         """
         denoiser, w = self._denoiser, self._w
         types = self._types.values()
-        with Graph("embed", input_types=types, module=self._module) as graph:
+        with Graph(
+            self._name("embed"), input_types=types, module=self._module
+        ) as graph:
             inputs = _named(self._types, graph)
             streams = denoiser.embed(w, inputs)
             graph.output(streams.image, streams.text, *denoiser.condition(w, inputs))
@@ -251,6 +256,10 @@ class StepGraphs(Generic[ConditioningT]):
             graph.output(value)
         return value.shape
 
+    def _name(self, piece: str) -> str:
+        """A graph's name in the module, where other components have theirs."""
+        return f"{self._w.prefix}.{piece}"
+
     @contextmanager
     def _on_hidden(
         self, name: str, extra: Sequence[TensorType] = ()
@@ -265,6 +274,7 @@ class StepGraphs(Generic[ConditioningT]):
         names = denoiser.block_inputs
         shared = [self._types[name] for name in names]
         types = [*hidden, *self._condition_types, *shared, *extra]
+        name = self._name(name)
         with Graph(name, input_types=types, module=self._module) as graph:
             image, text, *rest = (value.tensor for value in graph.inputs)
             start = len(self._condition_types)

@@ -253,7 +253,7 @@ class DoubleBlock(Flux1Block):
 
     def attention(self) -> tuple[TensorValue, ...]:
         """Of image and text, after their own projections."""
-        image, text = self.streams.image, self.streams.text
+        text = self.streams.text
         text_in = _modulate(layer_norm(text, self.width), *self._text_mod[:2])
         scope = self.w / "attn"
         names = ("to_q", "to_k", "to_v")
@@ -264,7 +264,7 @@ class DoubleBlock(Flux1Block):
             ops.concat([t, i], axis=1) for t, i in zip(text_qkv, image_qkv, strict=True)
         )  # B, S_txt + S_img, heads, head_dim
         mixed = self.attend(query, key, value)
-        text_mixed, image_mixed = _cut(mixed, text.shape[1], image.shape[1])
+        text_mixed, image_mixed = _cut(mixed, text.shape[1])
         return (
             linear(scope / "to_out" / 0, image_mixed, self.width, self.width),
             linear(scope / "to_add_out", text_mixed, self.width, self.width),
@@ -350,8 +350,7 @@ class SingleBlock(Flux1Block):
     def add(self, outputs: tuple[TensorValue, ...]) -> Streams:
         """Through the gate, to the joint sequence."""
         joint = self._joint + self._gate * outputs[0]
-        lengths = self.streams.text.shape[1], self.streams.image.shape[1]
-        text, image = _cut(joint, *lengths)
+        text, image = _cut(joint, self.streams.text.shape[1])
         return Streams(image, text, joint)
 
 
@@ -410,9 +409,7 @@ def _rotate(x: TensorValue, rotary: tuple[TensorValue, TensorValue]) -> TensorVa
     return rotated.cast(x.dtype)
 
 
-def _cut(x: TensorValue, first: Dim, second: Dim) -> tuple[TensorValue, TensorValue]:
-    """Splits ``(B, first + second, D)`` along the tokens."""
-    # Symbolic lengths need their bound as a tensor and their size spelled out.
-    bound = ops.shape_to_tensor([first])[0]
-    head = x[:, (slice(0, bound), first), :]
-    return head, x[:, (slice(bound, None), second), :]
+def _cut(x: TensorValue, first: Dim) -> tuple[TensorValue, TensorValue]:
+    """The first tokens of ``(B, S, D)``, and the others."""
+    # By their sizes: bounds that are tensors would each be compiled to be folded.
+    return x[:, :first, :], x[:, first:, :]

@@ -32,6 +32,10 @@ class ComponentModel(ABC):
         cache_config: The pipeline's denoising cache, for components it concerns.
     """
 
+    name: str = ""
+    """The component's, in the pipeline; the pipeline sets it before graphs are built.
+    Names of its graphs and weights begin with it."""
+
     def __init__(
         self,
         config: Mapping[str, Any],

@@ -39,7 +39,7 @@ def flux(flux_folder: Path) -> TextToImagePipeline:
 @pytest.fixture(scope="session")
 def demo() -> TextToImagePipeline:
     """The demo model with the graphs that the command line compiles."""
-    return load_pipeline("demo", device="cpu", caches=("none", "taylorseer"))
+    return load_pipeline("demo", device="cpu", is_extensible=False)
 
 
 @pytest.fixture(scope="session")

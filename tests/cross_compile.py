@@ -60,6 +60,7 @@ def main() -> None:
         if isinstance(component, DenoiserComponent):
             groups = [group] if group else get_args(GraphGroup)
             component.graph_groups = frozenset(groups)  # type: ignore[arg-type]
+        component.name = name
         component.build_graphs(module)
     if part != "build":
         InferenceSession(devices=[device]).compile(module)

@@ -35,6 +35,7 @@ class DenoiserComponent(ComponentModel):
     Final but for :meth:`denoiser`; ``load_model`` has nothing left to do.
     """
 
+    name: str = "transformer"
     graph_groups: frozenset[GraphGroup] = frozenset(("full", "blocks"))
     """Which graphs to build; the pipeline sets what its caches need."""
     is_divisible: bool = True
@@ -75,7 +76,7 @@ class DenoiserComponent(ComponentModel):
 
     def weight_scope(self) -> WeightScope:
         """Where the graphs draw their weights from."""
-        return WeightScope("transformer", self.dtype, self.device_ref)
+        return WeightScope(self.name, self.dtype, self.device_ref)
 
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds the graphs of :attr:`graph_groups`."""
@@ -158,7 +159,7 @@ class DenoiserComponent(ComponentModel):
     def full(self, inputs: Inputs) -> Routine[Buffer]:
         """All blocks: the prediction ``(B, S_img, C)``."""
         outputs = yield GraphCall(
-            "full",
+            f"{self.name}.full",
             self._ordered(inputs),
             self.device,
             self._shared,
@@ -170,7 +171,7 @@ class DenoiserComponent(ComponentModel):
     def embed(self, inputs: Inputs) -> Routine[Hidden]:
         """Inputs to the hidden states before the first block."""
         outputs = yield GraphCall(
-            "embed",
+            f"{self.name}.embed",
             self._ordered(inputs),
             self.device,
             self._shared,
@@ -203,7 +204,7 @@ class DenoiserComponent(ComponentModel):
     def output(self, hidden: Hidden) -> Routine[Buffer]:
         """The prediction ``(B, S_img, C)``."""
         outputs = yield GraphCall(
-            "output",
+            f"{self.name}.output",
             hidden.buffers,
             self.device,
             self._shared_of(hidden),
@@ -214,7 +215,10 @@ class DenoiserComponent(ComponentModel):
     def modulated_input(self, hidden: Hidden) -> Routine[Buffer]:
         """What the first block's attention would read, ``(B, S, D)``."""
         outputs = yield GraphCall(
-            "modulated_input", hidden.buffers, self.device, self._shared_of(hidden)
+            f"{self.name}.modulated_input",
+            hidden.buffers,
+            self.device,
+            self._shared_of(hidden),
         )
         return outputs[0]
 
@@ -245,7 +249,7 @@ class DenoiserComponent(ComponentModel):
         self, name: str, index: int, hidden: Hidden, values: Sequence[Buffer] = ()
     ) -> Routine[tuple[Hidden, list[Buffer]]]:
         outputs = yield GraphCall(
-            f"{name}_{index}",
+            f"{self.name}.{name}_{index}",
             (*hidden.buffers, *values),
             self.device,
             self._shared_of(hidden),

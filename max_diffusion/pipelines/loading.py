@@ -162,6 +162,7 @@ def open_components(
         weights = ComponentWeights.from_files(name, files.get(name, ()))
         settings = config.components.get(name, {})
         component = kind(settings, config.encoding, devices, weights)
+        component.name = name
         if isinstance(component, DenoiserComponent):
             component.graph_groups = groups
         components[name] = component

@@ -339,6 +339,8 @@ class DiffusionPipeline(ABC):
         """
         run = Run() if run is None else run
         bound = self._bound(cache, run.num_steps)
+        if self._graphs is not None:
+            self.require_graphs(bound.config.graph_groups)
         known = replace(run, required_steps=bound.required_steps)
         threshold = 0.0
         if isinstance(bound.config, FirstBlockConfig):
@@ -437,7 +439,6 @@ class DiffusionPipeline(ABC):
                 f"{seq_len}, got {grid}"
             )
         bound = self._bound(cache, schedule.num_steps)
-        self.require_graphs(bound.config.graph_groups)
         known = Run(
             schedule.num_steps,
             tuple(float(timestep) for timestep in schedule.timesteps),

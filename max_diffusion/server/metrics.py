@@ -79,7 +79,7 @@ class Metrics(EngineObserver):
         for graph, number in runs.items():
             self._executions.labels(graph).inc(number)
         for graph, samples in record.batches:
-            if graph in ("full", "embed"):
+            if graph.endswith((".full", ".embed")):
                 self._batch.observe(samples)
         for cache, actions in record.actions.items():
             for action, number in actions.items():

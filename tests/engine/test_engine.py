@@ -75,7 +75,12 @@ def test_mixed_requests_equal_themselves_alone(flux: TextToImagePipeline) -> Non
             for name, samples in tick.batches
             if name == graph
         )
-        for graph in ("full", "block_1", "given_attention_1", "euler_step")
+        for graph in (
+            "transformer.full",
+            "transformer.block_1",
+            "transformer.given_attention_1",
+            "euler_step",
+        )
     }
     assert min(together.values()) >= 4, together
 
@@ -93,7 +98,7 @@ def test_equal_requests_are_one_execution(flux: TextToImagePipeline) -> None:
         for handle in (first, *handles):
             handle.result(60)
     full = [tick.batches for tick in recorder.ticks if tick.samples == 8]
-    assert (("full", 8), ("euler_step", 8)) in full
+    assert (("transformer.full", 8), ("euler_step", 8)) in full
 
 
 def test_no_batch_is_larger_than_allowed(flux: TextToImagePipeline) -> None:
@@ -104,7 +109,12 @@ def test_no_batch_is_larger_than_allowed(flux: TextToImagePipeline) -> None:
         large = engine.submit(request(num_images_per_prompt=5))
         for handle in (*handles, large):
             handle.result(60)
-    sizes = {n for tick in recorder.ticks for name, n in tick.batches if name == "full"}
+    sizes = {
+        n
+        for tick in recorder.ticks
+        for name, n in tick.batches
+        if name == "transformer.full"
+    }
     # One request's own pictures are never torn apart.
     assert sizes <= {1, 2, 3, 5}
     assert {3, 5} <= sizes

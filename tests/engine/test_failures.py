@@ -45,7 +45,7 @@ def test_a_step_that_fails_ends_its_request_alone(
 ) -> None:
     good = request(seed=1)
     bad = request(seed=2, true_cfg_scale=2.0, negative_prompt="blue")
-    broken = Breaking(flux.models, "full", error)
+    broken = Breaking(flux.models, "transformer.full", error)
     broken.bad_sum = float(flux.create_context(bad).latents.sum())
     recorder = Recorder()
     with Engine(flux, observer=recorder) as engine:

@@ -520,7 +520,7 @@ def test_prompts_to_tune_and_to_validate_on_may_not_overlap(search: Search) -> N
         ({"prompts": ["a", "a"]}, "prompts: 'a' is there twice"),
         ({"methods": "auto"}, "tune: expected names of caches, got 'auto'"),
         ({"methods": []}, "tune: expected names of caches, got []"),
-        ({"methods": ["none"]}, "tune: expected taylorseer, auto"),
+        ({"methods": ["none"]}, "tune: expected taylorseer, first-block"),
         ({"methods": ["teacache", "tea"]}, "got 'tea'"),
         ({"methods": ["teacache", "pab"]}, "cache: no pab here"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),

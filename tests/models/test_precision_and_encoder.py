@@ -22,7 +22,8 @@ from graphs.weights import WeightScope
 from max_diffusion.buffers import to_device, to_numpy
 from max_diffusion.checkpoint import ComponentWeights, find_model
 from max_diffusion.compile import CompiledGraphs
-from max_diffusion.models.flux1.config import autoencoder_config, flux1_config
+from max_diffusion.components import autoencoder_config
+from max_diffusion.models.flux1.config import flux1_config
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -103,7 +104,7 @@ def test_bfloat16_is_as_close_to_float32_as_in_diffusers(
         shape = tuple(tensors[name].shape)
         given.append(to_device(bits, CPU()).view(DType.bfloat16, shape))
     given += [to_device(table, CPU()) for table in tables]
-    ours = to_numpy(models["full"].execute(*given)[0])
+    ours = to_numpy(models["transformer.full"].execute(*given)[0])
 
     def theirs(dtype: torch.dtype) -> np.ndarray:
         transformer = copy.deepcopy(reference.transformer).to(dtype)

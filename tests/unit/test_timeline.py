@@ -209,18 +209,21 @@ def test_every_sample_has_signals_of_its_own() -> None:
     )
 
 
-@pytest.mark.parametrize("key", ["threshold", "tolerance"])
+@pytest.mark.parametrize(
+    ("name", "key"), [("first-block", "threshold"), ("auto", "tolerance")]
+)
 @pytest.mark.parametrize("limit", [0.5, 1, np.float64(0.25)])
-def test_the_limit_of_signals_is_a_line(key: str, limit: float) -> None:
+def test_the_limit_of_signals_is_a_line(name: str, key: str, limit: float) -> None:
     def lines(cache: dict[str, object]) -> list[int]:
         image = np.asarray(draw_timeline(run_with_signals([(2.0,)] * 9, cache=cache)))
         is_ink = (image == (0x1D, 0x24, 0x33)).all(axis=2)
         return [int(y) for y in np.flatnonzero(is_ink.sum(axis=1) > 9 * 30 * 0.9)]
 
-    assert lines({"name": "x"}) == []
-    assert len(lines({"name": "x", key: limit})) == 1
+    assert lines({"name": name}) == []
+    assert lines({"name": "x", key: limit}) == []  # of no cache that is known
+    assert len(lines({"name": name, key: limit})) == 1
     # Higher than all signals, it is the top of the scale, which has a line anyway.
-    assert lines({"name": "x", key: 3.0}) == []
+    assert lines({"name": name, key: 3.0}) == []
 
 
 def test_a_limit_is_on_the_scale_of_the_signals() -> None:

@@ -11,7 +11,7 @@ import transformers
 from folders import CAPTIONS
 
 from max_diffusion import ModelLoadError
-from max_diffusion.tokenizers import load_clip_tokenizer, load_t5_tokenizer
+from max_diffusion.components.tokenizers import load_clip_tokenizer, load_t5_tokenizer
 
 NASTY = [
     "",

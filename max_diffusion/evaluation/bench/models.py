@@ -17,7 +17,7 @@ from max.graph import Module
 from safetensors.numpy import save_file
 
 from ...compile import in_graph_context
-from ...models.flux1.components import Flux1Transformer
+from ...models.flux1.transformer import Flux1Transformer
 from ...pipelines.registry import demo_model_path
 from .kept import digest, made_once
 

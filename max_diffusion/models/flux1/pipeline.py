@@ -14,21 +14,25 @@ from graphs.flux1 import image_ids, rotary_table
 
 from ...buffers import repeat_rows, to_device, to_numpy
 from ...checkpoint import ModelFolder
+from ...components import (
+    AutoencoderKLDecoder,
+    ClipTextEncoder,
+    T5TextEncoder,
+    autoencoder_config,
+    clip_config,
+    load_clip_tokenizer,
+    load_t5_tokenizer,
+    t5_config,
+)
 from ...denoising import Branch
 from ...denoising.loop import Denoising
 from ...errors import ModelLoadError, RequestError
 from ...noise import TorchCpuGenerator
 from ...pipelines.text_to_image import TextToImagePipeline
 from ...sampling import Schedule, load_sampler
-from ...tokenizers import load_clip_tokenizer, load_t5_tokenizer
 from ...types import GenerationContext, GenerationRequest
-from .components import (
-    AutoencoderKLDecoder,
-    ClipTextEncoder,
-    Flux1Transformer,
-    T5TextEncoder,
-)
-from .config import autoencoder_config, clip_config, flux1_config, t5_config
+from .config import flux1_config
+from .transformer import Flux1Transformer
 
 # Longest T5 input the published models were trained on.
 _MAX_TEXT_TOKENS = 512

@@ -22,7 +22,7 @@ from max_diffusion.caches import (
 )
 from max_diffusion.calls import run
 from max_diffusion.compile import CompiledGraphs
-from max_diffusion.models.flux1.components import Flux1Transformer
+from max_diffusion.models.flux1.transformer import Flux1Transformer
 
 
 def main() -> None:

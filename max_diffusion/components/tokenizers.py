@@ -15,8 +15,8 @@ from typing import Any, final
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from .checkpoint.folder import read_json
-from .errors import ModelLoadError
+from ..checkpoint.folder import read_json
+from ..errors import ModelLoadError
 
 # transformers writes 1e30 for "no limit".
 _NO_LIMIT = 10**9
