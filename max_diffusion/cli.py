@@ -127,6 +127,7 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             caches=("none", "taylorseer"),
             calibration=args.calibration,
             variant=args.variant,
+            revision=args.revision,
             show_progress=is_shown,
             on_event=progress.on_event,
             before_compile=lambda model: model.create_context(request),
@@ -232,6 +233,7 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     add("prompts", nargs="+", metavar="PROMPT", help="several are drawn as one batch")
     add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
     add("--variant", help="weight files' variant, for example fp16")
+    add("--revision", help="branch, tag or commit of a model of the hub")
     add("--output", default="out.png", help="several pictures: out-1.png ...")
     add("--height", type=int, help="pixels; default: the model's")
     add("--width", type=int, help="pixels; default: the model's")

@@ -213,6 +213,7 @@ def _loaded(
             caches=tuple(CACHES) if caches is None else ("none", *caches),
             calibration=args.calibration,
             variant=args.variant,
+            revision=args.revision,
             show_progress=sys.stderr.isatty(),
             on_event=progress.on_event,
             before_compile=before_compile,

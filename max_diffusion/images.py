@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from .errors import RequestError
-from .files import write_file
+from .files import write_file, written_file
 from .report import RunReport
 
 
@@ -24,8 +24,8 @@ def check_writable(path: Path, where: str, suffix: str = ".png") -> None:
         RequestError: A folder, of another suffix, or in a folder that is missing or
             closed.
     """
-    folder = path.parent
     try:
+        folder = written_file(path).parent
         if path.is_dir():
             raise RequestError(f"{where}: {path} is a folder; give a file name in it")
         if path.suffix.lower() != suffix:

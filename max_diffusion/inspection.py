@@ -10,7 +10,7 @@ from typing import Any
 
 from max.graph import Module
 
-from graphs.weights import WeightSlot, WeightSpec
+from graphs.weights import WeightSlot
 
 from .caches import CACHES, CacheConfig, Calibration, TaylorSeerConfig
 from .checkpoint import ComponentWeights
@@ -79,6 +79,7 @@ def inspect(
     dtype: str | None = None,
     calibration: str | os.PathLike[str] | None = None,
     variant: str | None = None,
+    revision: str | None = None,
     show_progress: bool = False,
 ) -> ModelReport:
     """Reads a model's configurations and the headers of its weights.
@@ -94,6 +95,7 @@ def inspect(
         dtype: Compute dtype.
         calibration: File of measurements instead of the model's own.
         variant: Weight files' variant.
+        revision: Hub revision.
         show_progress: Show download progress.
 
     Raises:
@@ -107,7 +109,10 @@ def inspect(
     chosen = resolve_device(device)
     wanted = resolve_dtype(dtype, chosen)
     folder, kind = open_folder(
-        path_or_repo_id, variant=variant, show_progress=show_progress
+        path_or_repo_id,
+        variant=variant,
+        revision=revision,
+        show_progress=show_progress,
     )
     configs = kind.component_configs(folder)
     assert kind.components is not None
@@ -122,10 +127,10 @@ def inspect(
             ignores = kind.weight_ignores.get(role, ())
             problems += weights.problems(scope.specs, ignores)
         slots = () if scope is None else scope.slots.values()
-        stored = weights.specs.values()
+        stored = weights.tensors.values()
         reports[role] = ComponentReport(
-            parameters=sum(math.prod(spec.shape) for spec in stored),
-            stored_bytes=sum(map(_bytes, stored)),
+            parameters=sum(math.prod(tensor.shape) for tensor in stored),
+            stored_bytes=sum(tensor.num_bytes for tensor in stored),
             used_bytes=sum(map(_bytes, slots)),
         )
         components[role] = made
@@ -151,7 +156,7 @@ def inspect(
     )
 
 
-def _bytes(item: WeightSpec | WeightSlot) -> int:
+def _bytes(item: WeightSlot) -> int:
     return math.prod(item.shape) * item.dtype.size_in_bytes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -24,9 +25,16 @@ from .loading import PipelineConfig
 from .pipeline import OnEvent
 from .text_to_image import TextToImagePipeline, named_cache
 
+logger = logging.getLogger(__name__)
+
+# Saved by diffusers' classes for other tasks, with the parts of FluxPipeline. Not
+# FluxKontext's: its transformer, of the same class, was trained to edit pictures.
+_OTHER_TASKS = ("FluxImg2ImgPipeline", "FluxInpaintPipeline")
 # Class name in model_index.json -> module and class, imported on use.
 PIPELINES: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"FluxPipeline": ("max_diffusion.models.flux1", "Flux1Pipeline")}
+    dict.fromkeys(
+        ("FluxPipeline", *_OTHER_TASKS), ("max_diffusion.models.flux1", "Flux1Pipeline")
+    )
 )
 
 
@@ -153,19 +161,46 @@ def open_folder(
     revision: str | None = None,
     show_progress: bool = False,
 ) -> tuple[ModelFolder, type[TextToImagePipeline]]:
-    """A model's folder, downloaded if need be, and the pipeline it is for."""
+    """A model's folder, downloaded if need be, and the pipeline it is for.
+
+    Raises:
+        ModelLoadError: No such model, or one of a class that is not supported; of that
+            nothing but ``model_index.json`` is downloaded.
+    """
     is_demo = path_or_repo_id == "demo"
     folder = open_model(
         demo_model_path() if is_demo else path_or_repo_id,
         variant=variant,
         revision=revision,
         show_progress=show_progress,
+        needs=_needs,
+        extras=(CALIBRATION_FILE,),
     )
+    if folder.class_name in _OTHER_TASKS:
+        logger.info(
+            "%s: saved by %s; loaded for text to image",
+            folder.name,
+            folder.class_name,
+        )
+    return folder, _kind(folder)
+
+
+def _kind(folder: ModelFolder) -> type[TextToImagePipeline]:
+    """The pipeline a folder is for."""
     if folder.class_name not in PIPELINES:
         raise ModelLoadError(
-            f"{folder.path.name}: model_index.json names {folder.class_name!r}; "
+            f"{folder.name}: model_index.json names {folder.class_name!r}; "
             f"supported are {', '.join(PIPELINES)}"
         )
     module, name = PIPELINES[folder.class_name]
     kind: type[TextToImagePipeline] = vars(import_module(module))[name]
-    return folder, kind
+    return kind
+
+
+def _needs(folder: ModelFolder) -> dict[str, bool]:
+    """Roles that the folder's pipeline uses, and whether each has weights."""
+    kind = _kind(folder)
+    assert kind.components is not None
+    for role, names in kind.class_names.items():
+        folder.check_listed(role, names)
+    return {role: role in kind.components for role in kind.class_names}

@@ -59,6 +59,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         caches=names,
         calibration=args.calibration,
         variant=args.variant,
+        revision=args.revision,
     )
     serve(
         model,
@@ -74,6 +75,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
 def _add_options(add: Callable[..., Any]) -> None:
     add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
     add("--variant", help="weight files' variant, for example fp16")
+    add("--revision", help="branch, tag or commit of a model of the hub")
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
     add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
     add("--cache", metavar="NAME", help="of requests that name none; default none")

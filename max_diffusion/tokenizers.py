@@ -15,7 +15,7 @@ from typing import Any, final
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from .checkpoint.folder import read_json
+from .checkpoint.reading import check_file, read_json
 from .errors import ModelLoadError
 
 # transformers writes 1e30 for "no limit".
@@ -169,6 +169,7 @@ def load_t5_tokenizer(path: Path) -> AbstractTokenizer:
             f"{path.name}: no tokenizer.json and no spiece.model; download the model "
             "again"
         )
+    check_file(model)
     # Imported here: only folders without tokenizer.json need it.
     from sentencepiece import SentencePieceProcessor
 
@@ -188,6 +189,7 @@ def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
             f"{path.name}: no tokenizer.json, and not both vocab.json and merges.txt; "
             "download the model again"
         )
+    check_file(merges)
     lines = merges.read_text(encoding="utf-8").splitlines()
     pairs = [
         (line.split()[0], line.split()[1])
@@ -221,6 +223,7 @@ def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
 
 
 def _from_json(path: Path) -> Tokenizer:
+    check_file(path)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as err:  # the library raises bare Exception

@@ -239,7 +239,10 @@ def _model_path(config: PipelineConfig) -> str:
     return str(next(iter(config.models.values())).model_path)
 
 
-def _revision(config: PipelineConfig) -> str:
+def _revision(config: PipelineConfig) -> str | None:
+    """Of the hub; MAX has one, ``main``, for folders too."""
+    if os.path.isdir(_model_path(config)):
+        return None
     return next(iter(config.models.values())).huggingface_model_revision
 
 

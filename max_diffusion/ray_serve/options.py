@@ -43,6 +43,7 @@ class Options(BaseModel):
         str, Field(description="demo, a diffusers folder or a hub repo id.")
     ] = "demo"
     variant: str | None = None
+    revision: str | None = None
     device: Annotated[
         Literal["auto", "cpu", "gpu"],
         Field(description="auto: gpu if the machine that builds the app has one."),
@@ -130,6 +131,7 @@ class Options(BaseModel):
             caches=self.caches,
             calibration=self.calibration and str(Path(self.calibration).resolve()),
             variant=self.variant,
+            revision=self.revision,
         )
 
     def settings(self) -> ServerSettings:

@@ -43,6 +43,7 @@ class Model:
     caches: Sequence[str | CacheConfig] = ("none",)
     calibration: str | None = None
     variant: str | None = None
+    revision: str | None = None
 
     def load(self, backend: LocalBackend, config: EngineConfig) -> Engine:
         """Loads, compiles, and starts the engine."""
@@ -59,6 +60,7 @@ class Model:
             caches=self.caches,
             calibration=self.calibration,
             variant=self.variant,
+            revision=self.revision,
             on_event=on_event,
         )
         return Engine(pipeline, config, observer=backend.observer)

@@ -141,8 +141,8 @@ def test_sharded_and_variant_weights_are_found(
     source.rename(source.with_name("diffusion_pytorch_model.fp16.safetensors"))
     files = ModelFolder.open(folder).weight_files("transformer")
     assert [file.name.split("-")[1] for file in files] == ["00001", "00002"]
-    specs = ComponentWeights.from_files("t", files).specs
-    assert sorted(specs) == names
+    held = ComponentWeights.from_files("t", files).tensors
+    assert sorted(held) == names
     fp16 = ModelFolder.open(folder, "fp16").weight_files("transformer")
     assert [file.name for file in fp16] == ["diffusion_pytorch_model.fp16.safetensors"]
     with pytest.raises(ModelLoadError, match=r"'bf16' is not there; .*\(none\), fp16"):

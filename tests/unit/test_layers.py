@@ -39,6 +39,7 @@ LAYERS = (
     {"options"},
     {"evaluation_commands", "model_commands", "serve_command"},
     {"cli"},
+    {"__main__"},
 )
 
 

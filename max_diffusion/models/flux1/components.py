@@ -31,7 +31,7 @@ class ClipTextEncoder(ComponentModel):
         self._sizes = clip_config(self.config)
         scope = WeightScope("text_encoder", self.dtype, self.device_ref)
         # Published checkpoints nest the weights, transformers 5 writes them flat.
-        is_nested = any(name.startswith("text_model.") for name in self.weights.specs)
+        is_nested = any(name.startswith("text_model.") for name in self.weights.tensors)
         types = [
             TensorType(DType.int64, ("batch", "tokens"), self.device_ref),
             TensorType(DType.int64, ("tokens",), self.device_ref),
@@ -65,7 +65,7 @@ class T5TextEncoder(ComponentModel):
         scope = WeightScope("text_encoder_2", self.dtype, self.device_ref)
         # One table under two names; a file holds either.
         names = ("shared.weight", "encoder.embed_tokens.weight")
-        embedding = next((n for n in names if n in self.weights.specs), names[0])
+        embedding = next((n for n in names if n in self.weights.tensors), names[0])
         types = [
             TensorType(DType.int64, ("batch", "text_seq_len"), self.device_ref),
             TensorType(DType.int64, ("text_seq_len", "text_seq_len"), self.device_ref),
