@@ -115,6 +115,17 @@ def test_a_timeline_may_not_replace_the_picture(tmp_path: Path) -> None:
         parse("a", "--output", output, "--timeline", output)
 
 
+@pytest.mark.parametrize(
+    "words", [("--version",), ("--help",), ("generate", "a", "--steps", "x")]
+)
+def test_python_m_is_the_same_command(words: tuple[str, ...]) -> None:
+    installed = processes.run(COMMAND[0], *words)
+    module = processes.run(sys.executable, "-m", "max_diffusion", *words)
+    assert module.returncode == installed.returncode == (2 if words[1:] else 0)
+    assert (module.stdout, module.stderr) == (installed.stdout, installed.stderr)
+    assert module.stdout or module.stderr
+
+
 def test_help_lists_every_cache_and_its_options() -> None:
     done = run("--help")
     assert done.returncode == 0
