@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import glob
+import json
 import logging
 import os
 import re
@@ -131,7 +132,7 @@ class _Repository:
                 f"model: {self._repo_id!r} is no folder here, and no hub repository is "
                 "named so; check the path"
             ) from err
-        except (httpx.HTTPError, OSError) as err:
+        except (httpx.HTTPError, OSError, json.JSONDecodeError) as err:
             reason = self._reason(err)
             try:
                 folder = self._cached()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,10 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import processes
 import pytest
 from fake_hub import FakeHub, Repository, files_of
 from folders import copy_folder
+from huggingface_hub.errors import RevisionNotFoundError
+
+from max_diffusion import ModelLoadError
+from max_diffusion.checkpoint import open_model
+from max_diffusion.cli import main
 
 # What is needed of the folder that `hub` serves.
 NEEDED = {
@@ -282,20 +289,98 @@ def test_what_the_hub_refuses_is_one_line(folder: Path, tmp_path: Path) -> None:
         assert "\n" not in answer["error"]
 
 
-@pytest.mark.parametrize("command", ["generate", "inspect", "compare", "calibrate"])
-def test_the_command_line_takes_a_revision(
-    folder: Path, tmp_path: Path, command: str
+@pytest.mark.parametrize("is_shown", [True, False])
+def test_progress_of_a_download_is_shown_where_it_is_asked_for(
+    folder: Path, tmp_path: Path, is_shown: bool
 ) -> None:
-    model = ("one/model",) if command == "inspect" else ("a", "--model", "one/model")
-    arguments = (command, *model, "--revision", "v9", "--device", "cpu")
-    outputs = ("--output", str(tmp_path / ("x.json" if command[0] == "c" else "x.png")))
-    if command == "compare":
-        outputs = ("--output", str(tmp_path / "out"))
+    models = [{"path_or_repo_id": "one/model", "show_progress": is_shown}]
     with FakeHub({"one/model": Repository(files_of(folder))}) as hub:
         done = processes.run(
-            *(sys.executable, "-m", "max_diffusion", *arguments),
-            *(() if command == "inspect" else outputs),
+            *(sys.executable, "-c", OPEN, json.dumps(models)),
             env=environment(hub.url, tmp_path / "home"),
         )
-    assert done.returncode == 3
-    assert done.stderr.startswith("error: model: one/model has no revision 'v9'; give")
+    assert len(json.loads(done.stdout)["files"]) == 4
+    assert (f"Fetching {len(NEEDED)} files" in done.stderr) is is_shown
+    assert is_shown or done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("generate", "a", "--output", "x.png", "--model"),
+        ("inspect",),
+        ("calibrate", "--output", "x.json", "--model"),
+        ("calibrate", "--model"),
+        ("compare", "a", "--model"),
+        ("tune", "--target-psnr", "40", "--model"),
+    ],
+)
+def test_the_command_line_takes_a_revision(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+) -> None:
+    def refuse(self: object, name: str, **options: object) -> None:
+        request = httpx.Request("GET", "http://hub")
+        response = httpx.Response(404, request=request)
+        raise RevisionNotFoundError(str(options["revision"]), response=response)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        main([*words, "one/model", "--revision", "v9", "--device", "cpu"])
+    assert end.value.code == 3
+    assert capsys.readouterr().err == (
+        "error: model: one/model has no revision 'v9'; give a branch, a tag or a "
+        "commit that the hub lists\n"
+    )
+
+
+def test_the_server_takes_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(
+        "max_diffusion.server.run.serve", lambda model, *_, **__: given.append(model)
+    )
+    with pytest.raises(SystemExit):
+        main(["serve", "--model", "one/model", "--revision", "v9"])
+    assert (given[0].path, given[0].revision) == ("one/model", "v9")
+
+
+@pytest.mark.parametrize("words", [("generate", "a", "--model"), ("inspect",)])
+def test_a_revision_of_a_model_that_is_here_is_an_error(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*words, "demo", "--revision", "v9"])
+    assert end.value.code == 3
+    told = capsys.readouterr().err
+    assert "is a folder here, and revision 'v9' is for models of the hub" in told
+
+
+def test_an_answer_that_is_no_hubs_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def portal(self: object, name: str, **options: object) -> None:
+        json.loads("<html>Please log in</html>")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", portal)
+    with pytest.raises(ModelLoadError, match="the hub could not be reached; check the"):
+        open_model("nobody/no-such-model-here")
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
+def test_a_cache_that_cannot_be_written_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def full(self: object, name: str, **options: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", full)
+    with pytest.raises(ModelLoadError) as caught:
+        open_model("nobody/no-such-model-here")
+    assert str(caught.value) == (
+        "model: nobody/no-such-model-here could not be stored "
+        f"({os.strerror(code)}); make room, or set HF_HOME to another folder"
+    )
