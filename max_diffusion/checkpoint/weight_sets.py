@@ -85,10 +85,11 @@ def shard_names(index: Path) -> list[str]:
             "again"
         )
     for name in weight_map.values():
-        if not isinstance(name, str) or name != Path(name).name or name in ("", ".."):
+        is_name = isinstance(name, str) and name == Path(name).name
+        if not (is_name and name.isprintable() and name.endswith(".safetensors")):
             raise ModelLoadError(
-                f"{short_name(index)}: weight_map must name files of this folder, got "
-                f"{name!r}; download it again"
+                f"{short_name(index)}: weight_map must name safetensors files of this "
+                f"folder, got {name!r}; download it again"
             )
     return sorted(set(weight_map.values()))
 

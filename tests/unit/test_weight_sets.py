@@ -213,9 +213,12 @@ def lone_shards_of_a_variant(folder: Path) -> None:
     whole(folder, "vae").unlink()
 
 
-def index_outside(folder: Path) -> None:
-    content = {"weight_map": {"x": "../text_encoder/model.safetensors"}}
-    (folder / "vae" / INDEX).write_text(json.dumps(content))
+def index_of(name: object) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = json.dumps({"weight_map": {"x": name}})
+        (folder / "vae" / INDEX).write_text(content)
+
+    return damage
 
 
 def index_of_nothing(folder: Path) -> None:
@@ -262,10 +265,21 @@ def pickle_only(folder: Path) -> None:
             "of several shards, but their index diffusion_pytorch_model.safetensors."
             "index.fp16.json is missing; download it too",
         ),
-        (
-            index_outside,
-            f"vae/{INDEX}: weight_map must name files of this folder, got "
-            "'../text_encoder/model.safetensors'; download it again",
+        *(
+            (
+                index_of(name),
+                f"vae/{INDEX}: weight_map must name safetensors files of this folder, "
+                f"got {name!r}; download it again",
+            )
+            for name in (
+                "../text_encoder/model.safetensors",
+                "/etc/model.safetensors",
+                "a\nb.safetensors",
+                "config.json",
+                "..",
+                "",
+                3,
+            )
         ),
         (
             index_of_nothing,
