@@ -41,8 +41,8 @@ class TextToImagePipeline(DiffusionPipeline):
     """A pipeline that ``load_pipeline`` can build and ``generate`` can drive."""
 
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    class_names: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Classes that each role of a model folder may have; others are not fetched."""
+    class_names: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Classes that each role used of a model folder may have."""
 
     @classmethod
     @abstractmethod

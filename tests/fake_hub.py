@@ -22,7 +22,7 @@ class Repository:
     revisions: tuple[str, ...] = ("main",)
     is_private: bool = False
     is_gated: bool = False
-    is_broken: bool = False
+    status: int = 200
     fetched: list[str] = field(default_factory=list)
     """Paths whose contents were sent."""
 
@@ -89,8 +89,11 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None or repository.is_private:
             self._send(401, {"X-Error-Code": "RepoNotFound"}, b"{}", has_body)
             return
-        if repository.is_broken:
-            self._send(500, {}, b"{}", has_body)
+        if repository.status != 200:
+            # Of a 401, what tells a bad token from a repository that is not there.
+            message = "Invalid credentials in Authorization header"
+            headers = {"X-Error-Message": message}
+            self._send(repository.status, headers, b"{}", has_body)
             return
         revision = parts[3] if len(parts) > 3 else "main"
         if revision not in (*repository.revisions, repository.sha):

@@ -260,7 +260,8 @@ def test_what_the_hub_refuses_is_one_line(folder: Path, tmp_path: Path) -> None:
     repositories = {
         "a/gated": Repository(files, is_gated=True),
         "a/private": Repository(files, is_private=True),
-        "a/broken": Repository(files, is_broken=True),
+        "a/broken": Repository(files, status=500),
+        "a/token": Repository(files, status=401),
         "a/other": Repository({"README.md": b"#"}),
         "a/part": Repository({k: v for k, v in files.items() if k[:3] != "vae"}),
         "a/pickles": Repository(
@@ -276,6 +277,7 @@ def test_what_the_hub_refuses_is_one_line(folder: Path, tmp_path: Path) -> None:
         "a/private": "model: a/private is neither a folder here nor a repository on",
         "a/nowhere": "model: a/nowhere is neither a folder here nor a repository on",
         "a/broken": "model: a/broken could not be fetched (the hub answered 500); try",
+        "a/token": "model: a/token could not be fetched (the hub answered 401); log in",
         "a/other": "model: a/other has no model_index.json; expected a model in the di",
         "a/part": "model: a/part has no folder vae, though model_index.json lists it",
         "a/pickles": "a/pickles/vae: no safetensors weights; only x.bin, a pickle",
