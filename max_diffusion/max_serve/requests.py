@@ -62,7 +62,7 @@ def to_request(
         height=image.height,
         width=image.width,
         num_inference_steps=image.steps,
-        # Its default is for models with guidance embedding, and others refuse it.
+        # Its default is for models with guidance embedding; of others it is a warning.
         guidance_scale=(
             image.guidance_scale if "guidance_scale" in image.model_fields_set else None
         ),
@@ -112,12 +112,14 @@ def to_json(request: GenerationRequest) -> str:
 def from_json(text: str) -> GenerationRequest:
     """The request that :func:`to_json` wrote."""
     plain: dict[str, Any] = json.loads(text)
-    plain["prompts"] = tuple(plain["prompts"])
-    if plain["sigmas"] is not None:
-        plain["sigmas"] = tuple(plain["sigmas"])
-    if plain["cache"] is not None:
-        plain["cache"] = named_cache(*plain["cache"])
-    return GenerationRequest(**plain)
+    cache = plain.pop("cache")
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in plain.items()
+    }
+    if cache is not None:
+        values["cache"] = named_cache(*cache)
+    return GenerationRequest(**values)
 
 
 def _prompt(body: OpenResponsesRequestBody) -> str:
@@ -151,15 +153,16 @@ def _knobs(metadata: Mapping[str, str], max_length: int) -> dict[str, Any]:
             continue
         if key.startswith(_OPTION):
             options[key.removeprefix(_OPTION)] = _value(text)
-        elif key == "cache_memory_limit":
+        elif key in ("cache_memory_limit", "max_sequence_length"):
             knobs[key] = _value(text)
         elif key == "sigmas":
             knobs[key] = _list(key, _value(text))
         else:
             hint = "; it is a field of provider_options.image"
             raise RequestError(
-                f"metadata: expected cache, {_OPTION}NAME, cache_memory_limit or "
-                f"sigmas, got {key!r}{hint if key in _IMAGE_USED else ''}"
+                f"metadata: expected cache, {_OPTION}NAME, cache_memory_limit, "
+                f"max_sequence_length or sigmas, got {key!r}"
+                f"{hint if key in _IMAGE_USED else ''}"
             )
     knobs["cache"] = _cache(metadata.get("cache"), options)
     return knobs
