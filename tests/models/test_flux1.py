@@ -591,7 +591,7 @@ def test_a_long_negative_prompt_of_all_is_said_once(flux: TextToImagePipeline) -
     )
     warnings = flux.create_context(request).warnings
     assert len(warnings) == 2
-    assert all(w.startswith("the negative prompt is longer") for w in warnings)
+    assert all(w.startswith("the negative prompt 1 is longer") for w in warnings)
     each = replace(request, negative_prompt=("a", "red circle " * 500))
     warnings = flux.create_context(each).warnings
     assert len(warnings) == 2

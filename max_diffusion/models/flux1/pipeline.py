@@ -203,18 +203,12 @@ class Flux1Pipeline(TextToImagePipeline):
             has_guidance=has_negative,
         )
         warnings = (*self._guidance_warnings(request), *self.cache_notes(cache, known))
-        names = [f"prompt {index + 1}" for index in range(len(request.prompts))]
         tokens, tokens_2, notes = self._tokenize(
-            request.prompts, request.second_prompts, length, names
+            request.prompts, request.second_prompts, length, "prompt"
         )
         first = second = None
-        negative, negative_2 = request.negative_prompts, request.second_negative_prompts
-        if has_negative and negative is not None and negative_2 is not None:
-            if isinstance(request.negative_prompt, str):
-                names = ["prompt"] * len(names)
-            first, second, more = self._tokenize(
-                negative, negative_2, length, [f"the negative {name}" for name in names]
-            )
+        if has_negative:
+            first, second, more = self._negative_tokens(request, length)
             notes += more
         if request.cache_memory_limit is not None:
             self.check_cache_memory(
@@ -319,28 +313,37 @@ class Flux1Pipeline(TextToImagePipeline):
         return Branch(name, held)
 
     def _tokenize(
-        self,
-        texts: Sequence[str],
-        texts_2: Sequence[str],
-        length: int,
-        names: Sequence[str],
+        self, texts: Sequence[str], texts_2: Sequence[str], length: int, what: str
     ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """Ids of both tokenizers, and what was cut off."""
         clip_length = self._clip_tokenizer.model_max_length
         clip = self._clip_tokenizer.encode(texts, clip_length)
         t5 = self._t5_tokenizer.encode(texts_2, length)
         notes = [
-            f"{name} is longer than the {limit} tokens of {encoder} and was cut; "
-            f"not seen: {_shortened(text)}"
+            f"{what} {index + 1} is longer than the {limit} tokens of {encoder} and "
+            f"was cut; not seen: {_shortened(text)}"
             for encoder, limit, batch in (
                 ("text_encoder", clip_length, clip),
                 ("text_encoder_2", length, t5),
             )
-            for name, text in zip(names, batch.removed, strict=True)
+            for index, text in enumerate(batch.removed)
             if text
         ]
-        # One negative prompt of several prompts is said once.
-        return clip.ids, t5.ids, tuple(dict.fromkeys(notes))
+        return clip.ids, t5.ids, tuple(notes)
+
+    def _negative_tokens(
+        self, request: GenerationRequest, length: int
+    ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """The same of the negative prompts; one of all prompts is read once."""
+        texts, texts_2 = request.negative_prompts, request.second_negative_prompts
+        assert texts is not None and texts_2 is not None
+        count = len(texts) if len({*zip(texts, texts_2, strict=True)}) > 1 else 1
+        first, second, notes = self._tokenize(
+            texts[:count], texts_2[:count], length, "the negative prompt"
+        )
+        if count < len(texts):
+            first, second = (repeat_rows(x, len(texts)) for x in (first, second))
+        return first, second, notes
 
     def _text_length(self, asked: int | None) -> int:
         """Tokens of the second text encoder."""
