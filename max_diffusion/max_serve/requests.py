@@ -31,6 +31,8 @@ _IMAGE_USED: Final = frozenset(
         "num_images",
         "output_format",
         "response_format",
+        "secondary_negative_prompt",
+        "secondary_prompt",
         "steps",
         "true_cfg_scale",
         "width",
@@ -58,7 +60,9 @@ def to_request(
     image = image_options(body)
     request = GenerationRequest(
         prompts=(_prompt(body),),
+        prompt_2=image.secondary_prompt,
         negative_prompt=image.negative_prompt,
+        negative_prompt_2=image.secondary_negative_prompt,
         height=image.height,
         width=image.width,
         num_inference_steps=image.steps,
@@ -199,12 +203,14 @@ def _check_limits(request: GenerationRequest, settings: ServeSettings) -> None:
     """What this server allows, beyond what the schema does."""
     steps = request.num_inference_steps or 1
     for name, value, limit, unit in (
-        ("input", len(request.prompts[0]), settings.max_prompt_length, "characters"),
-        (
-            "negative_prompt",
-            len(request.negative_prompt or ""),
-            settings.max_prompt_length,
-            "characters",
+        *(
+            (name, len(text or ""), settings.max_prompt_length, "characters")
+            for name, text in (
+                ("input", request.prompts[0]),
+                ("secondary_prompt", request.prompt_2),
+                ("negative_prompt", request.negative_prompt),
+                ("secondary_negative_prompt", request.negative_prompt_2),
+            )
         ),
         ("num_images", request.num_images_per_prompt, settings.max_n, "pictures"),
         ("height", request.height or 1, settings.max_size, "pixels"),

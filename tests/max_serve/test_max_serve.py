@@ -155,8 +155,11 @@ def test_fields_of_max_reach_the_pipeline(
         "guidance_scale": 2.0,
         "true_cfg_scale": 3.0,
         "negative_prompt": "a green star",
+        "secondary_prompt": "two purple hearts",
+        "secondary_negative_prompt": "a star",
         "num_images": 2,
     }
+    metadata = {"max_sequence_length": "20"}
     expected = demo.generate(
         PROMPT,
         height=144,
@@ -164,22 +167,26 @@ def test_fields_of_max_reach_the_pipeline(
         num_inference_steps=6,
         guidance_scale=2.0,
         true_cfg_scale=3.0,
+        prompt_2="two purple hearts",
         negative_prompt="a green star",
+        negative_prompt_2="a star",
+        max_sequence_length=20,
         num_images_per_prompt=2,
         seed=7,
     ).images
-    np.testing.assert_array_equal(server.images(body(image=image)), expected)
+    answer = server.images(body(image=image, metadata=metadata))
+    np.testing.assert_array_equal(answer, expected)
 
 
 def test_cache_of_the_metadata_draws(server: Server, demo: TextToImagePipeline) -> None:
     metadata = {
         "cache": "taylorseer",
         "cache_option.cache_interval": "3",
-        "cache_option.compute_steps": "[0, 20, 49]",
+        "cache_option.compute_steps": "[0, 20, 27]",
         "cache_option.phase": "official",
         "cache_option.warmup_steps": "4",
     }
-    config = TaylorSeerConfig(3, 4, phase="official", compute_steps=(0, 20, 49))
+    config = TaylorSeerConfig(3, 4, phase="official", compute_steps=(0, 20, 27))
     images = server.images(body(metadata=metadata))
     np.testing.assert_array_equal(
         images, demo.generate(PROMPT, seed=7, cache=config).images
