@@ -19,6 +19,7 @@ from .checkpoint.folder import read_json
 from .checkpoint.sentencepiece_file import read_sentencepiece
 from .errors import ModelLoadError
 
+_NAMED = ("bos", "eos", "unk", "pad")
 # transformers writes 1e30 for "no limit".
 _NO_LIMIT = 10**9
 _CLIP_WORDS = (
@@ -271,15 +272,27 @@ def _from_json(path: Path) -> Tokenizer:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """``tokenizer_config.json``, and ``special_tokens_map.json`` where it counts."""
-    config, named = (
+    """``tokenizer_config.json``, and the older files where they count."""
+    config, named, added = (
         {k: v for k, v in read_json(path / name).items() if v is not None}
         if (path / name).is_file()
         else {}
-        for name in ("tokenizer_config.json", "special_tokens_map.json")
+        for name in (
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+        )
     )
-    # transformers passes over the map where the settings list all added tokens.
-    return config if "added_tokens_decoder" in config else config | named
+    # transformers passes over them where the settings list all added tokens.
+    if "added_tokens_decoder" in config:
+        return config
+    settings = config | named
+    special = {_token(settings.get(f"{name}_token"), "").content for name in _NAMED}
+    listed = {
+        place: {"content": text, "special": text in special}
+        for text, place in added.items()
+    }
+    return settings | ({"added_tokens_decoder": listed} if listed else {})
 
 
 def _extra_ids(settings: Mapping[str, Any]) -> int:
