@@ -17,7 +17,7 @@ from . import __version__
 from .errors import MaxDiffusionError, RequestCancelled, RequestError
 from .evaluation_commands import EVALUATION_COMMANDS
 from .model_commands import MODEL_COMMANDS
-from .options import chosen_cache, memory_size
+from .options import chosen_cache, memory_size, one_or_several, parse_seeds
 from .serve_command import SERVE
 from .terminal import Interruption, Progress
 
@@ -74,7 +74,7 @@ class Job:
     @property
     def pictures(self) -> int:
         """All prompts together."""
-        return len(self.request.prompts) * self.request.num_images_per_prompt
+        return self.request.num_pictures
 
 
 def resolve(args: argparse.Namespace) -> Job:
@@ -87,16 +87,21 @@ def resolve(args: argparse.Namespace) -> Job:
     from .types import GenerationRequest
 
     cache = chosen_cache(args.cache, args.cache_option, args.cache_file)
+    seeds = parse_seeds(args.seed) or (secrets.randbelow(2**32),)
     request = GenerationRequest(
         prompts=tuple(args.prompts),
-        negative_prompt=args.negative_prompt,
+        prompt_2=one_or_several(args.prompt_2),
+        negative_prompt=one_or_several(args.negative_prompt),
+        negative_prompt_2=one_or_several(args.negative_prompt_2),
         height=args.height,
         width=args.width,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance,
         true_cfg_scale=args.true_cfg,
-        seed=secrets.randbelow(2**32) if args.seed is None else args.seed,
+        seed=seeds[0],
+        seeds=seeds if len(seeds) > 1 else None,
         num_images_per_prompt=args.num_images,
+        max_sequence_length=args.max_sequence_length,
         cache_memory_limit=memory_size("--cache-memory-limit", args.cache_memory_limit),
     )
     timeline = Path(args.timeline) if args.timeline is not None else None
@@ -162,8 +167,8 @@ def _save(job: Job, result: GenerationResult, *, is_json: bool) -> None:
     # Of the batch: its pictures are drawn together.
     took = f"{report.total_seconds:.2f} s"
     passes = f"{report.full_passes} of {report.total_passes} full passes"
-    for path in paths:
-        print(f"{path}: seed {report.seed}, {took}, {passes}")
+    for index, path in enumerate(paths):
+        print(f"{path}: seed {report.seed_of(index)}, {took}, {passes}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -237,13 +242,31 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     add("--output", default="out.png", help="several pictures: out-1.png ...")
     add("--height", type=int, help="pixels; default: the model's")
     add("--width", type=int, help="pixels; default: the model's")
-    add("--steps", type=int, help="denoising steps, default 50")
+    add("--steps", type=int, help="denoising steps; default: the model's, 28 or 4")
     add("--guidance", type=float, help="guidance scale of distilled models, 3.5")
     add(
         "--true-cfg", type=float, default=1.0, help="classifier-free guidance, off at 1"
     )
-    add("--negative-prompt", help="needs --true-cfg above 1")
-    add("--seed", type=int, help="default: random, printed and stored in the picture")
+    several = {"action": "append", "default": [], "metavar": "TEXT"}
+    add(
+        "--negative-prompt",
+        help="needs --true-cfg above 1; once, or once for each prompt",
+        **several,
+    )
+    add("--prompt-2", help="what T5 reads instead; likewise", **several)
+    add("--negative-prompt-2", help="likewise", **several)
+    add(
+        "--max-sequence-length",
+        type=int,
+        metavar="TOKENS",
+        help="of T5; default: the model's most. FLUX.1-schnell: usually 256",
+    )
+    add(
+        "--seed",
+        metavar="SEED[,SEED...]",
+        help="one, or one of each picture, which is then the same when drawn alone; "
+        "default: random, printed and stored in the picture",
+    )
     add("--num-images", type=int, default=1, help="pictures of each prompt")
     add(
         "--cache",

@@ -317,7 +317,7 @@ def _print_tuning(result: TuningResult, files: Sequence[Path]) -> None:
 def _add_common_options(add: Callable[..., Any]) -> None:
     add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
     add("--prompts-file", metavar="FILE", help="prompts, one a line")
-    add("--steps", type=int, help="denoising steps; default: the model's, 50")
+    add("--steps", type=int, help="denoising steps; default: the model's")
     add("--guidance", type=float, help="guidance scale of distilled models, 3.5")
     add(
         "--seed", type=int, default=0, help="of the first prompt; the next has the next"

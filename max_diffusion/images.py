@@ -58,14 +58,14 @@ def text_chunks(report: RunReport, index: int) -> dict[str, str]:
 
     ``prompt`` and ``seed`` alone, for people; ``parameters`` all of it as JSON.
     """
-    prompt = report.prompts[index * len(report.prompts) // report.num_images]
+    place = index * len(report.prompts) // report.num_images
+    prompt, seed = report.prompts[place], report.seed_of(index)
     run = report.to_dict()
     shared = (
-        "negative_prompt",
-        "seed",
         "num_inference_steps",
         "guidance_scale",
         "true_cfg_scale",
+        "max_sequence_length",
         "height",
         "width",
         "model",
@@ -74,15 +74,27 @@ def text_chunks(report: RunReport, index: int) -> dict[str, str]:
         "cache",
         "versions",
     )
+    own = {
+        name: texts[place] if isinstance(texts, tuple) else texts
+        for name, texts in (
+            ("prompt_2", report.prompt_2),
+            ("negative_prompt", report.negative_prompt),
+            ("negative_prompt_2", report.negative_prompt_2),
+        )
+    }
     settings = {
         "prompt": prompt,
+        **own,
         "picture": index,
         "num_images": report.num_images,
+        "seed": seed,
+        # Whether the seed draws this picture alone, or only all of them together.
+        "has_own_seed": bool(report.seeds) or report.num_images == 1,
         **{name: run[name] for name in shared},
     }
     return {
         "prompt": prompt,
-        "seed": str(report.seed),
+        "seed": str(seed),
         "parameters": json.dumps(settings),
         "Software": f"max_diffusion {report.versions.get('max-diffusion', '')}".strip(),
     }

@@ -200,7 +200,11 @@ def _add_calibrate_options(add: Callable[..., Any]) -> None:
         metavar="FILE.json",
         help="default: in the model's folder",
     )
-    add("--steps", type=int, default=50, help="denoising steps of each picture")
+    add(
+        "--steps",
+        type=int,
+        help="denoising steps of each picture; default: the model's",
+    )
     add("--seed", type=int, default=0, help="of the first picture")
     add_model_options(add)
 

@@ -6,7 +6,7 @@ import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any, ClassVar, TypeVar
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from max.driver import Buffer
 
-from .caches import CACHES, CacheConfig, DenoisingCacheConfig
+from .caches import CACHES, CacheConfig, DenoisingCacheConfig, NoCacheConfig, Run
 from .checkpoint import ModelFolder
 from .compile import memory_errors_said
 from .errors import RequestError
@@ -106,14 +106,17 @@ class TextToImagePipeline(DiffusionPipeline):
         self,
         prompt: str | Sequence[str],
         *,
+        prompt_2: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         true_cfg_scale: float = 1.0,
-        negative_prompt: str | None = None,
-        seed: int | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        seed: int | Sequence[int] | None = None,
         num_images_per_prompt: int = 1,
+        max_sequence_length: int | None = None,
         sigmas: Sequence[float] | None = None,
         cache: str | DenoisingCacheConfig | CacheConfig | None = None,
         cache_memory_limit: int | None = None,
@@ -123,16 +126,29 @@ class TextToImagePipeline(DiffusionPipeline):
 
         Args:
             prompt: One prompt or several; several run as one batch.
+            prompt_2: What a second text encoder (FLUX.1's T5) reads instead: one text
+                for all prompts, or one for each. As in diffusers, a single empty text
+                is the prompt again; in a list it is empty.
             height: Pixels, a multiple of the model's step; default the model's.
             width: Likewise.
-            num_inference_steps: Denoising steps, default 50.
-            guidance_scale: Input of a guidance-distilled model, default 3.5.
+            num_inference_steps: Denoising steps; default the model's (FLUX.1: 28, or 4
+                without guidance embedding), which the report names.
+            guidance_scale: Input of a guidance-distilled model, default 3.5. On other
+                models it does nothing: up to 1, which asks for no guidance, that is
+                as it should be, above it the report warns.
             true_cfg_scale: Classifier-free guidance by a second pass, above 1 with a
                 negative prompt; doubles the time.
-            negative_prompt: What the second pass is told; may be empty.
-            seed: Noise of ``torch.Generator("cpu").manual_seed(seed)``; random if
-                ``None``, and then in the report.
+            negative_prompt: What the second pass is told, of all prompts or of each;
+                may be empty.
+            negative_prompt_2: The same of ``prompt_2``.
+            seed: Noise of ``torch.Generator("cpu").manual_seed(seed)``, of which all
+                pictures share one stream; or one seed for each picture, which is then
+                the same when it is drawn alone. Random if ``None``, and then in the
+                report.
             num_images_per_prompt: Pictures of each prompt.
+            max_sequence_length: Tokens of the second text encoder, padding included;
+                default the most the model takes. It changes the picture: FLUX.1-schnell
+                is usually run at 256.
             sigmas: A schedule of your own: decreasing, in (0, 1], without the final 0.
             cache: This call's cache instead of the pipeline's: a configuration, or a
                 name of ``CACHES`` for its defaults. Never recompiles.
@@ -148,16 +164,26 @@ class TextToImagePipeline(DiffusionPipeline):
             MaxDiffusionError: The result is not finite.
         """
         prompts = (prompt,) if isinstance(prompt, str) else _tuple("prompt", prompt)
+        seeds = None
+        if seed is None:
+            seed = secrets.randbelow(_MAX_SEED)
+        elif isinstance(seed, Iterable) and not isinstance(seed, str):
+            seeds = _tuple("seed", seed)
+            seed = seeds[0] if seeds else 0
         request = GenerationRequest(
             prompts=prompts,
-            negative_prompt=negative_prompt,
+            prompt_2=_texts("prompt_2", prompt_2),
+            negative_prompt=_texts("negative_prompt", negative_prompt),
+            negative_prompt_2=_texts("negative_prompt_2", negative_prompt_2),
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             true_cfg_scale=true_cfg_scale,
-            seed=secrets.randbelow(_MAX_SEED) if seed is None else seed,
+            seed=seed,
+            seeds=seeds,
             num_images_per_prompt=num_images_per_prompt,
+            max_sequence_length=max_sequence_length,
             sigmas=None if sigmas is None else _tuple("sigmas", sigmas),
             cache=self.cache_config if cache is None else self._cache(cache),
             cache_memory_limit=cache_memory_limit,
@@ -191,16 +217,20 @@ class TextToImagePipeline(DiffusionPipeline):
             device=str(self.device.label),
             dtype=self.dtype.name,
             prompts=request.prompts,
+            prompt_2=request.prompt_2,
             negative_prompt=request.negative_prompt if has_negative else None,
+            negative_prompt_2=request.negative_prompt_2 if has_negative else None,
             height=context.height,
             width=context.width,
             num_inference_steps=context.num_inference_steps,
             guidance_scale=context.guidance_scale,
             true_cfg_scale=context.true_cfg_scale,
             seed=request.seed,
+            seeds=request.seeds or (),
             num_images=len(output.images),
             image_tokens=int(context.latents.shape[1]),
             text_tokens=int(context.tokens_2.shape[1]),
+            max_sequence_length=int(context.tokens_2.shape[1]),
             cache={"name": cache_name(cache), **asdict(cache)},
             steps=output.steps,
             cache_bytes=output.cache_bytes,
@@ -212,7 +242,30 @@ class TextToImagePipeline(DiffusionPipeline):
             decode_seconds=seconds.get("decode", 0.0),
             total_seconds=total_seconds,
             warnings=context.warnings,
+            defaults=context.defaults,
             versions=self._versions,
+        )
+
+    def cache_notes(self, config: CacheConfig, run: Run) -> tuple[str, ...]:
+        """What a caller should know of a cache in a run, beside errors.
+
+        Args:
+            config: The cache.
+            run: The request's steps and their timesteps.
+
+        Raises:
+            RequestError: As :meth:`check_cache`.
+        """
+        config = self.resolve_cache(config)
+        required = self.check_cache(config, run.num_steps)
+        policy = config.create_cache(self.pipeline_config.calibration)
+        run = replace(run, required_steps=required)
+        if isinstance(config, NoCacheConfig) or policy.skippable_steps(run) - required:
+            return ()
+        return (
+            f"cache: {cache_name(config)} skips none of {run.num_steps} steps with "
+            "these settings, so it only takes memory; take other settings, more steps "
+            "or no cache",
         )
 
     @cached_property
@@ -233,6 +286,15 @@ def _tuple(name: str, values: Iterable[T]) -> tuple[T, ...]:
         raise RequestError(
             f"request: {name} must be a sequence, got {type(values).__name__}"
         ) from err
+
+
+def _texts(
+    name: str, given: str | Sequence[str] | None
+) -> str | tuple[str, ...] | None:
+    """One text or several; what is neither stays for the request to refuse."""
+    if given is None or isinstance(given, str):
+        return given
+    return _tuple(name, given)
 
 
 def named_cache(name: str, options: Mapping[str, object] | None = None) -> CacheConfig:

@@ -12,11 +12,12 @@ from .fastercache import FasterCache, FasterCacheConfig
 from .first_block import FirstBlockCache, FirstBlockConfig
 from .history import History, add_series_graphs
 from .magcache import MagCache, MagCacheConfig
+from .masks import POLICIES
 from .modules import AbstractModuleCache, GuidanceEstimate, ModuleState
 from .none import NoCache, NoCacheConfig
 from .pab import Pab, PabConfig
 from .residual import AbstractResidualCache, ResidualState
-from .rules import POLICIES, StepRules
+from .rules import StepRules
 from .settings import CacheConfig, CacheDefaults, DenoisingCacheConfig
 from .step_mask import StepMaskConfig
 from .taylorseer import (

@@ -12,7 +12,7 @@ from max.driver import Buffer
 from ..calls import Routine
 from ..checks import count, not_negative
 from ..errors import RequestError
-from .base import AbstractCacheState, GraphGroup, StateSizes
+from .base import AbstractCacheState, GraphGroup, Run, StateSizes
 from .calibration import Calibration
 from .controller import next_gap
 from .history import MAX_ORDER
@@ -85,6 +85,12 @@ class Auto(SeriesCache):
     def __init__(self, config: AutoConfig) -> None:
         super().__init__(config.max_order, config.coefficients)
         self.config = config
+
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """All after the warm-up, unless a gap may not be longer than one."""
+        is_off = self.config.max_interval == 1
+        first = self.config.warmup_steps
+        return frozenset(s for s in run.later_steps if s >= first and not is_off)
 
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
         """True for samples whose next computed step has come."""

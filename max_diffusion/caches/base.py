@@ -42,6 +42,11 @@ class Run:
     is_unconditional: bool = False
     """Whether the state is that branch's."""
 
+    @property
+    def later_steps(self) -> frozenset[int]:
+        """All steps but the first, which has no history."""
+        return frozenset(range(1, self.steps_for("cache")))
+
     def steps_for(self, name: str) -> int:
         """The number of steps, for a policy that cannot do without."""
         if self.num_steps is None:
@@ -104,6 +109,10 @@ class AbstractStepCache(ABC):
     @abstractmethod
     def create_state(self, run: Run) -> AbstractCacheState:
         """Fresh state of one guidance branch."""
+
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """Steps that may be forecast, whatever the samples are like."""
+        return run.later_steps
 
     @abstractmethod
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:

@@ -133,6 +133,12 @@ class FasterCache(AbstractModuleCache):
             return ModuleState(keeps_outputs=False)
         return ModuleState(self.config.extrapolated_steps(run))
 
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """Those of the plans of both branches."""
+        config = self.config
+        planned = config.extrapolated_steps(run) | config.estimated_steps(run)
+        return planned & run.later_steps
+
     def create_memory(self) -> LastTwo:
         """Of the last two outputs."""
         return LastTwo(self.config.attention_weight)

@@ -77,6 +77,10 @@ class AbstractModuleCache(ABC):
     def create_state(self, run: Run) -> ModuleState:
         """Fresh state of one guidance branch."""
 
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """Steps that may reuse something, of either guidance branch."""
+        return run.later_steps
+
     @abstractmethod
     def create_memory(self) -> ModuleMemory:
         """Of one module output."""

@@ -101,6 +101,10 @@ class AbstractResidualCache(ABC):
     def create_state(self, run: Run) -> ResidualState:
         """Fresh state of one guidance branch."""
 
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """Steps that may reuse, whatever the samples are like."""
+        return run.later_steps
+
     @abstractmethod
     def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
         """Which samples to compute: bool ``(B,)``. Changes nothing.

@@ -331,6 +331,7 @@ def to_request(
     request = GenerationRequest(
         prompts=(body.prompt,),
         negative_prompt=body.negative_prompt,
+        max_sequence_length=body.max_sequence_length,
         height=height,
         width=width,
         num_inference_steps=body.steps or min(model.default_steps, settings.max_steps),

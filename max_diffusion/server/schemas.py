@@ -92,6 +92,10 @@ class ImageGenerationRequest(BaseModel):
         ),
     ] = None
     negative_prompt: str | None = None
+    max_sequence_length: Annotated[
+        int | None,
+        Field(ge=1, le=512, description="Text tokens; the most the model reads."),
+    ] = None
     cache: Annotated[
         str | None, Field(description="Denoising cache: a name GET /v1/models lists.")
     ] = None

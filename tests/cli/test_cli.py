@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import processes
 import pytest
+from pictures import psnr
 from PIL import Image
 
 from max_diffusion import (
@@ -60,6 +61,23 @@ def test_arguments_become_a_job(tmp_path: Path) -> None:
     assert job.pictures == 6
     assert job.cache == FirstBlockConfig()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_and_seeds_of_each_picture(tmp_path: Path) -> None:
+    request = parse(
+        *("one", "two", "--seed", "3,-4", "--max-sequence-length", "256"),
+        *("--prompt-2", "first", "--prompt-2", "second", "--negative-prompt", "dull"),
+        *("--negative-prompt-2", "", "--negative-prompt-2", "gray"),
+        *("--output", str(tmp_path / "x.png")),
+    ).request
+    assert (request.seed, request.seeds) == (3, (3, -4))
+    assert request.max_sequence_length == 256
+    assert request.prompt_2 == ("first", "second")
+    assert request.negative_prompt == "dull"
+    assert request.negative_prompt_2 == ("", "gray")
+    one = parse("one", "two", "--seed", "3", "--output", str(tmp_path / "x.png"))
+    assert (one.request.seed, one.request.seeds) == (3, None)
+    assert (one.request.prompt_2, one.request.negative_prompt) == (None, None)
 
 
 def test_a_seed_not_given_is_another_every_time(tmp_path: Path) -> None:
@@ -140,6 +158,10 @@ def test_help_lists_every_cache_and_its_options() -> None:
         (["a", "--steps", "0"], 2, "num_inference_steps must be at least 1"),
         (["a", "--steps", "x"], 2, "--steps: invalid int value: 'x'"),
         (["a", "--num-images", "0"], 2, "num_images_per_prompt must be at least 1"),
+        (["a", "--seed", "1,x"], 2, "--seed: expected a whole number, or one of each"),
+        (["a", "--seed", "1,2"], 2, "one for each of the 1 pictures, got 2"),
+        (["a", "--max-sequence-length", "0"], 2, "must be at least 1, got 0"),
+        (["a", "b", "--prompt-2", "c", *["--prompt-2", "d"] * 2], 2, "2; got 3"),
         (["a", "--guidance", "nan"], 2, "guidance_scale must be a number"),
         (["a", "--output", "/no/such/x.png"], 2, "/no/such does not exist"),
         (["a", "--output", "x.jpg"], 2, "x.jpg must end in .png"),
@@ -290,6 +312,28 @@ def test_several_pictures_and_one_line_each(
             assert seed
             assert image.text["seed"] == seed[1]
     assert prompts == ["a", "a", "", ""]
+
+
+def test_each_picture_tells_its_own_seed(
+    demo: TextToImagePipeline, tmp_path: Path
+) -> None:
+    done = run(
+        *("a", "--steps", 2, "--num-images", 2, "--seed", f"8,{2**40}", "--json"),
+        *("--max-sequence-length", 20, "--output", tmp_path / "x.png"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["seeds"] == [8, 2**40]
+    assert json.loads(done.stdout)["max_sequence_length"] == 20
+    seeds = []
+    for name in ("x-1.png", "x-2.png"):
+        with Image.open(tmp_path / name) as image:
+            seeds.append(image.text["seed"])
+            last = np.asarray(image)
+    assert seeds == ["8", str(2**40)]
+    alone = demo.generate(
+        "a", seed=2**40, num_inference_steps=2, max_sequence_length=20
+    )
+    assert psnr(last, alone.images[0]) >= 50
 
 
 def test_a_full_disk_behind_standard_output_is_one_line(

@@ -119,6 +119,35 @@ def test_text_chunks_name_the_prompt_of_each_picture() -> None:
     assert prompts == ["one", "one", "two", "two", "", ""]
 
 
+def test_text_chunks_tell_what_is_of_each_picture() -> None:
+    report = make_report(
+        prompts=("one", "two"),
+        num_images=4,
+        seed=5,
+        seeds=(5, 6, 7, 2**40),
+        prompt_2=("first", "second"),
+        negative_prompt=("no", ""),
+        negative_prompt_2="never",
+        max_sequence_length=32,
+    )
+    chunks = [text_chunks(report, index) for index in range(4)]
+    assert [chunk["seed"] for chunk in chunks] == ["5", "6", "7", str(2**40)]
+    settings = [json.loads(chunk["parameters"]) for chunk in chunks]
+    assert [one["seed"] for one in settings] == [5, 6, 7, 2**40]
+    assert [one["prompt_2"] for one in settings] == ["first"] * 2 + ["second"] * 2
+    assert [one["negative_prompt"] for one in settings] == ["no"] * 2 + [""] * 2
+    assert {one["negative_prompt_2"] for one in settings} == {"never"}
+    assert {one["max_sequence_length"] for one in settings} == {32}
+    assert all(one["has_own_seed"] for one in settings)
+
+
+@pytest.mark.parametrize(("count", "is_own"), [(1, True), (2, False)])
+def test_text_chunks_tell_whether_the_seed_is_shared(count: int, is_own: bool) -> None:
+    chunks = text_chunks(make_report(num_images=count), count - 1)
+    settings = json.loads(chunks["parameters"])
+    assert (settings["seed"], settings["has_own_seed"]) == (7, is_own)
+
+
 def test_text_chunks_hold_the_settings_as_json() -> None:
     report = make_report(cache={"name": "taylorseer", "max_order": 1}, seed=2**33)
     chunks = text_chunks(report, 0)

@@ -13,6 +13,7 @@ from max.driver import Buffer
 from graphs.flux1 import image_ids, rotary_table
 
 from ...buffers import repeat_rows, to_device, to_numpy
+from ...caches import Run
 from ...checkpoint import ModelFolder
 from ...denoising import Branch
 from ...errors import ModelLoadError, RequestError
@@ -30,8 +31,12 @@ from .components import (
 )
 from .config import autoencoder_config, clip_config, flux1_config, t5_config
 
-# Longest T5 input the published models were trained on.
+# Longest T5 input the published models were trained on, and that diffusers allows.
 _MAX_TEXT_TOKENS = 512
+# diffusers draws in 28 steps. Models without guidance embedding are distilled to few
+# (FLUX.1-schnell: 1 to 4), and its documentation draws them in 4.
+_STEPS, _DISTILLED_STEPS = 28, 4
+_GUIDANCE = 3.5
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,13 @@ class Flux1Pipeline(TextToImagePipeline):
         self._latent_channels = vae.latent_channels
         self._cell = 2 * _scale(vae)
         self._default_size = _default_size(configs["vae"])
+        self._size_source = (
+            "vae: sample_size" if "sample_size" in configs["vae"] else ("diffusers")
+        )
         self.has_guidance = self._transformer.guidance_embeds
+        self.default_num_inference_steps = (
+            _STEPS if self.has_guidance else _DISTILLED_STEPS
+        )
 
     @property
     def default_size(self) -> tuple[int, int]:
@@ -166,8 +177,8 @@ class Flux1Pipeline(TextToImagePipeline):
         """Tokenizes, draws the noise and lays out the schedule; no device work.
 
         Raises:
-            RequestError: A size that is no multiple of the model's step, or a guidance
-                scale for a model without guidance embedding.
+            RequestError: A size that is no multiple of the model's step, or more text
+                tokens than the model reads.
         """
         sizes = request.height, request.width
         height, width = _sizes(self._cell, self._default_size, *sizes)
@@ -181,32 +192,29 @@ class Flux1Pipeline(TextToImagePipeline):
         cache = self.cache_config
         if request.cache is not None:
             cache = self.resolve_cache(request.cache)
-        self.check_cache(cache, schedule.num_steps)
-        if request.guidance_scale is not None and not self.has_guidance:
-            raise RequestError(
-                "flux1: this model has no guidance embedding, so guidance_scale would "
-                "do nothing; leave it out, or use true_cfg_scale"
-            )
-        guidance = 3.5 if request.guidance_scale is None else request.guidance_scale
+        length = self._text_length(request.max_sequence_length)
         has_negative = (
             request.true_cfg_scale > 1 and request.negative_prompt is not None
         )
-        warnings = self._guidance_warnings(request)
-        names = [f"prompt {index + 1}" for index in range(len(request.prompts))]
-        tokens, tokens_2, notes = self._tokenize(request.prompts, names)
+        known = Run(
+            schedule.num_steps,
+            tuple(float(timestep) for timestep in schedule.timesteps),
+            grid=(rows, columns),
+            has_guidance=has_negative,
+        )
+        warnings = (*self._guidance_warnings(request), *self.cache_notes(cache, known))
+        tokens, tokens_2, notes = self._tokenize(
+            request.prompts, request.second_prompts, length, "prompt"
+        )
         first = second = None
-        if request.negative_prompt is not None and has_negative:
-            first, second, more = self._tokenize(
-                [request.negative_prompt], ["the negative prompt"]
-            )
+        if has_negative:
+            first, second, more = self._negative_tokens(request, length)
             notes += more
-            first, second = (repeat_rows(x, len(names)) for x in (first, second))
-        batch = len(request.prompts) * request.num_images_per_prompt
         if request.cache_memory_limit is not None:
             self.check_cache_memory(
                 cache,
                 request.cache_memory_limit,
-                (batch, rows * columns, tokens_2.shape[1]),
+                (request.num_pictures, rows * columns, length),
                 branches=2 if has_negative else 1,
             )
         return GenerationContext(
@@ -214,18 +222,19 @@ class Flux1Pipeline(TextToImagePipeline):
             tokens_2=tokens_2,
             negative_tokens=first,
             negative_tokens_2=second,
-            latents=self._noise(request.seed, batch, 2 * rows, 2 * columns),
+            latents=self._noise(request, 2 * rows, 2 * columns),
             sigmas=schedule.sigmas,
             timesteps=schedule.timesteps,
             height=height,
             width=width,
             num_inference_steps=schedule.num_steps,
-            guidance_scale=guidance,
+            guidance_scale=self._guidance(request),
             true_cfg_scale=request.true_cfg_scale,
             num_images_per_prompt=request.num_images_per_prompt,
             seed=request.seed,
             warnings=(*warnings, *notes),
             cache=request.cache,
+            defaults=self._defaults(request),
         )
 
     def prepare_inputs(self, context: GenerationContext) -> Flux1Inputs:
@@ -304,40 +313,108 @@ class Flux1Pipeline(TextToImagePipeline):
         return Branch(name, held)
 
     def _tokenize(
-        self, prompts: Sequence[str], names: Sequence[str]
+        self, texts: Sequence[str], texts_2: Sequence[str], length: int, what: str
     ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         """Ids of both tokenizers, and what was cut off."""
-        clip = self._clip_tokenizer.encode(
-            prompts, self._clip_tokenizer.model_max_length
-        )
-        t5_length = min(self._t5_tokenizer.model_max_length, _MAX_TEXT_TOKENS)
-        t5 = self._t5_tokenizer.encode(prompts, t5_length)
+        clip_length = self._clip_tokenizer.model_max_length
+        clip = self._clip_tokenizer.encode(texts, clip_length)
+        t5 = self._t5_tokenizer.encode(texts_2, length)
         notes = [
-            f"{name} is longer than the {length} tokens of {encoder} and was cut; "
-            f"not seen: {_shortened(text)}"
-            for encoder, length, batch in (
-                ("text_encoder", self._clip_tokenizer.model_max_length, clip),
-                ("text_encoder_2", t5_length, t5),
+            f"{what} {index + 1} is longer than the {limit} tokens of {encoder} and "
+            f"was cut; not seen: {_shortened(text)}"
+            for encoder, limit, batch in (
+                ("text_encoder", clip_length, clip),
+                ("text_encoder_2", length, t5),
             )
-            for name, text in zip(names, batch.removed, strict=True)
+            for index, text in enumerate(batch.removed)
             if text
         ]
         return clip.ids, t5.ids, tuple(notes)
 
-    def _guidance_warnings(self, request: GenerationRequest) -> tuple[str, ...]:
-        if request.true_cfg_scale > 1 and request.negative_prompt is None:
-            return (
-                "true_cfg_scale has no effect without a negative prompt; give one, it "
-                "may be empty",
-            )
-        if request.true_cfg_scale <= 1 and request.negative_prompt is not None:
-            return ("negative_prompt has no effect unless true_cfg_scale is above 1",)
-        return ()
+    def _negative_tokens(
+        self, request: GenerationRequest, length: int
+    ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        """The same of the negative prompts; one of all prompts is read once."""
+        texts, texts_2 = request.negative_prompts, request.second_negative_prompts
+        assert texts is not None and texts_2 is not None
+        count = len(texts) if len({*zip(texts, texts_2, strict=True)}) > 1 else 1
+        first, second, notes = self._tokenize(
+            texts[:count], texts_2[:count], length, "the negative prompt"
+        )
+        if count < len(texts):
+            first, second = (repeat_rows(x, len(texts)) for x in (first, second))
+        return first, second, notes
 
-    def _noise(self, seed: int, batch: int, height: int, width: int) -> np.ndarray:
-        """Diffusers' noise for the seed, packed: float32 ``(B, S_img, 4 C)``."""
-        channels = self._latent_channels
-        noise = TorchCpuGenerator(seed).randn((batch, channels, height, width))
+    def _text_length(self, asked: int | None) -> int:
+        """Tokens of the second text encoder."""
+        limit = min(self._t5_tokenizer.model_max_length, _MAX_TEXT_TOKENS)
+        if asked is not None and asked > limit:
+            raise RequestError(
+                f"flux1: max_sequence_length must be 1 to {limit} for this model, got "
+                f"{asked}"
+            )
+        return limit if asked is None else asked
+
+    def _guidance(self, request: GenerationRequest) -> float:
+        """What the guidance embedding is told; 0 where there is none."""
+        if not self.has_guidance:
+            return 0.0
+        return _GUIDANCE if request.guidance_scale is None else request.guidance_scale
+
+    def _defaults(self, request: GenerationRequest) -> dict[str, str]:
+        """Where settings come from that a request leaves open."""
+        kind = "with" if self.has_guidance else "without"
+        has_own_limit = self._t5_tokenizer.model_max_length < _MAX_TEXT_TOKENS
+        sources = {
+            "height": self._size_source,
+            "width": self._size_source,
+            "max_sequence_length": (
+                "tokenizer_2: model_max_length" if has_own_limit else "diffusers"
+            ),
+        }
+        if request.sigmas is None:
+            sources["num_inference_steps"] = f"model {kind} guidance embedding"
+        if self.has_guidance:
+            sources["guidance_scale"] = "diffusers"
+        return {
+            name: source
+            for name, source in sources.items()
+            if getattr(request, name) is None
+        }
+
+    def _guidance_warnings(self, request: GenerationRequest) -> tuple[str, ...]:
+        found = []
+        # 0 is how FLUX.1-schnell is called everywhere, and up to 1 no guidance is asked
+        # for. More is kept from a script for another model: the picture is diffusers',
+        # which ignores it, but not what was asked for.
+        scale = request.guidance_scale
+        if scale is not None and scale > 1 and not self.has_guidance:
+            found.append(
+                f"guidance_scale {scale:g} has no effect: this model has no guidance "
+                "embedding; leave it out, or use true_cfg_scale"
+            )
+        if request.true_cfg_scale > 1 and request.negative_prompt is None:
+            found.append(
+                "true_cfg_scale has no effect without a negative prompt; give one, it "
+                "may be empty"
+            )
+        elif request.true_cfg_scale <= 1 and request.negative_prompt is not None:
+            found.append(
+                "negative_prompt has no effect unless true_cfg_scale is above 1"
+            )
+        if request.negative_prompt is None and request.negative_prompt_2 is not None:
+            found.append("negative_prompt_2 has no effect without negative_prompt")
+        return tuple(found)
+
+    def _noise(self, request: GenerationRequest, height: int, width: int) -> np.ndarray:
+        """Diffusers' noise for the seeds, packed: float32 ``(B, S_img, 4 C)``."""
+        batch, channels = request.num_pictures, self._latent_channels
+        size = (channels, height, width)
+        if request.seeds is None:
+            noise = TorchCpuGenerator(request.seed).randn((batch, *size))
+        else:
+            each = [TorchCpuGenerator(seed).randn((1, *size)) for seed in request.seeds]
+            noise = np.concatenate(each)
         cells = noise.reshape(batch, channels, height // 2, 2, width // 2, 2)
         packed = cells.transpose(0, 2, 4, 1, 3, 5)
         return np.ascontiguousarray(packed.reshape(batch, -1, channels * 4))
