@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import math
 import os
@@ -96,7 +97,7 @@ def serve(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     listener = _listen(host, port)
-    address = f"http://{host}:{listener.getsockname()[1]}"
+    address = shown_address(listener)
     logger.info("%s on %s (/docs, /metrics), loading", settings.model, address)
     backend = LocalBackend()
     uvicorn_config = uvicorn.Config(
@@ -187,6 +188,20 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     await server.serve(sockets=[listener])
+
+
+def shown_address(listener: socket.socket) -> str:
+    """Where a browser of this machine reaches a bound socket."""
+    bound, port = listener.getsockname()[:2]
+    bound, _, zone = bound.partition("%")
+    address = ipaddress.ip_address(bound)
+    is_all = address.is_unspecified  # all of the machine's addresses, and itself none
+    if address.version == 6:
+        zone = f"%25{zone}" if zone else ""  # as RFC 6874 writes it
+        shown = "[::1]" if is_all else f"[{bound}{zone}]"
+    else:
+        shown = "127.0.0.1" if is_all else bound
+    return f"http://{shown}:{port}" + (" and all other addresses" if is_all else "")
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -34,6 +34,7 @@ from serving import free_port, wait_until
 
 from max_diffusion import (
     MaxDiffusionError,
+    NoCacheConfig,
     RequestError,
     TaylorSeerConfig,
     TextToImagePipeline,
@@ -473,7 +474,7 @@ def test_options_are_read_from_the_command_line() -> None:
         }
     )
     model = options.loader()
-    assert model.caches == ("none", "taylorseer")
+    assert model.caches == (NoCacheConfig(), TaylorSeerConfig())
     assert model.cache == TaylorSeerConfig(cache_interval=3)
     assert options.most_replicas == 2
 

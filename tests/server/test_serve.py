@@ -144,7 +144,8 @@ def test_a_model_that_is_not_whole_is_said(tmp_path: Path) -> None:
     [
         (["--model", "/nowhere"], 3, "/nowhere"),
         (["--cache", "foo"], 2, "--cache: expected none, taylorseer"),
-        (["--caches", "none,foo"], 2, "--caches: expected all, or names of none"),
+        (["--caches", "none,foo"], 2, "--caches: expected all, or none, taylorseer"),
+        (["--caches", "auto:x=1"], 2, "--caches: auto has no option 'x'; it has"),
         (["--port", "70000"], 2, "--port: expected 0 to 65535, got 70000"),
         (["--port", "x"], 2, "invalid int value"),
         (["--host", "no.such.host.invalid"], 2, "cannot listen on no.such.host"),

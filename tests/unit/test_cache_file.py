@@ -94,11 +94,11 @@ def test_options_that_are_left_out_have_their_defaults(tmp_path: Path) -> None:
         ),
         (
             b'{"cache": "pab", "options": {"interval": 2.5}}',
-            "interval must be an int, got 2.5",
+            "pab: interval must be a whole number, got 2.5",
         ),
         (
             b'{"cache": "pab", "options": {"interval": true}}',
-            "interval must be an int, got True",
+            "pab: interval must be a whole number, got true",
         ),
         (
             b'{"cache": "magcache", "options": {"threshold": NaN}}',
@@ -110,7 +110,7 @@ def test_options_that_are_left_out_have_their_defaults(tmp_path: Path) -> None:
         ),
         (
             b'{"cache": "step-mask", "options": {"compute_steps": [[0]]}}',
-            "a step of compute_steps must be an int, got [0]",
+            "compute_steps must be a list of step indices or a policy, got [[0]]",
         ),
     ],
 )

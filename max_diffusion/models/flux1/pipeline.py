@@ -184,8 +184,8 @@ class Flux1Pipeline(TextToImagePipeline):
         self.check_cache(cache, schedule.num_steps)
         if request.guidance_scale is not None and not self.has_guidance:
             raise RequestError(
-                "flux1: this model has no guidance embedding, so guidance_scale would "
-                "do nothing; leave it out, or use true_cfg_scale"
+                "flux1: this model has no guidance embedding, so a guidance scale "
+                "would do nothing; leave it out, or use true guidance"
             )
         guidance = 3.5 if request.guidance_scale is None else request.guidance_scale
         has_negative = (
@@ -327,11 +327,13 @@ class Flux1Pipeline(TextToImagePipeline):
     def _guidance_warnings(self, request: GenerationRequest) -> tuple[str, ...]:
         if request.true_cfg_scale > 1 and request.negative_prompt is None:
             return (
-                "true_cfg_scale has no effect without a negative prompt; give one, it "
+                "true guidance has no effect without a negative prompt; give one, it "
                 "may be empty",
             )
         if request.true_cfg_scale <= 1 and request.negative_prompt is not None:
-            return ("negative_prompt has no effect unless true_cfg_scale is above 1",)
+            return (
+                "the negative prompt has no effect unless true guidance is above 1",
+            )
         return ()
 
     def _noise(self, seed: int, batch: int, height: int, width: int) -> np.ndarray:
