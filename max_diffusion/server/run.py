@@ -96,7 +96,7 @@ def serve(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    listener = _listen(host, port)
+    listener = listen(host, port)
     address = shown_address(listener)
     logger.info("%s on %s (/docs, /metrics), loading", settings.model, address)
     backend = LocalBackend()
@@ -204,7 +204,12 @@ def shown_address(listener: socket.socket) -> str:
     return f"http://{shown}:{port}" + (" and all other addresses" if is_all else "")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to an address.
+
+    Raises:
+        RequestError: The address cannot be had.
+    """
     if not 0 <= port <= 65535:
         raise RequestError(f"--port: expected 0 to 65535, got {port}")
     try:

@@ -13,7 +13,7 @@ from ..errors import RequestError
 from ..types import MAX_SIZE, MAX_STEPS
 
 _ORIGIN: Final = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[^\sA-Z/?#@:\[\]]+|\[[0-9a-f:.]+\])"
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])"
     r"(?::(?P<port>[0-9]{1,5}))?"
 )
 _DEFAULT_PORTS: Final = MappingProxyType({"http": "80", "https": "443"})
