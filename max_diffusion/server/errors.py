@@ -19,7 +19,7 @@ from ..errors import (
     RequestCancelled,
     RequestError,
 )
-from .schemas import FIELDS, FIXES, OTHERS, TWO_NAMES, shown
+from .schemas import FIELDS, FIXES, OTHERS, TwoNamesError, shown
 
 
 class ApiError(Exception):
@@ -101,9 +101,9 @@ def not_valid(error: RequestValidationError) -> ApiError:
             code="content_type",
             param="body",
         )
-    if first["type"] == TWO_NAMES:
-        where = first["ctx"]["param"]
-        return ApiError(422, first["msg"], code="invalid_value", param=where)
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, TwoNamesError):
+        return ApiError(422, str(cause), code="invalid_value", param=cause.param)
     message = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     if first["type"] == "extra_forbidden":
         message = f"{where}: no such field; {_instead(where)}GET /docs lists them"

@@ -9,7 +9,6 @@ from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
 
 from ..engine import MAX_PREVIEWS, MAX_PRIORITY
 from ..noise import MAX_SEED
@@ -48,8 +47,17 @@ FIXES: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """What is added where a field has another value."""
-TWO_NAMES: Final = "two_names"
-"""Type of the error of one setting that is given twice."""
+
+
+class TwoNamesError(ValueError):
+    """One setting is given by two names, and they differ."""
+
+    def __init__(self, param: str, one: object, second: str, other: object) -> None:
+        super().__init__(
+            f"{param}: is the same as {second}, but they are given as {shown(one)} and "
+            f"{shown(other)}; leave one out"
+        )
+        self.param = param
 
 
 def _also(name: str) -> AliasChoices:
@@ -215,7 +223,7 @@ class ImageGenerationRequest(BaseModel):
             elif given[alias] is None or given[alias] == given[name]:
                 del given[alias]
             else:
-                raise _two_names(alias, given[alias], name, given[name])
+                raise TwoNamesError(alias, given[alias], name, given[name])
         return given
 
     @model_validator(mode="after")
@@ -224,7 +232,7 @@ class ImageGenerationRequest(BaseModel):
             for name, pixels in zip(("width", "height"), self.pixels(), strict=True):
                 other = getattr(self, name)
                 if other is not None and other != pixels:
-                    raise _two_names(name, other, "size", self.size)
+                    raise TwoNamesError(name, other, "size", self.size)
         return self
 
     def pixels(self) -> tuple[int | None, int | None]:
@@ -240,17 +248,6 @@ class ImageGenerationRequest(BaseModel):
             yield "style: has no effect; describe it in the prompt"
         if self.moderation is not None:
             yield "moderation: has no effect; nothing is moderated here"
-
-
-def _two_names(
-    first: str, one: object, second: str, other: object
-) -> PydanticCustomError:
-    return PydanticCustomError(
-        TWO_NAMES,
-        "{param}: is the same as {second}, but they are given as {one} and {other}; "
-        "leave one out",
-        {"param": first, "second": second, "one": shown(one), "other": shown(other)},
-    )
 
 
 def shown(value: object) -> str:
