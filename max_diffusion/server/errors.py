@@ -77,7 +77,7 @@ def api_error(error: Exception) -> ApiError:
         )
     if isinstance(error, CacheNotLoadedError):
         fix = "ask for one that GET /v1/models lists, or start the server with"
-        message = f"{error.problem}; {fix} --caches {error.cache}"
+        message = f"{error.problem}; {fix} {error.cache} in its --caches"
         return ApiError(400, message, code="invalid_value", param="cache")
     if isinstance(error, RequestError):
         return ApiError(400, message, code="invalid_value")

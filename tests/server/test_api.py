@@ -280,7 +280,7 @@ def test_answers_name_the_model_as_it_is_served(demo: TextToImagePipeline) -> No
             "cache",
             "cache: pab needs graphs that the model was loaded without; it has those "
             "of none, taylorseer; ask for one that GET /v1/models lists, or start the "
-            "server with --caches pab",
+            "server with pab in its --caches",
         ),
         (
             {
@@ -290,7 +290,7 @@ def test_answers_name_the_model_as_it_is_served(demo: TextToImagePipeline) -> No
             },
             400,
             "cache",
-            "start the server with --caches taylorseer:target=modules",
+            "start the server with taylorseer:target=modules in its --caches",
         ),
         (
             {"prompt": "x", "cache": "auto", "cache_options": {"warmup_steps": 2.5}},
