@@ -74,7 +74,7 @@ class HeadAsGet:
 
 @final
 class Guard:
-    """ASGI middleware: bearer keys for ``/v1``, and a limit for every body."""
+    """ASGI middleware: bearer keys for ``/v1``; bodies that are small and plain."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], max_body_bytes: int) -> None:
         self._app = app
