@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .caches import CacheConfig
+from .caches import CacheConfig, cache_name
 from .errors import RequestError
 from .files import write_text
 from .report import plain
-from .text_to_image import cache_name, named_cache
+from .text_to_image import named_cache
 
 
 def read_cache_file(path: str | Path) -> CacheConfig:
@@ -28,7 +28,8 @@ def read_cache_file(path: str | Path) -> CacheConfig:
     """
     where = f"cache file {path}"
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        # Editors of Windows put a byte order mark first.
+        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as err:
         raise RequestError(
             f"{where} cannot be read ({err.strerror}); max-diffusion tune writes one"

@@ -40,7 +40,7 @@ _SPARED = (
 
 
 def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
-    caches = None if args.caches is None else parse_caches(args.caches)
+    caches = None if args.caches in (None, "all") else parse_caches(args.caches)
     fewer = _whole_numbers("--fewer-steps", args.fewer_steps)
     prompts = _prompts(args.prompts, args.prompts_file)
     if prompts is None:
@@ -100,7 +100,7 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
             f"got {count or 'none'}"
         )
     target = Target(*targets)
-    methods = None if args.caches is None else _names(args.caches)
+    methods = None if args.caches in (None, "all") else _names(args.caches)
     for name in methods or ():
         coarse(name)  # raises if there is none
     prompts = _prompts(args.prompts, args.prompts_file)
@@ -239,7 +239,7 @@ def _prompts(given: Sequence[str], file: str | None) -> tuple[str, ...] | None:
     if given:
         raise RequestError("--prompts-file: give prompts there or as words, not both")
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
     except OSError as err:
         raise RequestError(f"{file} cannot be read ({err.strerror})") from err
     except UnicodeDecodeError as err:

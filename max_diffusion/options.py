@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
 from .errors import RequestError
 
@@ -14,6 +14,8 @@ from .errors import RequestError
 # once.
 if TYPE_CHECKING:
     from .caches import CacheConfig
+
+_ALL: Final = "all"
 
 
 def parse_cache(
@@ -62,11 +64,15 @@ def parse_cache(
     return kind(**values)
 
 
-def parse_caches(text: str) -> tuple[CacheConfig, ...]:
+def parse_caches(text: str, where: str = "--caches") -> tuple[CacheConfig, ...]:
     """Caches separated by commas, each ``NAME`` or ``NAME:KEY=VALUE:KEY=VALUE``.
 
-    A comma that no cache's name follows belongs to a value: in
-    ``step-mask:compute_steps=0,5,9,auto`` are two.
+    ``all`` stands for every cache at its defaults. A comma that no cache's name follows
+    belongs to a value: in ``step-mask:compute_steps=0,5,9,auto`` are two.
+
+    Args:
+        text: What was given.
+        where: Where it was given, for messages.
 
     Raises:
         RequestError: As :func:`parse_cache`.
@@ -75,14 +81,22 @@ def parse_caches(text: str) -> tuple[CacheConfig, ...]:
 
     items: list[str] = []
     for part in map(str.strip, text.split(",")):
-        if items and ":" in items[-1] and part.partition(":")[0] not in CACHES:
+        is_name = part == _ALL or part.partition(":")[0] in CACHES
+        if items and ":" in items[-1] and not is_name:
             items[-1] += f",{part}"
         else:
             items.append(part)
-    found = []
+    found: list[CacheConfig] = []
     for item in items:
         name, *options = item.split(":")
-        found.append(parse_cache(name, options, "--caches", "--caches"))
+        if item == _ALL:
+            found.extend(kind() for kind in CACHES.values())
+        elif name not in CACHES:
+            raise RequestError(
+                f"{where}: expected {_ALL}, or {', '.join(CACHES)}, got {name!r}"
+            )
+        else:
+            found.append(parse_cache(name, options, where, where))
     return tuple(found)
 
 

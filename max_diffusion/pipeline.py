@@ -34,6 +34,8 @@ from .caches import (
     Run,
     StepRules,
     add_series_graphs,
+    cache_name,
+    label_of,
 )
 from .calls import Routine, on_device, run
 from .compile import compile_graphs, in_graph_context, memory_errors_said
@@ -49,7 +51,7 @@ from .denoising import (
     run_residual_cache,
     run_step_cache,
 )
-from .errors import MaxDiffusionError, RequestError
+from .errors import CacheNotLoadedError, MaxDiffusionError, RequestError
 from .loading import PipelineConfig, build_components, files_by_component
 from .loop import Denoising
 from .report import StepRecord
@@ -258,10 +260,15 @@ class DiffusionPipeline(ABC):
     def _check_supported(self, config: CacheConfig) -> None:
         """Whether this pipeline can run a cache in some request."""
         if not self.graph_groups.issuperset(config.graph_groups):
-            allowed = ", ".join(map(str, self.pipeline_config.caches))
-            raise RequestError(
-                f"cache: {type(config).__name__} needs graphs that this pipeline was "
-                f"not compiled with (caches: {allowed}); give it in caches at load"
+            loaded = ", ".join(
+                cache if isinstance(cache, str) else label_of(cache)
+                for cache in self.pipeline_config.caches
+            )
+            wanted = label_of(config)
+            raise CacheNotLoadedError(
+                f"cache: {wanted} needs graphs that the model was loaded without; it "
+                f"has those of {loaded}",
+                wanted,
             )
         policy = config.create_cache(self.pipeline_config.calibration)
         if self._runs_split and self.denoiser:
@@ -270,9 +277,9 @@ class DiffusionPipeline(ABC):
             self._check_own_decision(config)
         elif not isinstance(policy, AbstractStepCache):
             raise RequestError(
-                f"cache: {type(config).__name__} has no effect on "
-                f"{type(self).__name__}, whose run_transformer is its own; use a cache "
-                "that forecasts the prediction"
+                f"cache: {cache_name(config)} has no effect on "
+                f"{type(self).__name__}, whose transformer is not split into blocks; "
+                "use a cache that forecasts the prediction"
             )
 
     def supported_caches(self) -> dict[str, CacheConfig]:
@@ -304,8 +311,9 @@ class DiffusionPipeline(ABC):
         """
         if self.denoiser is None:
             raise RequestError(
-                f"cache: {type(self).__name__} has no DenoiserComponent, so the memory "
-                "of a cache is not known beforehand; leave the limit out"
+                f"cache: the transformer of {type(self).__name__} is not split into "
+                "blocks, so the memory of a cache is not known beforehand; leave the "
+                "limit out"
             )
         sizes = self.denoiser.state_sizes(shape, branches, config.graph_groups)
         needed = config.state_bytes(sizes)
@@ -318,7 +326,7 @@ class DiffusionPipeline(ABC):
             if known.state_bytes(sizes) <= limit
         ]
         raise RequestError(
-            f"cache: {type(config).__name__} would keep {needed} bytes of state, more "
+            f"cache: {cache_name(config)} would keep {needed} bytes of state, more "
             f"than the limit of {limit}; at their defaults these run here and fit: "
             f"{', '.join(fitting)}"
         )
@@ -516,7 +524,7 @@ class DiffusionPipeline(ABC):
             if name not in decided and value != vars(defaults)[name]:
                 raise RequestError(
                     f"first-block: {name} has no effect on {type(self).__name__}, "
-                    "whose run_transformer decides by itself; leave it out"
+                    "which decides by itself; leave it out"
                 )
 
     @property

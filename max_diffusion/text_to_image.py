@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import time
 from abc import abstractmethod
@@ -9,18 +10,26 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.metadata import version
-from typing import Any, ClassVar, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
 import numpy as np
 from max.driver import Buffer
 
-from .caches import CACHES, CacheConfig, DenoisingCacheConfig, NoCacheConfig, Run
+from .caches import (
+    CACHES,
+    CacheConfig,
+    DenoisingCacheConfig,
+    NoCacheConfig,
+    Run,
+    cache_name,
+)
 from .checkpoint import ModelFolder
 from .compile import memory_errors_said
 from .errors import RequestError
 from .loop import Denoising
 from .pipeline import DiffusionPipeline, DiffusionPipelineOutput, OnStep
-from .report import RunReport
+from .report import RunReport, plain
 from .types import GenerationContext, GenerationRequest
 
 _MAX_SEED = 2**32
@@ -306,6 +315,7 @@ def named_cache(name: str, options: Mapping[str, object] | None = None) -> Cache
     if name not in CACHES:
         raise RequestError(f"cache: expected {', '.join(CACHES)}, got {name!r}")
     known = [item.name for item in fields(CACHES[name])]
+    hints = get_type_hints(CACHES[name])
     values: dict[str, Any] = {}
     for key, value in (options or {}).items():
         if key not in known:
@@ -313,10 +323,50 @@ def named_cache(name: str, options: Mapping[str, object] | None = None) -> Cache
                 f"cache: {name} has no option {key!r}; it has "
                 f"{', '.join(known) or 'none'}"
             )
-        values[key] = tuple(value) if isinstance(value, list) else value
+        values[key] = _from_json(f"{name}: {key}", value, hints[key])
     return CACHES[name](**values)
 
 
-def cache_name(config: CacheConfig) -> str:
-    """The name a configuration goes by in ``CACHES``."""
-    return next(name for name, kind in CACHES.items() if type(config) is kind)
+def _from_json(where: str, value: object, hint: object) -> object:
+    """An option's value for a field of a type.
+
+    Its configuration checks it as well, but for Python: of what JSON has no name for,
+    such as tuples, nobody is told who writes JSON.
+
+    Raises:
+        RequestError: It is of another type.
+    """
+    given = value
+    if isinstance(value, list):
+        value = tuple(value)
+    kinds, expected = _JSON_KINDS[hint]
+    is_fitting = isinstance(value, kinds) and (
+        hint is bool or not isinstance(value, bool)
+    )
+    if is_fitting and hint == tuple[int, ...] | str and isinstance(value, tuple):
+        is_fitting = all(type(step) is int for step in value)
+    if not is_fitting:
+        raise RequestError(f"{where} must be {expected}, got {_shown(given)}")
+    return value
+
+
+def _shown(value: object) -> str:
+    """As JSON has it, save for the quotes of text."""
+    return (
+        repr(value)
+        if isinstance(value, str)
+        else json.dumps(plain(value), default=repr)
+    )
+
+
+# What a field of a cache's configuration takes from JSON, by the field's type.
+_JSON_KINDS: Mapping[object, tuple[tuple[type, ...], str]] = MappingProxyType(
+    {
+        bool: ((bool,), "true or false"),
+        int: ((int,), "a whole number"),
+        float: ((int, float), "a number"),
+        str: ((str,), "text"),
+        tuple[int, ...] | str: ((tuple, str), "a list of step indices or a policy"),
+        tuple[float, ...]: ((tuple,), "a list of numbers"),
+    }
+)

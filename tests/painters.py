@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 
 from max_diffusion import RequestError
-from max_diffusion.caches import CacheConfig, NoCacheConfig, StepRules
+from max_diffusion.caches import CacheConfig, NoCacheConfig, StepRules, cache_name
 from max_diffusion.report import RunReport, StepRecord
-from max_diffusion.text_to_image import GenerationResult, cache_name
+from max_diffusion.text_to_image import GenerationResult
 from max_diffusion.types import GenerationRequest
 
 STEPS = 20

@@ -43,6 +43,30 @@ CACHES: Mapping[str, type[CacheConfig]] = MappingProxyType(
     }
 )
 
+
+def cache_name(config: CacheConfig) -> str:
+    """The name a configuration goes by in :data:`CACHES`, or that of its class."""
+    names = (name for name, kind in CACHES.items() if type(config) is kind)
+    return next(names, type(config).__name__)
+
+
+def label_of(cache: CacheConfig) -> str:
+    """A cache's name and what differs from its defaults, as ``--caches`` takes it."""
+    defaults = vars(type(cache)())
+    changed = (
+        f":{key}={_written(value)}"
+        for key, value in vars(cache).items()
+        if value != defaults[key]
+    )
+    return cache_name(cache) + "".join(changed)
+
+
+def _written(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 __all__ = [
     "CACHES",
     "CALIBRATION_FILE",
@@ -83,4 +107,6 @@ __all__ = [
     "TeaCache",
     "TeaCacheConfig",
     "add_series_graphs",
+    "cache_name",
+    "label_of",
 ]

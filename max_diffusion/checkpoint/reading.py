@@ -46,7 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     check_file(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as err:
         raise ModelLoadError(
             f"{short_name(path)}: not readable as JSON ({err}); download it again"

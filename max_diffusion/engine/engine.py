@@ -15,13 +15,14 @@ from functools import partial
 from types import TracebackType
 from typing import Final, Self, final
 
+from ..caches import cache_name
 from ..calls import Routine
 from ..checks import count, whole
 from ..compile import memory_errors_said
 from ..errors import MaxDiffusionError, RequestCancelled, RequestError
 from ..loop import Denoising
 from ..pipeline import DiffusionPipelineOutput
-from ..text_to_image import GenerationResult, TextToImagePipeline, cache_name
+from ..text_to_image import GenerationResult, TextToImagePipeline
 from ..types import GenerationContext, GenerationRequest
 from .batching import Batcher
 from .memory import MemoryPlan, default_memory_limit

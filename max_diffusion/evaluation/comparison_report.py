@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..caches import cache_name
 from ..files import prepared_folder, write_text
 from ..images import save_atomically
-from ..text_to_image import cache_name
 from ..timeline import draw_timeline
 from .charts import Point, quality_chart
 from .compare import Comparison, Row, Score

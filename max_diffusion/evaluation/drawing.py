@@ -7,17 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
-from ..caches import CACHES, CacheConfig, NoCacheConfig
+from ..caches import CACHES, CacheConfig, NoCacheConfig, cache_name, label_of
 from ..checks import text, whole
 from ..errors import RequestError
 from ..noise import checked_seed
 from ..report import plain
-from ..text_to_image import (
-    GenerationResult,
-    TextToImagePipeline,
-    cache_name,
-    named_cache,
-)
+from ..text_to_image import GenerationResult, TextToImagePipeline, named_cache
 from ..types import GenerationRequest
 
 OnProgress = Callable[[float, str], None]
@@ -110,23 +105,6 @@ def scenes_of(
             for index, words in enumerate(texts)
         )
     )
-
-
-def label_of(cache: CacheConfig) -> str:
-    """A cache's name and what differs from its defaults, as ``--caches`` takes it."""
-    defaults = vars(type(cache)())
-    changed = (
-        f":{key}={_written(value)}"
-        for key, value in vars(cache).items()
-        if value != defaults[key]
-    )
-    return cache_name(cache) + "".join(changed)
-
-
-def _written(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value))
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def runnable_caches(

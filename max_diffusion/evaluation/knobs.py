@@ -8,9 +8,8 @@ from itertools import product
 from types import MappingProxyType
 from typing import Any, Final
 
-from ..caches import CACHES, CacheConfig
+from ..caches import CACHES, CacheConfig, cache_name
 from ..errors import RequestError
-from ..text_to_image import cache_name
 
 Ladder = tuple[Any, ...]
 _THRESHOLDS: Final = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56)

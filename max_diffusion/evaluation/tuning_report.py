@@ -9,9 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from ..cache_file import write_cache_file
+from ..caches import cache_name
 from ..files import prepared_folder, write_text
 from ..images import save_atomically
-from ..text_to_image import cache_name
 from .charts import Point, quality_chart
 from .comparison_report import data_url, decibels, summary_table
 from .pages import render

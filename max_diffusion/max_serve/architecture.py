@@ -26,8 +26,13 @@ from max.pipelines.modeling.types import PipelineTask
 from max.pipelines.request import OpenResponsesRequest
 from max.serve.config import APIType, Settings
 
-from ..caches import DenoisingCacheConfig
-from ..errors import DeviceError, MaxDiffusionError, RequestError
+from ..caches import DenoisingCacheConfig, label_of
+from ..errors import (
+    CacheNotLoadedError,
+    DeviceError,
+    MaxDiffusionError,
+    RequestError,
+)
 from ..registry import PIPELINES, load_pipeline
 from ..text_to_image import GenerationResult, TextToImagePipeline
 from .requests import from_json, image_options, to_json, to_request
@@ -98,7 +103,8 @@ class PictureTokenizer:
             # One line on the terminal; MAX would show a traceback of any other.
             raise SystemExit(f"error: max_diffusion: {err}") from err
         _restore_environment()
-        logger.info("max_diffusion: caches %s", ", ".join(self._settings.caches))
+        names = ", ".join(map(label_of, self._settings.caches))
+        logger.info("max_diffusion: caches %s", names)
         if APIType.OPENRESPONSES not in Settings().api_types:
             logger.warning(
                 "max_diffusion: /v1/responses, the way to ask for pictures, is off; "
@@ -118,6 +124,11 @@ class PictureTokenizer:
         try:
             wanted = to_request(request.body, self._settings)
             numbers = self._pipeline.create_context(wanted)
+        except CacheNotLoadedError as err:
+            raise InputError(
+                f"{err.problem}; use another, or start the server with {err.cache} in "
+                "MAX_DIFFUSION_CACHES"
+            ) from err
         except RequestError as err:
             raise InputError(str(err)) from err
         return PictureContext(

@@ -11,9 +11,9 @@ from typing import Any, Final
 from max.pipelines.request import OpenResponsesRequestBody
 from max.pipelines.request.provider_options import ImageProviderOptions
 
-from ..caches import CacheConfig
+from ..caches import CacheConfig, cache_name
 from ..errors import RequestError
-from ..text_to_image import cache_name, named_cache
+from ..text_to_image import named_cache
 from ..types import GenerationRequest
 from .settings import ServeSettings
 

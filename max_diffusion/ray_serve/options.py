@@ -9,9 +9,8 @@ from typing import Annotated, Any, Literal
 from max.driver import accelerator_count
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from ..caches import CACHES
 from ..engine import EngineConfig
-from ..errors import RequestError
+from ..options import parse_caches
 from ..server import ServerSettings
 from ..server.run import Model
 from ..text_to_image import named_cache
@@ -19,8 +18,6 @@ from ..text_to_image import named_cache
 
 def _names(value: Any) -> Any:
     """``none,taylorseer`` as ``serve run`` gives it, or a list as a file does."""
-    if value == "all":
-        return tuple(CACHES)
     return tuple(value.split(",")) if isinstance(value, str) else value
 
 
@@ -54,7 +51,7 @@ class Options(BaseModel):
     caches: Annotated[
         tuple[str, ...],
         BeforeValidator(_names),
-        Field(description="What requests may name, separated by commas, or all."),
+        Field(description="What requests may name, as in serve --caches."),
     ] = ("none", "taylorseer", "auto", "step-mask")
     calibration: str | None = None
 
@@ -96,6 +93,11 @@ class Options(BaseModel):
         str | None,
         Field(description="A key a line, where the app is built and where it runs."),
     ] = None
+    cors_origins: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_names),
+        Field(description="Whose pages may ask from a browser, separated by commas."),
+    ] = ()
     max_prompt_length: int = 32_000
     max_n: int = 10
     max_size: int = 2048
@@ -117,18 +119,12 @@ class Options(BaseModel):
         Raises:
             RequestError: No such cache, or a setting out of range.
         """
-        for name in self.caches:
-            if name not in CACHES:
-                raise RequestError(
-                    f"ray_serve: caches: expected all, or names of {', '.join(CACHES)},"
-                    f" got {name!r}"
-                )
         return Model(
             path=self._folder or self.model,
             device=self.kind,
             dtype=self.dtype,
             cache=named_cache(self.cache, self.cache_options),
-            caches=self.caches,
+            caches=parse_caches(",".join(self.caches), "ray_serve: caches"),
             calibration=self.calibration and str(Path(self.calibration).resolve()),
             variant=self.variant,
             revision=self.revision,
@@ -143,6 +139,7 @@ class Options(BaseModel):
         shown = Path(self._folder).name if self._folder else self.model
         return ServerSettings(
             model=self.served_model_name or shown,
+            cors_origins=self.cors_origins,
             max_prompt_length=self.max_prompt_length,
             max_n=self.max_n,
             max_size=self.max_size,

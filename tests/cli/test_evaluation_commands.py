@@ -90,9 +90,12 @@ def no_compile(monkeypatch: pytest.MonkeyPatch) -> None:
         (["compare"], "compare: expected prompts, or a --prompts-file"),
         (
             ["compare", "a", "--caches", "tea"],
-            f"--caches: expected {', '.join(CACHES)}",
+            f"--caches: expected all, or {', '.join(CACHES)}",
         ),
-        (["compare", "a", "--caches", ""], "--caches: expected none, taylorseer"),
+        (
+            ["compare", "a", "--caches", ""],
+            "--caches: expected all, or none, taylorseer",
+        ),
         (
             ["compare", "a", "--caches", "pab:interval=2:interval=3"],
             "--caches: interval is given twice",

@@ -9,8 +9,8 @@ from functools import cache
 import pytest
 
 from max_diffusion import CACHES, CacheConfig, RequestError, TaylorSeerConfig
+from max_diffusion.caches import cache_name
 from max_diffusion.evaluation.knobs import KNOBS, coarse, neighbours
-from max_diffusion.text_to_image import cache_name
 
 METHODS = sorted(set(CACHES) - {"none"})
 

@@ -255,14 +255,17 @@ def test_other_formats_are_near(
             "'true_cfg_scale'; it is a field of provider_options.image",
         ),
         ({"metadata": {"cache": "nope"}}, "cache: expected none, .*got 'nope'"),
-        ({"metadata": {"cache": "first-block"}}, "not compiled with"),
+        (
+            {"metadata": {"cache": "first-block"}},
+            "start the server with first-block in MAX_DIFFUSION_CACHES",
+        ),
         (
             {"metadata": {"cache": "taylorseer", "cache_option.speed": "3"}},
             "taylorseer has no option 'speed'; it has",
         ),
         (
             {"metadata": {"cache": "taylorseer", "cache_option.cache_interval": "x"}},
-            "taylorseer: cache_interval must be an int, got 'x'",
+            "taylorseer: cache_interval must be a whole number, got 'x'",
         ),
         (
             {"metadata": {"cache": "taylorseer", "cache_option.compute_steps": "[99]"}},
@@ -385,9 +388,13 @@ def test_settings_come_from_the_environment() -> None:
     assert ServeSettings.from_environment({"HOME": "x"}) == ServeSettings()
     given = {"MAX_DIFFUSION_CACHES": "none, first-block", "MAX_DIFFUSION_MAX_N": "3"}
     read = ServeSettings.from_environment(given)
-    assert read == ServeSettings(caches=("none", "first-block"), max_n=3)
+    caches = (CACHES["none"](), CACHES["first-block"]())
+    assert read == ServeSettings(caches=caches, max_n=3)
     read = ServeSettings.from_environment({"MAX_DIFFUSION_CACHES": "all"})
-    assert read.caches == tuple(CACHES)
+    assert read.caches == tuple(kind() for kind in CACHES.values())
+    text = "none,taylorseer:target=modules"
+    read = ServeSettings.from_environment({"MAX_DIFFUSION_CACHES": text})
+    assert read.caches == (CACHES["none"](), TaylorSeerConfig(target="modules"))
 
 
 @pytest.mark.parametrize(

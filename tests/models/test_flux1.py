@@ -450,7 +450,8 @@ def test_a_batch_that_computes_in_part_draws_the_same_again(
 
 
 def test_a_cache_not_compiled_for_is_refused(demo: TextToImagePipeline) -> None:
-    with pytest.raises(RequestError, match="give it in caches at load"):
+    message = r"without; it has those of none, taylorseer; give it in caches at load"
+    with pytest.raises(RequestError, match=message):
         demo.generate("heart", cache="first-block")
 
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from ...caches import CacheConfig, Calibration
+from ...caches import CacheConfig, Calibration, cache_name
 from ...errors import MaxDiffusionError
-from ...text_to_image import cache_name
 from .kept import digest, made_once
 
 OURS: Final = "max_diffusion"

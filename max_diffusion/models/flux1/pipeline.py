@@ -390,20 +390,20 @@ class Flux1Pipeline(TextToImagePipeline):
         scale = request.guidance_scale
         if scale is not None and scale > 1 and not self.has_guidance:
             found.append(
-                f"guidance_scale {scale:g} has no effect: this model has no guidance "
-                "embedding; leave it out, or use true_cfg_scale"
+                f"a guidance scale of {scale:g} has no effect: this model has no guidance "
+                "embedding; leave it out, or use true guidance"
             )
         if request.true_cfg_scale > 1 and request.negative_prompt is None:
             found.append(
-                "true_cfg_scale has no effect without a negative prompt; give one, it "
+                "true guidance has no effect without a negative prompt; give one, it "
                 "may be empty"
             )
         elif request.true_cfg_scale <= 1 and request.negative_prompt is not None:
             found.append(
-                "negative_prompt has no effect unless true_cfg_scale is above 1"
+                "the negative prompt has no effect unless true guidance is above 1"
             )
         if request.negative_prompt is None and request.negative_prompt_2 is not None:
-            found.append("negative_prompt_2 has no effect without negative_prompt")
+            found.append("the second negative prompt has no effect without a negative prompt")
         return tuple(found)
 
     def _noise(self, request: GenerationRequest, height: int, width: int) -> np.ndarray:
