@@ -224,23 +224,7 @@ def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
             f"{path.name}: no tokenizer.json, and not both vocab.json and merges.txt; "
             "download the model again"
         )
-<<<<<<< HEAD
     check_file(merges)
-    lines = merges.read_text(encoding="utf-8").splitlines()
-    pairs = [
-        (line.split()[0], line.split()[1])
-        for line in lines
-        if line and not line.startswith("#version")
-    ]
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=read_json(vocabulary),
-            merges=pairs,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-            fuse_unk=False,
-            unk_token=unknown,
-=======
     known = read_json(vocabulary)
     try:
         lines = merges.read_text(encoding="utf-8").splitlines()
@@ -258,7 +242,6 @@ def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
                 fuse_unk=False,
                 unk_token=unknown,
             )
->>>>>>> settings
         )
     except Exception as err:  # the library raises bare Exception
         raise ModelLoadError(

@@ -390,8 +390,8 @@ class Flux1Pipeline(TextToImagePipeline):
         scale = request.guidance_scale
         if scale is not None and scale > 1 and not self.has_guidance:
             found.append(
-                f"a guidance scale of {scale:g} has no effect: this model has no guidance "
-                "embedding; leave it out, or use true guidance"
+                f"a guidance scale of {scale:g} has no effect: this model has no "
+                "guidance embedding; leave it out, or use true guidance"
             )
         if request.true_cfg_scale > 1 and request.negative_prompt is None:
             found.append(
@@ -403,7 +403,9 @@ class Flux1Pipeline(TextToImagePipeline):
                 "the negative prompt has no effect unless true guidance is above 1"
             )
         if request.negative_prompt is None and request.negative_prompt_2 is not None:
-            found.append("the second negative prompt has no effect without a negative prompt")
+            found.append(
+                "the second negative prompt has no effect without a negative prompt"
+            )
         return tuple(found)
 
     def _noise(self, request: GenerationRequest, height: int, width: int) -> np.ndarray:
