@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,11 @@ from .reading import names_in, read_json, short_name
 from .safetensors_file import read_header
 from .weight_sets import chosen_set, indexed_names, is_index, shard_names
 
+logger = logging.getLogger(__name__)
+
 INDEX_NAME = "model_index.json"
+# What the names of plain weights end in; those of variants say more.
+_PLAIN = ("safetensors", "safetensors.index.json")
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,12 @@ class ModelFolder:
         libraries = {name: pair[0] for name, pair in self.roles.items()}
         chosen = chosen_set(self.name, role, libraries, names, self.variant)
         path = folders[role] / chosen
+        is_plain = chosen.split(".", 1)[1] in _PLAIN
+        if is_plain == bool(self.variant):
+            logger.info(
+                "%s/%s: no %s weights there, so %s is used",
+                *(self.name, role, self.variant or "plain", chosen),
+            )
         if not is_index(chosen):
             return [path]
         shards = shard_names(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import warnings
@@ -183,14 +184,28 @@ def from_diffusers(folder: Path, variant: str | None) -> Any:
         )
 
 
-def test_the_only_variant_is_taken_where_there_are_no_plain_weights(
-    flux_folder: Path, tmp_path: Path
+def test_weights_that_were_not_asked_for_are_told(
+    flux_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "max_diffusion")
     folder = copy_folder(flux_folder, tmp_path / "model")
     add_variant(folder, "vae")
+    for variant, expected in ((None, PLAIN), ("fp16", PLAIN | {"vae": FP16["vae"]})):
+        opened = ModelFolder.open(folder, variant)
+        for role in ("vae", "transformer"):
+            assert [x.name for x in opened.weight_files(role)] == expected[role]
+    assert caplog.messages == [
+        "model/transformer: no fp16 weights there, so diffusion_pytorch_model."
+        "safetensors is used"
+    ]
+    # The only variant, where there are no plain weights.
     whole(folder, "vae").unlink()
+    caplog.clear()
     files = ModelFolder.open(folder).weight_files("vae")
     assert [file.name for file in files] == FP16["vae"]
+    assert caplog.messages == [
+        f"model/vae: no plain weights there, so {files[0].name} is used"
+    ]
     bf16 = folder / "vae" / "diffusion_pytorch_model.bf16.safetensors"
     bf16.write_bytes(b"")
     with pytest.raises(
