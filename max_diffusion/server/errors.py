@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -20,6 +20,8 @@ from ..errors import (
     RequestError,
 )
 from .schemas import FIELDS, FIXES, OTHERS, TwoNamesError, shown
+
+_ENDS: Final = ("/images/generations", "/models")
 
 
 class ApiError(Exception):
@@ -143,6 +145,10 @@ async def on_http_error(request: Request, error: Exception) -> Response:
     if "GET" in headers.get("Allow", ""):
         headers["Allow"] += ", HEAD"
     path = f"{request.method} {request.url.path}"
-    message = f"{path}: {str(error.detail).lower()}; GET /docs lists what there is"
+    # A base URL without /v1, or with two: the slip of every client's first request.
+    meant = next((f"/v1{end}" for end in _ENDS if request.url.path.endswith(end)), "")
+    hint = f"did you mean {meant}? " if meant not in ("", request.url.path) else ""
+    fix = f"{hint}GET /docs lists what there is"
+    message = f"{path}: {str(error.detail).lower()}; {fix}"
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
     return ApiError(error.status_code, message, code=code, headers=headers).response

@@ -171,6 +171,26 @@ def test_methods_that_there_are_are_told(method: str, path: str, allow: str) -> 
     assert response.headers["allow"] == allow
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "hint"),
+    [
+        ("POST", "/images/generations", "did you mean /v1/images/generations? "),
+        ("POST", "/v1/v1/images/generations", "did you mean /v1/images/generations? "),
+        ("POST", "/api/images/generations", "did you mean /v1/images/generations? "),
+        ("GET", "/models", "did you mean /v1/models? "),
+        ("GET", "/v1/images/generations", ""),
+        ("POST", "/v1/images/edits", ""),
+        ("POST", "/v1/chat/completions", ""),
+    ],
+)
+def test_a_wrong_base_url_is_told(method: str, path: str, hint: str) -> None:
+    response = get(method, path)
+    assert response.status_code in (404, 405)
+    message = response.json()["error"]["message"]
+    assert message.startswith(f"{method} {path}: ")
+    assert message.endswith(f"; {hint}GET /docs lists what there is")
+
+
 # Pages elsewhere.
 
 
