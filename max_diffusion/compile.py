@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 from max._mlir_context import in_default_mlir_context
 from max.driver import CPU, Accelerator, Buffer, Device, accelerator_count
@@ -17,6 +18,8 @@ from max.graph import Module
 
 from graphs.weights import WeightSlot
 
+from .compile_cache import prepare_compile_cache
+from .compile_memory import memory_watched
 from .errors import (
     CompileError,
     DeviceError,
@@ -36,6 +39,38 @@ it.
 """
 
 _DTYPES = {"float32": DType.float32, "bfloat16": DType.bfloat16}
+
+
+@final
+class OwnGraphs(Mapping[str, Model]):
+    """Executable graphs by name, for the process that made them.
+
+    MAX's threads do not live on in a fork, so that a graph would never end there.
+    """
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        self._models = models
+        self._process = os.getpid()
+
+    def __getitem__(self, name: str) -> Model:
+        """A graph.
+
+        Raises:
+            DeviceError: This process is a fork of the one that made them.
+        """
+        if os.getpid() != self._process:
+            raise DeviceError(
+                "device: this process was forked from the one that loaded the model, "
+                "and MAX does not run in a fork; load the model after the fork, or "
+                'start processes with multiprocessing.get_context("spawn")'
+            )
+        return self._models[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
 
 
 @dataclass(frozen=True)
@@ -107,12 +142,14 @@ def compile_graphs(
 
     Raises:
         ModelLoadError: A slot's array is missing, or of another shape or dtype.
-        CompileError: MAX refused the graphs.
+        CompileError: MAX refused the graphs, or has no folder to keep them in.
     """
     _check(weights, expected)
+    prepare_compile_cache()
     started = time.perf_counter()
     try:
-        compiled = session.compile(module)
+        with memory_watched():
+            compiled = session.compile(module)
     except Exception as err:
         cause = err.__cause__ or err
         first_line = str(cause).strip().split("\n", maxsplit=1)[0]
@@ -122,7 +159,7 @@ def compile_graphs(
         registry = weights if device.is_host else _to_device(weights, device)
         models = session.init_all(compiled, weights_registry=registry)
     logger.info("compiled %s in %.2f s", ", ".join(models), compile_seconds)
-    return CompiledGraphs(models, registry, compile_seconds)
+    return CompiledGraphs(OwnGraphs(models), registry, compile_seconds)
 
 
 @contextmanager

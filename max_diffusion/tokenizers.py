@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from .checkpoint.folder import read_json
 from .errors import ModelLoadError
+from .files import read_lines
 
 # transformers writes 1e30 for "no limit".
 _NO_LIMIT = 10**9
@@ -188,12 +189,7 @@ def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
             f"{path.name}: no tokenizer.json, and not both vocab.json and merges.txt; "
             "download the model again"
         )
-    lines = merges.read_text(encoding="utf-8").splitlines()
-    pairs = [
-        (line.split()[0], line.split()[1])
-        for line in lines
-        if line and not line.startswith("#version")
-    ]
+    pairs = _merges(merges)
     tokenizer = Tokenizer(
         models.BPE(
             vocab=read_json(vocabulary),
@@ -218,6 +214,28 @@ def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
         ]
     )
     return tokenizer
+
+
+def _merges(path: Path) -> list[tuple[str, str]]:
+    """Pairs of tokens, one a line; only a space separates them."""
+    try:
+        lines = read_lines(path)
+    except UnicodeDecodeError as err:
+        raise ModelLoadError(
+            f"{path.parent.name}/merges.txt: no UTF-8 text; download it again"
+        ) from err
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#version"):
+            continue
+        first, _, second = line.partition(" ")
+        if not first or not second or " " in second:
+            raise ModelLoadError(
+                f"{path.parent.name}/merges.txt: line {number}: expected two tokens "
+                f"with a space between, got {line!r}; download it again"
+            )
+        pairs.append((first, second))
+    return pairs
 
 
 def _from_json(path: Path) -> Tokenizer:

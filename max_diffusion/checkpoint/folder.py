@@ -123,7 +123,7 @@ def read_json(path: Path) -> dict[str, Any]:
         ModelLoadError: It is no JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as err:
         raise ModelLoadError(
             f"{path.parent.name}/{path.name}: not readable as JSON ({err}); download "

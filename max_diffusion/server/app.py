@@ -36,7 +36,8 @@ from ..engine import (
     SubmitOptions,
 )
 from ..errors import MaxDiffusionError
-from ..images import encoded, text_chunks
+from ..images import encoded
+from ..metadata import text_chunks
 from ..report import RunReport
 from ..text_to_image import GenerationResult, named_cache
 from ..types import GenerationRequest

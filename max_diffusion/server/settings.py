@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..checks import count, whole
 from ..errors import RequestError
+from ..files import read_lines
 from ..types import MAX_SIZE, MAX_STEPS
 
 
@@ -65,7 +66,7 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
         RequestError: It cannot be read, or holds none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_lines(path)
     except (OSError, UnicodeDecodeError) as err:
         raise RequestError(
             f"--api-key-file: {path} cannot be read ({err}); give a text file with a "

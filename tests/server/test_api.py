@@ -209,8 +209,9 @@ def test_pictures_come_in_the_format_asked_for(server: Served, kind: str) -> Non
     image = Image.open(io.BytesIO(base64.b64decode(data)))
     assert image.format == kind.upper()
     if kind == "png":
-        assert image.info["prompt"] == PROMPT
-        assert json.loads(image.info["parameters"])["model"] == "demo"
+        assert "prompt" not in image.info
+        assert image.info["parameters"].startswith(f"{PROMPT}\nSteps: ")
+        assert json.loads(image.info["max_diffusion"])["model"] == "demo"
     plain = server.post(prompt=PROMPT, steps=2, seed=1).json()["data"][0]["b64_json"]
     assert psnr(picture(data), picture(plain)) > 25
 
@@ -238,11 +239,11 @@ def test_answers_name_the_model_as_it_is_served(demo: TextToImagePipeline) -> No
         assert answer["max_diffusion"]["report"]["model"] == "ours"
         data = base64.b64decode(answer["data"][0]["b64_json"])
         with Image.open(io.BytesIO(data)) as image:
-            assert json.loads(image.info["parameters"])["model"] == "ours"
+            assert json.loads(image.info["max_diffusion"])["model"] == "ours"
         stream = frames(server.post(prompt=PROMPT, steps=2, stream=True).text)
         data = base64.b64decode(stream[-1]["b64_json"])
         with Image.open(io.BytesIO(data)) as image:
-            assert json.loads(image.info["parameters"])["model"] == "ours"
+            assert json.loads(image.info["max_diffusion"])["model"] == "ours"
 
 
 # What is refused, and how.
