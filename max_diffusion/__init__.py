@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+# Not typing's, which takes longer to import than all that is here; type checkers know
+# the name.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from .cache_file import read_cache_file, write_cache_file

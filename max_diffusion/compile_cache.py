@@ -47,14 +47,15 @@ def prepare_compile_cache() -> None:
     try:
         folder = _own_folder()
     except OSError as err:
+        said = err.strerror or err
         advice = "set MODULAR_CACHE_DIR to a folder with room that can be written to"
         if found is None or not _files(found):
-            raise CompileError(f"compile cache: {problem}; {err}; {advice}") from err
+            raise CompileError(f"compile cache: {problem}; {said}; {advice}") from err
         logger.warning(
             "compile cache: %s; %s; what is not there yet is compiled anew each time: "
             "%s",
             problem,
-            err,
+            said,
             advice,
         )
         return
