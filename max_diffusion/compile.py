@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, final
 
 from max._mlir_context import in_default_mlir_context
@@ -58,12 +59,7 @@ class OwnGraphs(Mapping[str, Model]):
         Raises:
             DeviceError: This process is a fork of the one that made them.
         """
-        if os.getpid() != self._process:
-            raise DeviceError(
-                "device: this process was forked from the one that loaded the model, "
-                "and MAX does not run in a fork; load the model after the fork, or "
-                'start processes with multiprocessing.get_context("spawn")'
-            )
+        _check_not_forked(self._process)
         return self._models[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -118,7 +114,12 @@ def resolve_dtype(name: str | None, device: Device) -> DType:
 
 
 def open_session(device: Device) -> InferenceSession:
-    """A session for ``device``; the host is always part of it."""
+    """A session for ``device``; the host is always part of it.
+
+    Raises:
+        DeviceError: This process is a fork of one that compiled graphs.
+    """
+    _check_not_forked(_first_process())
     return InferenceSession(devices=[device])
 
 
@@ -145,6 +146,7 @@ def compile_graphs(
         CompileError: MAX refused the graphs, or has no folder to keep them in.
     """
     _check(weights, expected)
+    _check_not_forked(_first_process())
     prepare_compile_cache()
     started = time.perf_counter()
     try:
@@ -181,6 +183,21 @@ def memory_errors_said() -> Iterator[None]:
                 "or for bfloat16"
             ) from err
         raise
+
+
+@cache
+def _first_process() -> int:
+    """The process that compiled first: its forks know its answer, and have no MAX."""
+    return os.getpid()
+
+
+def _check_not_forked(process: int) -> None:
+    if os.getpid() != process:
+        raise DeviceError(
+            "device: this process is a fork of one in which MAX has run, and there it "
+            'would hang; start processes with multiprocessing.get_context("spawn"), or '
+            "fork before anything is loaded"
+        )
 
 
 def _check(weights: Mapping[str, Any], expected: Mapping[str, WeightSlot]) -> None:
