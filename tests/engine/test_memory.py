@@ -71,7 +71,7 @@ from max_diffusion import GenerationRequest, load_pipeline
 from max_diffusion.buffers import to_device
 pipeline = load_pipeline("demo", device="cpu", caches=("none", "taylorseer"))
 request = GenerationRequest(prompts=("a",), height=1024, width=1024,
-    num_inference_steps=2, num_images_per_prompt=3)
+    num_inference_steps=2, num_images_per_prompt=4)
 context = pipeline.create_context(request)
 latents = to_device(context.latents, pipeline.device)
 # Not getrusage, which begins with the peak of the process that started this one.
@@ -87,7 +87,7 @@ print((peak() - before - images.nbytes) / pipeline.decode_bytes(1024, 1024))
 def test_decoding_takes_what_the_plan_has_for_one_go(demo: TextToImagePipeline) -> None:
     done = run_python(_PEAK)
     assert done.returncode == 0, done.stderr
-    assert 0.8 <= float(done.stdout) <= 1.1
+    assert 0.6 <= float(done.stdout) <= 1.05
 
 
 def test_the_plan_counts_every_slot_and_the_largest_go(
@@ -116,7 +116,7 @@ def test_a_request_counts_its_pictures_and_their_decoding(
     one = plan.needed_by(context(demo, height=512, width=512))
     ten = plan.needed_by(context(demo, height=512, width=512, num_images_per_prompt=10))
     assert one.decode == ten.decode == demo.decode_bytes(512, 512)
-    assert 440 * 512 * 512 <= one.decode <= 500 * 512 * 512
+    assert 660 * 512 * 512 <= one.decode <= 750 * 512 * 512
     assert ten.held >= 10 * 512 * 512 * 3
     assert ten.held == pytest.approx(10 * one.held, rel=0.01)
 
