@@ -104,8 +104,8 @@ def resolve(args: argparse.Namespace) -> Job:
 
         like = Likeness.of(Path(args.like))
     given = {
-        "prompts": tuple(args.prompts) or None,
-        "negative_prompt": args.negative_prompt,
+        "prompts": tuple(map(_typed, args.prompts)) or None,
+        "negative_prompt": args.negative_prompt and _typed(args.negative_prompt),
         "height": args.height,
         "width": args.width,
         "num_inference_steps": args.steps,
@@ -149,6 +149,16 @@ def resolve(args: argparse.Namespace) -> Job:
     if timeline:
         check_writable(timeline, "--timeline")
     return job
+
+
+def _typed(text: str) -> str:
+    """UTF-8 of the command line, also where the locale is not."""
+    if not any("\udc80" <= mark <= "\udcff" for mark in text):
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeDecodeError:
+        return text  # which the request will refuse
 
 
 def _cache(args: argparse.Namespace, like: Likeness | None) -> CacheConfig:

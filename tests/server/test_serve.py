@@ -172,3 +172,11 @@ def test_keys_of_a_file(tmp_path: Path) -> None:
     path.write_text("# ours\nsk-1\n\n sk-2 \n")
     assert read_api_keys(path) == ("sk-1", "sk-2")
     assert ServerSettings(api_keys=("sk-1",)).api_keys == ("sk-1",)
+
+
+def test_keys_of_a_file_of_another_system(tmp_path: Path) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(b"\xef\xbb\xbfsk-1\r\nsk-2\r\n")
+    assert read_api_keys(path) == ("sk-1", "sk-2")
+    path.write_bytes(b"\xef\xbb\xbf# ours\r\nsk-3")
+    assert read_api_keys(path) == ("sk-3",)
