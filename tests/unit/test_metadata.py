@@ -103,20 +103,25 @@ def read_by_a1111(text: str) -> dict[str, str]:
 
 
 def read_by_civitai(text: str) -> dict[str, str]:
-    """The line that starts with Steps, cut at colons, keys after the last comma."""
+    """The line that starts with Steps, letter by letter; empty lines are left out."""
     lines = [line for line in text.split("\n") if line.strip()]
     details = next(line for line in lines if line.startswith("Steps: "))
     lines.remove(details)
     prompt, *negative = (x.strip() for x in "\n".join(lines).split("Negative prompt:"))
     found = {"prompt": prompt, "negativePrompt": " ".join(negative)}
-    parts = details.split(":")
-    key = parts[0].strip()
-    for index, part in enumerate(parts[1:], 1):
-        if index == len(parts) - 1:
-            found[key] = part.strip()
+    key = value = ""
+    is_quoted = False
+    for letter in details + ",":
+        if letter == '"':
+            is_quoted = not is_quoted
+        elif letter == ":" and not is_quoted:
+            key, value = value.strip(), ""
+        elif letter == "," and not is_quoted:
+            if key:
+                found[key] = value.strip()
+            key = value = ""
         else:
-            value, _, following = part.rpartition(",")
-            found[key], key = value.strip(), following.strip()
+            value += letter
     return found
 
 
