@@ -372,6 +372,37 @@ def test_the_readme_command_draws_a_picture(
         assert len(np.unique(np.asarray(image))) > 50
 
 
+def test_compiled_graphs_that_can_only_be_read_are_used_and_not_compiled_again(
+    demo: TextToImagePipeline, tmp_path: Path
+) -> None:
+    """Where MAX keeps them the disk is full, for all that the command can tell."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import shutil\n"
+        "usage = shutil.disk_usage\n"
+        "def full(path):\n"
+        "    is_own = 'max_diffusion-' in str(path)\n"
+        "    return usage(path)._replace(free=2**40 if is_own else 0)\n"
+        "shutil.disk_usage = full\n"
+    )
+    variables = {"PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+    done = run(
+        *("a", "--steps", 1, "--json", "--output", tmp_path / "x.png"),
+        env=dict(os.environ) | variables,
+    )
+    own = tmp_path / f"max_diffusion-{os.geteuid()}"
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("compile cache: the disk of ")
+    assert done.stderr.endswith(
+        f" is full; compiled graphs are kept in {own} (MODULAR_CACHE_DIR chooses "
+        "another folder)\n"
+    )
+    assert done.stderr.count("\n") == 1
+    assert json.loads(done.stdout)["compile_seconds"] < 20
+    graphs = [path for path in own.rglob("*") if path.is_file()]
+    assert graphs
+    assert all(path.is_symlink() for path in graphs)  # nothing new
+
+
 # Pictures repeated by what they say of themselves.
 
 
