@@ -153,9 +153,8 @@ def compile_graphs(
         with memory_watched():
             compiled = session.compile(module)
     except Exception as err:
-        cause = err.__cause__ or err
-        first_line = str(cause).strip().split("\n", maxsplit=1)[0]
-        raise CompileError(f"compile: MAX refused the graphs: {first_line}") from err
+        reason = _first_reason(str(err.__cause__ or err))
+        raise CompileError(f"compile: MAX refused the graphs: {reason}") from err
     compile_seconds = time.perf_counter() - started
     with memory_errors_said():
         registry = weights if device.is_host else _to_device(weights, device)
@@ -183,6 +182,12 @@ def memory_errors_said() -> Iterator[None]:
                 "or for bfloat16"
             ) from err
         raise
+
+
+def _first_reason(text: str) -> str:
+    """Of what MAX writes on many lines: the first, and what that announces."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
 
 
 @cache

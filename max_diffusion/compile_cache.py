@@ -23,8 +23,8 @@ from .errors import CompileError
 
 logger = logging.getLogger(__name__)
 
-# Of one model's graphs; FLUX.1 takes about half.
-_MIN_FREE_BYTES: Final = 128 * 2**20
+# The demo model's graphs take 39 MB, with those of all caches 79.
+_MIN_FREE_BYTES: Final = 64 * 2**20
 
 
 def prepare_compile_cache() -> None:
