@@ -10,8 +10,6 @@ import math
 import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorValue, ops
-from max.nn.attention.mask_config import MHAMaskVariant
-from max.nn.kernels import flash_attention_gpu
 
 from .weights import WeightScope
 
@@ -89,6 +87,11 @@ def attention(
         bias: Added to the scaled scores, float32, broadcast to ``(B, heads, S, T)``.
     """
     if bias is None and query.device.is_gpu():
+        # Imported here: its first import builds a Mojo extension for this CPU, in
+        # seconds, and into site-packages, which may be read-only.
+        from max.nn.attention.mask_config import MHAMaskVariant
+        from max.nn.kernels import flash_attention_gpu
+
         return flash_attention_gpu(
             query, key, value, mask_variant=MHAMaskVariant.NULL_MASK, scale=scale
         )

@@ -5,8 +5,12 @@ Names are imported on first use, so that ``import max_diffusion`` costs nothing.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+# Not typing's, which takes longer to import than all that is here; type checkers know
+# the name.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from .cache_file import read_cache_file, write_cache_file
@@ -139,7 +143,22 @@ def __getattr__(name: str) -> object:
     """Imports a public name's module when the name is first asked for."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    try:
+        module = import_module(f".{_MODULE_OF[name]}", __name__)
+    except ImportError as err:
+        # Most likely a script's neighbour of one of these names.
+        top = (err.name or "").partition(".")[0]
+        found = getattr(sys.modules.get(top), "__file__", None)
+        found = found or next(iter(getattr(sys.modules.get(top), "__path__", ())), None)
+        if top not in ("graphs", "max") or found is None:
+            raise
+        raise ImportError(
+            f"{__name__}: expected its own package {top!r}, got {found}; rename that "
+            "one, or take its folder out of sys.path",
+            name=err.name,
+            path=found,
+        ) from err
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .errors import MaxDiffusionError, RequestError
+from .files import read_lines
 from .model_commands import Command, add_model_options
 from .options import parse_caches
 from .terminal import Interruption, Progress
@@ -239,7 +240,7 @@ def _prompts(given: Sequence[str], file: str | None) -> tuple[str, ...] | None:
     if given:
         raise RequestError("--prompts-file: give prompts there or as words, not both")
     try:
-        lines = Path(file).read_text(encoding="utf-8-sig").splitlines()
+        lines = read_lines(Path(file))
     except OSError as err:
         raise RequestError(f"{file} cannot be read ({err.strerror})") from err
     except UnicodeDecodeError as err:

@@ -105,3 +105,18 @@ def write_file(
         with suppress(OSError):
             if partial is not None:
                 partial.unlink(missing_ok=True)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 text of any system, without their ends.
+
+    Only a line feed, with or without a carriage return before it, ends a line: what
+    else ``str.splitlines`` takes for an end may stand within one. A byte order mark is
+    no part of the first.
+
+    Raises:
+        OSError: It cannot be read.
+        UnicodeDecodeError: It is no UTF-8.
+    """
+    text = path.read_bytes().decode("utf-8-sig")
+    return [line.removesuffix("\r") for line in text.split("\n")]

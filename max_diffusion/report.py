@@ -52,8 +52,8 @@ class RunReport:
     """Pixels."""
     num_inference_steps: int
     """Denoising steps."""
-    guidance_scale: float
-    """Input of a guidance-distilled model; 0 for a model without that input."""
+    guidance_scale: float | None
+    """Input of a guidance-distilled model; ``None`` if it has no such input."""
     true_cfg_scale: float
     """Weight of classifier-free guidance; 1 is off."""
     seed: int
@@ -89,6 +89,8 @@ class RunReport:
     """What the caller should know, one line each."""
     versions: Mapping[str, str]
     """Versions of the packages that ran, by distribution name."""
+    sigmas: tuple[float, ...] | None = None
+    """The caller's own schedule, if there was one."""
     seeds: tuple[int, ...] = ()
     """Of each picture, where each has its own; else empty."""
     prompt_2: str | tuple[str, ...] | None = None

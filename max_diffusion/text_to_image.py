@@ -11,11 +11,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from importlib.metadata import version
 from types import MappingProxyType
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Any, ClassVar, Final, TypeVar, get_type_hints
 
 import numpy as np
 from max.driver import Buffer
 
+from .buffers import take_rows
 from .caches import (
     CACHES,
     CacheConfig,
@@ -27,11 +28,15 @@ from .caches import (
 from .checkpoint import ModelFolder
 from .compile import memory_errors_said
 from .errors import RequestError
+from .host_memory import host_memory
 from .loop import Denoising
 from .pipeline import DiffusionPipeline, DiffusionPipelineOutput, OnStep
 from .report import RunReport, plain
 from .types import GenerationContext, GenerationRequest
 
+LATENT_BUFFERS: Final = 4
+"""Latents, their prediction, and the next of both, in float32."""
+_GO_PIXELS: Final = 2**20
 _MAX_SEED = 2**32
 T = TypeVar("T")
 
@@ -52,6 +57,8 @@ class TextToImagePipeline(DiffusionPipeline):
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     class_names: ClassVar[Mapping[str, tuple[str, ...]]]
     """Classes that each role used of a model folder may have."""
+    has_guidance: bool = False
+    """Whether the model takes a guidance scale; set when it is loaded."""
 
     @classmethod
     @abstractmethod
@@ -84,7 +91,61 @@ class TextToImagePipeline(DiffusionPipeline):
 
     @abstractmethod
     def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
-        """Latents ``(B, S_img, C)`` to pictures, uint8 ``(B, H, W, 3)``."""
+        """Latents ``(B, S_img, C)`` to pictures, uint8 ``(B, H, W, 3)``, in one go."""
+
+    @abstractmethod
+    def decode_bytes(self, height: int, width: int) -> int:
+        """Bytes that :meth:`decode` takes for each picture while it runs."""
+
+    def decode_in_goes(
+        self, context: GenerationContext, latents: Buffer, room: int | None = None
+    ) -> np.ndarray:
+        """:meth:`decode` of so many pictures at a time as there is room for.
+
+        Goes of more than a megapixel take memory and save no time, so that there are
+        more of them than the room asks for. Every picture is the same to the bit.
+
+        Args:
+            context: Of the request.
+            latents: ``(B, S_img, C)``.
+            room: Bytes for decoding; one picture at a time is the least.
+        """
+        batch, pixels = int(latents.shape[0]), context.height * context.width
+        count = max(1, _GO_PIXELS // pixels)
+        if room is not None:
+            each = self.decode_bytes(context.height, context.width)
+            count = min(count, max(1, room // each))
+        if count >= batch:
+            return self.decode(context, latents)
+        images = np.empty((batch, context.height, context.width, 3), np.uint8)
+        for start in range(0, batch, count):
+            rows = range(start, min(start + count, batch))
+            images[start : rows.stop] = self.decode(context, take_rows(latents, rows))
+        return images
+
+    def check_room(self, batch: int, height: int, width: int, each: int) -> None:
+        """Refuses a request that could never fit this machine's memory.
+
+        Args:
+            batch: Pictures.
+            height: Pixels.
+            width: Pixels.
+            each: Bytes of the latents of a picture.
+
+        Raises:
+            RequestError: All its latents and pictures, and what decoding one picture
+                takes, are more than there is.
+        """
+        if not self.device.is_host:
+            return  # what its memory manager holds is not known
+        held = batch * (LATENT_BUFFERS * each + 3 * height * width)
+        needed, there = held + self.decode_bytes(height, width), host_memory()
+        if needed > there:
+            raise RequestError(
+                f"request: {batch} pictures of {width} x {height} need at least "
+                f"{needed >> 20} MiB, and this process may have {there >> 20}; ask for "
+                "fewer or smaller ones"
+            )
 
     def execute(self, model_inputs: Any, **kwargs: Any) -> DiffusionPipelineOutput:
         """Encodes, denoises, decodes.
@@ -99,7 +160,7 @@ class TextToImagePipeline(DiffusionPipeline):
         self.run_steps(denoising, **kwargs)
         denoised = self.finish(denoising)
         ended = time.perf_counter()
-        images = self.decode(model_inputs.context, denoised.latents)
+        images = self.decode_in_goes(model_inputs.context, denoised.latents)
         return DiffusionPipelineOutput(
             images,
             denoised.steps,
@@ -232,7 +293,7 @@ class TextToImagePipeline(DiffusionPipeline):
             height=context.height,
             width=context.width,
             num_inference_steps=context.num_inference_steps,
-            guidance_scale=context.guidance_scale,
+            guidance_scale=context.guidance_scale if self.has_guidance else None,
             true_cfg_scale=context.true_cfg_scale,
             seed=request.seed,
             seeds=request.seeds or (),
@@ -253,6 +314,7 @@ class TextToImagePipeline(DiffusionPipeline):
             warnings=context.warnings,
             defaults=context.defaults,
             versions=self._versions,
+            sigmas=request.sigmas,
         )
 
     def cache_notes(self, config: CacheConfig, run: Run) -> tuple[str, ...]:

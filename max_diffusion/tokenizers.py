@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from .checkpoint.reading import check_file, read_json
 from .checkpoint.sentencepiece_file import read_sentencepiece
 from .errors import ModelLoadError
+from .files import read_lines
 
 _NAMED = ("bos", "eos", "unk", "pad")
 # transformers writes 1e30 for "no limit".
@@ -225,14 +226,8 @@ def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
             "download the model again"
         )
     check_file(merges)
-    known = read_json(vocabulary)
+    known, pairs = read_json(vocabulary), _merges(merges)
     try:
-        lines = merges.read_text(encoding="utf-8").splitlines()
-        pairs = [
-            (line.split()[0], line.split()[1])
-            for line in lines
-            if line and not line.startswith("#version")
-        ]
         tokenizer = Tokenizer(
             models.BPE(
                 vocab=known,
@@ -262,6 +257,28 @@ def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
         ]
     )
     return tokenizer
+
+
+def _merges(path: Path) -> list[tuple[str, str]]:
+    """Pairs of tokens, one a line; only a space separates them."""
+    try:
+        lines = read_lines(path)
+    except UnicodeDecodeError as err:
+        raise ModelLoadError(
+            f"{path.parent.name}/merges.txt: no UTF-8 text; download it again"
+        ) from err
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#version"):
+            continue
+        first, _, second = line.partition(" ")
+        if not first or not second or " " in second:
+            raise ModelLoadError(
+                f"{path.parent.name}/merges.txt: line {number}: expected two tokens "
+                f"with a space between, got {line!r}; download it again"
+            )
+        pairs.append((first, second))
+    return pairs
 
 
 def _from_json(path: Path) -> Tokenizer:

@@ -11,7 +11,8 @@ from typing import Any, Final
 import numpy as np
 
 from ..engine import Event, Failed, Finished, Preview, Started, StepTaken
-from ..images import encoded, text_chunks
+from ..images import encoded
+from ..metadata import text_chunks
 from ..report import RunReport
 from ..text_to_image import GenerationResult
 from .errors import api_error

@@ -10,6 +10,7 @@ from typing import Final
 
 from ..checks import count, whole
 from ..errors import RequestError
+from ..files import read_lines
 from ..types import MAX_SIZE, MAX_STEPS
 
 _ORIGIN: Final = re.compile(
@@ -93,8 +94,7 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
         RequestError: It cannot be read, or holds none.
     """
     try:
-        # Editors of Windows put a byte order mark first, which is part of no key.
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_lines(path)
     except OSError as err:
         raise RequestError(
             f"--api-key-file: {path} cannot be read ({err.strerror}); give a text file "

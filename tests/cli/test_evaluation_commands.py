@@ -17,6 +17,7 @@ from PIL import Image
 from max_diffusion import (
     CACHES,
     CacheConfig,
+    RequestError,
     TaylorSeerConfig,
     TeaCacheConfig,
     TextToImagePipeline,
@@ -24,6 +25,7 @@ from max_diffusion import (
 )
 from max_diffusion.cache_file import write_cache_file
 from max_diffusion.cli import main
+from max_diffusion.evaluation_commands import _prompts
 
 COMMAND = str(Path(sys.executable).with_name("max-diffusion"))
 Run = Callable[..., tuple[int, str, str]]
@@ -192,6 +194,15 @@ def test_files_of_prompts_hold_one_a_line(
         assert message in errors
         assert (code, output, errors.count("\n")) == (2, "", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_prompts_of_a_file_of_another_system(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\n\r\nt\xe2\x80\xa8wo\r\n  three\x0c, four\n")
+    assert _prompts((), str(path)) == ("one", "t\u2028wo", "three\x0c, four")
+    path.write_bytes(b"\xef\xbb\xbf\r\n")
+    with pytest.raises(RequestError, match="holds no prompt"):
+        _prompts((), str(path))
 
 
 def test_prompts_to_tune_and_to_validate_on_may_not_overlap(

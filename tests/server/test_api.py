@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,6 +22,7 @@ from serving import Served, served, wait_until
 
 from max_diffusion import TaylorSeerConfig, TextToImagePipeline
 from max_diffusion.engine import EngineConfig
+from max_diffusion.metadata import read_settings
 from max_diffusion.server import LocalBackend, ServerSettings, create_app
 
 KEY = "sk-test"
@@ -207,16 +209,26 @@ def test_every_field_reaches_the_picture(
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_pictures_come_in_the_format_asked_for(server: Served, kind: str) -> None:
+def test_pictures_come_in_the_format_asked_for_and_say_how_they_were_drawn(
+    server: Served, tmp_path: Path, kind: str
+) -> None:
     body = {"prompt": PROMPT, "steps": 2, "seed": 1, "output_format": kind}
     if kind != "png":
         body["output_compression"] = 100
     data = server.post(**body).json()["data"][0]["b64_json"]
     image = Image.open(io.BytesIO(base64.b64decode(data)))
     assert image.format == kind.upper()
-    if kind == "png":
-        assert image.info["prompt"] == PROMPT
-        assert json.loads(image.info["parameters"])["model"] == "demo"
+    (tmp_path / "x").write_bytes(base64.b64decode(data))
+    settings = read_settings(tmp_path / "x")
+    assert settings["prompts"] == [PROMPT]
+    assert (settings["model"], settings["seed"], settings["picture"]) == ("demo", 1, 0)
+    said = image.info.get("parameters")
+    if kind != "png":
+        comment = image.getexif().get_ifd(0x8769)[0x9286]
+        assert comment[:8] == b"UNICODE\0"
+        said = comment[8:].decode("utf-16-be")
+    assert said.startswith(f"{PROMPT}\nSteps: 2, Sampler: Euler, ")
+    assert "prompt" not in image.info
     plain = server.post(prompt=PROMPT, steps=2, seed=1).json()["data"][0]["b64_json"]
     assert psnr(picture(data), picture(plain)) > 25
 
@@ -244,11 +256,11 @@ def test_answers_name_the_model_as_it_is_served(demo: TextToImagePipeline) -> No
         assert answer["max_diffusion"]["report"]["model"] == "ours"
         data = base64.b64decode(answer["data"][0]["b64_json"])
         with Image.open(io.BytesIO(data)) as image:
-            assert json.loads(image.info["parameters"])["model"] == "ours"
+            assert json.loads(image.info["max_diffusion"])["model"] == "ours"
         stream = frames(server.post(prompt=PROMPT, steps=2, stream=True).text)
         data = base64.b64decode(stream[-1]["b64_json"])
         with Image.open(io.BytesIO(data)) as image:
-            assert json.loads(image.info["parameters"])["model"] == "ours"
+            assert json.loads(image.info["max_diffusion"])["model"] == "ours"
 
 
 # What is refused, and how.

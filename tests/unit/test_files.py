@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 from max_diffusion import RequestError
-from max_diffusion.files import check_folder, prepared_folder, write_text
+from max_diffusion.files import (
+    check_folder,
+    prepared_folder,
+    read_lines,
+    write_text,
+)
 from max_diffusion.images import check_writable
 
 
@@ -134,3 +139,24 @@ def test_a_link_to_a_folder_that_is_missing_is_told_first(tmp_path: Path) -> Non
         check_writable(tmp_path / "lost.png", "--output")
     with pytest.raises(RequestError, match=r"circle\.png cannot be written \(Too many"):
         check_writable(tmp_path / "circle.png", "--output")
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"", [""]),
+        (b"one\ntwo", ["one", "two"]),
+        (b"one\r\ntwo\r\n", ["one", "two", ""]),
+        (b"\xef\xbb\xbfone\r\n\xef\xbb\xbftwo", ["one", "\ufefftwo"]),
+        (
+            "a\u2028b\u2029c\x0bd\x0ce\x1cf\x1dg\x1eh\x85i\rj\nk".encode(),
+            ["a\u2028b\u2029c\x0bd\x0ce\x1cf\x1dg\x1eh\x85i\rj", "k"],
+        ),
+        (b"\r\r\n\n", ["\r", "", ""]),
+    ],
+)
+def test_only_line_feeds_end_a_line_and_a_mark_of_byte_order_is_no_text(
+    tmp_path: Path, data: bytes, lines: list[str]
+) -> None:
+    (tmp_path / "x.txt").write_bytes(data)
+    assert read_lines(tmp_path / "x.txt") == lines

@@ -14,7 +14,11 @@ import transformers
 from folders import CAPTIONS
 
 from max_diffusion import ModelLoadError
-from max_diffusion.tokenizers import load_clip_tokenizer, load_t5_tokenizer
+from max_diffusion.tokenizers import (
+    _merges,
+    load_clip_tokenizer,
+    load_t5_tokenizer,
+)
 
 NASTY = [
     "",
@@ -153,6 +157,44 @@ def test_clip_from_vocabulary_and_merges(
     options = {"padding": "max_length", "max_length": 24, "truncation": True}
     wanted = theirs(SPECIAL_TEXTS, **options).input_ids
     assert ours.encode(SPECIAL_TEXTS, 24).ids.tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    ("head", "end"), [("", "\n"), ("\ufeff", "\r\n"), ("#version: 0.2\n", "\n")]
+)
+def test_merges_of_any_system(
+    flux_folder: Path, tmp_path: Path, head: str, end: str
+) -> None:
+    path = flux_folder / "tokenizer"
+    model = json.loads((path / "tokenizer.json").read_text())["model"]
+    lines = end.join(" ".join(pair) for pair in model["merges"]) + end
+    vocabulary = json.dumps(model["vocab"])
+    (tmp_path / "vocab.json").write_bytes(
+        (head[:1] + vocabulary).encode() if head == "\ufeff" else vocabulary.encode()
+    )
+    (tmp_path / "merges.txt").write_bytes((head + lines).encode())
+    ours = load_clip_tokenizer(tmp_path).encode(TEXTS, 32)
+    theirs = load_clip_tokenizer(path).encode(TEXTS, 32)
+    assert np.array_equal(ours.ids, theirs.ids)
+
+
+def test_a_merge_may_hold_what_python_takes_for_the_end_of_a_line(
+    tmp_path: Path,
+) -> None:
+    """Of byte-level letters none is, but a vocabulary may have others."""
+    marks = "\x85\u2028\x0b\x0c"
+    merges = "".join(f"a{mark} b</w>\n" for mark in marks)
+    (tmp_path / "merges.txt").write_bytes(merges.encode())
+    assert _merges(tmp_path / "merges.txt") == [(f"a{mark}", "b</w>") for mark in marks]
+
+
+@pytest.mark.parametrize("line", ["a", "a b c", " a", "a "])
+def test_a_line_that_is_no_merge_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "merges.txt").write_text(f"#version: 0.2\na b\n{line}\n")
+    with pytest.raises(
+        ModelLoadError, match=r"merges\.txt: line 3: expected two tokens"
+    ):
+        _merges(tmp_path / "merges.txt")
 
 
 @pytest.fixture(scope="module")
