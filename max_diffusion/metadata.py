@@ -44,6 +44,7 @@ _MEASURED: Final = frozenset(
     (
         *("steps", "cache_bytes", "image_tokens", "text_tokens", "warnings"),
         *("load_seconds", "compile_seconds", "compile_count", "encode_seconds"),
+        "defaults",
         *("denoise_seconds", "decode_seconds", "total_seconds"),
         *("full_passes", "total_passes"),
     )

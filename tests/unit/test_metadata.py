@@ -261,7 +261,8 @@ def test_every_field_of_a_report_is_a_setting_or_a_measurement() -> None:
     assert set(settings) == {
         *("model", "device", "dtype", "prompts", "negative_prompt", "height", "width"),
         *("num_inference_steps", "guidance_scale", "true_cfg_scale", "seed"),
-        *("num_images", "cache", "versions", "sigmas", "picture"),
+        *("num_images", "cache", "versions", "sigmas", "picture", "seeds"),
+        *("prompt_2", "negative_prompt_2", "max_sequence_length"),
     }
 
 

@@ -311,13 +311,20 @@ def test_damaged_t5_files_are_said(
         load_t5_tokenizer(tmp_path)
 
 
-@pytest.mark.parametrize("merges", [b"#version\nxx yy", b"one", b"\xff\xff \xfe"])
+@pytest.mark.parametrize(
+    ("merges", "message"),
+    [
+        (b"#version\nxx yy", r"merges\.txt is damaged"),
+        (b"one", r"merges\.txt: line 1: expected two tokens"),
+        (b"\xff\xff \xfe", r"merges\.txt: no UTF-8 text"),
+    ],
+)
 def test_damaged_merges_are_said(
-    merges: bytes, flux_folder: Path, tmp_path: Path
+    merges: bytes, message: str, flux_folder: Path, tmp_path: Path
 ) -> None:
     clip_folder(flux_folder / "tokenizer", tmp_path)
     (tmp_path / "merges.txt").write_bytes(merges)
-    with pytest.raises(ModelLoadError, match=r"merges\.txt is damaged"):
+    with pytest.raises(ModelLoadError, match=message):
         load_clip_tokenizer(tmp_path)
 
 
