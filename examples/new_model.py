@@ -1,37 +1,46 @@
-"""A new model in 200 lines, comments included: a toy denoiser with every cache.
+"""A new model family from outside, in 200 lines: a toy, with every cache.
 
-The model's velocity points from the present latents to a target that depends on the
-token ids, so a finished picture is the target and nothing else. A real model differs in
-its pieces (``embed``, ``block``, ``output``) and in reading weights from a checkpoint.
+It paints the gray that its prompt names: the velocity points from the present latents
+to that gray. A real family differs in its pieces (``embed``, ``block``, ``output``) and
+in what encodes text and decodes latents.
 
-    python examples/new_model.py
+    python examples/new_model.py toy_model  # writes a model folder, and draws from it
+    max-diffusion generate "gray 120" --model toy_model --plugin examples/new_model.py
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import json
+import re
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
-from max.driver import CPU, Buffer
+from max.driver import Buffer
 from max.dtype import DType
-from max.engine import InferenceSession
-from max.graph import DeviceRef, TensorType, TensorValue
+from max.graph import DeviceRef, TensorType, TensorValue, ops
 
 from graphs.denoiser import AbstractBlock, AbstractDenoiser, Streams
 from graphs.weights import WeightScope
 from max_diffusion import (
     DenoiserComponent,
-    DiffusionPipeline,
-    DiffusionPipelineOutput,
     GenerationContext,
-    PipelineConfig,
+    GenerationRequest,
+    Grid,
+    PromptTexts,
+    RequestError,
+    TextToImagePipeline,
+    Tokenized,
+    load_pipeline,
+    register_model,
 )
-from max_diffusion.denoising import Branch
-from max_diffusion.sampling import Schedule
 
-WIDTH = 12
+WIDTH = 12  # channels of an image token: 2 x 2 pixels of 3 colours
+CLASSES = {
+    "transformer": "ToyTransformer2DModel",
+    "scheduler": "FlowMatchEulerDiscreteScheduler",
+}
 
 
 class ToyBlock(AbstractBlock):
@@ -45,8 +54,9 @@ class ToyBlock(AbstractBlock):
         return self.streams.image
 
     def attention(self) -> tuple[TensorValue, ...]:
-        """What the image sees of the text."""
-        return (self.streams.text.rebind(self.streams.image.shape),)
+        """What the image sees of the text: its mean."""
+        mean = ops.mean(self.streams.text, axis=1)
+        return (ops.broadcast_to(mean, self.streams.image.shape),)
 
     def outputs(self, attention: tuple[TensorValue, ...]) -> tuple[TensorValue, ...]:
         """The share."""
@@ -62,8 +72,9 @@ class ToyDenoiser(AbstractDenoiser[TensorValue]):
 
     num_blocks = 3
     width = WIDTH
-    dtype = DType.float32
-    device = DeviceRef.CPU()
+
+    def __init__(self, dtype: DType, device: DeviceRef) -> None:
+        self.dtype, self.device = dtype, device
 
     def input_types(
         self,
@@ -71,19 +82,19 @@ class ToyDenoiser(AbstractDenoiser[TensorValue]):
         image_seq_len: int | str = "image_seq_len",
         text_seq_len: int | str = "text_seq_len",
     ) -> dict[str, TensorType]:
-        """Latents, timestep and the target, ``(B, S_txt = S_img, C)``."""
-        shape = (batch, image_seq_len, WIDTH)
+        """Latents, timestep and the target, ``(B, S_txt, C)``."""
+        image, text = (batch, image_seq_len, WIDTH), (batch, text_seq_len, WIDTH)
         return {
-            "latents": TensorType(self.dtype, shape, self.device),
-            "timestep": TensorType(self.dtype, (batch,), self.device),
-            "text": TensorType(self.dtype, (batch, text_seq_len, WIDTH), self.device),
+            "latents": TensorType(DType.float32, image, self.device),
+            "timestep": TensorType(DType.float32, (batch,), self.device),
+            "text": TensorType(self.dtype, text, self.device),
         }
 
     def condition(
         self, w: WeightScope, inputs: dict[str, TensorValue]
     ) -> tuple[TensorValue]:
         """Sigma, ``(B,)``."""
-        return (inputs["timestep"] / 1000.0,)
+        return ((inputs["timestep"] / 1000.0).cast(self.dtype),)
 
     def conditioning(
         self, condition: tuple[TensorValue, ...], inputs: dict[str, TensorValue]
@@ -93,7 +104,7 @@ class ToyDenoiser(AbstractDenoiser[TensorValue]):
 
     def embed(self, w: WeightScope, inputs: dict[str, TensorValue]) -> Streams:
         """Both streams unchanged."""
-        return Streams(inputs["latents"], inputs["text"])
+        return Streams(inputs["latents"].cast(self.dtype), inputs["text"])
 
     def block(
         self, w: WeightScope, index: int, streams: Streams, conditioning: TensorValue
@@ -104,8 +115,8 @@ class ToyDenoiser(AbstractDenoiser[TensorValue]):
     def output(
         self, w: WeightScope, image: TensorValue, conditioning: TensorValue
     ) -> TensorValue:
-        """The remaining difference over sigma."""
-        return image / conditioning
+        """The remaining difference over sigma, times a weight."""
+        return image / conditioning * w("gain", WIDTH)
 
 
 class ToyTransformer(DenoiserComponent):
@@ -113,90 +124,88 @@ class ToyTransformer(DenoiserComponent):
 
     def denoiser(self) -> ToyDenoiser:
         """The pieces."""
-        return ToyDenoiser()
+        return ToyDenoiser(self.dtype, self.device_ref)
 
 
-@dataclass(frozen=True)
-class ToyInputs:
-    """A request on the device."""
-
-    latents: Buffer
-    target: Buffer
-    context: GenerationContext
-
-
-class ToyPipeline(DiffusionPipeline):
-    """Draws ``height x width`` pictures whose gray is set by the tokens."""
+class ToyPipeline(TextToImagePipeline):
+    """Paints the gray that the prompt names, 0 to 255."""
 
     components = {"transformer": ToyTransformer}  # noqa: RUF012
+    class_names = {role: (name,) for role, name in CLASSES.items()}  # noqa: RUF012
+    default_num_inference_steps = 20
+    default_size = (4, 6)
+    cell = 2
+    token_channels = WIDTH
 
     def init_remaining_components(self) -> None:
-        """Nothing else is needed."""
+        """Nothing else is needed: the sampler is flow matching's by default."""
 
-    def prepare_inputs(self, context: GenerationContext) -> ToyInputs:
-        """The tokens, spread over all cells, are the target."""
-        level = context.tokens.astype(np.float32).reshape(-1, 1, 1)
-        target = np.broadcast_to(level, context.latents.shape).copy()
-        noise = Buffer.from_numpy(context.latents.copy())
-        return ToyInputs(noise, Buffer.from_numpy(target), context)
+    def text_length(self, max_sequence_length: int | None) -> int:
+        """One token."""
+        return 1
 
-    def execute(
-        self, model_inputs: ToyInputs, **kwargs: Any
-    ) -> DiffusionPipelineOutput:
-        """Denoises; a cell's 12 channels are 2 x 2 pixels of 3 colours."""
-        context = model_inputs.context
-        denoised = self.denoise(
-            model_inputs.latents,
-            Schedule(context.sigmas, context.timesteps),
-            [Branch("conditional", {"text": model_inputs.target})],
-            cache=context.cache,
-            **kwargs,
-        )
-        rows, columns = context.height // 2, context.width // 2
-        cells = denoised.latents.to_numpy().reshape(-1, rows, columns, 2, 2, 3)
+    def tokenize(self, texts: PromptTexts, length: int, what: str) -> Tokenized:
+        """The number in each text."""
+        found = [re.search(r"\d+", text) for text in texts.first]
+        levels = [int(match[0]) if match else 256 for match in found]
+        if max(levels) > 255:
+            raise RequestError(f"toy: {what} must name a gray of 0 to 255, as gray 120")
+        return Tokenized({"gray": np.array(levels, np.int64)[:, None]})
+
+    def draw_noise(self, request: GenerationRequest, grid: Grid) -> np.ndarray:
+        """Of the seed, ``(B, S_img, C)``."""
+        shape = request.num_images, grid.num_tokens, WIDTH
+        return np.random.default_rng(request.seed).standard_normal(shape, np.float32)
+
+    def encode_text(
+        self, tokens: Mapping[str, np.ndarray], context: GenerationContext
+    ) -> Mapping[str, Buffer]:
+        """The level in every channel, ``(B, 1, C)``."""
+        level = tokens["gray"].astype(np.float32)[:, :, None]
+        return {"text": Buffer.from_numpy(np.repeat(level, WIDTH, axis=2))}
+
+    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
+        """A token's 12 channels are 2 x 2 pixels of 3 colours."""
+        rows, columns = context.grid.rows, context.grid.columns
+        cells = latents.to_numpy().reshape(-1, rows, columns, 2, 2, 3)
         pixels = cells.transpose(0, 1, 3, 2, 4, 5).reshape(
             -1, context.height, context.width, 3
         )
-        images = np.clip(pixels.round(), 0, 255).astype(np.uint8)
-        return DiffusionPipelineOutput(images, denoised.steps, denoised.cache_bytes)
+        return np.clip(pixels.round(), 0, 255).astype(np.uint8)
+
+    def decode_bytes(self, height: int, width: int) -> int:
+        """Three floats a pixel, twice."""
+        return 24 * height * width
 
 
-def make_context(gray: int, **changes: Any) -> GenerationContext:
-    """A request for one 4 x 6 picture of that gray."""
-    sigmas = np.linspace(1, 0, 21, dtype=np.float32)
-    noise = np.random.default_rng(gray).standard_normal((1, 6, WIDTH), np.float32)
-    values: dict[str, Any] = {
-        "cache": None,
-        "tokens": np.array([[gray]], np.int64),
-        "tokens_2": np.array([[gray]], np.int64),
-        "negative_tokens": None,
-        "negative_tokens_2": None,
-        "latents": noise,
-        "sigmas": sigmas,
-        "timesteps": sigmas[:-1] * 1000,
-        "height": 4,
-        "width": 6,
-        "num_inference_steps": 20,
-        "guidance_scale": 1.0,
-    }
-    return GenerationContext(**(values | changes))
+def write_folder(path: Path) -> Path:
+    """A model folder in the diffusers layout, weights included."""
+    for role, name in CLASSES.items():
+        (path / role).mkdir(parents=True, exist_ok=True)
+        file = "scheduler_config.json" if role == "scheduler" else "config.json"
+        (path / role / file).write_text(json.dumps({"_class_name": name}))
+    roles = {role: ["diffusers", name] for role, name in CLASSES.items()}
+    index = json.dumps({"_class_name": "ToyPipeline", **roles})
+    (path / "model_index.json").write_text(index)
+    data = np.ones(WIDTH, np.float32).tobytes()
+    gain = {"dtype": "F32", "shape": [WIDTH], "data_offsets": [0, len(data)]}
+    header = json.dumps({"gain": gain}).encode()
+    (path / "transformer/diffusion_pytorch_model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + data
+    )
+    return path
 
 
-def make_pipeline(kind: type[ToyPipeline] = ToyPipeline, **kwargs: Any) -> ToyPipeline:
-    """Compiles the toy on the CPU."""
-    device = CPU()
-    session = InferenceSession(devices=[device])
-    config = PipelineConfig(components={"transformer": {}})
-    return kind(config, session, [device], [], **kwargs)
+register_model("ToyPipeline", ToyPipeline)
 
 
-def main(show: Callable[[str], None] = print) -> None:
+def main(folder: Path, show: Callable[[str], None] = print) -> None:
     """Serves three requests."""
-    pipeline = make_pipeline()
+    pipeline = load_pipeline(write_folder(folder), device="cpu")
     for gray in (10, 120, 250):
-        output = pipeline.execute(pipeline.prepare_inputs(make_context(gray)))
-        show(f"asked for gray {gray}, drew {output.images.mean():.0f}")
+        images = pipeline.generate(f"gray {gray}").images
+        show(f"asked for gray {gray}, drew {images.mean():.0f}")
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]))

@@ -87,8 +87,8 @@ def attention(
         bias: Added to the scaled scores, float32, broadcast to ``(B, heads, S, T)``.
     """
     if bias is None and query.device.is_gpu():
-        # Here, because the first import of max.nn builds a Mojo extension for the
-        # host, which takes 18 s and which no CPU graph needs.
+        # Imported here: its first import builds a Mojo extension for this CPU, in
+        # seconds, and into site-packages, which may be read-only.
         from max.nn.attention.mask_config import MHAMaskVariant
         from max.nn.kernels import flash_attention_gpu
 

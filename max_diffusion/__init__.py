@@ -5,8 +5,12 @@ Names are imported on first use, so that ``import max_diffusion`` costs nothing.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
+
+# Not typing's, which takes longer to import than all that is here; type checkers know
+# the name.
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
     from .cache_file import (
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
         DenoiserComponent,
     )
     from .errors import (
+        CacheNotLoadedError,
         CacheStateError,
         CompileError,
         DeviceError,
@@ -57,15 +62,18 @@ if TYPE_CHECKING:
         RequestCancelled,
         RequestError,
     )
+    from .grid import Grid
     from .pipelines import (
         DiffusionPipeline,
         DiffusionPipelineOutput,
         GenerationResult,
         PipelineConfig,
         TextToImagePipeline,
+        Tokenized,
         demo_model_path,
         load_pipeline,
         open_model,
+        register_model,
     )
     from .report import (
         RunReport,
@@ -74,11 +82,17 @@ if TYPE_CHECKING:
     from .types import (
         GenerationContext,
         GenerationRequest,
+        PromptTexts,
     )
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
+    "CacheNotLoadedError": "errors",
+    "register_model": "pipelines",
+    "Tokenized": "pipelines",
+    "PromptTexts": "types",
+    "Grid": "grid",
     "AbstractCacheConfig": "caches",
     "Action": "caches",
     "AutoConfig": "caches",
@@ -133,6 +147,7 @@ __all__ = [
     "Action",
     "AutoConfig",
     "BoundCache",
+    "CacheNotLoadedError",
     "CacheStateError",
     "Calibration",
     "ChartStyle",
@@ -149,12 +164,14 @@ __all__ = [
     "GenerationContext",
     "GenerationRequest",
     "GenerationResult",
+    "Grid",
     "MagCacheConfig",
     "MaxDiffusionError",
     "ModelLoadError",
     "NoCacheConfig",
     "PabConfig",
     "PipelineConfig",
+    "PromptTexts",
     "RequestCancelled",
     "RequestError",
     "Run",
@@ -166,6 +183,7 @@ __all__ = [
     "TaylorSeerConfig",
     "TeaCacheConfig",
     "TextToImagePipeline",
+    "Tokenized",
     "__version__",
     "calibrate",
     "demo_model_path",
@@ -173,6 +191,7 @@ __all__ = [
     "open_model",
     "read_cache_file",
     "register_cache",
+    "register_model",
     "taylor_seer",
     "write_cache_file",
 ]
@@ -182,7 +201,22 @@ def __getattr__(name: str) -> object:
     """Imports a public name's module when the name is first asked for."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    try:
+        module = import_module(f".{_MODULE_OF[name]}", __name__)
+    except ImportError as err:
+        # Most likely a script's neighbour of one of these names.
+        top = (err.name or "").partition(".")[0]
+        found = getattr(sys.modules.get(top), "__file__", None)
+        found = found or next(iter(getattr(sys.modules.get(top), "__path__", ())), None)
+        if top not in ("graphs", "max") or found is None:
+            raise
+        raise ImportError(
+            f"{__name__}: expected its own package {top!r}, got {found}; rename that "
+            "one, or take its folder out of sys.path",
+            name=err.name,
+            path=found,
+        ) from err
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

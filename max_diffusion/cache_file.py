@@ -27,7 +27,8 @@ def read_cache_file(path: str | Path) -> AbstractCacheConfig:
     """
     where = f"cache file {path}"
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
+        # Editors of Windows put a byte order mark first.
+        data = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as err:
         raise RequestError(
             f"{where} cannot be read ({err.strerror}); max-diffusion tune writes one"

@@ -48,7 +48,7 @@ _EPSILON: Final = 1e-8
 def calibration_requests(
     prompts: str | Sequence[str] = PROMPTS,
     *,
-    num_inference_steps: int = 50,
+    num_inference_steps: int | None = None,
     seed: int = 0,
     height: int | None = None,
     width: int | None = None,
@@ -61,7 +61,8 @@ def calibration_requests(
     texts = (prompts,) if isinstance(prompts, str) else prompts
     if not isinstance(texts, Sequence) or not texts:
         raise RequestError(f"calibrate: expected at least one prompt, got {prompts!r}")
-    count("calibrate: num_inference_steps", num_inference_steps, minimum=2)
+    if num_inference_steps is not None:
+        count("calibrate: num_inference_steps", num_inference_steps, minimum=2)
     first = checked_seed(seed)
     return [
         GenerationRequest(
@@ -80,7 +81,7 @@ def calibrate(
     pipeline: TextToImagePipeline,
     prompts: str | Sequence[str] = PROMPTS,
     *,
-    num_inference_steps: int = 50,
+    num_inference_steps: int | None = None,
     seed: int = 0,
     height: int | None = None,
     width: int | None = None,
@@ -97,8 +98,8 @@ def calibrate(
     Args:
         pipeline: Compiled for ``magcache`` or another cache of single blocks.
         prompts: One picture each.
-        num_inference_steps: Steps of every picture; at least 2. Ratios are resampled to
-            other numbers of steps.
+        num_inference_steps: Steps of every picture; at least 2; default the model's.
+            Ratios are resampled to other numbers of steps.
         seed: Of the first picture; the next has the next.
         height: Pixels; default the model's.
         width: Likewise.
@@ -109,16 +110,19 @@ def calibrate(
         RequestError: No prompts, a size the model cannot draw, or a pipeline without
             the graphs it takes.
     """
+    steps = num_inference_steps
+    if steps is None:
+        steps = pipeline.default_num_inference_steps
     requests = calibration_requests(
         prompts,
-        num_inference_steps=num_inference_steps,
+        num_inference_steps=steps,
         seed=seed,
         height=height,
         width=width,
     )
     # Says by name what the pipeline must be compiled for.
-    pipeline.caches.bind(MagCacheConfig(ratios=(1.0,)), num_inference_steps)
-    total = num_inference_steps * len(requests)
+    pipeline.caches.bind(MagCacheConfig(ratios=(1.0,)), steps)
+    total = steps * len(requests)
     ratios: list[list[float]] = []
     inputs: list[float] = []
     residuals: list[float] = []
@@ -129,7 +133,7 @@ def calibrate(
 
         def on_own_step(done: int, _: int, index: int = index) -> None:
             if on_step is not None:
-                on_step(num_inference_steps * index + done, total)
+                on_step(steps * index + done, total)
 
         output = pipeline.execute(pipeline.prepare_inputs(context), on_step=on_own_step)
         ratios.append(recorder.ratios)
@@ -142,7 +146,7 @@ def calibrate(
         )
     coefficients, r2 = fit(np.array(inputs), np.array(residuals))
     return Calibration(
-        num_inference_steps=num_inference_steps,
+        num_inference_steps=steps,
         num_pictures=len(requests),
         magcache_ratios=(1.0, *(float(x) for x in np.mean(ratios, axis=0))),
         teacache_coefficients=coefficients,

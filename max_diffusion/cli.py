@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import secrets
@@ -17,7 +18,7 @@ from . import __version__
 from .errors import MaxDiffusionError, RequestCancelled, RequestError
 from .evaluation_commands import EVALUATION_COMMANDS
 from .model_commands import MODEL_COMMANDS
-from .options import chosen_cache, memory_size
+from .options import chosen_cache, memory_size, one_or_several, parse_seeds
 from .serve_command import SERVE
 from .terminal import Interruption, Progress
 
@@ -25,15 +26,19 @@ from .terminal import Interruption, Progress
 # most mistakes are answered at once.
 if TYPE_CHECKING:
     from .caches import AbstractCacheConfig
+    from .like import Likeness
     from .pipelines.text_to_image import GenerationResult
     from .types import GenerationRequest
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of ``max-diffusion``; exits with the error's code."""
+    """Runs the command line; exits with the error's code."""
     # Closed by the caller, as with 2>&-: print would send errors to standard output.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # What a terminal's encoding has no character for, such as an emoji in ASCII.
+        sys.stdout.reconfigure(errors="backslashreplace")
     with Interruption() as interruption:
         args = _parser().parse_args(arguments)
         code = _run(args, interruption)
@@ -70,11 +75,17 @@ class Job:
     cache: AbstractCacheConfig
     output: Path
     timeline: Path | None
+    model: str
+    dtype: str | None
+    like: Likeness | None
+    """A picture to repeat, but for what was given beside it."""
+    is_one: bool
+    """Whether only the picture that is to be repeated is wanted, of its batch."""
 
     @property
     def pictures(self) -> int:
-        """All prompts together."""
-        return len(self.request.prompts) * self.request.num_images_per_prompt
+        """To be written, all prompts together."""
+        return 1 if self.is_one else self.request.num_images
 
 
 def resolve(args: argparse.Namespace) -> Job:
@@ -83,32 +94,84 @@ def resolve(args: argparse.Namespace) -> Job:
     Raises:
         RequestError: A value is malformed or out of range, or a file cannot be written.
     """
-    from .images import check_writable, output_paths
+    from .images import PICTURE_KINDS, check_sides, check_writable, output_paths
     from .types import GenerationRequest
 
-    cache = chosen_cache(args.cache, args.cache_option, args.cache_file)
-    request = GenerationRequest(
-        prompts=tuple(args.prompts),
-        negative_prompt=args.negative_prompt,
-        height=args.height,
-        width=args.width,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance,
-        true_cfg_scale=args.true_cfg,
-        seed=secrets.randbelow(2**32) if args.seed is None else args.seed,
-        num_images_per_prompt=args.num_images,
-        cache_memory_limit=memory_size("--cache-memory-limit", args.cache_memory_limit),
-    )
+    like = None
+    if args.like is not None:
+        from .like import Likeness
+
+        like = Likeness.of(Path(args.like))
+    seeds = parse_seeds(args.seed)
+    given = {
+        "prompts": tuple(map(_typed, args.prompts)) or None,
+        "prompt_2": one_or_several(list(map(_typed, args.prompt_2))),
+        "negative_prompt": one_or_several(list(map(_typed, args.negative_prompt))),
+        "negative_prompt_2": one_or_several(list(map(_typed, args.negative_prompt_2))),
+        "height": args.height,
+        "width": args.width,
+        "num_inference_steps": args.steps,
+        "guidance_scale": args.guidance,
+        "true_cfg_scale": args.true_cfg,
+        "seed": seeds[0] if seeds else None,
+        "seeds": seeds if seeds and len(seeds) > 1 else None,
+        "num_images_per_prompt": args.num_images,
+        "max_sequence_length": args.max_sequence_length,
+        "cache_memory_limit": memory_size(
+            "--cache-memory-limit", args.cache_memory_limit
+        ),
+    }
+    asked = {name: value for name, value in given.items() if value is not None}
+    if not asked.get("prompts") and like is None:
+        raise RequestError(
+            "the following arguments are required: PROMPT, or --like FILE"
+        )
+    is_one = like is not None and not asked.keys() & {
+        "prompts",
+        "num_images_per_prompt",
+    }
+    cache = _cache(args, like)
+    if like is not None:
+        before = dict(like.asked)
+        if "num_inference_steps" in asked:
+            before.pop("sigmas", None)
+        if "seed" in asked:
+            before.pop("seeds", None)
+        asked = before | asked
+    asked.setdefault("seed", secrets.randbelow(2**32))
+    request = GenerationRequest(**asked | {"cache": None})
     timeline = Path(args.timeline) if args.timeline is not None else None
-    job = Job(request, cache, Path(args.output), timeline)
+    model, dtype = args.model, args.dtype
+    if like is not None:
+        model, dtype = model or like.text("model"), dtype or like.text("dtype")
+    output = Path(args.output)
+    job = Job(request, cache, output, timeline, model or "demo", dtype, like, is_one)
     files = output_paths(job.output, job.pictures)
     if timeline and timeline.resolve() in {file.resolve() for file in files}:
         raise RequestError(f"--timeline: {timeline} is a picture's name already")
     for path in files:
-        check_writable(path, "--output")
+        check_writable(path, "--output", *PICTURE_KINDS)
+        check_sides(path, request.height, request.width, "--output")
     if timeline:
         check_writable(timeline, "--timeline")
     return job
+
+
+def _typed(text: str) -> str:
+    """UTF-8 of the command line, also where the locale is not."""
+    if not any("\udc80" <= mark <= "\udcff" for mark in text):
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeDecodeError:
+        return text  # which the request will refuse
+
+
+def _cache(args: argparse.Namespace, like: Likeness | None) -> AbstractCacheConfig:
+    """The cache asked for; options alone change that of the picture to repeat."""
+    if like is None or args.cache is not None or args.cache_file is not None:
+        return chosen_cache(args.cache, args.cache_option, args.cache_file)
+    return like.cache(args.cache_option)
 
 
 def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
@@ -119,12 +182,13 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
     with ExitStack() as stack:
         progress = Progress(stack, is_shown=is_shown)
         pipeline = open_model(
-            args.model,
+            job.model,
             device=args.device,
-            dtype=args.dtype,
+            dtype=job.dtype,
             cache=job.cache,
             calibration=args.calibration,
             variant=args.variant,
+            revision=args.revision,
             show_progress=is_shown,
             on_event=progress.on_event,
         )
@@ -143,14 +207,26 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
 
 
 def _save(job: Job, result: GenerationResult, *, is_json: bool) -> None:
-    from .images import output_paths, save_atomically, save_png, text_chunks
+    from .images import output_paths, save_atomically, save_picture
+    from .metadata import exif_and_xmp, text_chunks
 
     report = result.report
-    for warning in report.warnings:
+    warnings = [*report.warnings, *(job.like.differences(report) if job.like else ())]
+    wanted = list(enumerate(result.images))
+    if job.like is not None and job.is_one:
+        wanted = wanted[job.like.picture :][:1]
+    paths = output_paths(job.output, len(wanted))
+    for path, (index, picture) in zip(paths, wanted, strict=True):
+        text = text_chunks(report, index)
+        save_picture(path, picture, text)
+        is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+        if is_jpeg and len(exif_and_xmp("jpeg", text)) < 2:
+            warnings.append(
+                f"{path}: a JPEG has no room for all of its settings; write a .png or "
+                ".webp to keep them"
+            )
+    for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    paths = output_paths(job.output, len(result.images))
-    for index, (path, picture) in enumerate(zip(paths, result.images, strict=True)):
-        save_png(path, picture, text_chunks(report, index))
     if job.timeline is not None:
         from .timeline import draw_timeline
 
@@ -161,8 +237,8 @@ def _save(job: Job, result: GenerationResult, *, is_json: bool) -> None:
     # Of the batch: its pictures are drawn together.
     took = f"{report.total_seconds:.2f} s"
     passes = f"{report.full_passes} of {report.total_passes} full passes"
-    for path in paths:
-        print(f"{path}: seed {report.seed}, {took}, {passes}")
+    for index, path in enumerate(paths):
+        print(f"{path}: seed {report.seed_of(index)}, {took}, {passes}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -229,20 +305,46 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_generate_options(add: Callable[..., Any]) -> None:
-    add("prompts", nargs="+", metavar="PROMPT", help="several are drawn as one batch")
-    add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
+    add("prompts", nargs="*", metavar="PROMPT", help="several are drawn as one batch")
+    add(
+        "--like",
+        metavar="FILE",
+        help="repeat a picture of this command or server, but for other options given",
+    )
+    add("--model", help="demo, the default, a diffusers folder or a hub repo id")
     add("--variant", help="weight files' variant, for example fp16")
-    add("--output", default="out.png", help="several pictures: out-1.png ...")
+    add("--revision", help="branch, tag or commit of a model of the hub")
+    add(
+        "--output",
+        default="out.png",
+        help=".png, .jpg, .jpeg or .webp; several pictures: out-1.png ...",
+    )
     add("--height", type=int, help="pixels; default: the model's")
     add("--width", type=int, help="pixels; default: the model's")
-    add("--steps", type=int, help="denoising steps, default 50")
+    add("--steps", type=int, help="denoising steps; default: the model's, 28 or 4")
     add("--guidance", type=float, help="guidance scale of distilled models, 3.5")
+    add("--true-cfg", type=float, help="classifier-free guidance; default 1, off")
+    several = {"action": "append", "default": [], "metavar": "TEXT"}
     add(
-        "--true-cfg", type=float, default=1.0, help="classifier-free guidance, off at 1"
+        "--negative-prompt",
+        help="needs --true-cfg above 1; once, or once for each prompt",
+        **several,
     )
-    add("--negative-prompt", help="needs --true-cfg above 1")
-    add("--seed", type=int, help="default: random, printed and stored in the picture")
-    add("--num-images", type=int, default=1, help="pictures of each prompt")
+    add("--prompt-2", help="what T5 reads instead; likewise", **several)
+    add("--negative-prompt-2", help="likewise", **several)
+    add(
+        "--max-sequence-length",
+        type=int,
+        metavar="TOKENS",
+        help="of T5; default: the model's most. FLUX.1-schnell: usually 256",
+    )
+    add(
+        "--seed",
+        metavar="SEED[,SEED...]",
+        help="one, or one of each picture, which is then the same when drawn alone; "
+        "default: random, printed and stored in the picture",
+    )
+    add("--num-images", type=int, help="pictures of each prompt, default 1")
     add(
         "--cache",
         choices=_CacheNames(),

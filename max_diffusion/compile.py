@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from types import MappingProxyType
+from functools import cache
 from typing import Any, final
 
 from max._mlir_context import in_default_mlir_context
@@ -17,6 +18,8 @@ from max.graph import Module
 
 from graphs.weights import WeightSlot
 
+from .compile_cache import prepare_compile_cache
+from .compile_memory import memory_watched
 from .errors import (
     CompileError,
     DeviceError,
@@ -36,6 +39,33 @@ it.
 """
 
 _DTYPES = {"float32": DType.float32, "bfloat16": DType.bfloat16}
+
+
+@final
+class OwnGraphs(Mapping[str, Model]):
+    """Executable graphs by name, for the process that made them.
+
+    MAX's threads do not live on in a fork, so that a graph would never end there.
+    """
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        self._models = models
+        self._process = os.getpid()
+
+    def __getitem__(self, name: str) -> Model:
+        """A graph.
+
+        Raises:
+            DeviceError: This process is a fork of the one that made them.
+        """
+        _check_not_forked(self._process)
+        return self._models[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
 
 
 def resolve_device(name: str) -> Device:
@@ -72,7 +102,12 @@ def resolve_dtype(name: str | None, device: Device) -> DType:
 
 
 def open_session(device: Device) -> InferenceSession:
-    """A session for ``device``; the host is always part of it."""
+    """A session for ``device``; the host is always part of it.
+
+    Raises:
+        DeviceError: This process is a fork of one that compiled graphs.
+    """
+    _check_not_forked(_first_process())
     return InferenceSession(devices=[device])
 
 
@@ -90,7 +125,7 @@ class CompiledGraphs:
         self._models: dict[str, Model] = {}
         # MAX reads these very bytes and keeps none of them: they live as long as this.
         self._weights: dict[str, Any] = {}
-        self.models: Mapping[str, Model] = MappingProxyType(self._models)
+        self.models: Mapping[str, Model] = OwnGraphs(self._models)
         """By name; shows what is added later, too."""
         self.compile_count = 0
         """Modules compiled so far."""
@@ -120,18 +155,18 @@ class CompiledGraphs:
 
         Raises:
             ModelLoadError: A slot's array is missing, or of another shape or dtype.
-            CompileError: MAX refused the graphs.
+            CompileError: MAX refused the graphs, or has no folder to keep them in.
         """
         _check({**self._weights, **weights}, expected)
+        _check_not_forked(_first_process())
+        prepare_compile_cache()
         started = time.perf_counter()
         try:
-            compiled = self._session.compile(module)
+            with memory_watched():
+                compiled = self._session.compile(module)
         except Exception as err:
-            cause = err.__cause__ or err
-            first_line = str(cause).strip().split("\n", maxsplit=1)[0]
-            raise CompileError(
-                f"compile: MAX refused the graphs: {first_line}"
-            ) from err
+            reason = _first_reason(str(err.__cause__ or err))
+            raise CompileError(f"compile: MAX refused the graphs: {reason}") from err
         seconds = time.perf_counter() - started
         with memory_errors_said():
             is_host = self._device.is_host
@@ -162,6 +197,27 @@ def memory_errors_said() -> Iterator[None]:
                 "or for bfloat16"
             ) from err
         raise
+
+
+def _first_reason(text: str) -> str:
+    """Of what MAX writes on many lines: the first, and what that announces."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+
+
+@cache
+def _first_process() -> int:
+    """The process that compiled first: its forks know its answer, and have no MAX."""
+    return os.getpid()
+
+
+def _check_not_forked(process: int) -> None:
+    if os.getpid() != process:
+        raise DeviceError(
+            "device: this process is a fork of one in which MAX has run, and there it "
+            'would hang; start processes with multiprocessing.get_context("spawn"), or '
+            "fork before anything is loaded"
+        )
 
 
 def _check(weights: Mapping[str, Any], expected: Mapping[str, WeightSlot]) -> None:

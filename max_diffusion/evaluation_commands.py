@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from .errors import MaxDiffusionError, RequestError
+from .files import read_lines
 from .model_commands import Command, add_model_options
 from .terminal import Interruption, Progress
 
@@ -41,7 +42,7 @@ _SPARED = (
 def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
     from .caches import caches_from_text
 
-    caches = None if args.caches is None else caches_from_text(args.caches)
+    caches = None if args.caches in (None, "all") else caches_from_text(args.caches)
     fewer = _whole_numbers("--fewer-steps", args.fewer_steps)
     prompts = _prompts(args.prompts, args.prompts_file)
     if prompts is None:
@@ -101,7 +102,7 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
             f"got {count or 'none'}"
         )
     target = Target(*targets)
-    methods = None if args.caches is None else _names(args.caches)
+    methods = None if args.caches in (None, "all") else _names(args.caches)
     for name in methods or ():
         coarse(name)  # raises if there is none
     prompts = _prompts(args.prompts, args.prompts_file)
@@ -215,6 +216,7 @@ def _loaded(
             caches=tuple(CACHES) if caches is None else ("none", *caches),
             calibration=args.calibration,
             variant=args.variant,
+            revision=args.revision,
             show_progress=sys.stderr.isatty(),
             on_event=progress.on_event,
         )
@@ -241,7 +243,7 @@ def _prompts(given: Sequence[str], file: str | None) -> tuple[str, ...] | None:
     if given:
         raise RequestError("--prompts-file: give prompts there or as words, not both")
     try:
-        lines = Path(file).read_text(encoding="utf-8").splitlines()
+        lines = read_lines(Path(file))
     except OSError as err:
         raise RequestError(f"{file} cannot be read ({err.strerror})") from err
     except UnicodeDecodeError as err:
@@ -319,7 +321,7 @@ def _print_tuning(result: TuningResult, files: Sequence[Path]) -> None:
 def _add_common_options(add: Callable[..., Any]) -> None:
     add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
     add("--prompts-file", metavar="FILE", help="prompts, one a line")
-    add("--steps", type=int, help="denoising steps; default: the model's, 50")
+    add("--steps", type=int, help="denoising steps; default: the model's")
     add("--guidance", type=float, help="guidance scale of distilled models, 3.5")
     add(
         "--seed", type=int, default=0, help="of the first prompt; the next has the next"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Callable
@@ -57,6 +58,20 @@ def check_folder(folder: str | Path) -> Path:
     return path
 
 
+def written_file(path: Path) -> Path:
+    """The file that writing to ``path`` changes: of a symbolic link, its target.
+
+    Raises:
+        OSError: The links go in a circle, or there is a device or a pipe.
+    """
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    if target.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise OSError(errno.EINVAL, "no regular file")
+    return target
+
+
 def write_text(path: Path, text: str, where: str = "output") -> None:
     """Writes UTF-8 text, whole or not at all; see :func:`write_file`."""
     write_file(path, lambda file: file.write(text.encode("utf-8")), where)
@@ -68,22 +83,40 @@ def write_file(
     """Writes beside the target, then renames: an interrupted run leaves no half file.
 
     Args:
-        path: File; replaced if it is there.
+        path: File; replaced if it is there. Of a symbolic link, what it points to.
         write: Called with the open file.
         where: What is written, for messages.
 
     Raises:
         RequestError: The file cannot be written.
     """
-    partial = path.with_name(f".{secrets.token_hex(8)}.part")
+    partial = None
     try:
+        target = written_file(path)
+        partial = target.with_name(f".{secrets.token_hex(8)}.part")
         with partial.open("xb") as file:
             write(file)
-        partial.replace(path)
+        partial.replace(target)
     except OSError as err:
         raise RequestError(
             f"{where}: {path} cannot be written ({err.strerror or err})"
         ) from err
     finally:
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            if partial is not None:
+                partial.unlink(missing_ok=True)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Lines of a UTF-8 text of any system, without their ends.
+
+    Only a line feed, with or without a carriage return before it, ends a line: what
+    else ``str.splitlines`` takes for an end may stand within one. A byte order mark is
+    no part of the first.
+
+    Raises:
+        OSError: It cannot be read.
+        UnicodeDecodeError: It is no UTF-8.
+    """
+    text = path.read_bytes().decode("utf-8-sig")
+    return [line.removesuffix("\r") for line in text.split("\n")]

@@ -1,36 +1,53 @@
-"""Pictures to PNG files that say how they were made."""
+"""Pictures to files that say how they were made."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from .errors import RequestError
-from .files import write_file
-from .report import RunReport
+from .files import write_file, written_file
+from .metadata import exif_and_xmp, png_info
+
+PICTURE_KINDS: Final[Mapping[str, str]] = MappingProxyType(
+    {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+)
+"""Formats by the suffix of a file's name."""
+_MAX_SIDES: Final = MappingProxyType({"png": 2**31 - 1, "jpeg": 65_535, "webp": 16_383})
+"""Pixels of a side that a format has room for."""
+_FILE_QUALITY: Final = 95
 
 
-def check_writable(path: Path, where: str, suffix: str = ".png") -> None:
+def check_writable(path: Path, where: str, *suffixes: str) -> None:
     """Refuses a path that could not be written, before anything is computed.
+
+    Args:
+        path: The file.
+        where: Where it was given, for messages.
+        suffixes: Those its name may end in, ``.png`` if none are given.
 
     Raises:
         RequestError: A folder, of another suffix, or in a folder that is missing or
             closed.
     """
-    folder = path.parent
+    suffixes = suffixes or (".png",)
     try:
+        folder = written_file(path).parent
         if path.is_dir():
             raise RequestError(f"{where}: {path} is a folder; give a file name in it")
-        if path.suffix.lower() != suffix:
+        if path.suffix.lower() not in suffixes:
+            known = ", ".join(suffixes[:-1]) + " or " * (len(suffixes) > 1)
+            only = "the formats" if len(suffixes) > 1 else "the only format"
             raise RequestError(
-                f"{where}: {path} must end in {suffix}, the only format written"
+                f"{where}: {path} must end in {known}{suffixes[-1]}, {only} written, "
+                f"got {path.suffix or 'no suffix'}"
             )
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "does not exist"
@@ -53,39 +70,19 @@ def output_paths(path: Path, count: int) -> list[Path]:
     return [path.with_stem(f"{path.stem}-{index + 1}") for index in range(count)]
 
 
-def text_chunks(report: RunReport, index: int) -> dict[str, str]:
-    """What the PNG of picture ``index`` says of itself.
+def check_sides(path: Path, height: int | None, width: int | None, where: str) -> None:
+    """Refuses a picture that is too large for the format of its file.
 
-    ``prompt`` and ``seed`` alone, for people; ``parameters`` all of it as JSON.
+    Raises:
+        RequestError: A side has more pixels than the format can say.
     """
-    prompt = report.prompts[index * len(report.prompts) // report.num_images]
-    run = report.to_dict()
-    shared = (
-        "negative_prompt",
-        "seed",
-        "num_inference_steps",
-        "guidance_scale",
-        "true_cfg_scale",
-        "height",
-        "width",
-        "model",
-        "device",
-        "dtype",
-        "cache",
-        "versions",
-    )
-    settings = {
-        "prompt": prompt,
-        "picture": index,
-        "num_images": report.num_images,
-        **{name: run[name] for name in shared},
-    }
-    return {
-        "prompt": prompt,
-        "seed": str(report.seed),
-        "parameters": json.dumps(settings),
-        "Software": f"max_diffusion {report.versions.get('max-diffusion', '')}".strip(),
-    }
+    kind = PICTURE_KINDS[path.suffix.lower()]
+    for name, size in (("height", height), ("width", width)):
+        if size is not None and size > _MAX_SIDES[kind]:
+            raise RequestError(
+                f"{where}: {path}: expected a {name} of at most {_MAX_SIDES[kind]} "
+                f"pixels, all that {kind} has room for, got {size}; write a .png"
+            )
 
 
 def encoded(
@@ -97,45 +94,40 @@ def encoded(
         picture: uint8 ``(H, W, 3)``.
         kind: ``png``, ``jpeg`` or ``webp``.
         quality: 0 to 100, of the latter two.
-        text: Text chunks of a PNG, by keyword.
+        text: Of :func:`~max_diffusion.metadata.text_chunks`.
     """
     buffer = io.BytesIO()
     image = Image.fromarray(picture)
     if kind == "png":
         # Half the default's time; a fifth larger.
-        image.save(buffer, "PNG", pnginfo=_png_info(text), compress_level=3)
+        image.save(buffer, "PNG", pnginfo=png_info(text), compress_level=3)
     else:
-        image.save(buffer, kind.upper(), quality=quality)
+        said = exif_and_xmp(kind, text)
+        image.save(buffer, kind.upper(), quality=quality, **said)
     return buffer.getvalue()
 
 
-def save_png(path: Path, picture: np.ndarray, text: Mapping[str, str]) -> None:
-    """Writes one picture with text chunks; whole or not at all.
+def save_picture(path: Path, picture: np.ndarray, text: Mapping[str, str]) -> None:
+    """Writes one picture in the format of the file's suffix; whole or not at all.
+
+    JPEG and WebP in quality 95.
 
     Args:
         path: File to write; replaced if it is there.
         picture: uint8 ``(H, W, 3)``.
-        text: Text chunks by keyword; any Unicode.
+        text: Of :func:`~max_diffusion.metadata.text_chunks`; any Unicode.
 
     Raises:
         RequestError: The file cannot be written.
     """
-    save_atomically(path, Image.fromarray(picture), _png_info(text))
+    data = encoded(picture, PICTURE_KINDS[path.suffix.lower()], _FILE_QUALITY, text)
+    write_file(path, lambda file: file.write(data))
 
 
-def _png_info(text: Mapping[str, str]) -> PngInfo:
-    info = PngInfo()
-    for key, value in text.items():
-        info.add_itxt(key, value)
-    return info
-
-
-def save_atomically(
-    path: Path, image: Image.Image, info: PngInfo | None = None
-) -> None:
+def save_atomically(path: Path, image: Image.Image) -> None:
     """Writes a PNG, whole or not at all.
 
     Raises:
         RequestError: The file cannot be written.
     """
-    write_file(path, lambda file: image.save(file, "PNG", pnginfo=info))
+    write_file(path, lambda file: image.save(file, "PNG"))

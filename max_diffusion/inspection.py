@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from graphs.weights import WeightScope, WeightSlot, WeightSpec
+from graphs.weights import WeightScope, WeightSlot
 
 from .caches import CACHES, AbstractCacheConfig, TaylorSeerConfig
 from .checkpoint import ComponentWeights
@@ -73,6 +73,7 @@ def inspect(
     dtype: str | None = None,
     calibration: str | os.PathLike[str] | None = None,
     variant: str | None = None,
+    revision: str | None = None,
     show_progress: bool = False,
 ) -> ModelReport:
     """Reads a model's configurations and the headers of its weights.
@@ -88,6 +89,7 @@ def inspect(
         dtype: Compute dtype.
         calibration: File of measurements instead of the model's own.
         variant: Weight files' variant.
+        revision: Hub revision.
         show_progress: Show download progress.
 
     Raises:
@@ -105,6 +107,7 @@ def inspect(
         caches=("none",),
         calibration=calibration,
         variant=variant,
+        revision=revision,
         show_progress=show_progress,
     )
     opened, branches = pipeline.opened, 2 if true_guidance else 1
@@ -134,15 +137,15 @@ def inspect(
 
 
 def _component(scope: WeightScope, weights: ComponentWeights) -> ComponentReport:
-    stored = weights.specs.values()
+    stored = weights.tensors.values()
     return ComponentReport(
-        parameters=sum(math.prod(spec.shape) for spec in stored),
-        stored_bytes=sum(map(_bytes, stored)),
+        parameters=sum(math.prod(tensor.shape) for tensor in stored),
+        stored_bytes=sum(tensor.num_bytes for tensor in stored),
         used_bytes=sum(map(_bytes, scope.slots.values())),
     )
 
 
-def _bytes(item: WeightSpec | WeightSlot) -> int:
+def _bytes(item: WeightSlot) -> int:
     return math.prod(item.shape) * item.dtype.size_in_bytes
 
 

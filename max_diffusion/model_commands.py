@@ -45,6 +45,7 @@ def _inspect(args: argparse.Namespace, interruption: Interruption) -> None:
         dtype=args.dtype,
         calibration=args.calibration,
         variant=args.variant,
+        revision=args.revision,
         show_progress=sys.stderr.isatty(),
     )
     if args.json:
@@ -117,7 +118,10 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
     requests = calibration_requests(prompts, **settings)
     if args.output is None:
         folder, _ = open_folder(
-            args.model, variant=args.variant, show_progress=is_shown
+            args.model,
+            variant=args.variant,
+            revision=args.revision,
+            show_progress=is_shown,
         )
         output = folder.path / CALIBRATION_FILE
     else:
@@ -132,6 +136,7 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
             caches=("none", "magcache"),
             calibration=Calibration(),  # not the model's own: it may be damaged
             variant=args.variant,
+            revision=args.revision,
             show_progress=is_shown,
             on_event=progress.on_event,
         )
@@ -145,6 +150,8 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
 
         interruption.check()
         result = calibrate(pipeline, prompts, **settings, on_step=on_step)
+    if args.output is None and output.is_symlink():
+        output.unlink()  # leads into the hub's cache, to a file named by its contents
     result.write(output)
     if args.json:
         print(json.dumps({"file": str(output), **asdict(result)}))
@@ -171,6 +178,7 @@ def add_model_options(add: Callable[..., Any]) -> None:
         add: A parser's `add_argument`.
     """
     add("--variant", help="weight files' variant, for example fp16")
+    add("--revision", help="branch, tag or commit of a model of the hub")
     add("--height", type=int, help="pixels; default: the model's")
     add("--width", type=int, help="pixels; default: the model's")
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
@@ -196,7 +204,11 @@ def _add_calibrate_options(add: Callable[..., Any]) -> None:
         metavar="FILE.json",
         help="default: in the model's folder",
     )
-    add("--steps", type=int, default=50, help="denoising steps of each picture")
+    add(
+        "--steps",
+        type=int,
+        help="denoising steps of each picture; default: the model's",
+    )
     add("--seed", type=int, default=0, help="of the first picture")
     add_model_options(add)
 

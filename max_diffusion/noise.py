@@ -18,7 +18,7 @@ from .checks import whole
 from .errors import RequestError
 
 _MIN_SEED: Final = -(2**63)
-_MAX_SEED: Final = 2**64 - 1
+MAX_SEED: Final = 2**64 - 1
 _BLOCK: Final = 16
 """Below this many values torch draws one by one in double precision."""
 
@@ -148,11 +148,11 @@ def _float64(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 def checked_seed(seed: SupportsIndex) -> int:
     """``seed`` as an integer in torch's range, else a RequestError."""
     value = whole("sampling: seed", seed)
-    if not _MIN_SEED <= value <= _MAX_SEED:
+    if not _MIN_SEED <= value <= MAX_SEED:
         # As in torch only 32 bits count, so a folded seed would lose nothing, but
         # the caller has to do it.
         raise RequestError(
-            f"sampling: seed must be in [{_MIN_SEED}, {_MAX_SEED}], got {value}; "
+            f"sampling: seed must be in [{_MIN_SEED}, {MAX_SEED}], got {value}; "
             f"{value % 2**32} names the same stream"
         )
     return value

@@ -52,3 +52,27 @@ def memory_size(option: str, text: str | None) -> int | None:
         )
     units = ("B", "KiB", "MiB", "GiB")
     return int(float(match[1]) * 1024 ** units.index(match[2] or "B"))
+
+
+def parse_seeds(text: str | None) -> tuple[int, ...]:
+    """Seeds separated by commas; none of ``None``.
+
+    Raises:
+        RequestError: They are no whole numbers.
+    """
+    if text is None:
+        return ()
+    try:
+        return tuple(int(seed) for seed in text.split(","))
+    except ValueError as err:
+        raise RequestError(
+            "--seed: expected a whole number, or one of each picture such as 1,2,3, "
+            f"got {text!r}"
+        ) from err
+
+
+def one_or_several(texts: Sequence[str]) -> str | tuple[str, ...] | None:
+    """An option that was given once, for all prompts, or once for each."""
+    if len(texts) < 2:
+        return texts[0] if texts else None
+    return tuple(texts)

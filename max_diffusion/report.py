@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -43,20 +43,22 @@ class RunReport:
     """Compute dtype of the transformer."""
     prompts: tuple[str, ...]
     """As given; each has ``num_images / len(prompts)`` pictures."""
-    negative_prompt: str | None
-    """Prompt of the unconditional branch, if there was one."""
+    negative_prompt: str | tuple[str, ...] | None
+    """Prompt of the unconditional branch, if there was one: of all prompts, or of
+    each."""
     height: int
     """Pixels."""
     width: int
     """Pixels."""
     num_inference_steps: int
     """Denoising steps."""
-    guidance_scale: float
-    """Input of a guidance-distilled model."""
+    guidance_scale: float | None
+    """Input of a guidance-distilled model; ``None`` if it has no such input."""
     true_cfg_scale: float
     """Weight of classifier-free guidance; 1 is off."""
     seed: int
-    """Of the noise; the pictures of a batch share one stream."""
+    """Of the noise: the pictures of a batch share one stream, unless ``seeds`` tells
+    each one's own; it is then the first of them."""
     num_images: int
     """Pictures, all prompts together."""
     image_tokens: int
@@ -87,6 +89,22 @@ class RunReport:
     """What the caller should know, one line each."""
     versions: Mapping[str, str]
     """Versions of the packages that ran, by distribution name."""
+    sigmas: tuple[float, ...] | None = None
+    """The caller's own schedule, if there was one."""
+    seeds: tuple[int, ...] = ()
+    """Of each picture, where each has its own; else empty."""
+    prompt_2: str | tuple[str, ...] | None = None
+    """What the second text encoder read instead of the prompts, if anything."""
+    negative_prompt_2: str | tuple[str, ...] | None = None
+    """The same of the negative prompt."""
+    max_sequence_length: int | None = None
+    """Tokens that were asked for of each prompt, or the model's own number."""
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Where each setting comes from that the request left open, by its name."""
+
+    def seed_of(self, picture: int) -> int:
+        """The seed of one picture, or of the stream that it shares."""
+        return self.seeds[picture] if self.seeds else self.seed
 
     @property
     def total_passes(self) -> int:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from .errors import RequestError
 from .model_commands import Command
 from .options import chosen_cache, memory_size
 from .terminal import Interruption
@@ -17,18 +16,13 @@ _CACHES: Final = "none,taylorseer,auto,step-mask"
 
 
 def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
-    from .caches import CACHES
+    from .caches import caches_from_text
     from .engine import EngineConfig
     from .server import ServerSettings
     from .server.run import Model, serve
     from .server.settings import read_api_keys
 
-    names = tuple(CACHES) if args.caches == "all" else tuple(args.caches.split(","))
-    for name in names:
-        if name not in CACHES:
-            raise RequestError(
-                f"--caches: expected all, or names of {', '.join(CACHES)}, got {name!r}"
-            )
+    caches = caches_from_text(args.caches)
     keys = tuple(args.api_key)
     if args.api_key_file is not None:
         keys += read_api_keys(Path(args.api_key_file))
@@ -37,6 +31,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
     settings = ServerSettings(
         model=args.served_model_name or shown,
         api_keys=keys,
+        cors_origins=tuple(args.cors_origin),
         max_body_bytes=memory_size("--max-body", args.max_body) or 0,
         max_prompt_length=args.max_prompt_length,
         max_n=args.max_n,
@@ -56,9 +51,10 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         device=args.device,
         dtype=args.dtype,
         cache=chosen_cache(args.cache, args.cache_option, args.cache_file),
-        caches=names,
+        caches=caches,
         calibration=args.calibration,
         variant=args.variant,
+        revision=args.revision,
     )
     serve(
         model,
@@ -74,6 +70,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
 def _add_options(add: Callable[..., Any]) -> None:
     add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
     add("--variant", help="weight files' variant, for example fp16")
+    add("--revision", help="branch, tag or commit of a model of the hub")
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
     add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
     add("--cache", metavar="NAME", help="of requests that name none; default none")
@@ -82,9 +79,10 @@ def _add_options(add: Callable[..., Any]) -> None:
     add(
         "--caches",
         default=_CACHES,
-        metavar="NAMES",
-        help="what requests may name, separated by commas, or all, which compiles for "
-        "minutes more the first time; default %(default)s",
+        metavar="NAME[:KEY=VALUE],...",
+        help="what requests may name; options where they need graphs of their own, as "
+        "in taylorseer:target=modules; all compiles for minutes more the first time; "
+        "default %(default)s",
     )
     add("--calibration", metavar="FILE", help="measurements instead of the model's")
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all")
@@ -92,6 +90,14 @@ def _add_options(add: Callable[..., Any]) -> None:
     add("--served-model-name", metavar="ID", help="id of the model for clients")
     add("--api-key", action="append", default=[], metavar="KEY", help="may be repeated")
     add("--api-key-file", metavar="FILE", help="a key a line; not seen by ps")
+    add(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="whose pages may ask from a browser, such as https://example.org, or * "
+        "for all; may be repeated",
+    )
     add("--max-body", default="256KiB", metavar="SIZE", help="of a request")
     add("--max-prompt-length", type=int, default=32_000, help="characters")
     add("--max-n", type=int, default=10, help="pictures of a request")

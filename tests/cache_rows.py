@@ -74,8 +74,8 @@ ROWS = [
     Row(
         "step-mask-policy",
         StepMaskConfig(compute_steps="ultra"),
-        # 28 steps' 0, 1, 2, 3, 6, 12, 19, 27, times 11 / 27.
-        (0, 1, 2, 5, 8, 11),
+        # cache-dit's mask of 12 steps.
+        (0, 1, 3, 6, 10, 11),
     ),
     Row("first-block", FirstBlockConfig(threshold=0.3), None, FirstBlockConfig(0.0)),
     Row(

@@ -19,7 +19,7 @@ import uvicorn
 
 from max_diffusion import TextToImagePipeline
 from max_diffusion.engine import Engine, EngineConfig
-from max_diffusion.server import LocalBackend, ServerSettings, create_app
+from max_diffusion.server import Backend, LocalBackend, ServerSettings, create_app
 
 # Beside the interpreter, as installed: this is what people type.
 COMMAND = (str(Path(sys.executable).with_name("max-diffusion")), "serve")
@@ -48,19 +48,27 @@ def served(
 ) -> Iterator[Served]:
     """A real server on a free port, in threads of this process."""
     backend = LocalBackend()
+    with listening(backend, **settings) as url:
+        engine = Engine(pipeline, config, observer=backend.observer)
+        try:
+            backend.open(engine)
+            yield Served(url, engine, backend)
+        finally:
+            engine.close(drain=False)
+
+
+@contextlib.contextmanager
+def listening(backend: Backend, **settings: Any) -> Iterator[str]:
+    """The same over any backend; its address."""
     app = create_app(backend, ServerSettings(**settings))
     listener = socket.create_server(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off"))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
-    engine = Engine(pipeline, config, observer=backend.observer)
     try:
-        backend.open(engine)
         wait_until(lambda: server.started)
-        yield Served(url, engine, backend)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
-        engine.close(drain=False)
         server.should_exit = True
         thread.join(30)
 

@@ -27,11 +27,12 @@ from .kinds import (
     Run,
 )
 from .magcache import MagCache, MagCacheConfig
+from .masks import POLICIES
 from .none import NoCache, NoCacheConfig
 from .notation import cache_from_options, cache_from_text, caches_from_text, label_of
 from .pab import Pab, PabConfig
 from .registry import CACHES, register_cache
-from .rules import POLICIES, StepRules
+from .rules import StepRules
 from .settings import CacheDefaults, DenoisingCacheConfig
 from .step_mask import StepMaskConfig
 from .taylorseer import (

@@ -17,7 +17,7 @@ from .calibration import Calibration
 from .config import THRESHOLDS, ChartStyle, GraphGroup, Ladders, StateSizes
 from .controller import next_gap
 from .history import MAX_ORDER
-from .kinds import AbstractCacheState
+from .kinds import AbstractCacheState, Run
 from .rules import StepRules
 from .series import COEFFICIENTS, checked_coefficients, exact_degree
 from .series_cache import SeriesCache, SeriesState
@@ -105,6 +105,12 @@ class Auto(SeriesCache):
     def __init__(self, config: AutoConfig) -> None:
         super().__init__(config.max_order, config.coefficients)
         self.config = config
+
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """All after the warm-up, unless a gap may not be longer than one."""
+        is_off = self.config.max_interval == 1
+        first = self.config.warmup_steps
+        return frozenset(s for s in run.later_steps if s >= first and not is_off)
 
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
         """True for samples whose next computed step has come."""

@@ -42,7 +42,7 @@ class Calibration:
             ModelLoadError: It is missing or not what ``calibrate`` writes.
         """
         try:
-            entries = json.loads(path.read_text())
+            entries = json.loads(path.read_text(encoding="utf-8-sig"))
         except OSError as err:
             raise ModelLoadError(
                 f"calibration: cannot read {path}: {err.strerror}"

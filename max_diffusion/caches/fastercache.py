@@ -12,6 +12,7 @@ from max.driver import Buffer
 from ..buffers import from_numpy, num_bytes, to_numpy
 from ..calls import Routine
 from ..checks import count, not_negative, ordered
+from ..grid import Grid
 from .calibration import Calibration
 from .config import ChartStyle, GraphGroup, Ladders, StateSizes
 from .history import weighted_sum
@@ -144,6 +145,12 @@ class FasterCache(AbstractModuleCache):
             return ModuleState(keeps_outputs=False)
         return ModuleState(self.config.extrapolated_steps(run))
 
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """Those of the plans of both branches."""
+        config = self.config
+        planned = config.extrapolated_steps(run) | config.estimated_steps(run)
+        return planned & run.later_steps
+
     def create_memory(self) -> LastTwo:
         """Of the last two outputs."""
         return LastTwo(self.config.attention_weight)
@@ -238,16 +245,16 @@ class BranchDifference:
         return sum(num_bytes(part) for part in (self._low, self._high) if part)
 
 
-def low_frequencies(values: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """The part of ``(B, S, C)`` on a grid of ``(rows, columns)`` that varies slowly.
+def low_frequencies(values: np.ndarray, grid: Grid) -> np.ndarray:
+    """The part of ``(B, S, C)`` that varies slowly over each frame of a grid.
 
     Frequencies in a disk of radius ``min(rows, columns) // 5`` about zero, inclusive.
     """
-    rows, columns = grid
     batch, _, channels = values.shape
-    spectrum = np.fft.fft2(values.reshape(batch, rows, columns, channels), axes=(1, 2))
-    y = np.fft.fftfreq(rows, 1 / rows)[:, None]
-    x = np.fft.fftfreq(columns, 1 / columns)[None, :]
-    disk = y**2 + x**2 <= (min(rows, columns) // 5) ** 2
+    shape = batch * grid.frames, grid.rows, grid.columns, channels
+    spectrum = np.fft.fft2(values.reshape(shape), axes=(1, 2))
+    y = np.fft.fftfreq(grid.rows, 1 / grid.rows)[:, None]
+    x = np.fft.fftfreq(grid.columns, 1 / grid.columns)[None, :]
+    disk = y**2 + x**2 <= (min(grid.rows, grid.columns) // 5) ** 2
     low = np.fft.ifft2(spectrum * disk[None, :, :, None], axes=(1, 2)).real
     return low.reshape(values.shape).astype(np.float32)

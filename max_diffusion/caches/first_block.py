@@ -124,6 +124,11 @@ class FirstBlockCache(AbstractResidualCache):
             self._history(), self._history() if self.back_blocks else None
         )
 
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """All after the warm-up, unless no change is small enough."""
+        is_off, first = self.config.threshold == 0, self.config.warmup_steps
+        return frozenset(s for s in run.later_steps if s >= first and not is_off)
+
     def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
         """True where the change reaches the threshold or a limit, or is no number."""
         config = self.config

@@ -131,6 +131,10 @@ class MagCache(AbstractResidualCache):
         plan = frozenset(range(steps)) - computed
         return ResidualState(History(0, "finite_difference"), plan=plan)
 
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """Those of the plan."""
+        return self.create_state(run).plan
+
     def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
         """All samples alike, by the plan."""
         return np.full(change.shape, step not in state.plan)

@@ -57,6 +57,10 @@ class NoCache(AbstractStepCache):
         """An empty state."""
         return NoCacheState()
 
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """None."""
+        return frozenset()
+
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
         """All of them."""
         return np.ones(batch, bool)

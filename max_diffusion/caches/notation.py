@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, get_type_hints
+from typing import Any, Final, get_args, get_type_hints
 
 from ..errors import RequestError
+from ..report import plain
 from .config import AbstractCacheConfig
-from .converters import CONVERTERS
+from .converters import CONVERTERS, JSON_KINDS
 from .registry import CACHES
+
+_ALL: Final = "all"
 
 
 def cache_from_options(
@@ -26,12 +30,12 @@ def cache_from_options(
         RequestError: No such name or option, or a value out of range.
     """
     kind = _kind(name, where)
-    known = _options(kind)
+    hints, known = get_type_hints(kind), _options(kind)
     values: dict[str, Any] = {}
     for key, value in (options or {}).items():
         if key not in known:
             raise _no_such_option(where, name, key, known)
-        values[key] = tuple(value) if isinstance(value, list) else value
+        values[key] = _from_json(f"{name}: {key}", value, hints[key])
     return kind(**values)
 
 
@@ -87,16 +91,22 @@ def caches_from_text(
     """
     items: list[str] = []
     for part in map(str.strip, text.split(",")):
-        if items and ":" in items[-1] and part.partition(":")[0] not in CACHES:
+        is_name = part == _ALL or part.partition(":")[0] in CACHES
+        if items and ":" in items[-1] and not is_name:
             items[-1] += f",{part}"
         else:
             items.append(part)
-    if items == ["all"]:
-        return tuple(kind() for kind in CACHES.values())
-    found = []
+    found: list[AbstractCacheConfig] = []
     for item in items:
         name, *options = item.split(":")
-        found.append(cache_from_text(name, options, where, where))
+        if item == _ALL:
+            found.extend(kind() for kind in CACHES.values())
+        elif name not in CACHES:
+            raise RequestError(
+                f"{where}: expected {_ALL}, or {', '.join(CACHES)}, got {name!r}"
+            )
+        else:
+            found.append(cache_from_text(name, options, where, where))
     return tuple(found)
 
 
@@ -112,6 +122,38 @@ def _no_such_option(
     return RequestError(
         f"{where}: {name} has no option {key!r}; it has {', '.join(known) or 'none'}"
     )
+
+
+def _from_json(where: str, value: object, hint: object) -> object:
+    """An option's value for a field of a type.
+
+    Its configuration checks it as well, but for Python: of what JSON has no name for,
+    such as tuples, nobody is told who writes JSON.
+
+    Raises:
+        RequestError: It is of another type.
+    """
+    given = value
+    if isinstance(value, list):
+        value = tuple(value)
+    kinds, expected = JSON_KINDS[hint]
+    is_fitting = isinstance(value, kinds) and (
+        hint is bool or not isinstance(value, bool)
+    )
+    if is_fitting and int in get_args(hint) and isinstance(value, tuple):
+        is_fitting = all(type(number) is int for number in value)
+    if is_fitting and tuple[int, ...] in get_args(hint) and isinstance(value, tuple):
+        is_fitting = all(type(step) is int for step in value)
+    if not is_fitting:
+        raise RequestError(f"{where} must be {expected}, got {_shown(given)}")
+    return value
+
+
+def _shown(value: object) -> str:
+    """As JSON has it, save for the quotes of text."""
+    if isinstance(value, str):
+        return repr(value)
+    return json.dumps(plain(value), default=repr)
 
 
 def label_of(cache: AbstractCacheConfig) -> str:

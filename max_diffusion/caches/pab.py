@@ -84,6 +84,10 @@ class Pab(AbstractModuleCache):
         """The plan, and no attention yet."""
         return ModuleState(self.config.reused_steps(run.timesteps_for("pab")))
 
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """Those of the plan, but for the first."""
+        return self.create_state(run).plan & run.later_steps
+
     def create_memory(self) -> History:
         """Of the last value only."""
         return History(0, "finite_difference")

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-
-import numpy as np
 
 from ..checks import count, whole
 from ..errors import RequestError
 from .config import AbstractCacheConfig
-
-# Steps of a run of 28 that each policy computes: cache-dit 1.5's step masks.
-_POLICY_STEPS = 28
-POLICIES: Mapping[str, tuple[int, ...]] = MappingProxyType(
-    {
-        "slow": (*range(8), 9, 10, 11, 14, 15, 16, 19, 20, 23, 27),
-        "medium": (*range(6), 7, 8, 12, 13, 17, 18, 22, 23, 27),
-        "fast": (*range(6), 7, 11, 16, 22, 27),
-        "ultra": (*range(4), 6, 12, 19, 27),
-    }
-)
+from .masks import POLICIES, policy_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +16,8 @@ class StepRules(AbstractCacheConfig):
 
     Attributes:
         compute_steps: Steps that are always computed: their 0-based indices, or a
-            policy (slow, medium, fast, ultra), which is cache-dit's mask for 28 steps
-            stretched to the request's number. Empty for none.
+            policy (slow, medium, fast, ultra), which is cache-dit's mask for the
+            request's number of steps. Empty for none.
         compute_last: Steps at the end that are always computed.
     """
 
@@ -74,7 +60,7 @@ class StepRules(AbstractCacheConfig):
                 )
             return frozenset(named)
         if isinstance(named, str):
-            named = stretched(POLICIES[named], num_steps)
+            named = tuple(policy_steps(named, num_steps))
         beyond = [step for step in named if step >= num_steps]
         if beyond:
             raise RequestError(
@@ -83,13 +69,3 @@ class StepRules(AbstractCacheConfig):
             )
         last = range(max(0, num_steps - self.compute_last), num_steps)
         return frozenset((*named, *last))
-
-
-def stretched(steps: tuple[int, ...], num_steps: int) -> tuple[int, ...]:
-    """A policy's steps at another number of steps; the first and the last stay so.
-
-    cache-dit cuts its mask below 28 steps and has tables below 16; stretching keeps the
-    share that is computed.
-    """
-    scale = (num_steps - 1) / (_POLICY_STEPS - 1)
-    return tuple(sorted({int(np.floor(step * scale + 0.5)) for step in steps}))

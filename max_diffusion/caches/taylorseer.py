@@ -98,6 +98,10 @@ class TaylorSeerConfig(StepRules):
         }[self.phase]
         return step >= self.warmup_steps and (step - first) % self.cache_interval != 0
 
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """Steps that are forecast, unless they are required."""
+        return frozenset(step for step in run.later_steps if self.should_skip(step))
+
     def state_bytes(self, sizes: StateSizes) -> int:
         """Most bytes of state that a request holds, of all branches."""
         is_final = self.target == "prediction"
@@ -138,6 +142,10 @@ class TaylorSeer(SeriesCache):
         super().__init__(config.max_order, config.coefficients)
         self.config = config
 
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """See :meth:`TaylorSeerConfig.skippable_steps`."""
+        return self.config.skippable_steps(run)
+
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
         """All samples alike, by :meth:`TaylorSeerConfig.should_skip`."""
         compute = history_of(state).is_empty or not self.config.should_skip(step)
@@ -162,6 +170,10 @@ class TaylorSeerModules(AbstractModuleCache):
     def create_state(self, run: Run) -> ModuleState:
         """No outputs yet."""
         return ModuleState()
+
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """See :meth:`TaylorSeerConfig.skippable_steps`."""
+        return self.config.skippable_steps(run)
 
     def create_memory(self) -> History:
         """The last computed outputs of one module."""

@@ -115,6 +115,10 @@ class TeaCache(AbstractResidualCache):
         """No residual yet."""
         return ResidualState(History(0, "finite_difference"))
 
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """All but the first, unless no change is small enough."""
+        return run.later_steps if self.config.threshold > 0 else frozenset()
+
     def measure(self, change: np.ndarray) -> np.ndarray:
         """The polynomial of the change; infinite above what it was fitted to."""
         low, high = self._fitted

@@ -6,6 +6,7 @@ import json
 import math
 import mmap
 import operator
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from max.dtype import DType
 
 from ..errors import ModelLoadError
+from .reading import check_file, short_name
 
 _HEADER_BYTES = 8
 _DTYPES: Mapping[str, DType] = MappingProxyType(
@@ -30,6 +32,9 @@ _DTYPES: Mapping[str, DType] = MappingProxyType(
         "I32": DType.int32,
         "I16": DType.int16,
         "I8": DType.int8,
+        "U64": DType.uint64,
+        "U32": DType.uint32,
+        "U16": DType.uint16,
         "U8": DType.uint8,
         "BOOL": DType.bool,
     }
@@ -45,10 +50,18 @@ class StoredTensor:
     """Bytes from the start of the file."""
     num_bytes: int
     shape: tuple[int, ...]
-    dtype: DType
+    code: str
+    """The file's word for the dtype."""
+    dtype: DType | None
+    """``None`` if it is one that is not known here."""
 
     def bits(self) -> np.ndarray:
-        """The mapped contents, read-only; bfloat16 and narrower as unsigned bits."""
+        """The contents, read-only; bfloat16 and narrower as unsigned bits.
+
+        Mapped; a copy only where they do not lie as their dtype's width asks for, as
+        in files whose header has an odd length.
+        """
+        assert self.dtype is not None, "checked by ComponentWeights.problems"
         width = self.dtype.size_in_bytes
         kind = (
             self.dtype.to_numpy()
@@ -61,6 +74,9 @@ class StoredTensor:
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         count = self.num_bytes // width
         array = np.frombuffer(mapped, kind, count=count, offset=self.offset)
+        if not array.flags.aligned:
+            array = array.copy()
+            array.flags.writeable = False
         return array.reshape(self.shape)
 
 
@@ -68,30 +84,26 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a file by name, without reading them.
 
     Raises:
-        ModelLoadError: The file is shorter than its header says, or has no header.
+        ModelLoadError: The file cannot be read, is shorter than its header says, or has
+            no header.
     """
-    try:
-        size = path.stat().st_size
-        opened = path.open("rb")
-    except OSError as err:
-        raise ModelLoadError(
-            f"{_short(path)}: cannot be read ({err.strerror}); check the path and its "
-            "permissions"
-        ) from err
-    with opened as file:
+    where = short_name(path)
+    check_file(path)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(_HEADER_BYTES), "little")
         start = _HEADER_BYTES + length
         if size < _HEADER_BYTES or start > size:
             raise ModelLoadError(
-                f"{_short(path)}: the header should end at byte {start}, the file at "
+                f"{where}: the header should end at byte {start}, the file at "
                 f"{size}; it is truncated or no safetensors file: download it again"
             )
         try:
             header: dict[str, Any] = json.loads(file.read(length))
             entries = header.items()
-        except (ValueError, AttributeError) as err:
+        except (ValueError, AttributeError, RecursionError) as err:
             raise ModelLoadError(
-                f"{_short(path)}: the header is no JSON object; the file is damaged: "
+                f"{where}: the header is no JSON object; the file is damaged: "
                 "download it again"
             ) from err
     tensors = {
@@ -104,18 +116,18 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         if tensor.offset != end and tensor.num_bytes:
             what = "overlaps" if tensor.offset < end else "leaves a gap to"
             raise ModelLoadError(
-                f"{_short(path)}: {name} {what} the tensor before it; the file is "
+                f"{where}: {name} {what} the tensor before it; the file is "
                 "damaged: download it again"
             )
         end += tensor.num_bytes
     if size > end:
         raise ModelLoadError(
-            f"{_short(path)}: {end} bytes expected from its header, got {size}; the "
+            f"{where}: {end} bytes expected from its header, got {size}; the "
             "file is damaged: download it again"
         )
     if size < end:
         raise ModelLoadError(
-            f"{_short(path)}: {end} bytes expected from its header, got {size}; the "
+            f"{where}: {end} bytes expected from its header, got {size}; the "
             "file is truncated: download it again"
         )
     return tensors
@@ -124,26 +136,21 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 def _tensor(
     path: Path, name: str, entry: Mapping[str, Any], start: int
 ) -> StoredTensor:
+    where = short_name(path)
     try:
         first, last = entry["data_offsets"]
         shape, code = tuple(entry["shape"]), str(entry["dtype"])
-        if min(operator.index(size) for size in (first, last, *shape)) < 0:
+        if min(operator.index(size) for size in (first, last - first, *shape)) < 0:
             raise ValueError("negative")
     except (KeyError, TypeError, ValueError) as err:
         raise ModelLoadError(
-            f"{_short(path)}: the header's entry for {name} is malformed; download the "
+            f"{where}: the header's entry for {name} is malformed; download the "
             "file again"
         ) from err
-    if code not in _DTYPES:
-        raise ModelLoadError(f"{_short(path)}: {name} has the unknown dtype {code}")
-    dtype = _DTYPES[code]
-    if last - first != math.prod(shape) * dtype.size_in_bytes:
+    dtype = _DTYPES.get(code)
+    if dtype is not None and last - first != math.prod(shape) * dtype.size_in_bytes:
         raise ModelLoadError(
-            f"{_short(path)}: {name} of shape {shape} and dtype {code} cannot take "
+            f"{where}: {name} of shape {shape} and dtype {code} cannot take "
             f"{last - first} bytes; the file is damaged: download it again"
         )
-    return StoredTensor(path, start + first, last - first, shape, dtype)
-
-
-def _short(path: Path) -> str:
-    return f"{path.parent.name}/{path.name}"
+    return StoredTensor(path, start + first, last - first, shape, code, dtype)

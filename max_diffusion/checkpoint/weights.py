@@ -34,11 +34,7 @@ class ComponentWeights:
 
     def __init__(self, name: str, tensors: Mapping[str, StoredTensor]) -> None:
         self.name = name
-        self._tensors = tensors
-        self.specs: Mapping[str, WeightSpec] = {
-            key: WeightSpec(tensor.shape, tensor.dtype)
-            for key, tensor in tensors.items()
-        }
+        self.tensors = tensors
 
     @classmethod
     def from_files(cls, name: str, files: Sequence[Path]) -> ComponentWeights:
@@ -71,7 +67,7 @@ class ComponentWeights:
             One text a kind (missing, unused, wrong shape, wrong dtype), with the count
             and the first names; empty if all is well.
         """
-        held = self.specs
+        held = self.tensors
         missing = [key for key in expected if key not in held]
         unused = [
             key
@@ -85,9 +81,10 @@ class ComponentWeights:
             if held[key].shape != expected[key].shape
         ]
         dtypes = [
-            f"{key} ({held[key].dtype.name})"
+            f"{key} ({dtype.name if dtype else held[key].code})"
             for key in shared
-            if held[key].dtype != expected[key].dtype and held[key].dtype not in _FLOATS
+            if (dtype := held[key].dtype) != expected[key].dtype
+            and dtype not in _FLOATS
         ]
         kinds = {
             "missing": missing,
@@ -117,14 +114,14 @@ class ComponentWeights:
         """
         names = dict.fromkeys(slot.tensor for slot in slots.values())
         if check_finite:
-            broken = [name for name in names if not _is_finite(self._tensors[name])]
+            broken = [name for name in names if not _is_finite(self.tensors[name])]
             if broken:
                 raise ModelLoadError(
                     f"{self.name}: {len(broken)} weights hold NaN or infinity: "
                     f"{_listed(broken)}; the file is damaged: download it again"
                 )
         return {
-            key: _fill(slot, self._tensors[slot.tensor]) for key, slot in slots.items()
+            key: _fill(slot, self.tensors[slot.tensor]) for key, slot in slots.items()
         }
 
 

@@ -7,17 +7,20 @@ Ids equal those of transformers' ``CLIPTokenizer`` and ``T5TokenizerFast`` with
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from ..checkpoint.folder import read_json
+from ..checkpoint.reading import check_file, read_json
+from ..checkpoint.sentencepiece_file import read_sentencepiece
 from ..errors import ModelLoadError
+from ..files import read_lines
 
+_NAMED = ("bos", "eos", "unk", "pad")
 # transformers writes 1e30 for "no limit".
 _NO_LIMIT = 10**9
 _CLIP_WORDS = (
@@ -108,27 +111,6 @@ class FastTokenizer(AbstractTokenizer):
         return encoding.ids[:room], text[encoding.offsets[room][0] :].strip()
 
 
-@final
-class SentencePieceTokenizer(AbstractTokenizer):
-    """Over a ``spiece.model``."""
-
-    def __init__(self, processor: Any, model_max_length: int) -> None:
-        eos, pad = processor.eos_id(), processor.pad_id()
-        super().__init__(model_max_length, (), (eos,), pad)
-        self._processor = processor
-
-    @property
-    def vocab_size(self) -> int:
-        """One more than the largest id."""
-        return int(self._processor.get_piece_size())
-
-    def _tokens(self, text: str, room: int) -> tuple[list[int], str]:
-        ids = self._processor.encode(text)
-        if len(ids) <= room:
-            return ids, ""
-        return ids[:room], self._processor.decode(ids[room:])
-
-
 def load_clip_tokenizer(path: Path) -> AbstractTokenizer:
     """From ``tokenizer.json``, else from ``vocab.json`` and ``merges.txt``.
 
@@ -136,16 +118,16 @@ def load_clip_tokenizer(path: Path) -> AbstractTokenizer:
         ModelLoadError: Neither is there, or they are damaged.
     """
     settings = _settings(path)
-    start = _text(settings.get("bos_token"), "<|startoftext|>")
-    end = _text(settings.get("eos_token"), "<|endoftext|>")
-    pad = _text(settings.get("pad_token"), end)
+    start = _token(settings.get("bos_token"), "<|startoftext|>")
+    end = _token(settings.get("eos_token"), "<|endoftext|>")
+    unknown = _token(settings.get("unk_token"), "<|endoftext|>")
+    pad = _token(settings.get("pad_token"), "<|endoftext|>")
     if (path / "tokenizer.json").is_file():
         tokenizer = _from_json(path / "tokenizer.json")
     else:
-        unknown = _text(settings.get("unk_token"), end)
-        tokenizer = _clip_from_vocabulary(path, unknown)
-        tokenizer.add_special_tokens([start, end])
-    ids = [_id(tokenizer, path, token) for token in (start, end, pad)]
+        tokenizer = _clip_from_vocabulary(path, unknown.content)
+    _add_special_tokens(tokenizer, path, settings, [end, unknown, pad, start])
+    ids = [_id(tokenizer, path, token.content) for token in (start, end, pad)]
     limit = _limit(settings, 77)
     return FastTokenizer(tokenizer, limit, ids[:1], ids[1:2], ids[2])
 
@@ -157,28 +139,83 @@ def load_t5_tokenizer(path: Path) -> AbstractTokenizer:
         ModelLoadError: Neither is there, or they are damaged.
     """
     settings = _settings(path)
-    limit = _limit(settings, 512)
+    end = _token(settings.get("eos_token"), "</s>")
+    unknown = _token(settings.get("unk_token"), "<unk>")
+    pad = _token(settings.get("pad_token"), "<pad>")
+    named = [end, unknown, pad]
     if (path / "tokenizer.json").is_file():
         tokenizer = _from_json(path / "tokenizer.json")
-        end = _id(tokenizer, path, _text(settings.get("eos_token"), "</s>"))
-        pad = _id(tokenizer, path, _text(settings.get("pad_token"), "<pad>"))
-        return FastTokenizer(tokenizer, limit, (), (end,), pad)
-    model = path / "spiece.model"
-    if not model.is_file():
-        raise ModelLoadError(
-            f"{path.name}: no tokenizer.json and no spiece.model; download the model "
-            "again"
-        )
-    # Imported here: only folders without tokenizer.json need it.
-    from sentencepiece import SentencePieceProcessor
+    else:
+        extra = [f"<extra_id_{index}>" for index in range(_extra_ids(settings))]
+        tokenizer = _t5_from_sentencepiece(path / "spiece.model", extra)
+        named += [_token(text, text) for text in extra]
+    _add_special_tokens(tokenizer, path, settings, named)
+    ids = [_id(tokenizer, path, token.content) for token in (end, pad)]
+    return FastTokenizer(tokenizer, _limit(settings, 512), (), ids[:1], ids[1])
 
-    try:
-        processor = SentencePieceProcessor(model_file=str(model))
-    except (OSError, RuntimeError) as err:
+
+def _t5_from_sentencepiece(path: Path, extra: Sequence[str]) -> Tokenizer:
+    """As transformers 5 makes it: a unigram model over the pieces, then ``extra``."""
+    if not path.is_file():
         raise ModelLoadError(
-            f"{path.name}/spiece.model: damaged; download it again"
+            f"{path.parent.name}: no tokenizer.json and no spiece.model; download the "
+            "model again"
+        )
+    check_file(path)
+    try:
+        model = read_sentencepiece(path.read_bytes())
+        vocabulary = [(piece.text, piece.score) for piece in model.pieces]
+        # The last one comes first.
+        vocabulary += [(text, 0.0) for text in reversed(extra)]
+        tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=2, byte_fallback=False))
+        if model.replacements:
+            tokenizer.normalizer = normalizers.Precompiled(model.replacements)
+    except Exception as err:  # the libraries raise bare Exception
+        raise ModelLoadError(
+            f"{path.parent.name}/spiece.model: damaged ({err}); download it again"
         ) from err
-    return SentencePieceTokenizer(processor, limit)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always"),
+        ]
+    )
+    for piece in model.pieces:
+        if piece.is_control or piece.is_user_defined:
+            token = AddedToken(piece.text, normalized=False, special=piece.is_control)
+            tokenizer.add_tokens([token])
+    return tokenizer
+
+
+def _add_special_tokens(
+    tokenizer: Tokenizer,
+    path: Path,
+    settings: Mapping[str, Any],
+    named: Sequence[AddedToken],
+) -> None:
+    """Makes tokens of their own of what the settings list, then of the named ones.
+
+    Written out in a prompt, they are then cut out of it before all else.
+    """
+    listed = settings.get("added_tokens_decoder", {})
+    try:
+        places = {int(key): _token(token, "") for key, token in listed.items()}
+    except (AttributeError, TypeError, ValueError) as err:
+        raise ModelLoadError(
+            f"{path.name}/tokenizer_config.json: added_tokens_decoder must hold tokens "
+            f"by id, got {listed!r:.80}; download the tokenizer again"
+        ) from err
+    for token in (*(places[place] for place in sorted(places)), *named):
+        known = {one.content for one in tokenizer.get_added_tokens_decoder().values()}
+        if token.content not in known:
+            tokenizer.add_tokens([token])
+    for place, token in places.items():
+        found = tokenizer.token_to_id(token.content)
+        if found != place:
+            raise ModelLoadError(
+                f"{path.name}: {token.content} is token {found}, and {place} in "
+                "tokenizer_config.json; the tokenizer's files do not belong together"
+            )
 
 
 def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
@@ -188,22 +225,24 @@ def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
             f"{path.name}: no tokenizer.json, and not both vocab.json and merges.txt; "
             "download the model again"
         )
-    lines = merges.read_text(encoding="utf-8").splitlines()
-    pairs = [
-        (line.split()[0], line.split()[1])
-        for line in lines
-        if line and not line.startswith("#version")
-    ]
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=read_json(vocabulary),
-            merges=pairs,
-            continuing_subword_prefix="",
-            end_of_word_suffix="</w>",
-            fuse_unk=False,
-            unk_token=unknown,
+    check_file(merges)
+    known, pairs = read_json(vocabulary), _merges(merges)
+    try:
+        tokenizer = Tokenizer(
+            models.BPE(
+                vocab=known,
+                merges=pairs,
+                continuing_subword_prefix="",
+                end_of_word_suffix="</w>",
+                fuse_unk=False,
+                unk_token=unknown,
+            )
         )
-    )
+    except Exception as err:  # the library raises bare Exception
+        raise ModelLoadError(
+            f"{path.name}: vocab.json or merges.txt is damaged ({err}); download both "
+            "again"
+        ) from err
     tokenizer.normalizer = normalizers.Sequence(
         [
             normalizers.NFC(),
@@ -220,7 +259,30 @@ def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
     return tokenizer
 
 
+def _merges(path: Path) -> list[tuple[str, str]]:
+    """Pairs of tokens, one a line; only a space separates them."""
+    try:
+        lines = read_lines(path)
+    except UnicodeDecodeError as err:
+        raise ModelLoadError(
+            f"{path.parent.name}/merges.txt: no UTF-8 text; download it again"
+        ) from err
+    pairs = []
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#version"):
+            continue
+        first, _, second = line.partition(" ")
+        if not first or not second or " " in second:
+            raise ModelLoadError(
+                f"{path.parent.name}/merges.txt: line {number}: expected two tokens "
+                f"with a space between, got {line!r}; download it again"
+            )
+        pairs.append((first, second))
+    return pairs
+
+
 def _from_json(path: Path) -> Tokenizer:
+    check_file(path)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as err:  # the library raises bare Exception
@@ -230,12 +292,38 @@ def _from_json(path: Path) -> Tokenizer:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """``special_tokens_map.json`` under ``tokenizer_config.json``."""
-    merged: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        if (path / name).is_file():
-            merged |= {k: v for k, v in read_json(path / name).items() if v is not None}
-    return merged
+    """``tokenizer_config.json``, and the older files where they count."""
+    config, named, added = (
+        {k: v for k, v in read_json(path / name).items() if v is not None}
+        if (path / name).is_file()
+        else {}
+        for name in (
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "added_tokens.json",
+        )
+    )
+    # transformers passes over them where the settings list all added tokens.
+    if "added_tokens_decoder" in config:
+        return config
+    settings = config | named
+    special = {_token(settings.get(f"{name}_token"), "").content for name in _NAMED}
+    listed = {
+        place: {"content": text, "special": text in special}
+        for text, place in added.items()
+    }
+    return settings | ({"added_tokens_decoder": listed} if listed else {})
+
+
+def _extra_ids(settings: Mapping[str, Any]) -> int:
+    """How many ``<extra_id_0>`` ... follow T5's pieces, the last one first."""
+    value = settings.get("extra_ids", 100)
+    if type(value) is not int or value < 0:
+        raise ModelLoadError(
+            f"tokenizer_config.json: extra_ids must be a whole number of 0 or more, "
+            f"got {value!r}; download the tokenizer again"
+        )
+    return value
 
 
 def _limit(settings: dict[str, Any], default: int) -> int:
@@ -248,11 +336,19 @@ def _limit(settings: dict[str, Any], default: int) -> int:
     return int(value) if value < _NO_LIMIT else default
 
 
-def _text(token: Any, default: str) -> str:
+def _token(token: Any, default: str) -> AddedToken:
     """A special token, written as text or as an object with its content."""
-    if isinstance(token, dict):
-        token = token.get("content")
-    return token if isinstance(token, str) else default
+    given = token if isinstance(token, dict) else {"content": token}
+    text = given.get("content")
+    flags = {
+        name: given[name]
+        for name in ("lstrip", "normalized", "rstrip", "single_word", "special")
+        if isinstance(given.get(name), bool)
+    }
+    flags.setdefault("special", True)
+    # Whether it is looked for in the normalised text, as CLIP's in lower case.
+    flags.setdefault("normalized", not flags["special"])
+    return AddedToken(text if isinstance(text, str) else default, **flags)
 
 
 def _id(tokenizer: Tokenizer, path: Path, token: str) -> int:

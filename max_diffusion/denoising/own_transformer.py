@@ -60,13 +60,14 @@ class OwnTransformer:
             for name, value in vars(config).items():
                 if name not in _DECIDED and value != defaults[name]:
                     raise RequestError(
-                        f"first-block: {name} has no effect on {self._owner}, whose "
-                        "run_transformer decides by itself; leave it out"
+                        f"first-block: {name} has no effect on {self._owner}, which "
+                        "decides by itself; leave it out"
                     )
         elif not isinstance(cache, AbstractStepCache):
             raise RequestError(
-                f"cache: {type(config).__name__} has no effect on {self._owner}, whose "
-                "run_transformer is its own; use a cache that forecasts the prediction"
+                f"cache: {config.name} has no effect on {self._owner}, whose "
+                "transformer is not split into blocks; use a cache that forecasts the "
+                "prediction"
             )
 
     def run_step(

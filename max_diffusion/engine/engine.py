@@ -15,16 +15,27 @@ from functools import partial
 from types import TracebackType
 from typing import Final, Self, final
 
+import numpy as np
+from max.driver import Buffer
+
+from ..caches import label_of
 from ..calls import Routine
 from ..checks import count, whole
 from ..compile import memory_errors_said
 from ..denoising.loop import Denoising
-from ..errors import MaxDiffusionError, RequestCancelled, RequestError
+from ..errors import (
+    CacheNotLoadedError,
+    MaxDiffusionError,
+    RequestCancelled,
+    RequestError,
+)
+from ..pipelines.decoding import decode_in_goes
 from ..pipelines.pipeline import DiffusionPipelineOutput
+from ..pipelines.reporting import report_of
 from ..pipelines.text_to_image import GenerationResult, TextToImagePipeline
 from ..types import GenerationContext, GenerationRequest
 from .batching import Batcher
-from .memory import MemoryPlan, default_memory_limit
+from .memory import MemoryPlan, Needed, default_memory_limit
 from .observer import EngineObserver, EngineStats, TickRecord
 from .requests import (
     DeadlineError,
@@ -61,8 +72,9 @@ class EngineConfig:
         max_batch: Most pictures in one execution of a graph, but for a request that
             has more of its own. On two CPU cores the demo model is fastest with 8:
             3.0 ms a picture, against 5.3 alone.
-        memory_limit: Bytes for latents and cache state of running requests, ``None``
-            for half of what is free at the start.
+        memory_limit: Bytes for all that running requests hold, and for decoding one
+            picture at a time at least; ``None`` for half of what is free at the
+            start.
     """
 
     max_running: int = 64
@@ -89,8 +101,8 @@ class _Job:
     handle: RequestHandle
     context: GenerationContext
     options: SubmitOptions
-    needed: int
-    """Bytes of its slot."""
+    needed: Needed
+    """Its slot."""
     cache: str
     """Its name."""
     order: int
@@ -237,11 +249,12 @@ class Engine:
         options.check()
         with memory_errors_said():
             context = self.pipeline.create_context(request)
-        if not self.pipeline.graph_groups.issuperset(context.cache.config.graph_groups):
-            raise RequestError(
-                f"engine: {context.cache.config.name} needs graphs that are not "
-                "compiled, and compiling them would stop all requests for minutes; "
-                "name it among the caches when the model is loaded"
+        cache = context.cache.config
+        if not self.pipeline.graph_groups.issuperset(cache.graph_groups):
+            raise CacheNotLoadedError(
+                f"engine: {label_of(cache)} needs graphs that are not compiled, and "
+                "compiling them would stop all requests for minutes",
+                label_of(cache),
             )
         needed = self._plan.needed_by(context)
         handle = RequestHandle(uuid.uuid4().hex, request, self._cancel, listener)
@@ -251,7 +264,7 @@ class Engine:
                     "engine: it is closing and takes no more requests; ask another"
                 )
             self._order += 1
-            name, now = context.cache.config.name, time.monotonic()
+            name, now = cache.name, time.monotonic()
             job = _Job(handle, context, options, needed, name, self._order, now)
             if not self._waiting and self._let_in(job):
                 self._changed.notify()
@@ -310,7 +323,8 @@ class Engine:
             with self._changed:
                 jobs = [*self._waiting, *self._running]
                 self._waiting, self._running, self._admitted = [], [], []
-                self._plan.reserved = self._cache_bytes = 0
+                self._plan.clear()
+                self._cache_bytes = 0
                 self._is_closing = True
             for job in jobs:
                 self._tell(job, Failed(failure), State.FAILED)
@@ -496,7 +510,7 @@ class Engine:
         index = job.preview_steps.index(done)
 
         def preview() -> None:
-            images = self.pipeline.decode(job.context, latents)
+            images = self._pictures(job, latents)
             self._tell(job, Preview(done, index, images))
 
         self._previews.pop(job, None)  # to the end of the line
@@ -505,16 +519,26 @@ class Engine:
     def _decode(self, job: _Job, denoising: Denoising) -> None:
         started = time.perf_counter()
         denoised = self.pipeline.finish(denoising)
-        images = self.pipeline.decode(job.context, denoised.latents)
+        images = self._pictures(job, denoised.latents)
         job.seconds["decode"] = time.perf_counter() - started
         output = DiffusionPipelineOutput(
             images, denoised.steps, denoised.cache_bytes, job.seconds
         )
-        report = self.pipeline.report(
-            job.handle.request, job.context, output, time.monotonic() - job.submitted
+        report = report_of(
+            self.pipeline,
+            job.handle.request,
+            job.context,
+            output,
+            time.monotonic() - job.submitted,
         )
         self._release(job)
         self._end(job, Finished(GenerationResult(images, report)))
+
+    def _pictures(self, job: _Job, latents: Buffer) -> np.ndarray:
+        """Latents to uint8 ``(B, H, W, 3)``, in the room that there is now."""
+        with self._changed:
+            room = self._plan.room_to_decode
+        return decode_in_goes(self.pipeline, job.context, latents, room)
 
     def _fail(self, job: _Job, error: Exception) -> None:
         failure = _said(error)

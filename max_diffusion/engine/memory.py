@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import final
 
-import numpy as np
 from max.driver import Device
 
 from ..errors import RequestError
+from ..host_memory import group_memory_limit
+from ..pipelines.decoding import LATENT_BUFFERS
 from ..pipelines.text_to_image import TextToImagePipeline
 from ..types import GenerationContext
 
-# Latents, their prediction, and the next of both, in float32.
-_LATENT_BUFFERS = 4
 # Hidden states at once in a pass: a block's inputs, its outputs, and what lies between.
 _STREAM_BUFFERS = 8
 
@@ -22,23 +22,39 @@ def default_memory_limit(device: Device) -> int:
     """Half of the memory that is free now, in bytes."""
     if device.is_host:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        free = min(free, group_memory_limit() or free)
     else:
         free = int(device.stats["free_memory"])
     return free // 2
 
 
+@dataclass(frozen=True)
+class Needed:
+    """Bytes that a request takes."""
+
+    held: int
+    """From its admission to its end: latents, text, cache state, its share of a pass,
+    and its pictures."""
+    decode: int
+    """While one of its pictures is decoded."""
+
+    @property
+    def total(self) -> int:
+        """At most, if its pictures are decoded one by one."""
+        return self.held + self.decode
+
+
 @final
 class MemoryPlan:
-    """A slot for each request, of the bytes of its buffers between graphs.
+    """A slot for each request, and room for decoding, which one does at a time.
 
-    Those are latents, text, cache state and hidden states. What a graph takes while it
-    runs, the decoder's above all, is not known beforehand and comes on top.
+    What the text encoders take while they run comes on top.
 
-    Belongs to the executor's thread, but for :meth:`needed_by`.
+    Guarded by the engine's lock, but for :meth:`needed_by`.
 
     Args:
         pipeline: Whose requests are planned.
-        limit: Bytes that all slots together may take.
+        limit: Bytes that all of it together may take.
     """
 
     def __init__(self, pipeline: TextToImagePipeline, limit: int) -> None:
@@ -47,42 +63,62 @@ class MemoryPlan:
             # Finds the shapes out, from graphs that are built once: not by a request.
             pipeline.denoiser.state_sizes((1, 1, 1), 1, pipeline.graph_groups)
         self.limit = limit
-        self.reserved = 0
-        """Bytes of all slots."""
+        self._slots: list[Needed] = []
 
-    def needed_by(self, context: GenerationContext) -> int:
-        """Bytes of a request's latents, text, cache state and share of a pass.
+    @property
+    def reserved(self) -> int:
+        """Bytes of all slots, and of decoding the largest picture."""
+        decode = max((slot.decode for slot in self._slots), default=0)
+        return sum(slot.held for slot in self._slots) + decode
+
+    @property
+    def room_to_decode(self) -> int:
+        """Bytes that no slot holds."""
+        return self.limit - sum(slot.held for slot in self._slots)
+
+    def needed_by(self, context: GenerationContext) -> Needed:
+        """What a request takes.
 
         Raises:
-            RequestError: More than all slots together may take.
+            RequestError: More than all together may.
         """
         latents = context.latents
-        needed = _LATENT_BUFFERS * latents.nbytes
         pipeline = self._pipeline
+        held = LATENT_BUFFERS * latents.nbytes
+        # Its pictures, and a preview of each.
+        held += 2 * 3 * latents.shape[0] * context.height * context.width
         if pipeline.denoiser is not None:
             branches = 1 if context.negative_tokens is None else 2
-            shape = (*latents.shape[:2], context.tokens_2.shape[1])
+            shape = (*latents.shape[:2], context.text_tokens)
             cache = context.cache.config
             sizes = pipeline.denoiser.state_sizes(shape, branches, cache.graph_groups)
-            needed += cache.state_bytes(sizes)
-            needed += _STREAM_BUFFERS * (sizes.image + sizes.text)
-            needed += branches * sizes.text
-        if needed > self.limit:
+            held += cache.state_bytes(sizes)
+            held += _STREAM_BUFFERS * (sizes.image + sizes.text)
+            held += branches * sizes.text
+        decode = pipeline.decode_bytes(context.height, context.width)
+        needed = Needed(int(held), decode)
+        if needed.total > self.limit:
             pictures = latents.shape[0]
             raise RequestError(
                 f"engine: this request of {pictures} pictures of {context.width} x "
-                f"{context.height} needs {needed} bytes, more than the limit of "
-                f"{self.limit}; ask for fewer or smaller ones, or another cache"
+                f"{context.height} needs {needed.total} bytes, {decode} of them to "
+                f"decode a picture, more than the limit of {self.limit}; ask for fewer "
+                "or smaller ones, or another cache"
             )
-        return int(np.int64(needed))
+        return needed
 
-    def reserve(self, needed: int) -> bool:
+    def reserve(self, needed: Needed) -> bool:
         """Takes a slot, if there is room for it."""
-        if self.reserved + needed > self.limit:
-            return False
-        self.reserved += needed
-        return True
+        self._slots.append(needed)
+        if self.reserved <= self.limit:
+            return True
+        self._slots.pop()
+        return False
 
-    def free(self, needed: int) -> None:
+    def free(self, needed: Needed) -> None:
         """Gives a slot back."""
-        self.reserved -= needed
+        self._slots.remove(needed)
+
+    def clear(self) -> None:
+        """Gives all slots back."""
+        self._slots.clear()

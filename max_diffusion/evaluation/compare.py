@@ -226,7 +226,7 @@ def compare(
         pipeline: What draws.
         prompts: One or several, each drawn alone.
         caches: Names or configurations; default all that the pipeline can run.
-        num_inference_steps: Denoising steps; default the pipeline's, 50.
+        num_inference_steps: Denoising steps; default the model's.
         fewer_steps: Further numbers of steps to draw without a cache.
         guidance_scale: Input of a guidance-distilled model.
         height: Pixels; default the model's.

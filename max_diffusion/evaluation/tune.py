@@ -157,7 +157,7 @@ def tune(
         methods: Names of caches to try; default all that the pipeline can run.
         budget_seconds: When to stop searching. No cache and a first setting are drawn
             in any case; what is validated in the end takes longer.
-        num_inference_steps: Denoising steps; default the pipeline's, 50.
+        num_inference_steps: Denoising steps; default the model's.
         guidance_scale: Input of a guidance-distilled model.
         height: Pixels; default the model's.
         width: Likewise.

@@ -25,8 +25,13 @@ from max.pipelines.modeling.types import PipelineTask
 from max.pipelines.request import OpenResponsesRequest
 from max.serve.config import APIType, Settings
 
-from ..caches import DenoisingCacheConfig
-from ..errors import DeviceError, MaxDiffusionError, RequestError
+from ..caches import DenoisingCacheConfig, label_of
+from ..errors import (
+    CacheNotLoadedError,
+    DeviceError,
+    MaxDiffusionError,
+    RequestError,
+)
 from ..pipelines.registry import PIPELINES, load_pipeline, open_model
 from ..pipelines.text_to_image import GenerationResult, TextToImagePipeline
 from .requests import from_json, image_options, to_json, to_request
@@ -97,7 +102,8 @@ class PictureTokenizer:
             # One line on the terminal; MAX would show a traceback of any other.
             raise SystemExit(f"error: max_diffusion: {err}") from err
         _restore_environment()
-        logger.info("max_diffusion: caches %s", ", ".join(self._settings.caches))
+        names = ", ".join(map(label_of, self._settings.caches))
+        logger.info("max_diffusion: caches %s", names)
         if APIType.OPENRESPONSES not in Settings().api_types:
             logger.warning(
                 "max_diffusion: /v1/responses, the way to ask for pictures, is off; "
@@ -117,12 +123,17 @@ class PictureTokenizer:
         try:
             wanted = to_request(request.body, self._settings)
             numbers = self._pipeline.create_context(wanted)
+        except CacheNotLoadedError as err:
+            raise InputError(
+                f"{err.problem}; use another, or start the server with {err.cache} in "
+                "MAX_DIFFUSION_CACHES"
+            ) from err
         except RequestError as err:
             raise InputError(str(err)) from err
         return PictureContext(
             request_id=request.request_id,
             model_name=request.body.model,
-            tokens=TokenBuffer(numbers.tokens[0]),
+            tokens=TokenBuffer(next(iter(numbers.tokens.values()))[0]),
             height=numbers.height,
             width=numbers.width,
             num_inference_steps=numbers.num_inference_steps,
@@ -227,7 +238,10 @@ def _model_path(config: PipelineConfig) -> str:
     return str(next(iter(config.models.values())).model_path)
 
 
-def _revision(config: PipelineConfig) -> str:
+def _revision(config: PipelineConfig) -> str | None:
+    """Of the hub; MAX has one, ``main``, for folders too."""
+    if os.path.isdir(_model_path(config)):
+        return None
     return next(iter(config.models.values())).huggingface_model_revision
 
 

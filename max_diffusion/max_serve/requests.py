@@ -30,6 +30,8 @@ _IMAGE_USED: Final = frozenset(
         "num_images",
         "output_format",
         "response_format",
+        "secondary_negative_prompt",
+        "secondary_prompt",
         "steps",
         "true_cfg_scale",
         "width",
@@ -57,11 +59,13 @@ def to_request(
     image = image_options(body)
     request = GenerationRequest(
         prompts=(_prompt(body),),
+        prompt_2=image.secondary_prompt,
         negative_prompt=image.negative_prompt,
+        negative_prompt_2=image.secondary_negative_prompt,
         height=image.height,
         width=image.width,
         num_inference_steps=image.steps,
-        # Its default is for models with guidance embedding, and others refuse it.
+        # Its default is for models with guidance embedding; of others it is a warning.
         guidance_scale=(
             image.guidance_scale if "guidance_scale" in image.model_fields_set else None
         ),
@@ -111,12 +115,14 @@ def to_json(request: GenerationRequest) -> str:
 def from_json(text: str) -> GenerationRequest:
     """The request that :func:`to_json` wrote."""
     plain: dict[str, Any] = json.loads(text)
-    plain["prompts"] = tuple(plain["prompts"])
-    if plain["sigmas"] is not None:
-        plain["sigmas"] = tuple(plain["sigmas"])
-    if plain["cache"] is not None:
-        plain["cache"] = cache_from_options(*plain["cache"])
-    return GenerationRequest(**plain)
+    cache = plain.pop("cache")
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in plain.items()
+    }
+    if cache is not None:
+        values["cache"] = cache_from_options(*cache)
+    return GenerationRequest(**values)
 
 
 def _prompt(body: OpenResponsesRequestBody) -> str:
@@ -150,15 +156,16 @@ def _knobs(metadata: Mapping[str, str], max_length: int) -> dict[str, Any]:
             continue
         if key.startswith(_OPTION):
             options[key.removeprefix(_OPTION)] = _value(text)
-        elif key == "cache_memory_limit":
+        elif key in ("cache_memory_limit", "max_sequence_length"):
             knobs[key] = _value(text)
         elif key == "sigmas":
             knobs[key] = _list(key, _value(text))
         else:
             hint = "; it is a field of provider_options.image"
             raise RequestError(
-                f"metadata: expected cache, {_OPTION}NAME, cache_memory_limit or "
-                f"sigmas, got {key!r}{hint if key in _IMAGE_USED else ''}"
+                f"metadata: expected cache, {_OPTION}NAME, cache_memory_limit, "
+                f"max_sequence_length or sigmas, got {key!r}"
+                f"{hint if key in _IMAGE_USED else ''}"
             )
     knobs["cache"] = _cache(metadata.get("cache"), options)
     return knobs
@@ -197,12 +204,14 @@ def _check_limits(request: GenerationRequest, settings: ServeSettings) -> None:
     """What this server allows, beyond what the schema does."""
     steps = request.num_inference_steps or 1
     for name, value, limit, unit in (
-        ("input", len(request.prompts[0]), settings.max_prompt_length, "characters"),
-        (
-            "negative_prompt",
-            len(request.negative_prompt or ""),
-            settings.max_prompt_length,
-            "characters",
+        *(
+            (name, len(text or ""), settings.max_prompt_length, "characters")
+            for name, text in (
+                ("input", request.prompts[0]),
+                ("secondary_prompt", request.prompt_2),
+                ("negative_prompt", request.negative_prompt),
+                ("secondary_negative_prompt", request.negative_prompt_2),
+            )
         ),
         ("num_images", request.num_images_per_prompt, settings.max_n, "pictures"),
         ("height", request.height or 1, settings.max_size, "pixels"),

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Final
 
-from ..caches import CACHES
+from ..caches import (
+    AbstractCacheConfig,
+    NoCacheConfig,
+    TaylorSeerConfig,
+    caches_from_text,
+)
 from ..checks import whole
 from ..errors import RequestError
 from ..types import MAX_PICTURES, MAX_SIZE, MAX_STEPS
@@ -19,8 +24,9 @@ class ServeSettings:
     """Caches and limits; ``MAX_DIFFUSION_CACHES`` sets ``caches``, and so on.
 
     Attributes:
-        caches: Caches that requests may name, separated by commas, or ``all``. Only
-            these are compiled, and each kind takes minutes the first time.
+        caches: Caches that requests may name; in the environment as ``serve --caches``
+            takes them. Only these are compiled, and each kind takes minutes the first
+            time.
         max_prompt_length: Characters of a prompt, of a negative one, and of an entry of
             ``metadata``.
         max_n: Pictures of a request.
@@ -28,20 +34,14 @@ class ServeSettings:
         max_steps: Denoising steps.
     """
 
-    caches: tuple[str, ...] = ("none", "taylorseer")
+    caches: tuple[AbstractCacheConfig, ...] = (NoCacheConfig(), TaylorSeerConfig())
     max_prompt_length: int = 32_000
     max_n: int = 10
     max_size: int = 2048
     max_steps: int = 200
 
     def __post_init__(self) -> None:
-        """Checks names and ranges."""
-        for name in self.caches:
-            if name not in CACHES:
-                raise RequestError(
-                    f"{_PREFIX}CACHES: expected all, or names of {', '.join(CACHES)}, "
-                    f"got {name!r}"
-                )
+        """Checks the ranges."""
         for name, limit in (
             ("max_prompt_length", None),
             ("max_n", MAX_PICTURES),
@@ -63,8 +63,7 @@ class ServeSettings:
             if text is None:
                 continue
             if item.name == "caches":
-                names = tuple(name.strip() for name in text.split(","))
-                given[item.name] = tuple(CACHES) if names == ("all",) else names
+                given[item.name] = caches_from_text(text, _variable(item.name))
                 continue
             try:
                 given[item.name] = int(text)

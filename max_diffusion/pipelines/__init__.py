@@ -2,8 +2,14 @@
 
 from .loading import LEAN_CACHES, PipelineConfig
 from .pipeline import DiffusionPipeline, DiffusionPipelineOutput, OnEvent, OnStep
-from .registry import demo_model_path, is_demo_model, load_pipeline, open_model
-from .text_to_image import GenerationResult, TextToImagePipeline
+from .registry import (
+    demo_model_path,
+    is_demo_model,
+    load_pipeline,
+    open_model,
+    register_model,
+)
+from .text_to_image import GenerationResult, TextToImagePipeline, Tokenized
 
 __all__ = [
     "LEAN_CACHES",
@@ -14,8 +20,10 @@ __all__ = [
     "OnStep",
     "PipelineConfig",
     "TextToImagePipeline",
+    "Tokenized",
     "demo_model_path",
     "is_demo_model",
     "load_pipeline",
     "open_model",
+    "register_model",
 ]

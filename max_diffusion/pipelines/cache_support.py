@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, final
 
@@ -14,8 +14,9 @@ from ..caches import (
     CacheDefaults,
     Calibration,
     DenoisingCacheConfig,
+    label_of,
 )
-from ..errors import RequestError
+from ..errors import CacheNotLoadedError, RequestError
 
 if TYPE_CHECKING:
     from ..denoising import DenoiserComponent, OwnTransformer
@@ -35,7 +36,7 @@ class CacheSupport:
             override of ``run_transformer``.
         denoiser: The split denoiser, if there is one: only of this is the memory of a
             cache known.
-        graph_groups: What is compiled when the pipeline is.
+        loaded: Caches whose graphs are compiled when the pipeline is.
         is_extensible: Whether graphs of other groups are compiled when a request first
             needs them, or such a request is refused.
     """
@@ -46,13 +47,14 @@ class CacheSupport:
         calibration: Calibration,
         transformer: DenoiserComponent | OwnTransformer,
         denoiser: DenoiserComponent | None,
-        graph_groups: Set[str],
+        loaded: Sequence[AbstractCacheConfig],
         *,
         is_extensible: bool,
     ) -> None:
         self._defaults, self._calibration = defaults, calibration
         self._transformer, self._denoiser = transformer, denoiser
-        self._graph_groups = frozenset(graph_groups)
+        self._loaded = tuple(loaded)
+        self._graph_groups = frozenset(g for c in loaded for g in c.graph_groups)
         self._is_extensible = is_extensible
 
     def bind(
@@ -125,8 +127,8 @@ class CacheSupport:
         """
         if self._denoiser is None:
             raise RequestError(
-                "cache: this pipeline has no DenoiserComponent, so the memory of a "
-                "cache is not known beforehand; leave the limit out"
+                "cache: the transformer of this pipeline is not split into blocks, so "
+                "the memory of a cache is not known beforehand; leave the limit out"
             )
         sizes = self._denoiser.state_sizes(shape, branches, config.graph_groups)
         return config.state_bytes(sizes)
@@ -170,10 +172,11 @@ class CacheSupport:
 
     def _check_graphs(self, config: AbstractCacheConfig) -> None:
         if not self._graph_groups.issuperset(config.graph_groups):
-            raise RequestError(
-                f"cache: {config.name} needs graphs that were not compiled when the "
-                "model was loaded; name it among the caches then, or use one of those "
-                "that were"
+            wanted = label_of(config)
+            raise CacheNotLoadedError(
+                f"cache: {wanted} needs graphs that the model was loaded without; it "
+                f"has those of {', '.join(map(label_of, self._loaded))}",
+                wanted,
             )
 
 

@@ -36,6 +36,7 @@ from ..compile import CompiledGraphs, in_graph_context, open_session
 from ..component import ComponentModel
 from ..denoising import Branch, DenoiserComponent, Denoising, OwnTransformer
 from ..errors import MaxDiffusionError
+from ..grid import Grid
 from ..report import StepRecord
 from ..sampling import (
     AbstractGuidance,
@@ -162,7 +163,7 @@ class DiffusionPipeline(ABC):
             pipeline_config.calibration,
             self._transformer,
             self.denoiser,
-            self._graph_groups,
+            (*kinds, self.cache_config),
             is_extensible=pipeline_config.is_extensible,
         )
         # Compiling takes minutes: what is wrong with a tokenizer is said before.
@@ -389,7 +390,7 @@ class DiffusionPipeline(ABC):
         *,
         true_cfg_scale: float = 1.0,
         cache: BoundCache | AbstractCacheConfig | None = None,
-        grid: tuple[int, int] | None = None,
+        grid: Grid | None = None,
         on_step: OnStep | None = None,
     ) -> Denoised:
         """The denoising loop.
@@ -401,7 +402,7 @@ class DiffusionPipeline(ABC):
                 guidance; each has a cache state of its own.
             true_cfg_scale: Weight of the conditional branch with two branches.
             cache: This request's instead of the pipeline's.
-            grid: Rows and columns of the image tokens, for caches that need them.
+            grid: Where the image tokens lie, for caches that need to know.
             on_step: Called with ``(steps done, steps)`` after each step; what it
                 raises ends the request.
         """
@@ -424,7 +425,7 @@ class DiffusionPipeline(ABC):
         *,
         true_cfg_scale: float = 1.0,
         cache: BoundCache | AbstractCacheConfig | None = None,
-        grid: tuple[int, int] | None = None,
+        grid: Grid | None = None,
     ) -> Denoising:
         """The denoising loop before its first step; arguments of :meth:`denoise`."""
         batch, seq_len, _ = (int(size) for size in latents.shape)
@@ -433,7 +434,7 @@ class DiffusionPipeline(ABC):
                 "denoise: expected the conditional branch, and with true guidance the "
                 f"unconditional one, got {len(branches)} branches"
             )
-        if grid is not None and grid[0] * grid[1] != seq_len:
+        if grid is not None and grid.num_tokens != seq_len:
             raise MaxDiffusionError(
                 f"denoise: grid must have as many cells as the latents have tokens, "
                 f"{seq_len}, got {grid}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
+from typing import Final
 
 from ..caches import (
     CACHES,
@@ -23,10 +25,54 @@ from .loading import LEAN_CACHES, PipelineConfig
 from .pipeline import OnEvent
 from .text_to_image import TextToImagePipeline
 
-# Class name in model_index.json -> module and class, imported on use.
-PIPELINES: Mapping[str, tuple[str, str]] = MappingProxyType(
-    {"FluxPipeline": ("max_diffusion.models.flux1", "Flux1Pipeline")}
+logger = logging.getLogger(__name__)
+
+# Saved by diffusers' classes for other tasks, with the parts of FluxPipeline. Not
+# FluxKontext's: its transformer, of the same class, was trained to edit pictures.
+_OTHER_TASKS = ("FluxImg2ImgPipeline", "FluxInpaintPipeline")
+# A family of the package is imported when a folder needs it. The one thing that grows:
+# like an import, a registration is of the whole process.
+_kinds: Final[dict[str, tuple[str, str] | type[TextToImagePipeline]]] = dict.fromkeys(
+    ("FluxPipeline", *_OTHER_TASKS), ("max_diffusion.models.flux1", "Flux1Pipeline")
 )
+PIPELINES: Final[Mapping[str, tuple[str, str] | type[TextToImagePipeline]]] = (
+    MappingProxyType(_kinds)
+)
+"""Pipelines by the ``_class_name`` that a model folder's ``model_index.json`` has;
+shows what is registered later, too."""
+
+
+def register_model(class_name: str, kind: type[TextToImagePipeline]) -> None:
+    """Makes a model family known, by what its folders call themselves.
+
+    From then on ``load_pipeline``, the command line, the engine and the servers take
+    such folders as they take the package's own families.
+
+    Args:
+        class_name: ``_class_name`` in the folder's ``model_index.json``.
+        kind: The family's pipeline, with ``components`` and ``class_names``.
+
+    Raises:
+        RequestError: It lacks something, or the name is taken.
+    """
+    where = f"register_model: {class_name}"
+    if not (isinstance(kind, type) and issubclass(kind, TextToImagePipeline)):
+        raise RequestError(
+            f"{where}: expected a subclass of TextToImagePipeline, got {kind!r}"
+        )
+    missing = sorted(kind.__abstractmethods__)
+    if missing:
+        raise RequestError(f"{where}: {kind.__qualname__} lacks {', '.join(missing)}")
+    roles = set(kind.components or ())
+    if not roles or not roles <= set(getattr(kind, "class_names", ())):
+        raise RequestError(
+            f"{where}: {kind.__qualname__} must have components, and their classes in "
+            "class_names"
+        )
+    known = _kinds.get(class_name)
+    if known is not None and known is not kind:
+        raise RequestError(f"{where} is taken already; choose another name")
+    _kinds[class_name] = kind
 
 
 def demo_model_path() -> Path:
@@ -208,19 +254,49 @@ def open_folder(
     revision: str | None = None,
     show_progress: bool = False,
 ) -> tuple[ModelFolder, type[TextToImagePipeline]]:
-    """A model's folder, downloaded if need be, and the pipeline it is for."""
+    """A model's folder, downloaded if need be, and the pipeline it is for.
+
+    Raises:
+        ModelLoadError: No such model, or one of a class that is not supported; of that
+            nothing but ``model_index.json`` is downloaded.
+    """
     is_demo = path_or_repo_id == "demo"
     folder = find_model(
         demo_model_path() if is_demo else path_or_repo_id,
         variant=variant,
         revision=revision,
         show_progress=show_progress,
+        needs=_needs,
+        extras=(CALIBRATION_FILE,),
     )
+    if folder.class_name in _OTHER_TASKS:
+        logger.info(
+            "%s: saved by %s; loaded for text to image",
+            folder.name,
+            folder.class_name,
+        )
+    return folder, _kind(folder)
+
+
+def _kind(folder: ModelFolder) -> type[TextToImagePipeline]:
+    """The pipeline a folder is for."""
     if folder.class_name not in PIPELINES:
         raise ModelLoadError(
-            f"{folder.path.name}: model_index.json names {folder.class_name!r}; "
+            f"{folder.name}: model_index.json names {folder.class_name!r}; "
             f"supported are {', '.join(PIPELINES)}"
         )
-    module, name = PIPELINES[folder.class_name]
-    kind: type[TextToImagePipeline] = vars(import_module(module))[name]
-    return folder, kind
+    found = PIPELINES[folder.class_name]
+    if isinstance(found, tuple):
+        module, name = found
+        kind: type[TextToImagePipeline] = vars(import_module(module))[name]
+        return kind
+    return found
+
+
+def _needs(folder: ModelFolder) -> dict[str, bool]:
+    """Roles that the folder's pipeline uses, and whether each has weights."""
+    kind = _kind(folder)
+    assert kind.components is not None
+    for role, names in kind.class_names.items():
+        folder.check_listed(role, names)
+    return {role: role in kind.components for role in kind.class_names}

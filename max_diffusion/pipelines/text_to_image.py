@@ -1,4 +1,8 @@
-"""Text to image: the short way in, on top of the documented contract."""
+"""Text to image: the short way in, on top of the documented contract.
+
+A model family says what is its own in small steps, named below; everything that a
+request goes through on its way from texts to images is here, once.
+"""
 
 from __future__ import annotations
 
@@ -6,27 +10,32 @@ import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import cached_property
-from importlib.metadata import version
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from max.driver import Buffer
 
+from ..buffers import repeat_rows, to_device
 from ..caches import (
     AbstractCacheConfig,
     BoundCache,
     DenoisingCacheConfig,
+    NoCacheConfig,
+    Run,
     cache_from_options,
 )
 from ..checkpoint import ModelFolder
 from ..compile import memory_errors_said
-from ..denoising import Denoising
+from ..denoising import Branch, Denoising
 from ..errors import RequestError
+from ..grid import Grid
 from ..report import RunReport
-from ..types import GenerationContext, GenerationRequest
+from ..sampling import Schedule
+from ..types import GenerationContext, GenerationRequest, PromptTexts
+from .decoding import check_room, decode_in_goes
 from .pipeline import DiffusionPipeline, DiffusionPipelineOutput, OnStep
+from .reporting import report_of
 
 _MAX_SEED = 2**32
 T = TypeVar("T")
@@ -34,57 +43,265 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """Pictures and how they came about."""
+    """Images and how they came about."""
 
     images: np.ndarray
-    """uint8 ``(B, H, W, 3)``; all pictures of the first prompt first."""
+    """uint8 ``(B, H, W, 3)``; all images of the first prompt first."""
     report: RunReport
     """What ``--json`` prints, by ``to_dict()``."""
 
 
-class TextToImagePipeline(DiffusionPipeline):
-    """A pipeline that ``load_pipeline`` can build and ``generate`` can drive."""
+@dataclass(frozen=True)
+class Tokenized:
+    """Texts as ids."""
 
+    tokens: Mapping[str, np.ndarray]
+    """int64 ``(P, S)`` of each text encoder, by its name."""
+    notes: tuple[str, ...] = ()
+    """What the caller should know, one line each: text that was cut off, say."""
+
+
+@dataclass(frozen=True)
+class GenerationInputs:
+    """A request on the device."""
+
+    latents: Buffer
+    """Packed noise, float32 ``(B, S_img, C)``."""
+    tables: Mapping[str, Buffer]
+    """What the transformer reads that is the same of every sample."""
+    context: GenerationContext
+
+
+class TextToImagePipeline(DiffusionPipeline):
+    """A pipeline that ``load_pipeline`` can build and ``generate`` can drive.
+
+    A subclass names its components and the classes that a model folder may have for
+    them, sets :attr:`cell`, :attr:`default_size` and what else differs in
+    :meth:`init_remaining_components`, and writes :meth:`tokenize`, :meth:`text_length`,
+    :meth:`draw_noise`, :meth:`encode_text`, :meth:`decode` and :meth:`decode_bytes`.
+    """
+
+    class_names: ClassVar[Mapping[str, tuple[str, ...]]]
+    """Roles that ``model_index.json`` must list, with the classes that are known."""
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Patterns of checkpoint tensors that a component does not use, by component."""
+
+    cell: int = 1
+    """Pixels a side that one image token stands for; sizes are multiples of it."""
+    token_channels: int
+    """Channels of an image token's latents."""
+    default_size: tuple[int, int] = (1024, 1024)
+    """Height and width in pixels of an image whose size is not given."""
+    has_guidance: bool = False
+    """Whether the transformer is told a guidance scale (``guidance``, ``(B,)``)."""
+    default_guidance_scale: float = 3.5
+    """What it is told where a request leaves that open."""
+    default_true_cfg_scale: float = 1.0
+    """Weight of classifier-free guidance where a request leaves that open."""
+    default_negative_prompt: str | None = None
+    """The negative prompt of requests with such guidance that bring none."""
 
     @classmethod
-    @abstractmethod
     def component_configs(cls, folder: ModelFolder) -> dict[str, dict[str, Any]]:
-        """Checks a model folder's roles and returns its configurations by name."""
+        """Checks a model folder's roles and returns its configurations by name.
+
+        Raises:
+            ModelLoadError: A component is missing, of an unknown class, or does not
+                fit the others.
+        """
+        assert cls.components is not None
+        for role, names in cls.class_names.items():
+            folder.require(role, names)
+        roles = [*cls.components, *(r for r in ("scheduler",) if r in cls.class_names)]
+        configs = {role: folder.config(role) for role in roles}
+        cls.check_configs(configs)
+        return configs
+
+    @classmethod
+    def check_configs(cls, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        """Raises :class:`ModelLoadError` where components do not fit each other."""
 
     @abstractmethod
+    def text_length(self, max_sequence_length: int | None) -> int:
+        """Text tokens that the transformer reads of each prompt.
+
+        Args:
+            max_sequence_length: What the request asks for.
+
+        Raises:
+            RequestError: The model cannot read so many.
+        """
+
+    @abstractmethod
+    def tokenize(self, texts: PromptTexts, length: int, what: str) -> Tokenized:
+        """Texts to the ids of every text encoder.
+
+        Args:
+            texts: Of one or more prompts.
+            length: From :meth:`text_length`.
+            what: ``prompt`` or ``negative prompt``, for notes.
+        """
+
+    @abstractmethod
+    def draw_noise(self, request: GenerationRequest, grid: Grid) -> np.ndarray:
+        """The request's seeded noise, packed: float32 ``(B, S_img, C)``."""
+
+    def tables(self, context: GenerationContext) -> Mapping[str, np.ndarray]:
+        """Inputs of the transformer without a batch axis, such as rotary tables."""
+        return {}
+
+    @abstractmethod
+    def encode_text(
+        self, tokens: Mapping[str, np.ndarray], context: GenerationContext
+    ) -> Mapping[str, Buffer]:
+        """Runs the text encoders.
+
+        Args:
+            tokens: From :meth:`tokenize`, a row each image.
+            context: Of the request.
+
+        Returns:
+            Inputs of the transformer by name, each with the batch first.
+        """
+
+    @abstractmethod
+    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
+        """Latents ``(B, S_img, C)`` to images, uint8 ``(B, H, W, 3)``, in one go."""
+
+    @abstractmethod
+    def decode_bytes(self, height: int, width: int) -> int:
+        """Bytes that :meth:`decode` takes for each image while it runs."""
+
+    def default_sources(self) -> Mapping[str, str]:
+        """Where the defaults come from, by the request's names, for the report."""
+        return {}
+
+    def create_context(self, request: GenerationRequest) -> GenerationContext:
+        """Tokenizes, draws the noise, lays out the schedule and binds the cache.
+
+        No device work, and no compiled graph: an opened pipeline checks requests so.
+
+        Raises:
+            RequestError: A size that is no multiple of the model's cell, more text
+                tokens than it reads, or a cache that it cannot run.
+        """
+        grid = self.grid_of(request.height, request.width)
+        height, width = grid.rows * self.cell, grid.columns * self.cell
+        steps = request.num_inference_steps
+        if steps is None and request.sigmas is None:
+            steps = self.default_num_inference_steps
+        schedule = self.sampler.schedule(
+            steps, image_seq_len=grid.num_tokens, sigmas=request.sigmas
+        )
+        length = self.text_length(request.max_sequence_length)
+        scale = request.true_cfg_scale
+        scale = self.default_true_cfg_scale if scale is None else scale
+        negative = request.negative_texts
+        if negative is None and self.default_negative_prompt is not None:
+            negative = PromptTexts.same(
+                self.default_negative_prompt, len(request.prompts)
+            )
+        has_negative = scale > 1 and negative is not None
+        cache, notes = self._bind_cache(request, schedule, grid, has_negative)
+        words = self.tokenize(request.texts, length, "prompt")
+        unwanted = None
+        if has_negative and negative is not None:
+            unwanted = self._tokenize_once(negative, length)
+        latent_bytes = 4 * grid.num_tokens * self.token_channels
+        check_room(self, request.num_images, height, width, latent_bytes)
+        if request.cache_memory_limit is not None:
+            self.caches.check_memory(
+                cache.config,
+                request.cache_memory_limit,
+                (request.num_images, grid.num_tokens, length),
+                branches=2 if has_negative else 1,
+            )
+        return GenerationContext(
+            tokens=words.tokens,
+            negative_tokens=None if unwanted is None else unwanted.tokens,
+            text_tokens=length,
+            latents=self.draw_noise(request, grid),
+            grid=grid,
+            cache=cache,
+            sigmas=schedule.sigmas,
+            timesteps=schedule.timesteps,
+            height=height,
+            width=width,
+            num_inference_steps=schedule.num_steps,
+            guidance_scale=self._guidance_scale(request),
+            true_cfg_scale=scale,
+            num_images_per_prompt=request.num_images_per_prompt,
+            seed=request.seed,
+            warnings=(
+                *self._guidance_warnings(request, scale),
+                *notes,
+                *words.notes,
+                *(() if unwanted is None else unwanted.notes),
+            ),
+            defaults={
+                name: source
+                for name, source in self.default_sources().items()
+                if vars(request)[name] is None
+            },
+        )
+
+    def grid_of(self, height: int | None, width: int | None) -> Grid:
+        """The image tokens of a size in pixels.
+
+        Raises:
+            RequestError: A side that is no multiple of :attr:`cell`.
+        """
+        sides = []
+        for name, value, default in zip(
+            ("height", "width"), (height, width), self.default_size, strict=True
+        ):
+            size, cell = default if value is None else value, self.cell
+            if size % cell or size < cell:
+                low = size // cell * cell
+                near = [str(n) for n in (low, low + cell) if n]
+                raise RequestError(
+                    f"request: {name} must be a multiple of {cell} pixels, got {size}; "
+                    f"nearest: {' or '.join(near)}"
+                )
+            sides.append(size // cell)
+        return Grid(1, *sides)
+
     def token_counts(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Image tokens of a picture's size in pixels, and the most text tokens.
+        """Image tokens of a size in pixels, and the most text tokens.
 
         Raises:
             RequestError: A size that the model cannot draw.
         """
+        return self.grid_of(height, width).num_tokens, self.text_length(None)
 
-    @property
-    @abstractmethod
-    def default_size(self) -> tuple[int, int]:
-        """Height and width in pixels of a picture whose size is not given."""
+    def prepare_inputs(self, context: GenerationContext) -> GenerationInputs:
+        """Noise and tables to the device."""
+        return GenerationInputs(
+            latents=to_device(context.latents, self.device),
+            tables={
+                name: to_device(table, self.device)
+                for name, table in self.tables(context).items()
+            },
+            context=context,
+        )
 
-    @abstractmethod
-    def create_context(self, request: GenerationRequest) -> GenerationContext:
-        """A request as numbers: tokens, noise, schedule."""
-
-    def bind_cache(self, request: GenerationRequest, num_steps: int) -> BoundCache:
-        """The request's cache, or the pipeline's, checked for so many steps.
-
-        Raises:
-            RequestError: The cache cannot be run, or its rules do not fit the request.
-        """
-        config = self.cache_config if request.cache is None else request.cache
-        return self.caches.bind(self.caches.resolve(config), num_steps)
-
-    @abstractmethod
-    def encode(self, model_inputs: Any) -> Denoising:
+    def encode(self, model_inputs: GenerationInputs) -> Denoising:
         """Runs the text encoders: prepared inputs to a loop before its first step."""
-
-    @abstractmethod
-    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
-        """Latents ``(B, S_img, C)`` to pictures, uint8 ``(B, H, W, 3)``."""
+        context = model_inputs.context
+        branches = [
+            self._branch("conditional", model_inputs, context.tokens),
+        ]
+        if context.negative_tokens is not None:
+            unwanted = context.negative_tokens
+            branches.append(self._branch("unconditional", model_inputs, unwanted))
+        return self.begin(
+            model_inputs.latents,
+            Schedule(context.sigmas, context.timesteps),
+            branches,
+            true_cfg_scale=context.true_cfg_scale,
+            cache=context.cache,
+            grid=context.grid,
+        )
 
     def execute(self, model_inputs: Any, **kwargs: Any) -> DiffusionPipelineOutput:
         """Encodes, denoises, decodes.
@@ -99,7 +316,7 @@ class TextToImagePipeline(DiffusionPipeline):
         self.run_steps(denoising, **kwargs)
         denoised = self.finish(denoising)
         ended = time.perf_counter()
-        images = self.decode(model_inputs.context, denoised.latents)
+        images = decode_in_goes(self, model_inputs.context, denoised.latents)
         return DiffusionPipelineOutput(
             images,
             denoised.steps,
@@ -115,14 +332,17 @@ class TextToImagePipeline(DiffusionPipeline):
         self,
         prompt: str | Sequence[str],
         *,
+        prompt_2: str | Sequence[str] | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        true_cfg_scale: float = 1.0,
-        negative_prompt: str | None = None,
-        seed: int | None = None,
+        true_cfg_scale: float | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        seed: int | Sequence[int] | None = None,
         num_images_per_prompt: int = 1,
+        max_sequence_length: int | None = None,
         sigmas: Sequence[float] | None = None,
         cache: str | DenoisingCacheConfig | AbstractCacheConfig | None = None,
         cache_memory_limit: int | None = None,
@@ -132,16 +352,29 @@ class TextToImagePipeline(DiffusionPipeline):
 
         Args:
             prompt: One prompt or several; several run as one batch.
+            prompt_2: What a second text encoder (FLUX.1's T5) reads instead: one text
+                for all prompts, or one for each. As in diffusers, a single empty text
+                is the prompt again; in a list it is empty.
             height: Pixels, a multiple of the model's step; default the model's.
             width: Likewise.
-            num_inference_steps: Denoising steps, default 50.
-            guidance_scale: Input of a guidance-distilled model, default 3.5.
+            num_inference_steps: Denoising steps; default the model's (FLUX.1: 28, or 4
+                without guidance embedding), which the report names.
+            guidance_scale: Input of a guidance-distilled model, default 3.5. On other
+                models it does nothing: up to 1, which asks for no guidance, that is
+                as it should be, above it the report warns.
             true_cfg_scale: Classifier-free guidance by a second pass, above 1 with a
                 negative prompt; doubles the time.
-            negative_prompt: What the second pass is told; may be empty.
-            seed: Noise of ``torch.Generator("cpu").manual_seed(seed)``; random if
-                ``None``, and then in the report.
+            negative_prompt: What the second pass is told, of all prompts or of each;
+                may be empty.
+            negative_prompt_2: The same of ``prompt_2``.
+            seed: Noise of ``torch.Generator("cpu").manual_seed(seed)``, of which all
+                pictures share one stream; or one seed for each picture, which is then
+                the same when it is drawn alone. Random if ``None``, and then in the
+                report.
             num_images_per_prompt: Pictures of each prompt.
+            max_sequence_length: Tokens of the second text encoder, padding included;
+                default the most the model takes. It changes the picture: FLUX.1-schnell
+                is usually run at 256.
             sigmas: A schedule of your own: decreasing, in (0, 1], without the final 0.
             cache: This call's cache instead of the pipeline's: a configuration, or a
                 name of ``CACHES`` for its defaults. Never recompiles.
@@ -157,16 +390,26 @@ class TextToImagePipeline(DiffusionPipeline):
             MaxDiffusionError: The result is not finite.
         """
         prompts = (prompt,) if isinstance(prompt, str) else _tuple("prompt", prompt)
+        seeds = None
+        if seed is None:
+            seed = secrets.randbelow(_MAX_SEED)
+        elif isinstance(seed, Iterable) and not isinstance(seed, str):
+            seeds = _tuple("seed", seed)
+            seed = seeds[0] if seeds else 0
         request = GenerationRequest(
             prompts=prompts,
-            negative_prompt=negative_prompt,
+            prompt_2=_texts("prompt_2", prompt_2),
+            negative_prompt=_texts("negative_prompt", negative_prompt),
+            negative_prompt_2=_texts("negative_prompt_2", negative_prompt_2),
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             true_cfg_scale=true_cfg_scale,
-            seed=secrets.randbelow(_MAX_SEED) if seed is None else seed,
+            seed=seed,
+            seeds=seeds,
             num_images_per_prompt=num_images_per_prompt,
+            max_sequence_length=max_sequence_length,
             sigmas=None if sigmas is None else _tuple("sigmas", sigmas),
             cache=self._named(cache),
             cache_memory_limit=cache_memory_limit,
@@ -181,48 +424,99 @@ class TextToImagePipeline(DiffusionPipeline):
         with memory_errors_said():
             context = self.create_context(request)
             output = self.execute(self.prepare_inputs(context), on_step=on_step)
-        report = self.report(request, context, output, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        report = report_of(self, request, context, output, seconds)
         return GenerationResult(output.images, report)
 
-    def report(
+    def _bind_cache(
         self,
         request: GenerationRequest,
-        context: GenerationContext,
-        output: DiffusionPipelineOutput,
-        total_seconds: float,
-    ) -> RunReport:
-        """What became of a request."""
-        seconds = output.seconds or {}
-        cache = context.cache.config
-        has_negative = context.negative_tokens is not None
-        return RunReport(
-            model=self.pipeline_config.model_name,
-            device=str(self.device.label),
-            dtype=self.dtype.name,
-            prompts=request.prompts,
-            negative_prompt=request.negative_prompt if has_negative else None,
-            height=context.height,
-            width=context.width,
-            num_inference_steps=context.num_inference_steps,
-            guidance_scale=context.guidance_scale,
-            true_cfg_scale=context.true_cfg_scale,
-            seed=request.seed,
-            num_images=len(output.images),
-            image_tokens=int(context.latents.shape[1]),
-            text_tokens=int(context.tokens_2.shape[1]),
-            cache={"name": cache.name, **asdict(cache)},
-            steps=output.steps,
-            cache_bytes=output.cache_bytes,
-            load_seconds=self.seconds["load"],
-            compile_seconds=self.seconds["compile"],
-            compile_count=self.compile_count,
-            encode_seconds=seconds.get("encode", 0.0),
-            denoise_seconds=seconds.get("denoise", 0.0),
-            decode_seconds=seconds.get("decode", 0.0),
-            total_seconds=total_seconds,
-            warnings=context.warnings,
-            versions=self._versions,
+        schedule: Schedule,
+        grid: Grid,
+        has_guidance: bool,
+    ) -> tuple[BoundCache, tuple[str, ...]]:
+        """The request's cache, or the pipeline's; and a note if it can skip nothing."""
+        config = self.cache_config
+        if request.cache is not None:
+            config = self.caches.resolve(request.cache)
+        cache = self.caches.bind(config, schedule.num_steps)
+        known = Run(
+            schedule.num_steps,
+            tuple(float(timestep) for timestep in schedule.timesteps),
+            required_steps=cache.required_steps,
+            grid=grid,
+            has_guidance=has_guidance,
         )
+        can_skip = cache.policy.skippable_steps(known) - cache.required_steps
+        if can_skip or isinstance(config, NoCacheConfig):
+            return cache, ()
+        return cache, (
+            f"cache: {config.name} skips none of {schedule.num_steps} steps with "
+            "these settings, so it only takes memory; take other settings, more steps "
+            "or no cache",
+        )
+
+    def _tokenize_once(self, texts: PromptTexts, length: int) -> Tokenized:
+        """The negative prompts' ids; one of all prompts is read, and said, once."""
+        count = len(texts.first)
+        if len({*zip(texts.first, texts.second, strict=True)}) > 1:
+            return self.tokenize(texts, length, "the negative prompt")
+        one = PromptTexts(texts.first[:1], texts.second[:1])
+        found = self.tokenize(one, length, "the negative prompt")
+        repeated = {name: repeat_rows(x, count) for name, x in found.tokens.items()}
+        return replace(found, tokens=repeated)
+
+    def _branch(
+        self, name: str, inputs: GenerationInputs, tokens: Mapping[str, np.ndarray]
+    ) -> Branch:
+        context = inputs.context
+        count = context.num_images_per_prompt
+        rows = {role: repeat_rows(ids, count) for role, ids in tokens.items()}
+        held = {**self.encode_text(rows, context), **inputs.tables}
+        if self.has_guidance:
+            scale = np.full(len(context.latents), context.guidance_scale, np.float32)
+            held["guidance"] = to_device(scale, self.device)
+        return Branch(name, held)
+
+    def _guidance_scale(self, request: GenerationRequest) -> float:
+        """What the guidance embedding is told; 0 where there is none."""
+        if not self.has_guidance:
+            return 0.0
+        scale = request.guidance_scale
+        return self.default_guidance_scale if scale is None else scale
+
+    def _guidance_warnings(
+        self, request: GenerationRequest, true_cfg_scale: float
+    ) -> tuple[str, ...]:
+        found = []
+        # 0 is how FLUX.1-schnell is called everywhere, and up to 1 no guidance is asked
+        # for. More is kept from a script for another model: the image is diffusers',
+        # which ignores it, but not what was asked for.
+        scale = request.guidance_scale
+        if scale is not None and scale > 1 and not self.has_guidance:
+            found.append(
+                f"a guidance scale of {scale:g} has no effect: this model has no guidance "
+                "embedding; leave it out, or use true guidance"
+            )
+        has_negative = request.negative_prompt is not None
+        if true_cfg_scale <= 1 and has_negative:
+            found.append(
+                "the negative prompt has no effect unless true guidance is above 1"
+            )
+        elif (
+            true_cfg_scale > 1
+            and not has_negative
+            and self.default_negative_prompt is None
+        ):
+            found.append(
+                "true guidance has no effect without a negative prompt; give one, "
+                "it may be empty"
+            )
+        if not has_negative and request.negative_prompt_2 is not None:
+            found.append(
+                "the second negative prompt has no effect without a negative prompt"
+            )
+        return tuple(found)
 
     def _named(
         self, cache: str | DenoisingCacheConfig | AbstractCacheConfig | None
@@ -234,11 +528,6 @@ class TextToImagePipeline(DiffusionPipeline):
             return cache_from_options(cache)
         return self.caches.resolve(cache)
 
-    @cached_property
-    def _versions(self) -> Mapping[str, str]:
-        """Of the packages that run; looking them up takes milliseconds."""
-        return {name: version(name) for name in ("max-diffusion", "max")}
-
 
 def _tuple(name: str, values: Iterable[T]) -> tuple[T, ...]:
     try:
@@ -247,3 +536,12 @@ def _tuple(name: str, values: Iterable[T]) -> tuple[T, ...]:
         raise RequestError(
             f"request: {name} must be a sequence, got {type(values).__name__}"
         ) from err
+
+
+def _texts(
+    name: str, given: str | Sequence[str] | None
+) -> str | tuple[str, ...] | None:
+    """One text or several; what is neither stays for the request to refuse."""
+    if given is None or isinstance(given, str):
+        return given
+    return _tuple(name, given)

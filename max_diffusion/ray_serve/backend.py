@@ -7,7 +7,6 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
 from dataclasses import asdict, replace
 from typing import Any, Final, TypeGuard, final
 
@@ -34,7 +33,7 @@ from ..engine import (
 )
 from ..errors import MaxDiffusionError, RequestCancelled, RequestError
 from ..server import Backend, ModelDescription
-from ..server.backend import Status
+from ..server.backend import Events, Status
 from ..server.errors import ApiError
 from ..server.schemas import Health
 from ..types import GenerationRequest
@@ -87,16 +86,14 @@ class RayBackend(Backend):
         """A replica is lost."""
         self._reports.pop(replica, None)
 
-    async def draw(
-        self, request: GenerationRequest, options: SubmitOptions
-    ) -> AsyncGenerator[Event, None]:
+    async def draw(self, request: GenerationRequest, options: SubmitOptions) -> Events:
         """Gives the request to a replica, and waits until that has taken it.
 
         While all replicas are full it waits here, within its own timeout.
         """
         drawing = _Drawing(self, self._replicas, self._metrics, request, options)
         await drawing.begin()
-        return drawing.events()
+        return drawing
 
     async def describe(self) -> ModelDescription | None:
         """What requests may ask: the same of every replica."""
@@ -140,7 +137,7 @@ class RayBackend(Backend):
 
 
 @final
-class _Drawing:
+class _Drawing(Events):
     """A request on its way through one replica, or two."""
 
     def __init__(
@@ -160,6 +157,7 @@ class _Drawing:
         self._stream: Any = None
         self._replica = ""
         self._is_retry = False
+        self._is_over = False
         # What the client was told of.
         self._has_started = self._has_shown = False
         self._steps = 0
@@ -177,20 +175,24 @@ class _Drawing:
             except _LostError as err:
                 self._allow_retry(err)
 
-    async def events(self) -> AsyncGenerator[Event, None]:
-        """What the engine tells; closing it cancels the request."""
-        event: Accepted | Event | None = None
-        try:
-            while not isinstance(event, Finished | Failed):
-                try:
-                    event = await self._next()
-                except _LostError as err:
-                    event = await self._again(err)
-                if event is not None and self._is_news(event):
-                    yield event
-        finally:
-            if not isinstance(event, Finished | Failed):
-                self._leave()
+    async def __anext__(self) -> Event:
+        """What the engine tells next, and the client was not told before."""
+        while not self._is_over:
+            event: Accepted | Event | None
+            try:
+                event = await self._next()
+            except _LostError as err:
+                event = await self._again(err)
+            self._is_over = isinstance(event, Finished | Failed)
+            if event is not None and self._is_news(event):
+                return event
+        raise StopAsyncIteration
+
+    async def aclose(self) -> None:
+        """Cancels the request where it is, unless it is done."""
+        if not self._is_over:
+            self._is_over = True
+            self._leave()
 
     async def _submit(self) -> None:
         """Gives it to the replica of Ray's choice, in what is left of its time."""

@@ -9,17 +9,14 @@ from typing import Annotated, Any, Literal
 from max.driver import accelerator_count
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from ..caches import CACHES, cache_from_options
+from ..caches import cache_from_options, caches_from_text
 from ..engine import EngineConfig
-from ..errors import RequestError
 from ..server import ServerSettings
 from ..server.run import Model
 
 
 def _names(value: Any) -> Any:
     """``none,taylorseer`` as ``serve run`` gives it, or a list as a file does."""
-    if value == "all":
-        return tuple(CACHES)
     return tuple(value.split(",")) if isinstance(value, str) else value
 
 
@@ -42,6 +39,7 @@ class Options(BaseModel):
         str, Field(description="demo, a diffusers folder or a hub repo id.")
     ] = "demo"
     variant: str | None = None
+    revision: str | None = None
     device: Annotated[
         Literal["auto", "cpu", "gpu"],
         Field(description="auto: gpu if the machine that builds the app has one."),
@@ -52,7 +50,7 @@ class Options(BaseModel):
     caches: Annotated[
         tuple[str, ...],
         BeforeValidator(_names),
-        Field(description="What requests may name, separated by commas, or all."),
+        Field(description="What requests may name, as in serve --caches."),
     ] = ("none", "taylorseer", "auto", "step-mask")
     calibration: str | None = None
 
@@ -94,6 +92,11 @@ class Options(BaseModel):
         str | None,
         Field(description="A key a line, where the app is built and where it runs."),
     ] = None
+    cors_origins: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_names),
+        Field(description="Whose pages may ask from a browser, separated by commas."),
+    ] = ()
     max_prompt_length: int = 32_000
     max_n: int = 10
     max_size: int = 2048
@@ -115,20 +118,15 @@ class Options(BaseModel):
         Raises:
             RequestError: No such cache, or a setting out of range.
         """
-        for name in self.caches:
-            if name not in CACHES:
-                raise RequestError(
-                    f"ray_serve: caches: expected all, or names of {', '.join(CACHES)},"
-                    f" got {name!r}"
-                )
         return Model(
             path=self._folder or self.model,
             device=self.kind,
             dtype=self.dtype,
             cache=cache_from_options(self.cache, self.cache_options),
-            caches=self.caches,
+            caches=caches_from_text(",".join(self.caches), "ray_serve: caches"),
             calibration=self.calibration and str(Path(self.calibration).resolve()),
             variant=self.variant,
+            revision=self.revision,
         )
 
     def settings(self) -> ServerSettings:
@@ -140,6 +138,7 @@ class Options(BaseModel):
         shown = Path(self._folder).name if self._folder else self.model
         return ServerSettings(
             model=self.served_model_name or shown,
+            cors_origins=self.cors_origins,
             max_prompt_length=self.max_prompt_length,
             max_n=self.max_n,
             max_size=self.max_size,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Final, Literal, Self, final
+from typing import Final, Literal, Self, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,13 @@ from graphs.sampler import add_euler_step
 
 from ..errors import ModelLoadError, RequestError
 from .euler import GRAPH, EulerState
+from .foreign import FOREIGN_SETTINGS
 from .sampler import AbstractSampler
 from .schedule import Schedule, checked_count, resolve_sigmas
 
+_Sigmas: TypeAlias = npt.NDArray[np.floating]
 _KARRAS_RHO: Final = 7.0
 _BETA_SHAPE: Final = 0.6
-_ONE: Final = np.float32(1)
 _TIME_SHIFT_TYPES: Final = ("exponential", "linear")
 
 
@@ -83,6 +84,18 @@ class FlowMatchEulerConfig:
     stochastic_sampling: bool = False
     """Only False: fresh noise at every step is not supported."""
 
+    # The rest is no setting of diffusers' own class, but a swap to UniPC, say, and back
+    # leaves it in the configuration, and then diffusers obeys it.
+
+    use_flow_sigmas: bool = False
+    """Space steps between the ends of the training schedule, not 1 and ``1 / n``."""
+
+    sigma_min: float | None = None
+    """Last sigma of a respaced schedule; None for the one before respacing."""
+
+    sigma_max: float | None = None
+    """First sigma of a respaced schedule; None for the one before respacing."""
+
     def __post_init__(self) -> None:
         """Refuses what cannot be sampled, before a model is loaded."""
         for name, asked in (
@@ -106,6 +119,13 @@ class FlowMatchEulerConfig:
                 f"{chosen}; keep one."
             )
         self._check_ranges()
+        if any(respacings.values()):
+            for name, sigma in (
+                ("sigma_min", self.sigma_min),
+                ("sigma_max", self.sigma_max),
+            ):
+                is_level = sigma is None or 0 < sigma < math.inf
+                _require(is_level, name, "finite and above 0, or null", sigma)
 
     def _check_ranges(self) -> None:
         steps = self.num_train_timesteps
@@ -137,17 +157,29 @@ class FlowMatchEulerConfig:
     def from_dict(cls, mapping: Mapping[str, object]) -> Self:
         """Reads the contents of a diffusers ``scheduler_config.json``.
 
+        As there, settings of other schedulers are passed over: a swap to another one
+        and back leaves them in the file.
+
         Args:
-            mapping: Settings by name; missing ones take their default. Names that
-                begin with an underscore (``_class_name``) are passed over.
+            mapping: Settings by name; missing ones take their default, and so do those
+                that ``_use_default_values`` lists. Other names that begin with an
+                underscore (``_class_name``) are passed over.
 
         Raises:
             ModelLoadError: A name is unknown, a value has the wrong type or breaks a
                 rule of this class.
         """
         defaults = {field.name: field.default for field in fields(cls)}
+        unset = mapping.get("_use_default_values", [])
+        is_list = isinstance(unset, list)
+        _require(is_list, "_use_default_values", "a list of names", unset)
+        assert isinstance(unset, list)
         settings = {
-            name: value for name, value in mapping.items() if not name.startswith("_")
+            name: value
+            for name, value in mapping.items()
+            if not name.startswith("_")
+            and name not in unset
+            and (name in defaults or name not in FOREIGN_SETTINGS)
         }
         unknown = sorted(settings.keys() - defaults.keys())
         if unknown:
@@ -173,7 +205,8 @@ class FlowMatchEulerSampler(AbstractSampler):
     appended. The factor is ``shift``, or with dynamic shifting ``exp(mu)`` (``mu``
     for ``time_shift_type="linear"``), where ``mu`` lies on the line through
     (``base_image_seq_len``, ``base_shift``) and (``max_image_seq_len``,
-    ``max_shift``).
+    ``max_shift``). With ``use_flow_sigmas`` the even spacing is between the largest and
+    the smallest sigma of the training schedule, in float64.
 
     References:
         Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image
@@ -182,7 +215,9 @@ class FlowMatchEulerSampler(AbstractSampler):
         arXiv:2206.00364. Lee et al., "Beta Sampling is All You Need", 2024,
         arXiv:2407.12173.
         Differs from diffusers 0.42: what gives NaN or a step of length 0 there is an
-        error here, and ``num_inference_steps`` has to agree with ``sigmas``.
+        error here, and ``num_inference_steps`` has to agree with ``sigmas``. A single
+        sigma of 1 is not stretched to ``shift_terminal``, which gives NaN there: the
+        one step goes from 1 to 0.
     """
 
     def __init__(self, config: FlowMatchEulerConfig) -> None:
@@ -201,9 +236,26 @@ class FlowMatchEulerSampler(AbstractSampler):
             config: See ``FlowMatchEulerConfig.from_dict``.
 
         Raises:
-            ModelLoadError: See ``FlowMatchEulerConfig.from_dict``.
+            ModelLoadError: See ``FlowMatchEulerConfig.from_dict``; or the settings give
+                no schedule for any picture that they name the size of.
         """
-        return cls(FlowMatchEulerConfig.from_dict(config))
+        scheduler = cls(FlowMatchEulerConfig.from_dict(config))
+        lengths = {scheduler.config.base_image_seq_len}
+        if scheduler.config.use_dynamic_shifting:
+            lengths.add(scheduler.config.max_image_seq_len)
+        refused = None
+        for length in sorted(lengths):
+            try:
+                scheduler.schedule(2, image_seq_len=length)
+            except RequestError as err:
+                refused = err
+            else:
+                return scheduler
+        raise ModelLoadError(
+            "scheduler: the settings of scheduler_config.json give no schedule of 2 "
+            f"steps for {' or '.join(map(str, sorted(lengths)))} image tokens "
+            f"({refused}); correct them"
+        ) from refused
 
     def schedule(
         self,
@@ -226,17 +278,27 @@ class FlowMatchEulerSampler(AbstractSampler):
             Sigmas from at most 1 (up to rounding) to 0, and their timesteps.
 
         Raises:
-            RequestError: An argument breaks a rule above, ``shift_terminal`` has a
-                single sigma of 1 to stretch, or the shifted sigmas do not decrease.
+            RequestError: An argument breaks a rule above, ``sigmas`` are given to a
+                scheduler with ``use_flow_sigmas``, or the shifted sigmas do not
+                decrease.
         """
-        spaced = resolve_sigmas(num_inference_steps, sigmas)
         seq_len = checked_count("image_seq_len", image_seq_len)
+        if not self.config.use_flow_sigmas:
+            spaced: _Sigmas = resolve_sigmas(num_inference_steps, sigmas)
+        elif sigmas is None:
+            spaced = self._flow_sigmas(resolve_sigmas(num_inference_steps, None).size)
+        else:
+            raise RequestError(
+                "sampling: sigmas have no effect on this model, whose scheduler has "
+                "use_flow_sigmas; leave them out"
+            )
         # An extreme shift overflows here and is refused by Schedule, with numbers.
         with np.errstate(all="ignore"):
             spaced = self._respaced(self._stretched(self._shifted(spaced, seq_len)))
+            rounded = spaced.astype(np.float32)
             return Schedule(
-                sigmas=np.append(spaced, np.float32(0)),
-                timesteps=spaced * np.float32(self.config.num_train_timesteps),
+                sigmas=np.append(rounded, np.float32(0)),
+                timesteps=rounded * np.float32(self.config.num_train_timesteps),
             )
 
     def add_graphs(self, module: Module, dtype: DType, device: DeviceRef) -> None:
@@ -265,13 +327,21 @@ class FlowMatchEulerSampler(AbstractSampler):
             config.base_shift - slope * config.base_image_seq_len
         )
 
-    def _shifted(
-        self, sigmas: npt.NDArray[np.float32], image_seq_len: int
-    ) -> npt.NDArray[np.float32]:
+    def _flow_sigmas(self, num_steps: int) -> npt.NDArray[np.float64]:
+        """Evenly from the largest to the smallest sigma of the training schedule."""
+        steps = self.config.num_train_timesteps
+        ends = np.array([steps, 1], np.float32) / np.float32(steps)
+        if not self.config.use_dynamic_shifting:
+            ends = self._shifted(ends, 1).astype(np.float32)
+        first, last = (float(end) * steps for end in ends)
+        return np.linspace(first, last, num_steps) / steps
+
+    # Numbers beside arrays are Python's below, so that they round as the array does.
+
+    def _shifted(self, sigmas: _Sigmas, image_seq_len: int) -> _Sigmas:
         config = self.config
         if not config.use_dynamic_shifting:
-            shift = np.float32(config.shift)
-            return shift * sigmas / (_ONE + np.float32(config.shift - 1) * sigmas)
+            return config.shift * sigmas / (1 + (config.shift - 1) * sigmas)
         factor = mu = self.mu(image_seq_len)
         if config.time_shift_type == "exponential":
             try:
@@ -283,41 +353,33 @@ class FlowMatchEulerSampler(AbstractSampler):
                 "sampling: a linear time shift needs mu above 0, got "
                 f"{mu:g} for image_seq_len {image_seq_len}; use a larger picture."
             )
-        odds = np.float32(factor)
-        return odds / (odds + (_ONE / sigmas - _ONE))
+        return factor / (factor + (1 / sigmas - 1))
 
-    def _stretched(self, sigmas: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _stretched(self, sigmas: _Sigmas) -> _Sigmas:
         terminal = self.config.shift_terminal
-        if not terminal:
+        signal = 1 - sigmas  # share of picture, the counterpart of sigma
+        # The first sigma stays where it is, so one alone has nowhere to go.
+        if not terminal or signal[-1] <= 0:
             return sigmas
-        signal = _ONE - sigmas  # share of picture, the counterpart of sigma
-        if signal[-1] <= 0:
-            raise RequestError(
-                f"sampling: shift_terminal {terminal:g} needs a last sigma below 1, "
-                f"got {float(sigmas[-1])}; use at least 2 steps."
-            )
-        scale: np.float32 = signal[-1] / np.float32(1 - terminal)
-        return _ONE - signal / scale
+        return 1 - signal / (signal[-1] / (1 - terminal))
 
-    def _respaced(self, sigmas: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _respaced(self, sigmas: _Sigmas) -> _Sigmas:
         config = self.config
-        first, last = float(sigmas[0]), float(sigmas[-1])
+        first = float(sigmas[0]) if config.sigma_max is None else config.sigma_max
+        last = float(sigmas[-1]) if config.sigma_min is None else config.sigma_min
         ramp = np.linspace(0, 1, sigmas.size)
-        respaced: npt.NDArray[np.float64]
         if config.use_karras_sigmas:
             high, low = first ** (1 / _KARRAS_RHO), last ** (1 / _KARRAS_RHO)
-            respaced = (high + ramp * (low - high)) ** _KARRAS_RHO
-        elif config.use_exponential_sigmas:
-            respaced = np.exp(np.linspace(math.log(first), math.log(last), sigmas.size))
-        elif config.use_beta_sigmas:
+            return (high + ramp * (low - high)) ** _KARRAS_RHO
+        if config.use_exponential_sigmas:
+            return np.exp(np.linspace(math.log(first), math.log(last), sigmas.size))
+        if config.use_beta_sigmas:
             # Imported here because it costs 0.1 s that no other schedule needs.
             from scipy import special
 
             quantiles = special.betaincinv(_BETA_SHAPE, _BETA_SHAPE, 1 - ramp)
-            respaced = last + quantiles * (first - last)
-        else:
-            return sigmas
-        return respaced.astype(np.float32)
+            return np.asarray(last + quantiles * (first - last))
+        return sigmas
 
 
 def _typed(name: str, value: object, default: object) -> object:

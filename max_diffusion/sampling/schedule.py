@@ -14,7 +14,7 @@ from typing import SupportsIndex, final
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import RequestError
+from ..errors import ModelLoadError, RequestError
 
 
 @final
@@ -25,8 +25,10 @@ class Schedule:
     Both arrays are copied and made read-only, so a schedule can be shared.
 
     Raises:
-        RequestError: The sigmas are not finite, not strictly decreasing, do not end
-            at 0, or the arrays are not float32 of fitting lengths.
+        ModelLoadError: The arrays are not float32 of fitting lengths, the sigmas do not
+            end at 0 or the timesteps are not finite: the scheduler's own fault.
+        RequestError: The sigmas are not finite or not strictly decreasing, which too
+            many steps or too large a picture brings about.
     """
 
     sigmas: npt.NDArray[np.float32]
@@ -46,17 +48,17 @@ class Schedule:
             or timesteps.size == 0
             or sigmas.shape != (timesteps.size + 1,)
         ):
-            raise RequestError(
-                "sampling: a schedule needs float32 arrays of n + 1 sigmas and n >= 1 "
+            raise ModelLoadError(
+                "scheduler: a schedule needs float32 arrays of n + 1 sigmas and n >= 1 "
                 f"timesteps, got {sigmas.dtype}{list(sigmas.shape)} and "
                 f"{timesteps.dtype}{list(timesteps.shape)}; fix the scheduler."
             )
         _check_falls_to_zero(sigmas)
         if not np.isfinite(timesteps).all():
-            raise RequestError(
-                "sampling: timesteps must be finite, got "
-                f"{timesteps[~np.isfinite(timesteps)][0]}; fix the scheduler's "
-                "configuration."
+            raise ModelLoadError(
+                "scheduler: timesteps must be finite, got "
+                f"{timesteps[~np.isfinite(timesteps)][0]}; correct "
+                "scheduler_config.json."
             )
         sigmas.flags.writeable = False
         timesteps.flags.writeable = False
@@ -199,7 +201,7 @@ def _check_falls_to_zero(sigmas: npt.NDArray[np.float32]) -> None:
             "use fewer steps or a weaker shift."
         )
     if sigmas[-1] != 0:
-        raise RequestError(
-            f"sampling: the last sigma must be 0, got {float(sigmas[-1])}; fix the "
+        raise ModelLoadError(
+            f"scheduler: the last sigma must be 0, got {float(sigmas[-1])}; fix the "
             "scheduler."
         )

@@ -3,63 +3,42 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import json
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 
-import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import (
-    HTMLResponse,
-    JSONResponse,
-    PlainTextResponse,
-    StreamingResponse,
-)
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
 from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from .. import __version__
 from ..caches import cache_from_options
-from ..engine import (
-    Event,
-    Failed,
-    Finished,
-    Preview,
-    Started,
-    StepTaken,
-    SubmitOptions,
-)
+from ..engine import SubmitOptions
 from ..errors import MaxDiffusionError
-from ..images import encoded, text_chunks
-from ..pipelines.text_to_image import GenerationResult
-from ..report import RunReport
 from ..types import GenerationRequest
+from .answers import Answers
 from .backend import Backend, ModelDescription
-from .errors import ApiError, api_error, on_api_error, on_http_error, on_not_valid
-from .guard import Guard
+from .errors import ApiError, on_api_error, on_http_error, on_not_valid
+from .guard import REQUEST_ID, Guard, HeadAsGet, RequestIds
 from .schemas import (
     ErrorResponse,
     Health,
-    ImageData,
     ImageGenerationRequest,
     ImagesResponse,
     ModelCard,
     ModelList,
-    Summary,
-    TokenDetails,
-    Usage,
 )
 from .settings import ServerSettings
 from .store import ImageStore
+from .streams import EventStream, begun, result_unless_gone
 
-_QUALITY: Final = 90
 _SECURITY: Final = {
     "Content-Security-Policy": (
         "default-src 'self'; img-src 'self' data: blob:; style-src 'unsafe-inline'; "
@@ -68,11 +47,12 @@ _SECURITY: Final = {
     "X-Content-Type-Options": "nosniff",
 }
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
-    400: {"model": ErrorResponse, "description": "A value out of range"},
+    400: {"model": ErrorResponse, "description": "A value out of range, or no JSON"},
     401: {"model": ErrorResponse, "description": "No key, or an unknown one"},
     404: {"model": ErrorResponse, "description": "No such model or path"},
     408: {"model": ErrorResponse, "description": "The body did not arrive"},
     413: {"model": ErrorResponse, "description": "The body is too large"},
+    415: {"model": ErrorResponse, "description": "The body is compressed"},
     422: {"model": ErrorResponse, "description": "Not what the schema says"},
     429: {"model": ErrorResponse, "description": "The queue is full: Retry-After"},
     500: {"model": ErrorResponse, "description": "A step has failed"},
@@ -108,14 +88,25 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
     )
+    # The last that is added is the first that a request meets.
     app.add_middleware(
         Guard, keys=settings.api_keys, max_body_bytes=settings.max_body_bytes
     )
+    app.add_middleware(HeadAsGet)
+    if settings.cors_origins:
+        # Before Guard: a browser asks what it may send without any key.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "HEAD", "POST"),
+            allow_headers=("*",),
+            expose_headers=("Retry-After", REQUEST_ID),
+        )
+    app.add_middleware(RequestIds)
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(MaxDiffusionError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_not_valid)
     app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(Exception, on_api_error)
     store = ImageStore(settings.image_bytes, settings.image_seconds)
     _add_images(app, backend, settings, store)
     _add_models(app, backend, settings)
@@ -141,14 +132,11 @@ def _add_images(
         drawing, options = to_request(body, settings, model)
         address = str(request.base_url) + "images/"
         answers = Answers(body, settings.model, store, address)
-        events = await backend.draw(drawing, options)
+        draw = partial(backend.draw, drawing, options)
         if body.stream:
-            return StreamingResponse(
-                _stream(events, answers),
-                media_type="text/event-stream",
-                headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-            )
-        result = await _result_unless_gone(request, events)
+            events = await begun(draw, settings.keep_alive_seconds)
+            return EventStream(events, answers, settings.keep_alive_seconds)
+        result = await result_unless_gone(request, draw)
         if result is None:
             return Response(status_code=499)  # nobody is there to read it
         return await asyncio.to_thread(answers.response, result)
@@ -174,7 +162,7 @@ def _add_models(app: FastAPI, backend: Backend, settings: ServerSettings) -> Non
         "/v1/models",
         summary="What is served",
         dependencies=_documented_key(settings),
-        responses=_errors(401, 413, 503),
+        responses=_errors(400, 401, 413, 415, 503),
     )
     async def models() -> ModelList:
         """What is served."""
@@ -184,7 +172,7 @@ def _add_models(app: FastAPI, backend: Backend, settings: ServerSettings) -> Non
         "/v1/models/{model:path}",
         summary="One model",
         dependencies=_documented_key(settings),
-        responses=_errors(401, 404, 413, 422, 503),
+        responses=_errors(400, 401, 404, 413, 415, 422, 503),
     )
     async def model(model: str) -> ModelCard:
         """One model."""
@@ -274,10 +262,14 @@ def check_limits(
     ):
         if len(text) > settings.max_prompt_length:
             raise _too_much(name, len(text), settings.max_prompt_length, "characters")
-    width, height = body.pixels() or model.default_size
+    sides = ("width", "height") if body.width or body.height else ("size", "size")
+    pixels = zip(sides, body.pixels(), model.default_size, strict=True)
     for name, value, limit, unit in (
         ("n", body.n or 1, settings.max_n, "pictures"),
-        ("size", max(width, height), settings.max_size, "pixels a side"),
+        *(
+            (name, asked or default, settings.max_size, "pixels a side")
+            for name, asked, default in pixels
+        ),
         ("steps", body.steps or 1, settings.max_steps, "steps"),
         ("timeout", body.timeout or 0, settings.timeout, "seconds"),
     ):
@@ -293,7 +285,9 @@ def check_limits(
                     code="invalid_value",
                     param=name,
                 )
-    if body.output_compression is not None and (body.output_format or "png") == "png":
+    # 100 is OpenAI's default, and png loses nothing.
+    is_lossy = body.output_compression not in (None, 100)
+    if is_lossy and (body.output_format or "png") == "png":
         raise ApiError(
             400,
             "output_compression: has no effect on png; leave it out, or ask for jpeg "
@@ -325,19 +319,20 @@ def to_request(
     Raises:
         RequestError: A value is malformed or out of range.
     """
-    width, height = body.pixels() or (None, None)
+    width, height = body.pixels()
     cache = None
     if body.cache is not None:
         cache = cache_from_options(body.cache, body.cache_options)
     request = GenerationRequest(
         prompts=(body.prompt,),
         negative_prompt=body.negative_prompt,
+        max_sequence_length=body.max_sequence_length,
         height=height,
         width=width,
         num_inference_steps=body.steps or min(model.default_steps, settings.max_steps),
         guidance_scale=body.guidance,
         true_cfg_scale=1.0 if body.true_cfg is None else body.true_cfg,
-        seed=secrets.randbelow(2**32) if body.seed is None else body.seed,
+        seed=secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed,
         num_images_per_prompt=body.n or 1,
         cache=cache,
     )
@@ -348,185 +343,6 @@ def to_request(
         tells_steps=bool(body.progress),
     )
     return request, options
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Makes what is sent from what the engine tells."""
-
-    body: ImageGenerationRequest
-    model: str
-    store: ImageStore
-    address: str
-    """Where kept pictures are fetched."""
-
-    @property
-    def kind(self) -> str:
-        """Format of the pictures."""
-        return self.body.output_format or "png"
-
-    def response(self, result: GenerationResult) -> ImagesResponse:
-        """The answer to a request without a stream."""
-        report = replace(result.report, model=self.model)
-        data = []
-        for index, picture in enumerate(result.images):
-            file = self._file(picture, text_chunks(report, index))
-            if self.body.response_format == "url":
-                name = self.store.put(file, self.kind)
-                data.append(ImageData(url=self.address + name))
-            else:
-                data.append(ImageData(b64_json=base64.b64encode(file).decode()))
-        return ImagesResponse(
-            created=int(time.time()),
-            data=data,
-            output_format=self.body.output_format or "png",
-            size=f"{report.width}x{report.height}",
-            usage=_usage(report),
-            max_diffusion=self._summary(report),
-        )
-
-    def events(self, event: Event) -> list[dict[str, Any]]:
-        """What a stream sends for an event of the engine."""
-        if isinstance(event, Started) and self.body.progress:
-            return [{"type": "image_generation.started"}]
-        if isinstance(event, StepTaken) and self.body.progress:
-            return [_progress(event)]
-        if isinstance(event, Preview):
-            return [
-                self._image_event("partial_image", picture, {}, index)
-                | {"partial_image_index": event.index, "step": event.step}
-                for index, picture in enumerate(event.images)
-            ]
-        if isinstance(event, Finished):
-            report = replace(event.result.report, model=self.model)
-            usage = _usage(report).model_dump()
-            summary = self._summary(report).model_dump(exclude_none=True)
-            return [
-                self._image_event(
-                    "completed", picture, text_chunks(report, index), index
-                )
-                | {"usage": usage, "max_diffusion": summary}
-                for index, picture in enumerate(event.result.images)
-            ]
-        if isinstance(event, Failed):
-            return [{"type": "error", **api_error(event.error).body}]
-        return []
-
-    def _image_event(
-        self, kind: str, picture: np.ndarray, text: Mapping[str, str], index: int
-    ) -> dict[str, Any]:
-        height, width = picture.shape[:2]
-        return {
-            "type": f"image_generation.{kind}",
-            "b64_json": base64.b64encode(self._file(picture, text)).decode(),
-            "background": "opaque",
-            "created_at": int(time.time()),
-            "output_format": self.kind,
-            "quality": "auto",
-            "size": f"{width}x{height}",
-            "image_index": index,
-        }
-
-    def _file(self, picture: np.ndarray, text: Mapping[str, str]) -> bytes:
-        quality = self.body.output_compression
-        return encoded(
-            picture, self.kind, _QUALITY if quality is None else quality, text
-        )
-
-    def _summary(self, report: RunReport) -> Summary:
-        return Summary(
-            seed=report.seed,
-            steps=report.num_inference_steps,
-            cache=str(report.cache["name"]),
-            full_passes=report.full_passes,
-            total_passes=report.total_passes,
-            cache_bytes=report.cache_bytes,
-            seconds=report.total_seconds,
-            warnings=list(report.warnings),
-            report=report.to_dict() if self.body.report else None,
-        )
-
-
-def _progress(event: StepTaken) -> dict[str, Any]:
-    return {
-        "type": "image_generation.progress",
-        "step": event.step,
-        "num_steps": event.num_steps,
-        "branches": [
-            {
-                "branch": record.branch,
-                "actions": list(record.actions),
-                "signal": _finite(record.signal),
-                "milliseconds": record.milliseconds,
-                "sigma": record.sigma,
-            }
-            for record in event.records
-        ],
-    }
-
-
-def _finite(values: tuple[float, ...] | None) -> list[float | None] | None:
-    if values is None:
-        return None
-    return [value if np.isfinite(value) else None for value in values]
-
-
-def _usage(report: RunReport) -> Usage:
-    text = report.text_tokens * len(report.prompts)
-    drawn = report.image_tokens * report.num_images
-    return Usage(
-        input_tokens=text,
-        output_tokens=drawn,
-        total_tokens=text + drawn,
-        input_tokens_details=TokenDetails(text_tokens=text, image_tokens=0),
-    )
-
-
-async def _stream(
-    events: AsyncGenerator[Event, None], answers: Answers
-) -> AsyncIterator[str]:
-    """Server-sent events; closed by the server when the client has left."""
-    async with aclosing(events):
-        async for event in events:
-            # Encoding a picture takes milliseconds, which other streams need not wait.
-            for data in await asyncio.to_thread(answers.events, event):
-                yield f"event: {data['type']}\ndata: {json.dumps(data)}\n\n"
-
-
-async def _result_unless_gone(
-    request: Request, events: AsyncGenerator[Event, None]
-) -> GenerationResult | None:
-    """Waits for the pictures; ``None``, and cancelled, if the client leaves.
-
-    Raises:
-        MaxDiffusionError: Why there are none.
-    """
-
-    async def last() -> Event:
-        async with aclosing(events):
-            async for event in events:
-                if isinstance(event, Finished | Failed):
-                    return event
-        raise AssertionError("the last event is Finished or Failed")
-
-    async def gone() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = asyncio.ensure_future(last()), asyncio.ensure_future(gone())
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            return None
-        event = tasks[0].result()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    if isinstance(event, Failed):
-        raise event.error
-    assert isinstance(event, Finished)
-    return event.result
 
 
 def _card(model: ModelDescription, settings: ServerSettings, created: int) -> ModelCard:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, final
+from typing import Any, Literal, Self, final
 
 from ..engine import (
     Engine,
     Event,
     Failed,
     Finished,
+    RequestHandle,
     SubmitOptions,
 )
 from ..pipelines.text_to_image import TextToImagePipeline
@@ -51,17 +52,38 @@ class ModelDescription:
         )
 
 
+class Events(ABC):
+    """What becomes of a request: an iterator of events, until the last one.
+
+    Whoever has one closes it, in a ``finally`` or as ``contextlib.aclosing`` does. It
+    is an object and no generator, since closing a generator that was never begun runs
+    none of its code, and so would leave the request of a client that left early.
+    """
+
+    def __aiter__(self) -> Self:
+        """Itself."""
+        return self
+
+    @abstractmethod
+    async def __anext__(self) -> Event:
+        """Waits for the next event; the last is ``Finished`` or ``Failed``."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Cancels the request, unless it is done; may be called more than once."""
+
+
 class Backend(ABC):
     """Draws pictures for a server, and says how it stands."""
 
     @abstractmethod
-    async def draw(
-        self, request: GenerationRequest, options: SubmitOptions
-    ) -> AsyncGenerator[Event, None]:
+    async def draw(self, request: GenerationRequest, options: SubmitOptions) -> Events:
         """Puts a request in the queue; called once there is a description.
 
+        One that is cancelled while it waits leaves no request behind.
+
         Returns:
-            Its events; closing the generator cancels the request.
+            Its events; closing them cancels the request.
 
         Raises:
             ApiError: It cannot be drawn now.
@@ -109,9 +131,7 @@ class LocalBackend(Backend):
         """From now on requests are refused."""
         self._status, self._detail = "draining", "the server is shutting down"
 
-    async def draw(
-        self, request: GenerationRequest, options: SubmitOptions
-    ) -> AsyncGenerator[Event, None]:
+    async def draw(self, request: GenerationRequest, options: SubmitOptions) -> Events:
         """Submits the request to the engine."""
         engine = self._engine
         status, detail = self._now()
@@ -127,20 +147,15 @@ class LocalBackend(Backend):
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
         # Tokenizing and drawing noise take milliseconds, which others need not wait.
-        handle = await asyncio.to_thread(
-            engine.submit, request, options, listener=listener
+        submitting = asyncio.ensure_future(
+            asyncio.to_thread(engine.submit, request, options, listener=listener)
         )
-
-        async def generator() -> AsyncGenerator[Event, None]:
-            try:
-                event: Event | None = None
-                while not isinstance(event, Finished | Failed):
-                    event = await events.get()
-                    yield event
-            finally:
-                handle.cancel()
-
-        return generator()
+        try:
+            handle = await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            submitting.add_done_callback(_cancel_submitted)  # no thread can be stopped
+            raise
+        return _EngineEvents(handle, events)
 
     async def describe(self) -> ModelDescription | None:
         """What requests may ask."""
@@ -161,3 +176,30 @@ class LocalBackend(Backend):
         if engine is not None and self._status == "ready" and not engine.is_alive:
             return "failed", "the engine has stopped; its log says why"
         return self._status, self._detail
+
+
+@final
+class _EngineEvents(Events):
+    """Of one request of an engine in this process."""
+
+    def __init__(self, handle: RequestHandle, events: asyncio.Queue[Event]) -> None:
+        self._handle, self._events = handle, events
+        self._is_over = False
+
+    async def __anext__(self) -> Event:
+        """Waits for the next event."""
+        if self._is_over:
+            raise StopAsyncIteration
+        event = await self._events.get()
+        self._is_over = isinstance(event, Finished | Failed)
+        return event
+
+    async def aclose(self) -> None:
+        """Cancels the request."""
+        self._is_over = True
+        self._handle.cancel()
+
+
+def _cancel_submitted(submitting: asyncio.Future[RequestHandle]) -> None:
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()

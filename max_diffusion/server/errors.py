@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
+import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ..engine import DeadlineError, EngineStoppedError, QueueFullError
-from ..errors import MaxDiffusionError, RequestCancelled, RequestError
+from ..errors import (
+    CacheNotLoadedError,
+    MaxDiffusionError,
+    RequestCancelled,
+    RequestError,
+)
+from .schemas import FIELDS, FIXES, OTHERS, TwoNamesError, shown
+
+_ENDS: Final = ("/images/generations", "/models")
 
 
 class ApiError(Exception):
@@ -47,9 +56,11 @@ class ApiError(Exception):
         }
 
     @property
-    def response(self) -> JSONResponse:
+    def response(self) -> Response:
         """The answer."""
-        return JSONResponse(self.body, self.status, headers=self.headers)
+        # In ASCII: a body may hold halves of characters, which no UTF-8 can tell of.
+        text = json.dumps(self.body)
+        return Response(text, self.status, self.headers, "application/json")
 
 
 def api_error(error: Exception) -> ApiError:
@@ -66,6 +77,10 @@ def api_error(error: Exception) -> ApiError:
         return ApiError(
             503, message, code="shutting_down", headers={"Retry-After": "5"}
         )
+    if isinstance(error, CacheNotLoadedError):
+        fix = "ask for one that GET /v1/models lists, or start the server with"
+        message = f"{error.problem}; {fix} {error.cache} in its --caches"
+        return ApiError(400, message, code="invalid_value", param="cache")
     if isinstance(error, RequestError):
         return ApiError(400, message, code="invalid_value")
     if isinstance(error, MaxDiffusionError):
@@ -88,34 +103,52 @@ def not_valid(error: RequestValidationError) -> ApiError:
             code="content_type",
             param="body",
         )
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, TwoNamesError):
+        return ApiError(422, str(cause), code="invalid_value", param=cause.param)
     message = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     if first["type"] == "extra_forbidden":
-        message = f"{where}: no such field; GET /docs lists them"
+        message = f"{where}: no such field; {_instead(where)}GET /docs lists them"
     elif first["type"] != "missing" and len(repr(first["input"])) <= 80:
-        message += f", got {first['input']!r}"
+        message += f", got {shown(first['input'])}"
+    if where in FIXES and first["type"] != "extra_forbidden":
+        message += f"; {FIXES[where]}"
     return ApiError(422, message, code=str(first["type"]), param=where)
 
 
-async def on_api_error(request: Request, error: Exception) -> JSONResponse:
+def _instead(unknown: str) -> str:
+    """What may have been meant by a field that is none."""
+    if unknown in OTHERS:
+        return f"{OTHERS[unknown]}; "
+    near = difflib.get_close_matches(unknown, FIELDS, n=1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
+async def on_api_error(request: Request, error: Exception) -> Response:
     """Handler of :class:`ApiError` and of errors of the engine."""
     return api_error(error).response
 
 
-async def on_not_valid(request: Request, error: Exception) -> JSONResponse:
+async def on_not_valid(request: Request, error: Exception) -> Response:
     """Handler of bodies that do not validate."""
     assert isinstance(error, RequestValidationError)
     return not_valid(error).response
 
 
-async def on_http_error(request: Request, error: Exception) -> JSONResponse:
+async def on_http_error(request: Request, error: Exception) -> Response:
     """Handler of unknown paths and methods."""
     assert isinstance(error, HTTPException)
     if error.status_code == 400:  # nested too deep, or a number of too many digits
         text = "body: expected JSON that can be read; nest less, write shorter numbers"
         return ApiError(400, text, code="invalid_json").response
+    headers = dict(error.headers or {})
+    if "GET" in headers.get("Allow", ""):
+        headers["Allow"] += ", HEAD"
     path = f"{request.method} {request.url.path}"
-    message = f"{path}: {str(error.detail).lower()}; GET /docs lists what there is"
+    # A base URL without /v1, or with two: the slip of every client's first request.
+    meant = next((f"/v1{end}" for end in _ENDS if request.url.path.endswith(end)), "")
+    hint = f"did you mean {meant}? " if meant not in ("", request.url.path) else ""
+    fix = f"{hint}GET /docs lists what there is"
+    message = f"{path}: {str(error.detail).lower()}; {fix}"
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
-    return ApiError(
-        error.status_code, message, code=code, headers=error.headers
-    ).response
+    return ApiError(error.status_code, message, code=code, headers=headers).response

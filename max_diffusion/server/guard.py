@@ -1,22 +1,80 @@
-"""What is checked before a request is read: its key and its size."""
+"""What every request passes, whatever it asks for."""
 
 from __future__ import annotations
 
 import asyncio
+import codecs
 import hmac
+import logging
+import re
+import uuid
 from collections.abc import Sequence
 from typing import Final, final
 
+from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import ApiError
+from .errors import ApiError, api_error
 
+logger = logging.getLogger(__name__)
+
+REQUEST_ID: Final = "X-Request-Id"
+"""Header of every answer, and of requests that bring an id of their own."""
+_ID: Final = re.compile(rb"[!-~]{1,128}")
 _BODY_SECONDS: Final = 30.0
 
 
 @final
+class RequestIds:
+    """ASGI middleware: every answer has an id, the client's own where it sent one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes on, with the id in the answer's headers."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(REQUEST_ID.lower().encode(), b"")
+        own = given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[REQUEST_ID] = own
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.error("request %s has failed", own)  # why, the server logs
+            raise
+
+
+@final
+class HeadAsGet:
+    """ASGI middleware: HEAD wherever there is GET, which it answers without a body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes HEAD on as GET."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
+
+
+@final
 class Guard:
-    """ASGI middleware: bearer keys for ``/v1``, and a limit for every body."""
+    """ASGI middleware: bearer keys for ``/v1``; bodies that are small and plain."""
 
     def __init__(self, app: ASGIApp, keys: Sequence[str], max_body_bytes: int) -> None:
         self._app = app
@@ -33,12 +91,14 @@ class Guard:
             if str(scope["path"]).startswith("/v1/"):
                 self._check_key(headers.get(b"authorization", b""))
             body = await self._body(headers, receive)
+            if body:
+                body = _plain(headers, body)
         except ApiError as err:
             await err.response(scope, receive, send)
             return
         if body is None:
             return
-        is_read = False
+        is_read = has_begun = False
 
         async def replay() -> Message:
             nonlocal is_read
@@ -47,7 +107,17 @@ class Guard:
             is_read = True
             return {"type": "http.request", "body": body, "more_body": False}
 
-        await self._app(scope, replay, send)
+        async def note(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, replay, note)
+        except Exception as err:
+            if not has_begun:
+                await api_error(err).response(scope, receive, send)
+            raise  # the server logs it
 
     def _check_key(self, header: bytes) -> None:
         if not self._keys:
@@ -97,3 +167,35 @@ class Guard:
             code="body_too_large",
             headers={"Connection": "close"},
         )
+
+
+def _plain(headers: dict[bytes, bytes], body: bytes) -> bytes:
+    """The body without a byte order mark.
+
+    Raises:
+        ApiError: It is compressed, or no UTF-8.
+    """
+    coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+    if coding.strip().lower() not in ("", "identity"):
+        raise ApiError(
+            415,
+            f"body: expected plain JSON, got Content-Encoding: {coding}; send it "
+            "uncompressed",
+            code="unsupported_encoding",
+            headers={"Accept-Encoding": "identity"},
+        )
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as err:
+        raise _no_utf_8(f"byte 0x{body[err.start]:02x} at {err.start}") from err
+    if b"\0" in body:  # not in any JSON, where it is written \u0000
+        raise _no_utf_8("a zero byte, as in UTF-16")
+    return body.removeprefix(codecs.BOM_UTF8)
+
+
+def _no_utf_8(got: str) -> ApiError:
+    return ApiError(
+        400,
+        f"body: expected JSON in UTF-8, got {got}; encode it as UTF-8",
+        code="invalid_encoding",
+    )

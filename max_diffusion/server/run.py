@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import logging
 import math
 import os
@@ -43,6 +44,7 @@ class Model:
     caches: Sequence[str | AbstractCacheConfig] = ("none",)
     calibration: str | None = None
     variant: str | None = None
+    revision: str | None = None
 
     def load(self, backend: LocalBackend, config: EngineConfig) -> Engine:
         """Loads, compiles, and starts the engine."""
@@ -59,6 +61,7 @@ class Model:
             caches=self.caches,
             calibration=self.calibration,
             variant=self.variant,
+            revision=self.revision,
             is_extensible=False,  # a request must not wait for minutes
             on_event=on_event,
         )
@@ -96,8 +99,8 @@ def serve(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
-    listener = _listen(host, port)
-    address = f"http://{host}:{listener.getsockname()[1]}"
+    listener = listen(host, port)
+    address = shown_address(listener)
     logger.info("%s on %s (/docs, /metrics), loading", settings.model, address)
     backend = LocalBackend()
     uvicorn_config = uvicorn.Config(
@@ -190,7 +193,26 @@ async def _run(
     await server.serve(sockets=[listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def shown_address(listener: socket.socket) -> str:
+    """Where a browser of this machine reaches a bound socket."""
+    bound, port = listener.getsockname()[:2]
+    bound, _, zone = bound.partition("%")
+    address = ipaddress.ip_address(bound)
+    is_all = address.is_unspecified  # all of the machine's addresses, and itself none
+    if address.version == 6:
+        zone = f"%25{zone}" if zone else ""  # as RFC 6874 writes it
+        shown = "[::1]" if is_all else f"[{bound}{zone}]"
+    else:
+        shown = "127.0.0.1" if is_all else bound
+    return f"http://{shown}:{port}" + (" and all other addresses" if is_all else "")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to an address.
+
+    Raises:
+        RequestError: The address cannot be had.
+    """
     if not 0 <= port <= 65535:
         raise RequestError(f"--port: expected 0 to 65535, got {port}")
     try:

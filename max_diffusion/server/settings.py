@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from ..checks import count, whole
 from ..errors import RequestError
+from ..files import read_lines
 from ..types import MAX_SIZE, MAX_STEPS
+
+_ORIGIN: Final = re.compile(
+    r"(?P<scheme>[a-z][a-z0-9+.-]*)://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])"
+    r"(?::(?P<port>[0-9]{1,5}))?"
+)
+_DEFAULT_PORTS: Final = MappingProxyType({"http": "80", "https": "443"})
 
 
 @dataclass(frozen=True)
@@ -17,6 +27,8 @@ class ServerSettings:
     Attributes:
         model: Id that ``GET /v1/models`` gives.
         api_keys: Bearer keys; with none, everyone may ask.
+        cors_origins: Whose pages may ask from a browser: origins as browsers send
+            them, or ``*``. With none, only the server's own.
         max_body_bytes: Of a request.
         max_prompt_length: Characters of a prompt, and of a negative one.
         max_n: Pictures of a request.
@@ -25,10 +37,12 @@ class ServerSettings:
         timeout: Seconds that a request gets if it does not ask for less.
         image_bytes: Of pictures kept for ``response_format: url``; the oldest go first.
         image_seconds: How long they are kept.
+        keep_alive_seconds: A stream that has nothing to tell for so long says so.
     """
 
     model: str = "demo"
     api_keys: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 256 * 1024
     max_prompt_length: int = 32_000
     max_n: int = 10
@@ -37,6 +51,7 @@ class ServerSettings:
     timeout: float = 600.0
     image_bytes: int = 256 * 1024**2
     image_seconds: float = 3600.0
+    keep_alive_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -44,7 +59,7 @@ class ServerSettings:
             count(f"server: {name}", getattr(self, name), minimum=1)
         whole("server: max_size", self.max_size, minimum=1, maximum=MAX_SIZE)
         whole("server: max_steps", self.max_steps, minimum=1, maximum=MAX_STEPS)
-        for name in ("timeout", "image_seconds"):
+        for name in ("timeout", "image_seconds", "keep_alive_seconds"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise RequestError(
                     f"server: {name} must be a number of seconds above 0, got "
@@ -56,6 +71,20 @@ class ServerSettings:
                     "server: an API key must be printable ASCII without spaces; choose "
                     "another"
                 )
+        for origin in self.cors_origins:
+            _check_origin(origin)
+
+
+def _check_origin(origin: str) -> None:
+    """Refuses what no browser sends, and so would never match."""
+    if origin in ("*", "null"):
+        return
+    match = _ORIGIN.fullmatch(origin)
+    if match is None or match["port"] == _DEFAULT_PORTS.get(match["scheme"], ""):
+        raise RequestError(
+            "server: a CORS origin must be * or SCHEME://HOST, with :PORT where it is "
+            f"not the scheme's own, in lower case and without a path, got {origin!r}"
+        )
 
 
 def read_api_keys(path: Path) -> tuple[str, ...]:
@@ -65,11 +94,15 @@ def read_api_keys(path: Path) -> tuple[str, ...]:
         RequestError: It cannot be read, or holds none.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as err:
+        lines = read_lines(path)
+    except OSError as err:
         raise RequestError(
-            f"--api-key-file: {path} cannot be read ({err}); give a text file with a "
-            "key a line"
+            f"--api-key-file: {path} cannot be read ({err.strerror}); give a text file "
+            "with a key a line"
+        ) from err
+    except UnicodeDecodeError as err:
+        raise RequestError(
+            f"--api-key-file: {path} is no UTF-8 text; save it as UTF-8, a key a line"
         ) from err
     stripped = (line.strip() for line in lines)
     keys = tuple(line for line in stripped if line and not line.startswith("#"))

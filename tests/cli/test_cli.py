@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import processes
 import pytest
+from pictures import psnr
 from PIL import Image
 
 from max_diffusion import (
@@ -30,6 +31,7 @@ from max_diffusion import (
 from max_diffusion.caches import cache_from_text
 from max_diffusion.caches.converters import CONVERTERS
 from max_diffusion.cli import _parser, resolve
+from max_diffusion.images import save_picture
 
 # Beside the interpreter, as installed: this is what people type.
 COMMAND = [str(Path(sys.executable).with_name("max-diffusion")), "generate"]
@@ -61,6 +63,23 @@ def test_arguments_become_a_job(tmp_path: Path) -> None:
     assert job.pictures == 6
     assert job.cache == FirstBlockConfig()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_texts_and_seeds_of_each_picture(tmp_path: Path) -> None:
+    request = parse(
+        *("one", "two", "--seed", "3,-4", "--max-sequence-length", "256"),
+        *("--prompt-2", "first", "--prompt-2", "second", "--negative-prompt", "dull"),
+        *("--negative-prompt-2", "", "--negative-prompt-2", "gray"),
+        *("--output", str(tmp_path / "x.png")),
+    ).request
+    assert (request.seed, request.seeds) == (3, (3, -4))
+    assert request.max_sequence_length == 256
+    assert request.prompt_2 == ("first", "second")
+    assert request.negative_prompt == "dull"
+    assert request.negative_prompt_2 == ("", "gray")
+    one = parse("one", "two", "--seed", "3", "--output", str(tmp_path / "x.png"))
+    assert (one.request.seed, one.request.seeds) == (3, None)
+    assert (one.request.prompt_2, one.request.negative_prompt) == (None, None)
 
 
 def test_a_seed_not_given_is_another_every_time(tmp_path: Path) -> None:
@@ -116,6 +135,17 @@ def test_a_timeline_may_not_replace_the_picture(tmp_path: Path) -> None:
         parse("a", "--output", output, "--timeline", output)
 
 
+@pytest.mark.parametrize(
+    "words", [("--version",), ("--help",), ("generate", "a", "--steps", "x")]
+)
+def test_python_m_is_the_same_command(words: tuple[str, ...]) -> None:
+    installed = processes.run(COMMAND[0], *words)
+    module = processes.run(sys.executable, "-m", "max_diffusion", *words)
+    assert module.returncode == installed.returncode == (2 if words[1:] else 0)
+    assert (module.stdout, module.stderr) == (installed.stdout, installed.stderr)
+    assert module.stdout or module.stderr
+
+
 def test_help_lists_every_cache_and_its_options() -> None:
     done = run("--help")
     assert done.returncode == 0
@@ -130,9 +160,14 @@ def test_help_lists_every_cache_and_its_options() -> None:
         (["a", "--steps", "0"], 2, "num_inference_steps must be at least 1"),
         (["a", "--steps", "x"], 2, "--steps: invalid int value: 'x'"),
         (["a", "--num-images", "0"], 2, "num_images_per_prompt must be at least 1"),
+        (["a", "--seed", "1,x"], 2, "--seed: expected a whole number, or one of each"),
+        (["a", "--seed", "1,2"], 2, "one for each of the 1 pictures, got 2"),
+        (["a", "--max-sequence-length", "0"], 2, "must be at least 1, got 0"),
+        (["a", "b", "--prompt-2", "c", *["--prompt-2", "d"] * 2], 2, "2; got 3"),
         (["a", "--guidance", "nan"], 2, "guidance_scale must be a number"),
         (["a", "--output", "/no/such/x.png"], 2, "/no/such does not exist"),
-        (["a", "--output", "x.jpg"], 2, "x.jpg must end in .png"),
+        (["a", "--output", "x.gif"], 2, ".webp, the formats written, got .gif"),
+        (["a", "--output", "x.webp", "--width", "16384"], 2, "at most 16383 pixels"),
         (["a", "--timeline", "/"], 2, "--timeline: / is a folder"),
         (["a", "--cache", "tea"], 2, "invalid choice: 'tea'"),
         (["a", "--cache-option", "x=1"], 2, "none has no option 'x'; it has none"),
@@ -254,8 +289,8 @@ def test_a_picture_with_report_and_timeline(
     ).images[0]
     with Image.open(tmp_path / "x.png") as image:
         assert np.array_equal(np.asarray(image), wanted)
-        assert image.text["prompt"] == "two green stars"
-        assert json.loads(image.text["parameters"])["seed"] == 4
+        assert image.text["parameters"].startswith("two green stars\nSteps: 12, ")
+        assert json.loads(image.text["max_diffusion"])["seed"] == 4
     with Image.open(tmp_path / "t.png") as image:
         assert image.width >= 640
 
@@ -276,10 +311,33 @@ def test_several_pictures_and_one_line_each(
     prompts = []
     for name in names:
         with Image.open(tmp_path / name) as image:
-            prompts.append(image.text["prompt"])
+            settings = json.loads(image.text["max_diffusion"])
+            prompts.append(image.text["parameters"].split("\n")[0])
             assert seed
-            assert image.text["seed"] == seed[1]
+            assert settings["seed"] == int(seed[1])
     assert prompts == ["a", "a", "", ""]
+
+
+def test_each_picture_tells_its_own_seed(
+    demo: TextToImagePipeline, tmp_path: Path
+) -> None:
+    done = run(
+        *("a", "--steps", 2, "--num-images", 2, "--seed", f"8,{2**40}", "--json"),
+        *("--max-sequence-length", 20, "--output", tmp_path / "x.png"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["seeds"] == [8, 2**40]
+    assert json.loads(done.stdout)["max_sequence_length"] == 20
+    seeds = []
+    for name in ("x-1.png", "x-2.png"):
+        with Image.open(tmp_path / name) as image:
+            seeds.append(re.search(r"Seed: (\d+)", image.text["parameters"])[1])
+            last = np.asarray(image)
+    assert seeds == ["8", str(2**40)]
+    alone = demo.generate(
+        "a", seed=2**40, num_inference_steps=2, max_sequence_length=20
+    )
+    assert psnr(last, alone.images[0]) >= 50
 
 
 def test_a_full_disk_behind_standard_output_is_one_line(
@@ -365,5 +423,221 @@ def test_the_readme_command_draws_a_picture(
     assert "4 of 4 full passes" in done.stdout
     with Image.open(tmp_path / "out.png") as image:
         assert image.size == (128, 128)
-        assert image.text["prompt"] == "a red circle above a blue square"
+        prompt = image.text["parameters"].split("\n")[0]
+        assert prompt == "a red circle above a blue square"
         assert len(np.unique(np.asarray(image))) > 50
+
+
+def test_compiled_graphs_that_can_only_be_read_are_used_and_not_compiled_again(
+    demo: TextToImagePipeline, tmp_path: Path
+) -> None:
+    """Where MAX keeps them the disk is full, for all that the command can tell."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import shutil\n"
+        "usage = shutil.disk_usage\n"
+        "def full(path):\n"
+        "    is_own = 'max_diffusion-' in str(path)\n"
+        "    return usage(path)._replace(free=2**40 if is_own else 0)\n"
+        "shutil.disk_usage = full\n"
+    )
+    variables = {"PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+    done = run(
+        *("a", "--steps", 1, "--json", "--output", tmp_path / "x.png"),
+        env=dict(os.environ) | variables,
+    )
+    own = tmp_path / f"max_diffusion-{os.geteuid()}"
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("compile cache: the disk of ")
+    assert done.stderr.endswith(
+        f" is full; compiled graphs are kept in {own} (MODULAR_CACHE_DIR chooses "
+        "another folder)\n"
+    )
+    assert done.stderr.count("\n") == 1
+    assert json.loads(done.stdout)["compile_seconds"] < 20
+    graphs = [path for path in own.rglob("*") if path.is_file()]
+    assert graphs
+    assert all(path.is_symlink() for path in graphs)  # nothing new
+
+
+# Pictures repeated by what they say of themselves.
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def pictures(
+    demo: TextToImagePipeline, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Two prompts, two pictures each, and the same as WebP and JPEG."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for suffix in ("png", "webp", "jpg"):
+        done = run(
+            *("a red circle \U0001f600", 'zwei \u2605: "x", y', "--num-images", 2),
+            *("--seed", 2**33 + 1, "--steps", 6, "--width", 96, "--true-cfg", 2),
+            *("--negative-prompt", "dull: grey, \u65e5\u672c", "--guidance", 2.5),
+            *("--cache", "taylorseer", "--cache-option", "warmup_steps=2"),
+            *("--output", folder / f"x.{suffix}"),
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "index"), [("x-1.png", 1), ("x-4.png", 4), ("x-3.webp", 3), ("x-2.jpg", 2)]
+)
+def test_a_picture_is_repeated_to_the_bit(
+    pictures: Path, tmp_path: Path, name: str, index: int
+) -> None:
+    done = run("--like", pictures / name, "--output", tmp_path / "y.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"{tmp_path / 'y.png'}: seed {2**33 + 1}, ")
+    assert [path.name for path in tmp_path.iterdir()] == ["y.png"]
+    assert np.array_equal(
+        pixels(tmp_path / "y.png"), pixels(pictures / f"x-{index}.png")
+    )
+
+
+def test_a_repeated_picture_says_of_itself_what_the_first_does(
+    pictures: Path, tmp_path: Path
+) -> None:
+    run("--like", pictures / "x-3.jpg", "--output", tmp_path / "y.png")
+    with (
+        Image.open(tmp_path / "y.png") as ours,
+        Image.open(pictures / "x-3.png") as first,
+    ):
+        assert ours.text == first.text
+
+
+def like(*arguments: object) -> Any:
+    return parse(*map(str, ("--like", *arguments)))
+
+
+def test_options_given_beside_a_picture_override_it(
+    pictures: Path, tmp_path: Path
+) -> None:
+    picture, output = pictures / "x-4.png", ("--output", tmp_path / "y.png")
+    job = like(picture, *output)
+    assert job.request.prompts == ("a red circle \U0001f600", 'zwei \u2605: "x", y')
+    assert (job.request.width, job.request.height) == (96, 128)
+    assert (job.request.guidance_scale, job.request.true_cfg_scale) == (2.5, 2.0)
+    assert job.request.negative_prompt == "dull: grey, \u65e5\u672c"
+    assert job.cache == TaylorSeerConfig(warmup_steps=2)
+    assert (job.model, job.dtype, job.pictures) == ("demo", "float32", 1)
+    job = like(picture, *output, "--seed", 5, "--steps", 9, "--model", "other")
+    assert (job.request.seed, job.request.num_inference_steps) == (5, 9)
+    assert (job.model, job.pictures) == ("other", 1)
+    job = like(picture, *output, "--num-images", 3)
+    assert (job.request.num_images_per_prompt, job.pictures) == (3, 6)
+    job = like(picture, *output, "--cache-option", "max_order=2")
+    assert job.cache == TaylorSeerConfig(warmup_steps=2, max_order=2)
+    assert like(picture, *output, "--cache", "none").cache == NoCacheConfig()
+    job = parse("one", "--like", str(picture), "--output", str(tmp_path / "y.png"))
+    assert (job.request.prompts, job.pictures) == (("one",), 2)
+
+
+def rewritten(path: Path, change: dict[str, Any]) -> None:
+    """A picture whose settings say something else."""
+    settings = {
+        **{"prompts": ["a"], "num_images": 1, "picture": 0, "cache": {"name": "none"}},
+        **{"seed": 1, "num_inference_steps": 1, "model": "demo", "dtype": "float32"},
+        **{"device": "cpu", "versions": {"max-diffusion": "0.1.0", "max": "26.7.0"}},
+    }
+    text = {"max_diffusion": json.dumps(settings | change)}
+    save_picture(path, np.zeros((2, 2, 3), np.uint8), text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompts": "a"}, "its settings are not whole"),
+        ({"prompts": []}, "its settings are not whole"),
+        ({"prompts": [1]}, "a prompt must be text, got int"),
+        ({"num_images": 1.5}, "its settings are not whole"),
+        ({"num_images": 3, "prompts": ["a", "b"]}, "its settings are not whole"),
+        ({"picture": 1}, "its settings are not whole"),
+        ({"cache": "none"}, "its settings are not whole"),
+        ({"cache": {"name": "new"}}, "cache: expected none, "),
+        ({"cache": {"name": "taylorseer", "x": 1}}, "taylorseer has no option 'x'"),
+        ({"seed": "7"}, "seed"),
+        ({"height": 1.5}, "height must be a whole number, got 1.5"),
+        ({"model": 7}, "its model must be text, got 7"),
+    ],
+)
+def test_settings_that_make_no_request_are_one_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    rewritten(tmp_path / "x.png", change)
+    with pytest.raises(RequestError, match=re.escape(message)) as caught:
+        like(tmp_path / "x.png", "--output", tmp_path / "y.png")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_picture_of_another_version_is_repeated_with_a_warning(
+    demo: TextToImagePipeline, tmp_path: Path
+) -> None:
+    versions = {"max-diffusion": "0.0.9", "max": "26.7.0"}
+    rewritten(tmp_path / "x.png", {"versions": versions, "model": "no-such"})
+    output = tmp_path / "y.webp"
+    done = run("--like", tmp_path / "x.png", "--model", "demo", "--output", output)
+    assert done.returncode == 0
+    start = f"warning: {tmp_path / 'x.png'}: drawn with "
+    assert done.stderr.splitlines() == [
+        f"{start}model no-such, now with demo; the picture may be another",
+        f"{start}version of max-diffusion 0.0.9, now with 0.1.0; the picture may be "
+        "another",
+    ]
+    assert pixels(output).shape == (128, 128, 3)
+
+
+def test_a_picture_without_settings_is_one_line(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    done = run("--like", tmp_path / "x.png", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: {tmp_path / 'x.png'}: expected the settings that max-diffusion writes "
+        "into pictures, got none; was the file written by another program since?\n"
+    )
+
+
+# Output that is not UTF-8.
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"LC_ALL": "C"},
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
+)
+def test_what_the_output_cannot_write_is_escaped(
+    demo: TextToImagePipeline, tmp_path: Path, variables: dict[str, str]
+) -> None:
+    words = "\U0001f600 " + "w\xf3rd " * 90  # more than CLIP reads: a warning quotes it
+    done = subprocess.run(
+        [*COMMAND, words, "--steps", "1", "--output", "\U0001f600.png"],
+        env=dict(os.environ) | variables,
+        cwd=tmp_path,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"warning: prompt 1 is longer than" in done.stderr
+    assert b".png: seed " in done.stdout
+    with Image.open(tmp_path / "\U0001f600.png") as image:
+        assert json.loads(image.text["max_diffusion"])["prompts"] == [words]
+
+
+def test_a_file_name_that_is_no_utf_8_is_written_and_said(
+    demo: TextToImagePipeline, tmp_path: Path
+) -> None:
+    name = os.fsdecode(b"x\xff.png")
+    done = run("a", "--steps", 1, "--output", name, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("x\\udcff.png: seed ")
+    assert os.listdir(os.fsencode(tmp_path)) == [b"x\xff.png"]

@@ -17,6 +17,7 @@ from PIL import Image
 from max_diffusion import (
     CACHES,
     AbstractCacheConfig,
+    RequestError,
     TaylorSeerConfig,
     TeaCacheConfig,
     TextToImagePipeline,
@@ -24,6 +25,7 @@ from max_diffusion import (
 )
 from max_diffusion.cache_file import write_cache_file
 from max_diffusion.cli import main
+from max_diffusion.evaluation_commands import _prompts
 
 COMMAND = str(Path(sys.executable).with_name("max-diffusion"))
 Run = Callable[..., tuple[int, str, str]]
@@ -89,16 +91,19 @@ def no_compile(monkeypatch: pytest.MonkeyPatch) -> None:
         (["compare"], "compare: expected prompts, or a --prompts-file"),
         (
             ["compare", "a", "--caches", "tea"],
-            f"--caches: expected {', '.join(CACHES)}",
+            f"--caches: expected all, or {', '.join(CACHES)}",
         ),
-        (["compare", "a", "--caches", ""], "--caches: expected none, taylorseer"),
+        (
+            ["compare", "a", "--caches", ""],
+            "--caches: expected all, or none, taylorseer",
+        ),
         (
             ["compare", "a", "--caches", "pab:interval=2:interval=3"],
             "--caches: interval is given twice",
         ),
         (["compare", "a", "--caches", "pab:x=1"], "--caches: pab has no option 'x'"),
         (["compare", "a", "--fewer-steps", "5,x"], "--fewer-steps: expected whole num"),
-        (["compare", "a", "--fewer-steps", "50"], "--fewer-steps must be at most 49"),
+        (["compare", "a", "--fewer-steps", "28"], "--fewer-steps must be at most 27"),
         (["compare", "a", "--fewer-steps", "0"], "--fewer-steps must be at least 1"),
         (["compare", "a", "--runs", "0"], "--runs must be at least 1, got 0"),
         (["compare", "a", "--runs", "x"], "--runs: invalid int value: 'x'"),
@@ -188,6 +193,15 @@ def test_files_of_prompts_hold_one_a_line(
         assert message in errors
         assert (code, output, errors.count("\n")) == (2, "", 1)
     assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_prompts_of_a_file_of_another_system(tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\n\r\nt\xe2\x80\xa8wo\r\n  three\x0c, four\n")
+    assert _prompts((), str(path)) == ("one", "t\u2028wo", "three\x0c, four")
+    path.write_bytes(b"\xef\xbb\xbf\r\n")
+    with pytest.raises(RequestError, match="holds no prompt"):
+        _prompts((), str(path))
 
 
 def test_prompts_to_tune_and_to_validate_on_may_not_overlap(

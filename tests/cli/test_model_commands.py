@@ -11,7 +11,8 @@ import processes
 import pytest
 
 from max_diffusion import CACHES, RequestError, TextToImagePipeline
-from max_diffusion.caches import Calibration
+from max_diffusion.caches import CALIBRATION_FILE, Calibration
+from max_diffusion.checkpoint import ModelFolder
 from max_diffusion.cli import _parser, memory_size, resolve
 from max_diffusion.model_commands import MODEL_COMMANDS
 from max_diffusion.terminal import Interruption
@@ -108,3 +109,26 @@ def test_calibrate_writes_what_was_measured(
     printed = json.loads(capsys.readouterr().out)
     assert printed["file"] == str(path)
     assert tuple(printed["magcache_ratios"]) == result.magcache_ratios
+
+
+def test_calibrate_leaves_the_files_of_the_hubs_cache_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As huggingface_hub lays it out: contents by their hash, and links to them.
+    blob, snapshot = tmp_path / "blob", tmp_path / "snapshot"
+    snapshot.mkdir()
+    blob.write_text("of the repository")
+    (snapshot / CALIBRATION_FILE).symlink_to(blob)
+    found = ModelFolder(snapshot, "FluxPipeline", {})
+    measured = Calibration(magcache_ratios=(1.0, 0.9))
+    for name, value in {
+        "registry.open_folder": (found, None),
+        "registry.load_pipeline": None,
+        "calibration.calibrate": measured,
+    }.items():
+        monkeypatch.setattr(f"max_diffusion.{name}", lambda *_, _v=value, **__: _v)
+    args = _parser().parse_args(["calibrate", "a", "--model", "a/b", "--json"])
+    with Interruption() as interruption:
+        MODEL_COMMANDS["calibrate"].run(args, interruption)
+    assert blob.read_text() == "of the repository"
+    assert Calibration.read(snapshot / CALIBRATION_FILE) == measured

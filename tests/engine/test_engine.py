@@ -31,6 +31,7 @@ from max_diffusion.engine import (
     StepTaken,
     SubmitOptions,
 )
+from max_diffusion.engine.memory import MemoryPlan
 
 PROMPTS = ("a red circle", "two green stars on a gray background", "heart")
 
@@ -233,14 +234,9 @@ def test_a_request_larger_than_the_memory_is_refused(flux: TextToImagePipeline) 
 
 def test_requests_wait_for_memory(flux: TextToImagePipeline) -> None:
     """Two do not fit at a time, and what is reserved is never more than the limit."""
-    probe = Engine(flux)
-    gate, first = hold(probe)
-    needed = probe.stats().reserved_bytes
-    gate.is_open.set()
-    first.result(60)
-    probe.close()
+    needed = MemoryPlan(flux, 2**40).needed_by(flux.create_context(request()))
     recorder = Recorder()
-    limit = needed * 3 // 2
+    limit = needed.total + needed.held // 2
     with Engine(flux, EngineConfig(memory_limit=limit), observer=recorder) as engine:
         handles = [engine.submit(request(seed=seed)) for seed in range(3)]
         for handle in handles:

@@ -155,8 +155,11 @@ def test_fields_of_max_reach_the_pipeline(
         "guidance_scale": 2.0,
         "true_cfg_scale": 3.0,
         "negative_prompt": "a green star",
+        "secondary_prompt": "two purple hearts",
+        "secondary_negative_prompt": "a star",
         "num_images": 2,
     }
+    metadata = {"max_sequence_length": "20"}
     expected = demo.generate(
         PROMPT,
         height=144,
@@ -164,22 +167,26 @@ def test_fields_of_max_reach_the_pipeline(
         num_inference_steps=6,
         guidance_scale=2.0,
         true_cfg_scale=3.0,
+        prompt_2="two purple hearts",
         negative_prompt="a green star",
+        negative_prompt_2="a star",
+        max_sequence_length=20,
         num_images_per_prompt=2,
         seed=7,
     ).images
-    np.testing.assert_array_equal(server.images(body(image=image)), expected)
+    answer = server.images(body(image=image, metadata=metadata))
+    np.testing.assert_array_equal(answer, expected)
 
 
 def test_cache_of_the_metadata_draws(server: Server, demo: TextToImagePipeline) -> None:
     metadata = {
         "cache": "taylorseer",
         "cache_option.cache_interval": "3",
-        "cache_option.compute_steps": "[0, 20, 49]",
+        "cache_option.compute_steps": "[0, 20, 27]",
         "cache_option.phase": "official",
         "cache_option.warmup_steps": "4",
     }
-    config = TaylorSeerConfig(3, 4, phase="official", compute_steps=(0, 20, 49))
+    config = TaylorSeerConfig(3, 4, phase="official", compute_steps=(0, 20, 27))
     images = server.images(body(metadata=metadata))
     np.testing.assert_array_equal(
         images, demo.generate(PROMPT, seed=7, cache=config).images
@@ -248,18 +255,21 @@ def test_other_formats_are_near(
             "'true_cfg_scale'; it is a field of provider_options.image",
         ),
         ({"metadata": {"cache": "nope"}}, "cache: expected none, .*got 'nope'"),
-        ({"metadata": {"cache": "first-block"}}, "not compiled with"),
+        (
+            {"metadata": {"cache": "first-block"}},
+            "start the server with first-block in MAX_DIFFUSION_CACHES",
+        ),
         (
             {"metadata": {"cache": "taylorseer", "cache_option.speed": "3"}},
             "taylorseer has no option 'speed'; it has",
         ),
         (
             {"metadata": {"cache": "taylorseer", "cache_option.cache_interval": "x"}},
-            "taylorseer: cache_interval must be an int, got 'x'",
+            "taylorseer: cache_interval must be a whole number, got 'x'",
         ),
         (
             {"metadata": {"cache": "taylorseer", "cache_option.compute_steps": "[99]"}},
-            "compute_steps names step 99, but the last of 50 is 49",
+            "compute_steps names step 99, but the last of 28 is 27",
         ),
         ({"metadata": {"cache_option.cache_interval": "3"}}, "of which cache"),
         (
@@ -333,7 +343,7 @@ def test_what_is_not_given_stays_the_models_default() -> None:
 
 
 def test_guidance_is_the_models_default_unless_given() -> None:
-    # Models without guidance embedding refuse any.
+    # MAX's own default would be a warning on models without guidance embedding.
     assert parsed().guidance_scale is None
     assert parsed(image={"guidance_scale": 3.5}).guidance_scale == 3.5
 
@@ -355,13 +365,17 @@ def test_metadata_that_is_too_long_is_refused() -> None:
 )
 def test_requests_cross_to_the_worker_whole(cache: AbstractCacheConfig | None) -> None:
     request = GenerationRequest(
-        prompts=("Ein Kreis \u2014 rot",),
-        negative_prompt="",
+        prompts=("Ein Kreis \u2014 rot", ""),
+        prompt_2=("x", "y"),
+        negative_prompt=("", "z"),
+        negative_prompt_2="",
         height=128,
         num_inference_steps=9,
         guidance_scale=0.1,
         true_cfg_scale=1 / 3,
         seed=2**64 - 1,
+        seeds=(1, -2, 2**64 - 1, 4, 5, 6),
+        max_sequence_length=7,
         num_images_per_prompt=3,
         sigmas=(1.0, 0.1 + 0.2),
         cache=cache,
@@ -374,9 +388,13 @@ def test_settings_come_from_the_environment() -> None:
     assert ServeSettings.from_environment({"HOME": "x"}) == ServeSettings()
     given = {"MAX_DIFFUSION_CACHES": "none, first-block", "MAX_DIFFUSION_MAX_N": "3"}
     read = ServeSettings.from_environment(given)
-    assert read == ServeSettings(caches=("none", "first-block"), max_n=3)
+    caches = (CACHES["none"](), CACHES["first-block"]())
+    assert read == ServeSettings(caches=caches, max_n=3)
     read = ServeSettings.from_environment({"MAX_DIFFUSION_CACHES": "all"})
-    assert read.caches == tuple(CACHES)
+    assert read.caches == tuple(kind() for kind in CACHES.values())
+    text = "none,taylorseer:target=modules"
+    read = ServeSettings.from_environment({"MAX_DIFFUSION_CACHES": text})
+    assert read.caches == (CACHES["none"](), TaylorSeerConfig(target="modules"))
 
 
 @pytest.mark.parametrize(

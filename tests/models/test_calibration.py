@@ -76,6 +76,8 @@ def test_one_prompt_may_be_text(
     measured = calibrate(flux, "heart", num_inference_steps=6)
     assert measured.num_pictures == 1
     assert len(measured.magcache_ratios) == 6
+    usual = calibrate(flux, "heart", height=16, width=16)
+    assert usual.num_inference_steps == len(usual.magcache_ratios) == 4  # the model's
 
 
 def test_prompts_are_averaged_and_the_fit_is_of_all(flux: TextToImagePipeline) -> None:

@@ -5,7 +5,7 @@ Twice: the demo model, and a random folder that takes every option the other way
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -19,10 +19,17 @@ from pictures import psnr
 from graphs.denoiser import ModuleLevel
 from graphs.flux1 import image_ids, rotary_table
 from max_diffusion import (
+    AutoConfig,
+    DiffusionPipeline,
+    FasterCacheConfig,
     FirstBlockConfig,
     GenerationRequest,
+    MagCacheConfig,
+    PabConfig,
     RequestError,
+    StepMaskConfig,
     TaylorSeerConfig,
+    TeaCacheConfig,
     TextToImagePipeline,
 )
 from max_diffusion.buffers import to_device, to_numpy
@@ -86,13 +93,18 @@ class Pair:
                 return_dict=False,
             )[0].numpy()
 
-    def draw(self, prompt: str, seed: int, **settings: Any) -> np.ndarray:
+    def draw(
+        self, prompt: str | list[str], seed: int | list[int], **settings: Any
+    ) -> np.ndarray:
         """diffusers' pictures, as uint8."""
-        length = self.theirs.tokenizer_2.model_max_length
+        seeds = seed if isinstance(seed, list) else [seed]
+        generators = [torch.Generator("cpu").manual_seed(one) for one in seeds]
+        settings.setdefault(
+            "max_sequence_length", self.theirs.tokenizer_2.model_max_length
+        )
         pictures = self.theirs(
             prompt,
-            generator=torch.Generator("cpu").manual_seed(seed),
-            max_sequence_length=length,
+            generator=generators if isinstance(seed, list) else generators[0],
             output_type="np",
             **settings,
         ).images
@@ -276,6 +288,104 @@ def test_pictures_equal_diffusers(
     assert psnr(ours.images, theirs) >= 50
 
 
+SMALL: dict[str, Any] = {"height": 20, "width": 28, "num_inference_steps": 3}
+
+
+def test_texts_and_seeds_of_each_picture_equal_diffusers(odd: Pair) -> None:
+    prompts = ["a red circle above a blue square", "two green stars"]
+    seeds = [3, 2**33 + 5, 7, 3]
+    settings: dict[str, Any] = SMALL | {
+        "prompt_2": ["an orange heart", ""],
+        "negative_prompt": ["a gray background", "not a purple one"],
+        "negative_prompt_2": ["", "stars"],
+        "true_cfg_scale": 3.0,
+        "num_images_per_prompt": 2,
+        "max_sequence_length": 11,
+    }
+    ours = odd.ours.generate(prompts, seed=seeds, **settings)
+    theirs = odd.draw(prompts, seeds, **settings)
+    assert ours.images.shape == theirs.shape == (4, 20, 28, 3)
+    for drawn, wanted in zip(ours.images, theirs, strict=True):
+        assert psnr(drawn, wanted) >= 50
+    report = ours.report
+    assert (report.seed, report.seeds) == (3, tuple(seeds))
+    assert report.max_sequence_length == report.text_tokens == 11
+    assert report.prompt_2 == ("an orange heart", "")
+    assert report.negative_prompt == ("a gray background", "not a purple one")
+    # Any of them again, alone.
+    alone = settings | {"num_images_per_prompt": 1}
+    for name in ("prompt_2", "negative_prompt", "negative_prompt_2"):
+        alone[name] = settings[name][1:]
+    again = odd.ours.generate(prompts[1:], seed=seeds[2], **alone)
+    assert psnr(again.images[0], ours.images[2]) >= 60
+
+
+@pytest.mark.parametrize(
+    ("settings", "same"),
+    [
+        ({"prompt_2": "two green stars"}, {"prompt_2": ["two green stars"]}),
+        ({"prompt_2": ""}, {}),
+        ({"prompt_2": [""]}, {"prompt_2": [""]}),
+        (
+            {"negative_prompt": "a gray one", "true_cfg_scale": 2.0},
+            {
+                "negative_prompt": "a gray one",
+                "negative_prompt_2": "",
+                "true_cfg_scale": 2.0,
+            },
+        ),
+        ({"seed": [9]}, {"seed": 9}),
+    ],
+    ids=lambda settings: "-".join(settings) or "without",
+)
+def test_ways_to_say_the_same_equal_diffusers(
+    odd: Pair, settings: dict[str, Any], same: dict[str, Any]
+) -> None:
+    base: dict[str, Any] = SMALL | {"seed": 4}
+    results = [
+        odd.ours.generate("an orange heart", **base | words).images
+        for words in (settings, same)
+    ]
+    assert np.array_equal(*results)
+    theirs = base | settings
+    wanted = odd.draw("an orange heart", theirs.pop("seed"), **theirs)
+    assert psnr(results[0], wanted) >= 50
+
+
+def test_one_text_for_several_prompts_is_for_each(odd: Pair) -> None:
+    prompts = ("an orange heart", "two green stars")
+    words = {"prompt_2": "circle", "negative_prompt": "gray", "true_cfg_scale": 2.0}
+    shared = odd.ours.generate(prompts, seed=4, **SMALL, **words).images
+    each = words | {"prompt_2": ["circle"] * 2, "negative_prompt": ["gray"] * 2}
+    assert np.array_equal(
+        shared, odd.ours.generate(prompts, seed=4, **SMALL, **each).images
+    )
+    wanted = odd.draw([*prompts], 4, **SMALL, **each)
+    assert psnr(shared, wanted) >= 50
+
+
+def test_max_sequence_length_equals_diffusers(odd: Pair) -> None:
+    drawn = {}
+    for length in (1, 9, 32):
+        settings = SMALL | {"max_sequence_length": length}
+        ours = odd.ours.generate("two green stars", seed=1, **settings)
+        assert ours.report.text_tokens == length
+        drawn[length] = ours.images
+        assert psnr(ours.images, odd.draw("two green stars", 1, **settings)) >= 50
+    assert psnr(drawn[9], drawn[32]) < 45  # it is another picture
+    default = odd.ours.generate("two green stars", seed=1, **SMALL)
+    assert np.array_equal(default.images, drawn[32])
+
+
+def test_a_call_for_schnell_equals_diffusers(odd: Pair) -> None:
+    """Guidance 0 and four steps, the model's own number."""
+    settings: dict[str, Any] = {"height": 20, "width": 28, "guidance_scale": 0.0}
+    ours = odd.ours.generate("two green stars", seed=1, **settings)
+    theirs = odd.draw("two green stars", 1, num_inference_steps=4, **settings)
+    assert psnr(ours.images, theirs) >= 50
+    assert (ours.report.warnings, ours.report.guidance_scale) == ((), 0.0)
+
+
 def test_taylorseer_equals_diffusers_lite(pair: Pair) -> None:
     from diffusers import TaylorSeerCacheConfig
 
@@ -339,7 +449,8 @@ def test_a_batch_that_computes_in_part_draws_the_same_again(
 
 
 def test_a_cache_not_compiled_for_is_refused(demo: TextToImagePipeline) -> None:
-    with pytest.raises(RequestError, match="give it in caches at load"):
+    message = r"without; it has those of none, taylorseer; give it in caches at load"
+    with pytest.raises(RequestError, match=message):
         demo.generate("heart", cache="first-block")
 
 
@@ -359,9 +470,136 @@ def test_a_long_prompt_is_cut_and_said(flux: TextToImagePipeline) -> None:
     assert "longer than the 32 tokens" in result.report.warnings[0]
 
 
-def test_guidance_without_its_embedding_is_refused(flux: TextToImagePipeline) -> None:
-    with pytest.raises(RequestError, match="has no guidance embedding"):
-        flux.generate("a", guidance_scale=2.0)
+@pytest.mark.parametrize("scale", [None, 0, 0.0, 0.5, 1, 1.0])
+def test_guidance_that_asks_for_none_is_accepted(
+    flux: TextToImagePipeline, scale: float | None
+) -> None:
+    request = GenerationRequest(prompts=("a",), guidance_scale=scale)
+    context = flux.create_context(request)
+    assert (context.warnings, context.guidance_scale) == ((), 0.0)
+
+
+def test_guidance_without_its_embedding_is_told(flux: TextToImagePipeline) -> None:
+    """diffusers ignores it: the picture is the same."""
+    asked = flux.generate("a", seed=1, guidance_scale=3.5)
+    assert asked.report.warnings == (
+        "guidance_scale 3.5 has no effect: this model has no guidance embedding; leave "
+        "it out, or use true_cfg_scale",
+    )
+    assert np.array_equal(asked.images, flux.generate("a", seed=1).images)
+
+
+def test_defaults_are_the_models_and_told(
+    flux: TextToImagePipeline, demo: TextToImagePipeline
+) -> None:
+    request = GenerationRequest(prompts=("a",))
+    few, usual = flux.create_context(request), demo.create_context(request)
+    assert (few.num_inference_steps, usual.num_inference_steps) == (4, 28)
+    assert usual.guidance_scale == 3.5
+    shared = {
+        "height": "vae: sample_size",
+        "width": "vae: sample_size",
+        "max_sequence_length": "tokenizer_2: model_max_length",
+    }
+    assert few.defaults == shared | {
+        "num_inference_steps": "model without guidance embedding"
+    }
+    assert usual.defaults == shared | {
+        "num_inference_steps": "model with guidance embedding",
+        "guidance_scale": "diffusers",
+    }
+    assert DiffusionPipeline.default_num_inference_steps == 50  # the contract's
+    all_given = GenerationRequest(
+        prompts=("a",),
+        height=16,
+        width=16,
+        sigmas=(1.0, 0.5),
+        guidance_scale=1.0,
+        max_sequence_length=5,
+    )
+    assert demo.create_context(all_given).defaults == {}
+    assert flux.generate("a").report.defaults == few.defaults
+
+
+RATIOS = (1.0,) * 8
+
+
+@pytest.mark.parametrize(
+    ("cache", "none_of", "some_of"),
+    [
+        (TaylorSeerConfig(), [1, 8, 9], [12]),
+        (TaylorSeerConfig(cache_interval=1), [4, 30], []),
+        (TaylorSeerConfig(target="attention"), [9], [12]),
+        (StepMaskConfig(), [1, 2, 3, 5, 7], [4, 6, 8, 50]),
+        (StepMaskConfig(compute_steps=(0, 1, 2)), [3], [4]),
+        (StepMaskConfig(compute_steps=(1, 2)), [3], [4]),
+        (AutoConfig(), [1, 4], [5]),
+        (AutoConfig(max_interval=1), [30], []),
+        (FirstBlockConfig(), [1], [2, 8]),
+        (FirstBlockConfig(threshold=0.0), [8], []),
+        (FirstBlockConfig(warmup_steps=4), [4], [5]),
+        (FirstBlockConfig(compute_last=7), [8], [9]),
+        (MagCacheConfig(ratios=RATIOS), [1], [4, 8]),
+        (MagCacheConfig(ratios=RATIOS, retention_ratio=1.0), [8], []),
+        (TeaCacheConfig(coefficients=(1.0, 0.0)), [1, 2], [3]),
+        (TeaCacheConfig(threshold=0.0, coefficients=(1.0, 0.0)), [8], []),
+        (PabConfig(), [1], [8]),
+        (PabConfig(min_timestep=1.0, max_timestep=2.0), [8], []),
+        (FasterCacheConfig(), [1], [8]),
+        (FasterCacheConfig(attention_interval=1), [8], []),
+    ],
+    ids=str,
+)
+def test_a_cache_that_can_skip_nothing_is_told(
+    flux: TextToImagePipeline, cache: Any, none_of: list[int], some_of: list[int]
+) -> None:
+    for steps in (*none_of, *some_of):
+        request = GenerationRequest(
+            prompts=("a",), num_inference_steps=steps, cache=cache
+        )
+        warnings = flux.create_context(request).warnings
+        told = f"cache: {cache.name} skips none of {steps} steps with these"
+        assert len(warnings) == (steps in none_of)
+        assert all(warning.startswith(told) for warning in warnings)
+
+
+def test_a_cache_of_guidance_alone_skips_something(flux: TextToImagePipeline) -> None:
+    cache = FasterCacheConfig(attention_interval=1)
+    request = GenerationRequest(
+        prompts=("a",),
+        num_inference_steps=8,
+        cache=cache,
+        negative_prompt="b",
+        true_cfg_scale=2.0,
+    )
+    assert flux.create_context(request).warnings == ()
+
+
+def test_what_is_told_of_a_cache_is_what_it_does(flux: TextToImagePipeline) -> None:
+    for steps, is_told in ((9, True), (12, False)):
+        report = flux.generate(
+            "a", num_inference_steps=steps, cache="taylorseer"
+        ).report
+        assert (report.full_passes == steps) == is_told
+        assert (len(report.warnings) == 1) == is_told
+    assert flux.generate("a", num_inference_steps=1).report.warnings == ()
+
+
+def test_a_long_negative_prompt_of_all_is_said_once(flux: TextToImagePipeline) -> None:
+    request = GenerationRequest(
+        prompts=("a", "b"), negative_prompt="red circle " * 500, true_cfg_scale=2.0
+    )
+    warnings = flux.create_context(request).warnings
+    assert len(warnings) == 2
+    assert all(w.startswith("the negative prompt 1 is longer") for w in warnings)
+    each = replace(request, negative_prompt=("a", "red circle " * 500))
+    warnings = flux.create_context(each).warnings
+    assert len(warnings) == 2
+    assert all(w.startswith("the negative prompt 2 is longer") for w in warnings)
+    alone = replace(request, negative_prompt=None, negative_prompt_2="c")
+    assert flux.create_context(alone).warnings[-1] == (
+        "negative_prompt_2 has no effect without negative_prompt"
+    )
 
 
 @pytest.mark.parametrize(
@@ -377,6 +615,15 @@ def test_guidance_without_its_embedding_is_refused(flux: TextToImagePipeline) ->
             "teacache, pab, fastercache, got",
         ),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be at least 1"),
+        ({"max_sequence_length": 0}, "max_sequence_length must be at least 1, got 0"),
+        (
+            {"max_sequence_length": 33},
+            "max_sequence_length must be 1 to 32 for this model, got 33",
+        ),
+        ({"seed": [1, 2]}, "one for each of the 1 pictures, got 2"),
+        ({"seed": []}, "one for each of the 1 pictures, got 0"),
+        ({"seed": "12"}, "seed must be a whole number, got '12'"),
+        ({"prompt_2": ["a", "b"]}, "prompt_2 must be one text, or .* 1; got 2"),
         ({"sigmas": [0.2, 0.9]}, "decreas"),
     ],
 )

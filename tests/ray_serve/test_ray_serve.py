@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import os
+import pickle
 import re
 import secrets
 import signal
@@ -33,8 +34,11 @@ from pydantic import ValidationError
 from serving import free_port, wait_until
 
 from max_diffusion import (
+    CACHES,
     MaxDiffusionError,
+    NoCacheConfig,
     RequestError,
+    StepMaskConfig,
     TaylorSeerConfig,
     TextToImagePipeline,
 )
@@ -46,6 +50,7 @@ from max_diffusion.engine import (
     Finished,
     SubmitOptions,
 )
+from max_diffusion.errors import CacheNotLoadedError
 from max_diffusion.server import LocalBackend
 from max_diffusion.types import GenerationRequest
 
@@ -473,9 +478,45 @@ def test_options_are_read_from_the_command_line() -> None:
         }
     )
     model = options.loader()
-    assert model.caches == ("none", "taylorseer")
+    assert model.caches == (NoCacheConfig(), TaylorSeerConfig())
     assert model.cache == TaylorSeerConfig(cache_interval=3)
     assert options.most_replicas == 2
+    assert options.settings().cors_origins == ()
+
+
+@pytest.mark.parametrize(
+    "caches",
+    [
+        "none,taylorseer:target=modules,step-mask:compute_steps=0,5",
+        ["none", "taylorseer:target=modules", "step-mask:compute_steps=0,5"],
+    ],
+)
+def test_caches_take_options_as_on_the_command_line(caches: Any) -> None:
+    options = ray_serve.Options.model_validate(
+        {"caches": caches, "cors_origins": "https://a.example,https://b.example"}
+    )
+    assert options.loader().caches == (
+        NoCacheConfig(),
+        TaylorSeerConfig(target="modules"),
+        StepMaskConfig(compute_steps=(0, 5)),
+    )
+    origins = ("https://a.example", "https://b.example")
+    assert options.settings().cors_origins == origins
+
+
+def test_all_caches_are_those_there_are() -> None:
+    caches = ray_serve.Options(caches="all").loader().caches
+    assert caches == tuple(kind() for kind in CACHES.values())
+
+
+def test_errors_cross_between_processes_whole() -> None:
+    error = CacheNotLoadedError("cache: pab needs graphs", "pab")
+    read = pickle.loads(pickle.dumps(error))
+    assert (str(read), read.problem, read.cache) == (
+        "cache: pab needs graphs; give it in caches at load",
+        "cache: pab needs graphs",
+        "pab",
+    )
 
 
 def test_without_ray_one_line_says_what_to_install() -> None:

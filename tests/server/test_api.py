@@ -9,6 +9,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -21,9 +22,15 @@ from serving import Served, served, wait_until
 
 from max_diffusion import TaylorSeerConfig, TextToImagePipeline
 from max_diffusion.engine import EngineConfig
+from max_diffusion.metadata import read_settings
 from max_diffusion.server import LocalBackend, ServerSettings, create_app
 
 KEY = "sk-test"
+PYTHON = re.compile(
+    r"\b(guidance_scale|true_cfg_scale|num_inference_steps|num_images_per_prompt|\w+Config"
+    r"|run_transformer|create_cache_state|caches at load|tuple|int|None|True|False)\b"
+)
+"""What only those who call the package know."""
 PROMPT = "a red circle above a blue square"
 
 
@@ -144,7 +151,8 @@ def test_openai_client_understands_errors(client: openai.OpenAI) -> None:
     assert caught.value.type == "invalid_request_error"
     with pytest.raises(openai.NotFoundError, match="'dall-e-3' is not served here"):
         client.images.generate(prompt=PROMPT, model="dall-e-3")
-    with pytest.raises(openai.UnprocessableEntityError, match="input should be 'auto'"):
+    wanted = "'auto' or 'standard', got 'hd'; steps and cache set it"
+    with pytest.raises(openai.UnprocessableEntityError, match=wanted):
         client.images.generate(prompt=PROMPT, quality="hd")
 
 
@@ -201,16 +209,26 @@ def test_every_field_reaches_the_picture(
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
-def test_pictures_come_in_the_format_asked_for(server: Served, kind: str) -> None:
+def test_pictures_come_in_the_format_asked_for_and_say_how_they_were_drawn(
+    server: Served, tmp_path: Path, kind: str
+) -> None:
     body = {"prompt": PROMPT, "steps": 2, "seed": 1, "output_format": kind}
     if kind != "png":
         body["output_compression"] = 100
     data = server.post(**body).json()["data"][0]["b64_json"]
     image = Image.open(io.BytesIO(base64.b64decode(data)))
     assert image.format == kind.upper()
-    if kind == "png":
-        assert image.info["prompt"] == PROMPT
-        assert json.loads(image.info["parameters"])["model"] == "demo"
+    (tmp_path / "x").write_bytes(base64.b64decode(data))
+    settings = read_settings(tmp_path / "x")
+    assert settings["prompts"] == [PROMPT]
+    assert (settings["model"], settings["seed"], settings["picture"]) == ("demo", 1, 0)
+    said = image.info.get("parameters")
+    if kind != "png":
+        comment = image.getexif().get_ifd(0x8769)[0x9286]
+        assert comment[:8] == b"UNICODE\0"
+        said = comment[8:].decode("utf-16-be")
+    assert said.startswith(f"{PROMPT}\nSteps: 2, Sampler: Euler, ")
+    assert "prompt" not in image.info
     plain = server.post(prompt=PROMPT, steps=2, seed=1).json()["data"][0]["b64_json"]
     assert psnr(picture(data), picture(plain)) > 25
 
@@ -238,11 +256,11 @@ def test_answers_name_the_model_as_it_is_served(demo: TextToImagePipeline) -> No
         assert answer["max_diffusion"]["report"]["model"] == "ours"
         data = base64.b64decode(answer["data"][0]["b64_json"])
         with Image.open(io.BytesIO(data)) as image:
-            assert json.loads(image.info["parameters"])["model"] == "ours"
+            assert json.loads(image.info["max_diffusion"])["model"] == "ours"
         stream = frames(server.post(prompt=PROMPT, steps=2, stream=True).text)
         data = base64.b64decode(stream[-1]["b64_json"])
         with Image.open(io.BytesIO(data)) as image:
-            assert json.loads(image.info["parameters"])["model"] == "ours"
+            assert json.loads(image.info["max_diffusion"])["model"] == "ours"
 
 
 # What is refused, and how.
@@ -262,12 +280,42 @@ def test_answers_name_the_model_as_it_is_served(demo: TextToImagePipeline) -> No
         ({"prompt": "x", "size": "512x64"}, 400, "size", "at most 256 pixels a side"),
         ({"prompt": "x", "size": "100x128"}, 400, None, "nearest: 96 or 112"),
         ({"prompt": "x", "steps": 5001}, 400, "steps", "at most 5000 steps"),
-        ({"prompt": "x", "seed": -1}, 422, "seed", "greater than or equal to 0"),
+        ({"prompt": "x", "seed": -2}, 422, "seed", "greater than or equal to -1"),
+        ({"prompt": "x", "seed": 2**64}, 422, "seed", "equal to 18446744073709551615"),
         ({"prompt": "x", "guidance": -1}, 422, "guidance", "got -1"),
         ({"prompt": "x", "guidance": 1e38}, 422, "guidance", "equal to 100"),
         ({"prompt": "x", "true_cfg": 1e20}, 422, "true_cfg", "equal to 100"),
         ({"prompt": "x", "cache": "foo"}, 400, None, "expected none, taylorseer"),
-        ({"prompt": "x", "cache": "pab"}, 400, None, "was not compiled with"),
+        (
+            {"prompt": "x", "cache": "pab"},
+            400,
+            "cache",
+            "cache: pab needs graphs that the model was loaded without; it has those "
+            "of none, taylorseer; ask for one that GET /v1/models lists, or start the "
+            "server with pab in its --caches",
+        ),
+        (
+            {
+                "prompt": "x",
+                "cache": "taylorseer",
+                "cache_options": {"target": "modules"},
+            },
+            400,
+            "cache",
+            "start the server with taylorseer:target=modules in its --caches",
+        ),
+        (
+            {"prompt": "x", "cache": "auto", "cache_options": {"warmup_steps": 2.5}},
+            400,
+            None,
+            "auto: warmup_steps must be a whole number, got 2.5",
+        ),
+        (
+            {"prompt": "x", "cache": "auto", "cache_options": {"compute_steps": 5}},
+            400,
+            None,
+            "auto: compute_steps must be a list of step indices or a policy, got 5",
+        ),
         (
             {"prompt": "x", "cache": "auto", "cache_options": {"speed": 9}},
             400,
@@ -303,8 +351,15 @@ def test_answers_name_the_model_as_it_is_served(demo: TextToImagePipeline) -> No
         ({"prompt": "x", "timeout": 0.5}, 422, "timeout", "equal to 1, got 0.5"),
         ({"prompt": "x", "timeout": 601}, 400, "timeout", "at most 600 seconds"),
         ({"prompt": "x", "priority": 9}, 422, "priority", "less than or equal to 8"),
-        ({"prompt": "x", "style": "vivid"}, 422, "style", "no such field"),
-        ({"prompt": "x", "background": "transparent"}, 422, "background", "opaque"),
+        ({"prompt": "x", "style": "loud"}, 422, "style", "'vivid' or 'natural'"),
+        ({"prompt": "x", "moderation": "off"}, 422, "moderation", "'auto' or 'low'"),
+        (
+            {"prompt": "x", "background": "transparent"},
+            422,
+            "background",
+            "'auto' or 'opaque', got 'transparent'; no picture is transparent",
+        ),
+        ({"prompt": "x", "quality": "high"}, 422, "quality", "steps and cache set it"),
         ({"prompt": "\ud800"}, 422, "prompt", "prompt"),
     ],
 )
@@ -319,6 +374,7 @@ def test_a_bad_value_is_named(
     assert response.status_code == status, response.text
     error = response.json()["error"]
     assert message in error["message"]
+    assert not PYTHON.search(error["message"])
     assert error["param"] == param
     assert error["type"] == "invalid_request_error"
     assert error["code"]
@@ -329,7 +385,7 @@ def test_a_bad_value_is_named(
     [
         (b"{", 400),
         (b"", 422),
-        (b"\xff\xfe", 400),
+        (b'{"prompt": "x", "prompt', 400),
         (b'{"prompt": NaN}', 422),
         (b"[]", 422),
         (b"null", 422),

@@ -83,6 +83,19 @@ def test_a_picture_forms_step_by_step(
     assert all(url.startswith((server.url, "data:", "blob:")) for url in asked), asked
 
 
+def test_comments_in_a_stream_are_skipped(
+    demo: TextToImagePipeline, page: Page
+) -> None:
+    with served(demo, keep_alive_seconds=0.002) as server:
+        page.goto(server.url)
+        page.fill("#prompt", "a star")
+        page.fill("#steps", "8")
+        page.click("#draw")
+        page.wait_for_selector("#picture[data-state=final]", timeout=60_000)
+        assert page.locator("#timeline .cell[data-action]").count() == 8
+        assert page.locator("#error").is_hidden()
+
+
 def test_stop_cancels(server: Served, page: Page) -> None:
     page.goto(server.url)
     page.fill("#prompt", "a star")

@@ -15,7 +15,16 @@ import pytest
 from processes import run
 from serving import COMMAND, free_port, started, wait_until
 
-from max_diffusion import demo_model_path
+from max_diffusion import (
+    CACHES,
+    NoCacheConfig,
+    RequestError,
+    StepMaskConfig,
+    TaylorSeerConfig,
+    demo_model_path,
+)
+from max_diffusion.cli import main
+from max_diffusion.server.run import listen, shown_address
 from max_diffusion.server.settings import ServerSettings, read_api_keys
 
 BODY = {"prompt": "a red circle", "steps": 4, "seed": 1}
@@ -144,7 +153,8 @@ def test_a_model_that_is_not_whole_is_said(tmp_path: Path) -> None:
     [
         (["--model", "/nowhere"], 3, "/nowhere"),
         (["--cache", "foo"], 2, "--cache: expected none, taylorseer"),
-        (["--caches", "none,foo"], 2, "--caches: expected all, or names of none"),
+        (["--caches", "none,foo"], 2, "--caches: expected all, or none, taylorseer"),
+        (["--caches", "auto:x=1"], 2, "--caches: auto has no option 'x'; it has"),
         (["--port", "70000"], 2, "--port: expected 0 to 65535, got 70000"),
         (["--port", "x"], 2, "invalid int value"),
         (["--host", "no.such.host.invalid"], 2, "cannot listen on no.such.host"),
@@ -156,6 +166,7 @@ def test_a_model_that_is_not_whole_is_said(tmp_path: Path) -> None:
         (["--drain-timeout", "-1"], 2, "--drain-timeout: expected seconds"),
         (["--memory-limit", "many"], 2, "--memory-limit: expected a size"),
         (["--api-key", "two words"], 2, "printable ASCII without spaces"),
+        (["--cors-origin", "example.org"], 2, "SCHEME://HOST"),
         (["--api-key-file", "/nowhere"], 2, "--api-key-file: /nowhere cannot be read"),
         (["--device", "gpu:99"], 5, "gpu:99"),
     ],
@@ -167,8 +178,84 @@ def test_a_bad_option_is_named(options: list[str], code: int, message: str) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_keys_of_a_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"# ours\nsk-1\n\n sk-2 \n",
+        b"sk-1\r\nsk-2\r\n",
+        b"\xef\xbb\xbfsk-1\r\n\r\n\t\r\nsk-2",
+        b"\xef\xbb\xbf# ours\nsk-1\nsk-2",
+    ],
+    ids=["plain", "crlf", "bom", "bom-comment"],
+)
+def test_keys_of_a_file(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "keys"
-    path.write_text("# ours\nsk-1\n\n sk-2 \n")
+    path.write_bytes(content)
     assert read_api_keys(path) == ("sk-1", "sk-2")
-    assert ServerSettings(api_keys=("sk-1",)).api_keys == ("sk-1",)
+    assert ServerSettings(api_keys=read_api_keys(path)).api_keys == ("sk-1", "sk-2")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "holds no key"),
+        (b"\xef\xbb\xbf\r\n# none\r\n", "holds no key"),
+        ("sk-1".encode("utf-16"), "is no UTF-8 text; save it as UTF-8, a key a line"),
+    ],
+)
+def test_a_file_without_keys_is_named(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    path = tmp_path / "keys"
+    path.write_bytes(content)
+    with pytest.raises(RequestError, match=message) as error:
+        read_api_keys(path)
+    assert str(error.value).startswith(f"--api-key-file: {path}")
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [
+        ("127.0.0.1", r"http://127\.0\.0\.1:\d+"),
+        ("localhost", r"http://(127\.0\.0\.1|\[::1\]):\d+"),
+        ("::1", r"http://\[::1\]:\d+"),
+        ("0.0.0.0", r"http://127\.0\.0\.1:\d+ and all other addresses"),
+        ("::", r"http://\[::1\]:\d+ and all other addresses"),
+        ("0", r"http://127\.0\.0\.1:\d+ and all other addresses"),
+    ],
+)
+def test_the_address_shown_is_one_to_open(host: str, shown: str) -> None:
+    if ":" in host and not socket.has_ipv6:
+        pytest.skip("needs IPv6")
+    with listen(host, 0) as listener:
+        listener.listen()
+        text = shown_address(listener)
+        assert re.fullmatch(shown, text)
+        url = httpx.URL(text.split(" ")[0])
+        with socket.create_connection((url.host, url.port or 0), timeout=5):
+            pass
+
+
+def test_caches_take_options_and_defaults_are_set_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found: dict[str, Any] = {}
+
+    def note(model: Any, settings: Any, engine: Any, **options: Any) -> None:
+        found.update(vars(model), **options)
+
+    monkeypatch.setattr("max_diffusion.server.run.serve", note)
+    options = "none,taylorseer:target=modules:max_order=2,step-mask:compute_steps=0,5"
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--caches", options, "--cache", "taylorseer", "--host", "::1"])
+    assert ended.value.code == 0
+    assert found["caches"] == (
+        NoCacheConfig(),
+        TaylorSeerConfig(target="modules", max_order=2),
+        StepMaskConfig(compute_steps=(0, 5)),
+    )
+    assert found["cache"] == TaylorSeerConfig()
+    assert found["host"] == "::1"
+    with pytest.raises(SystemExit):
+        main(["serve", "--caches", "all"])
+    assert found["caches"] == tuple(kind() for kind in CACHES.values())

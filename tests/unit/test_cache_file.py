@@ -21,7 +21,9 @@ from max_diffusion import (
     read_cache_file,
 )
 from max_diffusion.cache_file import write_cache_file
+from max_diffusion.checkpoint.folder import read_json
 from max_diffusion.cli import _parser, resolve
+from max_diffusion.evaluation_commands import _prompts
 from max_diffusion.options import chosen_cache
 from max_diffusion.serve_command import SERVE
 from max_diffusion.terminal import Interruption
@@ -69,6 +71,18 @@ def test_options_that_are_left_out_have_their_defaults(tmp_path: Path) -> None:
     assert read_cache_file(path) == TaylorSeerConfig()
 
 
+@pytest.mark.parametrize("end", [b"", b"\r\n"])
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path, end: bytes) -> None:
+    text = b'{"cache": "taylorseer",' + end + b'"options": {"cache_interval": 4}}' + end
+    path = tmp_path / "file"
+    path.write_bytes(b"\xef\xbb\xbf" + text)
+    assert read_cache_file(path) == TaylorSeerConfig(cache_interval=4)
+    assert chosen_cache(None, (), str(path)) == TaylorSeerConfig(cache_interval=4)
+    assert read_json(path)["options"] == {"cache_interval": 4}
+    path.write_bytes(b"\xef\xbb\xbfa red circle\r\n\r\na star" + end)
+    assert _prompts([], str(path)) == ("a red circle", "a star")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -94,11 +108,11 @@ def test_options_that_are_left_out_have_their_defaults(tmp_path: Path) -> None:
         ),
         (
             b'{"cache": "pab", "options": {"interval": 2.5}}',
-            "interval must be an int, got 2.5",
+            "pab: interval must be a whole number, got 2.5",
         ),
         (
             b'{"cache": "pab", "options": {"interval": true}}',
-            "interval must be an int, got True",
+            "pab: interval must be a whole number, got true",
         ),
         (
             b'{"cache": "magcache", "options": {"threshold": NaN}}',
@@ -110,7 +124,7 @@ def test_options_that_are_left_out_have_their_defaults(tmp_path: Path) -> None:
         ),
         (
             b'{"cache": "step-mask", "options": {"compute_steps": [[0]]}}',
-            "a step of compute_steps must be an int, got [0]",
+            "compute_steps must be a list of step indices or a policy, got [[0]]",
         ),
     ],
 )

@@ -306,6 +306,9 @@ MEASURED = Calibration(50, 8, (1.0, 0.9), (0.5, 0.1), 0.75, (0.01, 0.2))
 def test_a_calibration_is_written_and_read(tmp_path: Path) -> None:
     MEASURED.write(tmp_path / "c.json")
     assert Calibration.read(tmp_path / "c.json") == MEASURED
+    content = (tmp_path / "c.json").read_bytes()
+    (tmp_path / "c.json").write_bytes(b"\xef\xbb\xbf" + content)
+    assert Calibration.read(tmp_path / "c.json") == MEASURED
     assert [path.name for path in tmp_path.iterdir()] == ["c.json"]
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import logging
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from graphs.weights import WeightSlot, WeightSpec
 from max_diffusion import ModelLoadError, load_pipeline
 from max_diffusion.buffers import to_numpy
 from max_diffusion.checkpoint import ComponentWeights, ModelFolder, find_model
+from max_diffusion.pipelines.registry import open_folder
 
 FLOATS = {
     torch.float32: DType.float32,
@@ -141,8 +146,8 @@ def test_sharded_and_variant_weights_are_found(
     source.rename(source.with_name("diffusion_pytorch_model.fp16.safetensors"))
     files = ModelFolder.open(folder).weight_files("transformer")
     assert [file.name.split("-")[1] for file in files] == ["00001", "00002"]
-    specs = ComponentWeights.from_files("t", files).specs
-    assert sorted(specs) == names
+    held = ComponentWeights.from_files("t", files).tensors
+    assert sorted(held) == names
     fp16 = ModelFolder.open(folder, "fp16").weight_files("transformer")
     assert [file.name for file in fp16] == ["diffusion_pytorch_model.fp16.safetensors"]
     with pytest.raises(ModelLoadError, match=r"'bf16' is not there; .*\(none\), fp16"):
@@ -236,6 +241,262 @@ def test_damaged_folders_are_one_line_errors(
     with pytest.raises(ModelLoadError, match=message) as caught:
         load_pipeline(folder, device="cpu")
     assert "\n" not in str(caught.value)
+
+
+def header_of(path: Path) -> tuple[dict[str, Any], bytes]:
+    """A safetensors file's header, and the bytes after it."""
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    return json.loads(content[8:end]), content[end:]
+
+
+def write_safetensors(path: Path, header: dict[str, Any], rest: bytes) -> None:
+    """Without the padding that safetensors puts after a header; an odd length."""
+    text = json.dumps(header).encode()
+    text += b" " * (1 - len(text) % 2)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + rest)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("wanted", [torch.float32, torch.float16, torch.bfloat16])
+def test_tensors_that_lie_unaligned_are_read(
+    tmp_path: Path, stored: torch.dtype, wanted: torch.dtype
+) -> None:
+    path = tmp_path / "model.safetensors"
+    tensor = torch.randn(7, 6, generator=torch.Generator().manual_seed(1)).to(stored)
+    save_file({"a": tensor, "s": torch.tensor(2.5), "z": torch.zeros(0, 3)}, path)
+    write_safetensors(path, *header_of(path))
+    assert (8 + int.from_bytes(path.read_bytes()[:8], "little")) % 2 == 1
+    assert torch.equal(load_file(path)["a"], tensor)
+    weights = ComponentWeights.from_files("t", [path])
+    kind = FLOATS[wanted]
+    loaded = weights.load(
+        {
+            "a": WeightSlot("a", (7, 6), kind),
+            "half": WeightSlot("a", (7, 2), kind, columns=(3, 5)),
+            "s": WeightSlot("s", (), DType.float32),
+            "z": WeightSlot("z", (0, 3), DType.float32),
+        }
+    )
+    expected = tensor.to(wanted).float().numpy()
+    assert np.array_equal(values(loaded["a"]).astype(np.float32), expected)
+    assert np.array_equal(values(loaded["half"]).astype(np.float32), expected[:, 3:5])
+    assert loaded["s"] == np.float32(2.5)
+    for array in loaded.values():
+        assert isinstance(array, Buffer) or array.flags.aligned
+
+
+def owner(array: np.ndarray) -> np.ndarray:
+    """The array that holds the memory, or that a mapped file does for."""
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return array
+
+
+def test_only_what_lies_unaligned_is_copied(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    header = {
+        "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        "b": {"dtype": "U8", "shape": [1], "data_offsets": [8, 9]},
+        "c": {"dtype": "F32", "shape": [2], "data_offsets": [9, 17]},
+    }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    numbers = np.array([1.5, -2], np.float32).tobytes()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + numbers + b"7" + numbers)
+    weights = ComponentWeights.from_files("t", [path])
+    slots = {name: WeightSlot(name, (2,), DType.float32) for name in ("a", "c")}
+    loaded = weights.load(slots)
+    assert [owner(loaded[name]).flags.owndata for name in slots] == [False, True]
+    for array in loaded.values():
+        assert array.tolist() == [1.5, -2]
+        assert not array.flags.writeable
+
+
+def test_dtypes_that_are_not_known_matter_where_they_are_used(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"w": torch.ones(4), "encoder.x": torch.ones(2)}, path)
+    header, rest = header_of(path)
+    header["encoder.x"] |= {"dtype": "F4_OF_TOMORROW", "shape": [16]}
+    write_safetensors(path, header, rest)
+    weights = ComponentWeights.from_files("vae", [path])
+    spec = WeightSpec((4,), DType.float32)
+    assert weights.problems({"w": spec}, ["encoder.*"]) == []
+    loaded = weights.load({"w": WeightSlot("w", (4,), DType.float32)})
+    assert loaded["w"].tolist() == [1, 1, 1, 1]
+    used = {"w": spec, "encoder.x": WeightSpec((16,), DType.float32)}
+    assert weights.problems(used) == [
+        "vae: 1 weights of a dtype that cannot be cast: encoder.x (F4_OF_TOMORROW)"
+    ]
+    assert weights.problems({"w": spec}) == ["vae: 1 weights unused: encoder.x"]
+    header["encoder.x"]["data_offsets"].reverse()
+    write_safetensors(path, header, rest)
+    with pytest.raises(ModelLoadError, match=r"entry for encoder\.x is malformed"):
+        ComponentWeights.from_files("vae", [path])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model_index.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "scheduler/scheduler_config.json",
+        "tokenizer/tokenizer.json",
+        "tokenizer_2/tokenizer.json",
+        "tokenizer_2/tokenizer_config.json",
+        "tokenizer_2/spiece.model",
+        "tokenizer/merges.txt",
+    ],
+)
+def test_pointers_of_git_lfs_are_told_as_that(
+    flux_folder: Path, tmp_path: Path, name: str
+) -> None:
+    folder = copy_folder(flux_folder, tmp_path / "model")
+    path = folder / name
+    if path.suffix in (".model", ".txt"):
+        (path.parent / "tokenizer.json").unlink()
+        (path.parent / "vocab.json").write_text("{}")
+    oid = "0" * 64
+    path.write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 42\n"
+    )
+    with pytest.raises(ModelLoadError) as caught:
+        load_pipeline(folder, device="cpu", before_compile=lambda _: None)
+    assert str(caught.value) == (
+        f"{path.parent.name}/{path.name}: expected the file, got Git LFS's pointer to "
+        "it; run `git lfs pull` in the model's folder, or download the model again"
+    )
+
+
+@pytest.mark.parametrize(
+    "length", [2**63, 2**64 - 1, 10**6], ids=["negative as signed", "most", "beyond"]
+)
+def test_a_header_beyond_the_file_is_one_line(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(length.to_bytes(8, "little") + b"{}")
+    with pytest.raises(ModelLoadError) as caught:
+        ComponentWeights.from_files("t", [path])
+    assert str(caught.value) == (
+        f"{tmp_path.name}/model.safetensors: the header should end at byte "
+        f"{8 + length}, the file at 10; it is truncated or no safetensors file: "
+        "download it again"
+    )
+
+
+def resave(folder: Path, class_name: str, **entries: object) -> Path:
+    path = folder / "model_index.json"
+    index = json.loads(path.read_text()) | {"_class_name": class_name} | entries
+    path.write_text(json.dumps(index))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["FluxImg2ImgPipeline", "FluxInpaintPipeline"])
+def test_folders_of_other_tasks_with_the_same_parts_are_opened(
+    flux_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    import diffusers
+
+    parts = [
+        set(inspect.signature(getattr(diffusers, kind).__init__).parameters)
+        for kind in ("FluxPipeline", name)
+    ]
+    assert parts[0] == parts[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the oracle's own
+        saved = getattr(diffusers, name).from_pretrained(flux_folder)
+        saved.save_pretrained(tmp_path / "model")
+    caplog.clear()
+    caplog.set_level(logging.INFO, "max_diffusion")
+    folder, kind = open_folder(tmp_path / "model")
+    assert kind.__name__ == "Flux1Pipeline"
+    assert len(kind.component_configs(folder)) == 5
+    assert caplog.messages == [f"model: saved by {name}; loaded for text to image"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "FluxKontextPipeline",
+        "FluxKontextInpaintPipeline",
+        "FluxFillPipeline",
+        "FluxControlPipeline",
+        "FluxControlNetPipeline",
+        "FluxPriorReduxPipeline",
+        "Flux2Pipeline",
+    ],
+)
+def test_folders_of_other_parts_are_refused_by_name(
+    flux_folder: Path, tmp_path: Path, name: str
+) -> None:
+    folder = resave(copy_folder(flux_folder, tmp_path / "model"), name)
+    with pytest.raises(ModelLoadError) as caught:
+        open_folder(folder)
+    assert str(caught.value) == (
+        f"model: model_index.json names {name!r}; supported are FluxPipeline, "
+        "FluxImg2ImgPipeline, FluxInpaintPipeline"
+    )
+
+
+def test_parts_listed_as_null(flux_folder: Path, tmp_path: Path) -> None:
+    folder = copy_folder(flux_folder, tmp_path / "model")
+    nothing = [None, None]
+    resave(folder, "FluxPipeline", image_encoder=nothing, feature_extractor=nothing)
+    opened, kind = open_folder(folder)
+    assert len(kind.component_configs(opened)) == 5
+    resave(folder, "FluxPipeline", text_encoder_2=nothing)
+    with pytest.raises(ModelLoadError, match="lists text_encoder_2 as null, so the mo"):
+        load_pipeline(folder, device="cpu")
+    resave(folder, "FluxPipeline", text_encoder_2="T5EncoderModel")
+    with pytest.raises(ModelLoadError, match="lists no text_encoder_2; the model is"):
+        load_pipeline(folder, device="cpu")
+
+
+def test_paths_are_never_looked_up_on_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look_up(*args: object, **options: object) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", look_up)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", look_up)
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    Path("models/flux").write_text("a file")
+    Path("models/lost").symlink_to("nothing")
+    is_file = "is a file; expected a folder in the diffusers layout, with a model_index"
+    is_none = "is no folder here and no hub repository (owner/name); check the path"
+    for name, message in {
+        "models/flux": is_file,
+        str(tmp_path / "models/flux"): is_file,
+        "models/lost": "is a link to nothing; expected a folder",
+        "./model/x": is_none,
+        "./x": is_none,
+        "../x": is_none,
+        "~/x": is_none,
+        str(tmp_path / "x"): is_none,
+        "/x": is_none,
+        "models/flux/x": is_none,
+        "x": is_none,
+        "": is_none,
+        "a/" + "x" * 300 + "/": is_none,
+        "a\0b/c": is_none,
+    }.items():
+        with pytest.raises(ModelLoadError) as caught:
+            find_model(name)
+        assert message in str(caught.value)
+    with pytest.raises(ModelLoadError, match=r"models: no model_index\.json"):
+        find_model("models")
+    with pytest.raises(ModelLoadError, match="models is a folder here, and revision"):
+        find_model("models", revision="v1")
+
+
+def test_messages_name_a_folder_that_is_given_as_a_dot(
+    flux_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(resave(copy_folder(flux_folder, tmp_path / "model"), "Other"))
+    with pytest.raises(ModelLoadError, match=r"^/.*/model: model_index\.json names 'O"):
+        open_folder(".")
 
 
 def test_neither_folder_nor_repository(tmp_path: Path) -> None:

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from max_diffusion import RequestError
-from max_diffusion.files import check_folder, prepared_folder, write_text
+from max_diffusion.files import (
+    check_folder,
+    prepared_folder,
+    read_lines,
+    write_text,
+)
+from max_diffusion.images import check_writable
 
 
 def test_a_folder_is_made_with_those_above_it(tmp_path: Path) -> None:
@@ -86,3 +92,71 @@ def test_text_in_place_of_a_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no/y\.txt cannot be written"):
         write_text(tmp_path / "no" / "y.txt", "new")
     assert [file.name for file in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_a_symbolic_link_stays_and_its_target_is_written(tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    (inner / "target.txt").write_text("old")
+    (tmp_path / "link.txt").symlink_to(Path("inner") / "target.txt")
+    (tmp_path / "chain.txt").symlink_to("link.txt")
+    (tmp_path / "new.txt").symlink_to(inner / "made.txt")
+    for name, text in (("link.txt", "one"), ("chain.txt", "two")):
+        write_text(tmp_path / name, text)
+        assert (tmp_path / name).is_symlink()
+        assert (inner / "target.txt").read_text() == text
+    write_text(tmp_path / "new.txt", "three")
+    assert not (inner / "made.txt").is_symlink()
+    assert (inner / "made.txt").read_text() == "three"
+    assert sorted(path.name for path in inner.iterdir()) == ["made.txt", "target.txt"]
+
+
+def test_links_that_lead_to_no_file_are_errors(tmp_path: Path) -> None:
+    circle, pipe, lost = (tmp_path / name for name in ("circle", "pipe", "lost"))
+    circle.symlink_to("circle")
+    os.mkfifo(tmp_path / "fifo")
+    pipe.symlink_to("fifo")
+    lost.symlink_to(tmp_path / "no" / "x.txt")
+    for path, reason in (
+        (circle, "Too many levels of symbolic links"),
+        (pipe, "no regular file"),
+        (lost, "No such file or directory"),
+    ):
+        with pytest.raises(RequestError) as caught:
+            write_text(path, "new")
+        assert str(caught.value) == f"output: {path} cannot be written ({reason})"
+        assert path.is_symlink()
+    assert (tmp_path / "fifo").is_fifo()
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_link_to_a_folder_that_is_missing_is_told_first(tmp_path: Path) -> None:
+    (tmp_path / "lost.png").symlink_to(tmp_path / "no" / "x.png")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    (tmp_path / "fine.png").symlink_to(tmp_path / "x.png")
+    check_writable(tmp_path / "fine.png", "--output")
+    with pytest.raises(RequestError, match=r"--output: .*/no does not exist; make it"):
+        check_writable(tmp_path / "lost.png", "--output")
+    with pytest.raises(RequestError, match=r"circle\.png cannot be written \(Too many"):
+        check_writable(tmp_path / "circle.png", "--output")
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [
+        (b"", [""]),
+        (b"one\ntwo", ["one", "two"]),
+        (b"one\r\ntwo\r\n", ["one", "two", ""]),
+        (b"\xef\xbb\xbfone\r\n\xef\xbb\xbftwo", ["one", "\ufefftwo"]),
+        (
+            "a\u2028b\u2029c\x0bd\x0ce\x1cf\x1dg\x1eh\x85i\rj\nk".encode(),
+            ["a\u2028b\u2029c\x0bd\x0ce\x1cf\x1dg\x1eh\x85i\rj", "k"],
+        ),
+        (b"\r\r\n\n", ["\r", "", ""]),
+    ],
+)
+def test_only_line_feeds_end_a_line_and_a_mark_of_byte_order_is_no_text(
+    tmp_path: Path, data: bytes, lines: list[str]
+) -> None:
+    (tmp_path / "x.txt").write_bytes(data)
+    assert read_lines(tmp_path / "x.txt") == lines

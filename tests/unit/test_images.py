@@ -1,8 +1,7 @@
-"""PNG files: whole or absent, refused early, and able to say how they were made."""
+"""Picture files: whole or absent, in the format asked for, and refused early."""
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from pathlib import Path
@@ -10,23 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_report import make_report
 
 from max_diffusion.errors import RequestError
 from max_diffusion.images import (
+    PICTURE_KINDS,
+    check_sides,
     check_writable,
     output_paths,
     save_atomically,
-    save_png,
-    text_chunks,
+    save_picture,
 )
 
 PICTURE = np.random.default_rng(5).integers(0, 256, (9, 7, 3), np.uint8)
 
 
-def test_save_png_keeps_every_pixel_and_any_text(tmp_path: Path) -> None:
+def test_save_picture_keeps_every_pixel_and_any_text(tmp_path: Path) -> None:
     text = {"prompt": "zwei Sterne ★\n「赤い丸」", "seed": "7", "empty": ""}
-    save_png(tmp_path / "x.png", PICTURE, text)
+    save_picture(tmp_path / "x.png", PICTURE, text)
     with Image.open(tmp_path / "x.png") as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), PICTURE)
@@ -34,11 +33,11 @@ def test_save_png_keeps_every_pixel_and_any_text(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x.png"]
 
 
-def test_save_png_replaces_a_picture_with_usual_permissions(tmp_path: Path) -> None:
+def test_save_picture_replaces_a_picture_with_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"old")
     other = tmp_path / "plain"
     other.touch()
-    save_png(tmp_path / "x.png", PICTURE, {})
+    save_picture(tmp_path / "x.png", PICTURE, {})
     with Image.open(tmp_path / "x.png") as image:
         assert image.size == (7, 9)
     assert stat.S_IMODE((tmp_path / "x.png").stat().st_mode) == stat.S_IMODE(
@@ -46,7 +45,7 @@ def test_save_png_replaces_a_picture_with_usual_permissions(tmp_path: Path) -> N
     )
 
 
-def test_save_png_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
+def test_save_picture_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
     class Broken(Image.Image):
         def save(self, fp: object, *args: object, **kwargs: object) -> None:
             fp.write(b"half")  # type: ignore[attr-defined]
@@ -59,7 +58,7 @@ def test_save_png_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
     assert (tmp_path / "x.png").read_bytes() == b"old"
 
 
-def test_save_png_stopped_half_way_leaves_nothing(tmp_path: Path) -> None:
+def test_save_picture_stopped_half_way_leaves_nothing(tmp_path: Path) -> None:
     class Stopped(Image.Image):
         def save(self, fp: object, *args: object, **kwargs: object) -> None:
             raise KeyboardInterrupt
@@ -113,19 +112,47 @@ def test_output_paths_number_several_pictures() -> None:
     ]
 
 
-def test_text_chunks_name_the_prompt_of_each_picture() -> None:
-    report = make_report(prompts=("one", "two", ""), num_images=6)
-    prompts = [text_chunks(report, index)["prompt"] for index in range(6)]
-    assert prompts == ["one", "one", "two", "two", "", ""]
+@pytest.mark.parametrize(
+    ("name", "form", "error"),
+    [
+        ("x.png", "PNG", 0),
+        ("x.JPG", "JPEG", 8),
+        ("x.jpeg", "JPEG", 8),
+        ("x.webp", "WEBP", 8),
+    ],
+)
+def test_the_suffix_is_the_format(
+    tmp_path: Path, name: str, form: str, error: float
+) -> None:
+    rows, columns = np.mgrid[:64, :48]
+    smooth = np.stack([rows * 3, columns * 5, rows + columns], axis=2).astype(np.uint8)
+    save_picture(tmp_path / name, smooth, {})
+    with Image.open(tmp_path / name) as image:
+        assert image.format == form
+        shown = np.asarray(image.convert("RGB")).astype(int)
+    assert shown.shape == smooth.shape
+    assert np.abs(shown - smooth).mean() <= error
 
 
-def test_text_chunks_hold_the_settings_as_json() -> None:
-    report = make_report(cache={"name": "taylorseer", "max_order": 1}, seed=2**33)
-    chunks = text_chunks(report, 0)
-    settings = json.loads(chunks["parameters"])
-    assert chunks["seed"] == str(2**33)
-    assert settings["seed"] == 2**33
-    assert settings["cache"] == {"name": "taylorseer", "max_order": 1}
-    assert (settings["height"], settings["width"]) == (128, 96)
-    assert settings["picture"] == 0
-    assert chunks["Software"] == "max_diffusion 0.1.0"
+def test_check_writable_names_all_formats(tmp_path: Path) -> None:
+    for name in ("x.png", "x.jpg", "x.JPEG", "x.webp"):
+        check_writable(tmp_path / name, "output", *PICTURE_KINDS)
+    for name, got in (("x.bmp", ".bmp"), ("x", "no suffix"), ("x.avif", ".avif")):
+        message = (
+            f"output: {tmp_path / name} must end in .png, .jpg, .jpeg or .webp, the "
+            f"formats written, got {got}"
+        )
+        with pytest.raises(RequestError) as caught:
+            check_writable(tmp_path / name, "output", *PICTURE_KINDS)
+        assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("x.webp", 16_383), ("x.jpg", 65_535), ("x.png", 2**31 - 1)]
+)
+def test_a_side_that_the_format_has_no_room_for_is_refused(
+    name: str, most: int
+) -> None:
+    check_sides(Path(name), most, None, "output")
+    with pytest.raises(RequestError, match=f"width of at most {most} pixels"):
+        check_sides(Path(name), 16, most + 1, "output")

@@ -47,6 +47,18 @@ from max_diffusion.caches import caches_from_text, label_of
             "taylorseer:max_order=1, magcache",
             [TaylorSeerConfig(max_order=1), MagCacheConfig()],
         ),
+        ("all", [kind() for kind in CACHES.values()]),
+        (
+            "step-mask:compute_steps=1,2,all",
+            [StepMaskConfig(compute_steps=(1, 2)), *(k() for k in CACHES.values())],
+        ),
+        (
+            "all,taylorseer:target=modules",
+            [
+                *(kind() for kind in CACHES.values()),
+                TaylorSeerConfig(target="modules"),
+            ],
+        ),
         ("taylorseer,taylorseer:max_order=1", [TaylorSeerConfig(), TaylorSeerConfig()]),
     ],
 )
@@ -59,10 +71,11 @@ def test_caches_are_separated_by_commas(
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", f"--caches: expected {', '.join(CACHES)}, got ''"),
+        ("", f"--caches: expected all, or {', '.join(CACHES)}, got ''"),
         ("taylorseer,", "got ''"),
         (",taylorseer", "got ''"),
-        ("tea", f"--caches: expected {', '.join(CACHES)}, got 'tea'"),
+        ("tea", f"--caches: expected all, or {', '.join(CACHES)}, got 'tea'"),
+        ("all:x=1", "got 'all'"),
         ("taylorseer,tea,auto", "got 'tea'"),
         ("taylorseer:max_order=2,tea", "max_order must be a whole number, got '2,tea'"),
         ("taylorseer:max_order", "--caches: expected key=value, got 'max_order'"),

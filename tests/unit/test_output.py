@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from max_diffusion import RequestError, RunReport, StepRecord
-from max_diffusion.images import check_writable, output_paths, save_png, text_chunks
+from max_diffusion.images import check_writable, output_paths, save_picture
 from max_diffusion.timeline import draw_timeline
 
 
@@ -73,18 +72,6 @@ def test_report_counts_passes_and_is_json() -> None:
     assert plain["prompts"][1] == "zwei Sterne ★"
 
 
-def test_png_carries_prompt_seed_and_settings(tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
-    path = tmp_path / "out.png"
-    save_png(path, picture, text_chunks(make_report(), 1))
-    with Image.open(path) as image:
-        assert np.array_equal(np.asarray(image), picture)
-        assert image.text["prompt"] == "zwei Sterne ★"
-        assert image.text["seed"] == "17"
-        assert json.loads(image.text["parameters"])["cache"]["threshold"] == 0.05
-    assert [p.name for p in tmp_path.iterdir()] == ["out.png"]
-
-
 def test_several_pictures_are_numbered() -> None:
     assert output_paths(Path("a/x.png"), 1) == [Path("a/x.png")]
     assert output_paths(Path("a/x.png"), 2) == [Path("a/x-1.png"), Path("a/x-2.png")]
@@ -106,7 +93,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     picture = np.zeros((2, 2, 3), np.uint8)
     (tmp_path / "x.png").mkdir()
     with pytest.raises(RequestError, match="cannot be written"):
-        save_png(tmp_path / "x.png", picture, {})
+        save_picture(tmp_path / "x.png", picture, {})
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
 
 

@@ -21,6 +21,7 @@ DISTRIBUTIONS = {
     "huggingface_hub": "huggingface-hub",
     "prometheus_client": "prometheus-client",
     "skimage": "scikit-image",
+    "google": "protobuf",
     "max": "modular",
 }
 # Extras of what the package can do beside its main purpose.

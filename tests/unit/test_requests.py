@@ -25,6 +25,16 @@ from max_diffusion.compile import memory_errors_said
         ({"prompts": (3,)}, "a prompt must be text, got int"),
         ({"prompts": ("\ud800",)}, "a prompt: expected UTF-8 text"),
         ({"negative_prompt": 3}, "negative_prompt must be text, got int"),
+        ({"negative_prompt": ("a", "b")}, "as many as there are prompts, 1; got 2"),
+        ({"negative_prompt_2": (3,)}, "each negative_prompt_2 must be text, got int"),
+        ({"prompt_2": ["a"]}, "prompt_2 must be text, got list"),
+        ({"prompt_2": ()}, "prompt_2 must be one text, or as many"),
+        ({"max_sequence_length": 0}, "max_sequence_length must be at least 1, got 0"),
+        ({"max_sequence_length": 2.0}, "must be a whole number, got 2.0"),
+        ({"seeds": (1, 2)}, "one for each of the 1 pictures, got 2; for one stream"),
+        ({"seeds": [1]}, "one for each of the 1 pictures, got [1]"),
+        ({"seeds": (1.5,)}, "seed must be a whole number, got 1.5"),
+        ({"seeds": (1, 2**64), "num_images_per_prompt": 2}, "seed must be in"),
         ({"height": 10**6}, "height must be at most 16384, got 1000000"),
         ({"height": 8.0}, "height must be a whole number, got 8.0"),
         ({"num_images_per_prompt": None}, "must be a whole number, got None"),
@@ -41,6 +51,24 @@ def test_bad_requests_are_one_line(values: dict[str, Any], message: str) -> None
         GenerationRequest(**({"prompts": ("a",)} | values))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_texts_are_of_each_prompt() -> None:
+    request = GenerationRequest(
+        prompts=("a", "b"),
+        prompt_2="c",
+        negative_prompt=("d", ""),
+        num_images_per_prompt=2,
+        seeds=(1, 2, 3, 4),
+    )
+    assert request.num_pictures == 4
+    assert request.second_prompts == ("c", "c")
+    assert request.negative_prompts == request.second_negative_prompts == ("d", "")
+    plain = GenerationRequest(prompts=("a", "b"), prompt_2="", negative_prompt_2="x")
+    assert plain.second_prompts == ("a", "b")  # as in diffusers
+    assert plain.negative_prompts is plain.second_negative_prompts is None
+    empty = GenerationRequest(prompts=("a",), prompt_2=("",), negative_prompt="")
+    assert empty.second_prompts == empty.negative_prompts == ("",)
 
 
 @pytest.mark.parametrize(

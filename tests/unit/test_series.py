@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from max_diffusion import CacheStateError, RequestError, StepMaskConfig
-from max_diffusion.caches import POLICIES, StepRules, TaylorSeerConfig
+from max_diffusion.caches import StepRules, TaylorSeerConfig
 from max_diffusion.caches.controller import next_gap
 from max_diffusion.caches.series import series_weights
 
@@ -65,30 +65,6 @@ def test_a_bad_forecast_computes_the_next_step(error: float) -> None:
 def test_gaps_grow_at_most_twofold_and_to_the_limit() -> None:
     gaps = np.array([1, 2, 4, 7])
     assert list(next_gap(gaps, np.zeros(4), 0.1, 1, 8)) == [2, 4, 8, 8]
-
-
-def test_policies_compute_the_published_numbers() -> None:
-    counts = {name: len(steps) for name, steps in POLICIES.items()}
-    assert counts == {"slow": 18, "medium": 15, "fast": 11, "ultra": 8}
-    masks = {
-        name: "".join("01"[step in steps] for step in range(28))
-        for name, steps in POLICIES.items()
-    }
-    assert masks == {
-        "slow": "1111111101110011100110010001",
-        "medium": "1111110110001100011000110001",
-        "fast": "1111110100010000100000100001",
-        "ultra": "1111001000001000000100000001",
-    }
-
-
-@pytest.mark.parametrize("num_steps", [1, 2, 5, 7, 28, 50, 200])
-@pytest.mark.parametrize("policy", POLICIES)
-def test_policies_stretch_to_any_number_of_steps(policy: str, num_steps: int) -> None:
-    steps = TaylorSeerConfig(compute_steps=policy).required_steps(num_steps)
-    assert {0, num_steps - 1} <= steps <= set(range(num_steps))
-    if num_steps == 28:
-        assert steps == set(POLICIES[policy])
 
 
 def test_lists_and_last_steps_add_up() -> None:

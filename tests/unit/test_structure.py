@@ -84,3 +84,10 @@ def test_using_the_package_imports_no_torch() -> None:
     assert "max.engine" in loaded
     for name in ("torch", "transformers", "diffusers", "max.pipelines"):
         assert name not in loaded
+
+
+def test_graphs_for_a_cpu_build_no_extension_of_max() -> None:
+    """``max.nn`` does when it is first imported, into a folder that may be closed."""
+    code = "import sys, graphs.flux1, graphs.t5; print('max.nn' in sys.modules)"
+    done = run_python(code)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")

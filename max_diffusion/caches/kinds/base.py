@@ -21,6 +21,7 @@ from graphs.denoiser import ModuleLevel
 
 from ...calls import Routine
 from ...errors import MaxDiffusionError, RequestError
+from ...grid import Grid
 
 if TYPE_CHECKING:
     from .state import DenoisingCacheState
@@ -39,12 +40,17 @@ class Run:
     """Of every step, 1000 at pure noise, as the scheduler gives them."""
     required_steps: frozenset[int] = frozenset()
     """0-based steps that are computed whatever the policy says."""
-    grid: tuple[int, int] | None = None
-    """Rows and columns of the image tokens."""
+    grid: Grid | None = None
+    """Where the image tokens lie."""
     has_guidance: bool = False
     """Whether there is a second, unconditional branch."""
     is_unconditional: bool = False
     """Whether the state is that branch's."""
+
+    @property
+    def later_steps(self) -> frozenset[int]:
+        """All steps but the first, which has no history."""
+        return frozenset(range(1, self.steps_for("cache")))
 
     def steps_for(self, name: str) -> int:
         """The number of steps, for a policy that cannot do without."""
@@ -64,12 +70,12 @@ class Run:
             )
         return self.timesteps
 
-    def grid_for(self, name: str) -> tuple[int, int]:
-        """Rows and columns, for a policy that cannot do without."""
+    def grid_for(self, name: str) -> Grid:
+        """The grid, for a policy that cannot do without."""
         if self.grid is None:
             raise RequestError(
-                f"{name}: needs rows and columns of the image tokens under true "
-                "guidance; give grid to denoise"
+                f"{name}: needs the grid of the image tokens under true guidance; give "
+                "grid to denoise"
             )
         return self.grid
 
@@ -204,6 +210,13 @@ class AbstractCache(ABC):
         Returns:
             The prediction ``(B, S_img, C)``.
         """
+
+    def skippable_steps(self, run: Run) -> frozenset[int]:
+        """Steps that may be less than computed, whatever the samples are like.
+
+        Of either guidance branch; rules that require steps are not looked at.
+        """
+        return run.later_steps
 
     @property
     def num_always_run(self) -> int:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Final, final
 
 import numpy as np
 from max.driver import Buffer
 
 from graphs.flux1 import image_ids, rotary_table
 
-from ...buffers import repeat_rows, to_device, to_numpy
-from ...checkpoint import ModelFolder
+from ...buffers import to_numpy
 from ...components import (
+    AbstractTokenizer,
     AutoencoderKLDecoder,
     ClipTextEncoder,
     T5TextEncoder,
@@ -24,37 +24,20 @@ from ...components import (
     load_t5_tokenizer,
     t5_config,
 )
-from ...denoising import Branch
-from ...denoising.loop import Denoising
 from ...errors import ModelLoadError, RequestError
+from ...grid import Grid
 from ...noise import TorchCpuGenerator
-from ...pipelines.text_to_image import TextToImagePipeline
-from ...sampling import Schedule, load_sampler
-from ...types import GenerationContext, GenerationRequest
+from ...pipelines.text_to_image import TextToImagePipeline, Tokenized
+from ...sampling import load_sampler
+from ...types import GenerationContext, GenerationRequest, PromptTexts
 from .config import flux1_config
 from .transformer import Flux1Transformer
 
 # Longest T5 input the published models were trained on.
-_MAX_TEXT_TOKENS = 512
-
-
-@dataclass(frozen=True)
-class Flux1Inputs:
-    """A request on the device."""
-
-    latents: Buffer
-    """Packed noise, float32 ``(B, S_img, C)``."""
-    tokens: np.ndarray
-    """CLIP ids, int64 ``(P, S)``; on the host."""
-    tokens_2: np.ndarray
-    """T5 ids, int64 ``(P, S_txt)``; on the host."""
-    negative_tokens: np.ndarray | None
-    negative_tokens_2: np.ndarray | None
-    text_rotary: Buffer
-    """float32 ``(2, S_txt, head_dim)``."""
-    image_rotary: Buffer
-    """float32 ``(2, S_img, head_dim)``."""
-    context: GenerationContext
+_MAX_TEXT_TOKENS: Final = 512
+# diffusers' defaults: of FLUX.1-dev, and of FLUX.1-schnell, which has no embedding.
+_STEPS: Final = 28
+_DISTILLED_STEPS: Final = 4
 
 
 @final
@@ -65,10 +48,10 @@ class Flux1Pipeline(TextToImagePipeline):
     |---|---|---|
     | ``text_encoder`` | CLIP, pooled | 1, 2 with true guidance |
     | ``text_encoder_2`` | T5 | 1, 2 with true guidance |
-    | ``full``, or ``embed``, ``block_i``, ``output`` | denoiser | steps, branches |
+    | ``transformer.full``, or its blocks one by one | denoiser | steps, branches |
     | ``weighted_sum_n``, ``relative_error`` | forecasts | by the cache |
     | ``euler_step``, ``guidance`` | sampler | each step |
-    | ``decode`` | latents to uint8 | 1 |
+    | ``vae.decode`` | latents to uint8 | 1, or more for many pictures |
     """
 
     components = {  # noqa: RUF012  # the documented contract is a plain class attribute
@@ -98,11 +81,8 @@ class Flux1Pipeline(TextToImagePipeline):
     )
 
     @classmethod
-    def component_configs(cls, folder: ModelFolder) -> dict[str, dict[str, Any]]:
-        """Every component's ``config.json``, with the shape worth a static graph."""
-        for role, names in cls.class_names.items():
-            folder.require(role, names)
-        configs = {role: folder.config(role) for role in cls.components}
+    def check_configs(cls, configs: Mapping[str, Mapping[str, Any]]) -> None:
+        """The transformer's channels are those of the autoencoder."""
         transformer = flux1_config(configs["transformer"])
         vae = autoencoder_config(configs["vae"])
         if transformer.in_channels != 4 * vae.latent_channels:
@@ -110,28 +90,20 @@ class Flux1Pipeline(TextToImagePipeline):
                 f"flux1: the transformer takes {transformer.in_channels} channels, but "
                 f"the vae gives 4 * {vae.latent_channels}; are they of one model?"
             )
-        configs["scheduler"] = folder.config("scheduler")
-        return configs
 
     def init_remaining_components(self) -> None:
-        """Tokenizers, scheduler and sizes."""
+        """Tokenizers, sampler and sizes."""
         configs = self.pipeline_config.components
         folder = self.pipeline_config.path
         assert folder is not None, "Flux1Pipeline is built by load_pipeline"
+        clip, t5 = (
+            clip_config(configs["text_encoder"]),
+            t5_config(configs["text_encoder_2"]),
+        )
         self._clip_tokenizer = load_clip_tokenizer(folder / "tokenizer")
         self._t5_tokenizer = load_t5_tokenizer(folder / "tokenizer_2")
-        clip = clip_config(configs["text_encoder"])
-        t5 = t5_config(configs["text_encoder_2"])
-        for role, tokenizer, rows in (
-            ("tokenizer", self._clip_tokenizer, clip.vocab_size),
-            ("tokenizer_2", self._t5_tokenizer, t5.vocab_size),
-        ):
-            # Ids beyond the table would be read from other memory.
-            if tokenizer.vocab_size > rows:
-                raise ModelLoadError(
-                    f"{role}: its {tokenizer.vocab_size} ids are more than the {rows} "
-                    "of the text encoder; are they of one model?"
-                )
+        _check_ids("tokenizer", self._clip_tokenizer, clip.vocab_size)
+        _check_ids("tokenizer_2", self._t5_tokenizer, t5.vocab_size)
         positions = clip.max_position_embeddings
         limit = self._clip_tokenizer.model_max_length
         if limit > positions:
@@ -139,228 +111,132 @@ class Flux1Pipeline(TextToImagePipeline):
                 f"tokenizer: its limit of {limit} tokens is above the {positions} "
                 "positions of text_encoder; are they of one model?"
             )
+        self._text_limit = min(self._t5_tokenizer.model_max_length, _MAX_TEXT_TOKENS)
         self.sampler = load_sampler(configs["scheduler"])
-        self._config = flux1_config(configs["transformer"])
-        vae = autoencoder_config(configs["vae"])
-        self._latent_channels = vae.latent_channels
-        self._cell = 2 * _scale(vae)
-        self._default_size = _default_size(configs["vae"])
-        self.has_guidance = self._config.guidance_embeds
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        """Height and width in pixels of a picture whose size is not given."""
-        return self._default_size, self._default_size
-
-    def token_counts(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Image tokens of a picture's size in pixels, and the most text tokens."""
-        rows, columns = _sizes(self._cell, self._default_size, height, width)
-        text = min(self._t5_tokenizer.model_max_length, _MAX_TEXT_TOKENS)
-        return rows // self._cell * (columns // self._cell), text
-
-    def create_context(self, request: GenerationRequest) -> GenerationContext:
-        """Tokenizes, draws the noise and lays out the schedule; no device work.
-
-        Raises:
-            RequestError: A size that is no multiple of the model's step, or a guidance
-                scale for a model without guidance embedding.
-        """
-        sizes = request.height, request.width
-        height, width = _sizes(self._cell, self._default_size, *sizes)
-        rows, columns = height // self._cell, width // self._cell
-        steps = request.num_inference_steps
-        if steps is None and request.sigmas is None:
-            steps = self.default_num_inference_steps
-        schedule = self.sampler.schedule(
-            steps, image_seq_len=rows * columns, sigmas=request.sigmas
+        self._sizes = flux1_config(configs["transformer"])
+        self._vae = autoencoder_config(configs["vae"])
+        # An image token is 2 x 2 latent cells.
+        self.token_channels = 4 * self._vae.latent_channels
+        self.cell = 2 * 2 ** (len(self._vae.block_out_channels) - 1)
+        side = int(configs["vae"].get("sample_size", 1024))
+        self.default_size = side, side
+        self.has_guidance = self._sizes.guidance_embeds
+        self.default_num_inference_steps = (
+            _STEPS if self.has_guidance else _DISTILLED_STEPS
         )
-        cache = self.bind_cache(request, schedule.num_steps)
-        if request.guidance_scale is not None and not self.has_guidance:
+
+    def default_sources(self) -> Mapping[str, str]:
+        """Where the defaults come from, by the request's names."""
+        has_size = "sample_size" in self.pipeline_config.components["vae"]
+        size = "vae: sample_size" if has_size else "diffusers"
+        kind = "with" if self.has_guidance else "without"
+        has_own_limit = self._text_limit < _MAX_TEXT_TOKENS
+        sources = {
+            "height": size,
+            "width": size,
+            "max_sequence_length": (
+                "tokenizer_2: model_max_length" if has_own_limit else "diffusers"
+            ),
+            "num_inference_steps": f"model {kind} guidance embedding",
+        }
+        if self.has_guidance:
+            sources["guidance_scale"] = "diffusers"
+        return sources
+
+    def text_length(self, max_sequence_length: int | None) -> int:
+        """Tokens of T5, padding included."""
+        if max_sequence_length is None:
+            return self._text_limit
+        if max_sequence_length > self._text_limit:
             raise RequestError(
-                "flux1: this model has no guidance embedding, so guidance_scale would "
-                "do nothing; leave it out, or use true_cfg_scale"
+                f"flux1: max_sequence_length must be 1 to {self._text_limit} for this "
+                f"model, got {max_sequence_length}"
             )
-        guidance = 3.5 if request.guidance_scale is None else request.guidance_scale
-        has_negative = (
-            request.true_cfg_scale > 1 and request.negative_prompt is not None
-        )
-        warnings = self._guidance_warnings(request)
-        names = [f"prompt {index + 1}" for index in range(len(request.prompts))]
-        tokens, tokens_2, notes = self._tokenize(request.prompts, names)
-        first = second = None
-        if request.negative_prompt is not None and has_negative:
-            first, second, more = self._tokenize(
-                [request.negative_prompt], ["the negative prompt"]
-            )
-            notes += more
-            first, second = (repeat_rows(x, len(names)) for x in (first, second))
-        batch = len(request.prompts) * request.num_images_per_prompt
-        if request.cache_memory_limit is not None:
-            self.caches.check_memory(
-                cache.config,
-                request.cache_memory_limit,
-                (batch, rows * columns, tokens_2.shape[1]),
-                branches=2 if has_negative else 1,
-            )
-        return GenerationContext(
-            tokens=tokens,
-            tokens_2=tokens_2,
-            negative_tokens=first,
-            negative_tokens_2=second,
-            cache=cache,
-            latents=self._noise(request.seed, batch, 2 * rows, 2 * columns),
-            sigmas=schedule.sigmas,
-            timesteps=schedule.timesteps,
-            height=height,
-            width=width,
-            num_inference_steps=schedule.num_steps,
-            guidance_scale=guidance,
-            true_cfg_scale=request.true_cfg_scale,
-            num_images_per_prompt=request.num_images_per_prompt,
-            seed=request.seed,
-            warnings=(*warnings, *notes),
-        )
+        return max_sequence_length
 
-    def prepare_inputs(self, context: GenerationContext) -> Flux1Inputs:
-        """Noise and rotary tables to the device."""
-        axes = self._config.axes_dims_rope
-        text_len = context.tokens_2.shape[1]
-        grid = image_ids(*self._grid(context))
-        text_table = rotary_table(np.zeros((text_len, 3), np.float32), axes)
-        return Flux1Inputs(
-            latents=to_device(context.latents, self.device),
-            tokens=context.tokens,
-            tokens_2=context.tokens_2,
-            negative_tokens=context.negative_tokens,
-            negative_tokens_2=context.negative_tokens_2,
-            text_rotary=to_device(text_table, self.device),
-            image_rotary=to_device(rotary_table(grid, axes), self.device),
-            context=context,
-        )
-
-    def encode(self, model_inputs: Flux1Inputs) -> Denoising:
-        """Runs CLIP and T5 on the prompts, and on the negative one."""
-        context = model_inputs.context
-        branches = [
-            self._branch(
-                "conditional", model_inputs, model_inputs.tokens, model_inputs.tokens_2
+    def tokenize(self, texts: PromptTexts, length: int, what: str) -> Tokenized:
+        """CLIP's ids of the first texts, T5's of the second."""
+        clip_length = self._clip_tokenizer.model_max_length
+        clip = self._clip_tokenizer.encode(texts.first, clip_length)
+        t5 = self._t5_tokenizer.encode(texts.second, length)
+        notes = [
+            f"{what} {index + 1} is longer than the {limit} tokens of {encoder} and "
+            f"was cut; not seen: {_shortened(text)}"
+            for encoder, limit, batch in (
+                ("text_encoder", clip_length, clip),
+                ("text_encoder_2", length, t5),
             )
+            for index, text in enumerate(batch.removed)
+            if text
         ]
-        negative, negative_2 = (
-            model_inputs.negative_tokens,
-            model_inputs.negative_tokens_2,
-        )
-        if negative is not None and negative_2 is not None:
-            branches.append(
-                self._branch("unconditional", model_inputs, negative, negative_2)
-            )
-        return self.begin(
-            model_inputs.latents,
-            Schedule(context.sigmas, context.timesteps),
-            branches,
-            true_cfg_scale=context.true_cfg_scale,
-            cache=context.cache,
-            grid=self._grid(context),
-        )
+        ids = {"text_encoder": clip.ids, "text_encoder_2": t5.ids}
+        return Tokenized(ids, tuple(notes))
 
-    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
-        """Latents ``(B, S_img, C)`` to pictures, uint8 ``(B, H, W, 3)``."""
-        decoder = self.loaded["vae"]
-        assert isinstance(decoder, AutoencoderKLDecoder)
-        return to_numpy(decoder.decode(latents, *self._grid(context))).copy()
+    def draw_noise(self, request: GenerationRequest, grid: Grid) -> np.ndarray:
+        """Diffusers' noise for the seeds, packed: float32 ``(B, S_img, 4 C)``."""
+        batch, channels = request.num_images, self._vae.latent_channels
+        size = (channels, 2 * grid.rows, 2 * grid.columns)
+        if request.seeds is None:
+            noise = TorchCpuGenerator(request.seed).randn((batch, *size))
+        else:
+            each = [TorchCpuGenerator(seed).randn((1, *size)) for seed in request.seeds]
+            noise = np.concatenate(each)
+        cells = noise.reshape(batch, channels, grid.rows, 2, grid.columns, 2)
+        packed = cells.transpose(0, 2, 4, 1, 3, 5)
+        return np.ascontiguousarray(packed.reshape(batch, -1, self.token_channels))
 
-    def _grid(self, context: GenerationContext) -> tuple[int, int]:
-        """Rows and columns of image tokens."""
-        return context.height // self._cell, context.width // self._cell
+    def tables(self, context: GenerationContext) -> Mapping[str, np.ndarray]:
+        """Rotary tables of both sequences, float32 ``(2, S, head_dim)``."""
+        axes = self._sizes.axes_dims_rope
+        text = np.zeros((context.text_tokens, 3), np.float32)
+        grid = image_ids(context.grid.rows, context.grid.columns)
+        return {
+            "text_rotary": rotary_table(text, axes),
+            "image_rotary": rotary_table(grid, axes),
+        }
 
-    def _branch(
-        self,
-        name: str,
-        inputs: Flux1Inputs,
-        tokens: np.ndarray,
-        tokens_2: np.ndarray,
-    ) -> Branch:
+    def encode_text(
+        self, tokens: Mapping[str, np.ndarray], context: GenerationContext
+    ) -> Mapping[str, Buffer]:
+        """T5's states of every token, and CLIP's pooled vector."""
         clip, t5 = self.loaded["text_encoder"], self.loaded["text_encoder_2"]
         assert isinstance(clip, ClipTextEncoder)
         assert isinstance(t5, T5TextEncoder)
-        count = inputs.context.num_images_per_prompt
-        held = {
-            "text": t5.encode(repeat_rows(tokens_2, count)),
-            "pooled_text": clip.encode(repeat_rows(tokens, count)),
-            "text_rotary": inputs.text_rotary,
-            "image_rotary": inputs.image_rotary,
+        return {
+            "text": t5.encode(tokens["text_encoder_2"]),
+            "pooled_text": clip.encode(tokens["text_encoder"]),
         }
-        if self.has_guidance:
-            batch = len(tokens) * count
-            scale = np.full(batch, inputs.context.guidance_scale, np.float32)
-            held["guidance"] = to_device(scale, self.device)
-        return Branch(name, held)
 
-    def _tokenize(
-        self, prompts: Sequence[str], names: Sequence[str]
-    ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-        """Ids of both tokenizers, and what was cut off."""
-        clip = self._clip_tokenizer.encode(
-            prompts, self._clip_tokenizer.model_max_length
+    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
+        """Latents ``(B, S_img, C)`` to images, uint8 ``(B, H, W, 3)``, in one go."""
+        decoder, grid = self.loaded["vae"], context.grid
+        assert isinstance(decoder, AutoencoderKLDecoder)
+        return to_numpy(decoder.decode(latents, grid.rows, grid.columns)).copy()
+
+    def decode_bytes(self, height: int, width: int) -> int:
+        """Bytes that :meth:`decode` takes for each image while it runs.
+
+        At its widest, a residual block holds three tensors of its input's channels and
+        one of its output's, in float32 on CPU: 460 bytes a pixel of the demo model,
+        where 469 were measured, the image included.
+        """
+        widths = self._vae.block_out_channels
+        entering = (*widths[1:], widths[-1])
+        channels = max(
+            (3 * before + after) / 4**level
+            for level, (before, after) in enumerate(zip(entering, widths, strict=True))
         )
-        t5_length = min(self._t5_tokenizer.model_max_length, _MAX_TEXT_TOKENS)
-        t5 = self._t5_tokenizer.encode(prompts, t5_length)
-        notes = [
-            f"{name} is longer than the {length} tokens of {encoder} and was cut; "
-            f"not seen: {_shortened(text)}"
-            for encoder, length, batch in (
-                ("text_encoder", self._clip_tokenizer.model_max_length, clip),
-                ("text_encoder_2", t5_length, t5),
-            )
-            for name, text in zip(names, batch.removed, strict=True)
-            if text
-        ]
-        return clip.ids, t5.ids, tuple(notes)
-
-    def _guidance_warnings(self, request: GenerationRequest) -> tuple[str, ...]:
-        if request.true_cfg_scale > 1 and request.negative_prompt is None:
-            return (
-                "true_cfg_scale has no effect without a negative prompt; give one, it "
-                "may be empty",
-            )
-        if request.true_cfg_scale <= 1 and request.negative_prompt is not None:
-            return ("negative_prompt has no effect unless true_cfg_scale is above 1",)
-        return ()
-
-    def _noise(self, seed: int, batch: int, height: int, width: int) -> np.ndarray:
-        """Diffusers' noise for the seed, packed: float32 ``(B, S_img, 4 C)``."""
-        channels = self._latent_channels
-        noise = TorchCpuGenerator(seed).randn((batch, channels, height, width))
-        cells = noise.reshape(batch, channels, height // 2, 2, width // 2, 2)
-        packed = cells.transpose(0, 2, 4, 1, 3, 5)
-        return np.ascontiguousarray(packed.reshape(batch, -1, channels * 4))
+        size = 4 if self.device.is_host else self.dtype.size_in_bytes
+        return height * width * (math.ceil(channels * size) + 4 * 3 + 2 * 3)
 
 
-def _sizes(
-    cell: int, default: int, height: int | None, width: int | None
-) -> tuple[int, int]:
-    """Height and width in pixels, if they are multiples of ``cell``."""
-    sizes = []
-    for name, value in (("height", height), ("width", width)):
-        size = default if value is None else value
-        if size % cell or size < cell:
-            low = size // cell * cell
-            near = [str(n) for n in (low, low + cell) if n]
-            raise RequestError(
-                f"flux1: {name} must be a multiple of {cell} pixels, got {size}; "
-                f"nearest: {' or '.join(near)}"
-            )
-        sizes.append(size)
-    return sizes[0], sizes[1]
-
-
-def _default_size(vae: Mapping[str, Any]) -> int:
-    return int(vae.get("sample_size", 1024))
-
-
-def _scale(vae: Any) -> int:
-    """Pixels per latent cell."""
-    return int(2 ** (len(vae.block_out_channels) - 1))
+def _check_ids(role: str, tokenizer: AbstractTokenizer, rows: int) -> None:
+    # Ids beyond the table would be read from other memory.
+    if tokenizer.vocab_size > rows:
+        raise ModelLoadError(
+            f"{role}: its {tokenizer.vocab_size} ids are more than the {rows} of the "
+            "text encoder; are they of one model?"
+        )
 
 
 def _shortened(text: str, limit: int = 80) -> str:

@@ -1,0 +1,73 @@
+"""Files of a model folder, read with errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import ModelLoadError
+
+# What Git leaves in a large file's place until `git lfs pull`.
+_POINTER = b"version https://git-lfs"
+
+
+def short_name(path: Path) -> str:
+    """A file's name with its folder's, for messages."""
+    return f"{path.parent.name}/{path.name}"
+
+
+def check_file(path: Path) -> None:
+    """Opens a file, and looks at its first bytes.
+
+    Raises:
+        ModelLoadError: It cannot be read, or Git LFS has put a pointer in its place.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_POINTER))
+    except OSError as err:
+        raise ModelLoadError(
+            f"{short_name(path)}: cannot be read ({err.strerror}); check the path and "
+            "its permissions"
+        ) from err
+    if head == _POINTER:
+        raise ModelLoadError(
+            f"{short_name(path)}: expected the file, got Git LFS's pointer to it; run "
+            "`git lfs pull` in the model's folder, or download the model again"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ModelLoadError: It cannot be read, or is no JSON object.
+    """
+    check_file(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as err:
+        raise ModelLoadError(
+            f"{short_name(path)}: not readable as JSON ({err}); download it again"
+        ) from err
+    if not isinstance(value, dict):
+        raise ModelLoadError(
+            f"{short_name(path)}: expected a JSON object, got {type(value).__name__}"
+        )
+    return value
+
+
+def names_in(folder: Path) -> list[str]:
+    """Names of the files in a folder, sorted; links to nothing are none.
+
+    Raises:
+        ModelLoadError: The folder cannot be looked into.
+    """
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_file())
+    except OSError as err:
+        raise ModelLoadError(
+            f"{short_name(folder)}: cannot be read ({err.strerror}); check the path "
+            "and its permissions"
+        ) from err

@@ -1,0 +1,82 @@
+"""Decoding within the memory there is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from max.driver import Buffer
+
+from ..buffers import take_rows
+from ..errors import RequestError
+from ..host_memory import host_memory
+from ..types import GenerationContext
+
+if TYPE_CHECKING:
+    from .text_to_image import TextToImagePipeline
+
+LATENT_BUFFERS: Final = 4
+"""Latents, their prediction, and the next of both, in float32."""
+_GO_PIXELS: Final = 2**20
+
+
+def decode_in_goes(
+    pipeline: TextToImagePipeline,
+    context: GenerationContext,
+    latents: Buffer,
+    room: int | None = None,
+) -> np.ndarray:
+    """Decodes so many images at a time as there is room for.
+
+    Goes of more than a megapixel take memory and save no time, so that there are more
+    of them than the room asks for. Every image is the same to the bit.
+
+    Args:
+        pipeline: What decodes.
+        context: Of the request.
+        latents: ``(B, S_img, C)``.
+        room: Bytes for decoding; one image at a time is the least.
+
+    Returns:
+        uint8 ``(B, H, W, 3)``.
+    """
+    batch, pixels = int(latents.shape[0]), context.height * context.width
+    count = max(1, _GO_PIXELS // pixels)
+    if room is not None:
+        each = pipeline.decode_bytes(context.height, context.width)
+        count = min(count, max(1, room // each))
+    if count >= batch:
+        return pipeline.decode(context, latents)
+    images = np.empty((batch, context.height, context.width, 3), np.uint8)
+    for start in range(0, batch, count):
+        rows = range(start, min(start + count, batch))
+        images[start : rows.stop] = pipeline.decode(context, take_rows(latents, rows))
+    return images
+
+
+def check_room(
+    pipeline: TextToImagePipeline, batch: int, height: int, width: int, each: int
+) -> None:
+    """Refuses a request that could never fit this machine's memory.
+
+    Args:
+        pipeline: What would run it.
+        batch: Images.
+        height: Pixels.
+        width: Pixels.
+        each: Bytes of the latents of an image.
+
+    Raises:
+        RequestError: All its latents and images, and what decoding one image takes,
+            are more than there is.
+    """
+    if not pipeline.device.is_host:
+        return  # what its memory manager holds is not known
+    held = batch * (LATENT_BUFFERS * each + 3 * height * width)
+    needed, there = held + pipeline.decode_bytes(height, width), host_memory()
+    if needed > there:
+        raise RequestError(
+            f"request: {batch} pictures of {width} x {height} need at least "
+            f"{needed >> 20} MiB, and this process may have {there >> 20}; ask for "
+            "fewer or smaller ones"
+        )

@@ -1,0 +1,170 @@
+"""The memory plan: what is counted, decoding included, and what is refused."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import run_python
+
+from max_diffusion import GenerationRequest, RequestError, TextToImagePipeline
+from max_diffusion.buffers import to_device
+from max_diffusion.engine import Engine, EngineConfig, Finished, Preview, SubmitOptions
+from max_diffusion.engine.memory import MemoryPlan, Needed
+from max_diffusion.types import GenerationContext
+
+
+def context(pipeline: TextToImagePipeline, **values: object) -> GenerationContext:
+    settings = {"prompts": ("a",), "num_inference_steps": 2} | values
+    return pipeline.create_context(GenerationRequest(**settings))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (128, 128), (16, 16)])
+def test_pictures_are_the_same_to_the_bit_in_any_number_of_goes(
+    demo: TextToImagePipeline, size: tuple[int, int]
+) -> None:
+    height, width = size
+    known = context(demo, height=height, width=width, num_images_per_prompt=5, seed=3)
+    latents = to_device(known.latents, demo.device)
+    at_once = demo.decode(known, latents)
+    assert at_once.shape == (5, height, width, 3)
+    each = demo.decode_bytes(height, width)
+    for room in (None, 0, each, 2 * each + 1, 3 * each, 5 * each):
+        assert np.array_equal(demo.decode_in_goes(known, latents, room), at_once)
+
+
+def test_a_go_has_no_more_pictures_than_there_is_room_for(
+    demo: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    decode = demo.decode
+
+    def counted(known: GenerationContext, latents: object) -> np.ndarray:
+        counts.append(int(latents.shape[0]))  # type: ignore[attr-defined]
+        return decode(known, latents)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(demo, "decode", counted)
+    known = context(demo, height=64, width=64, num_images_per_prompt=5)
+    latents = to_device(known.latents, demo.device)
+    each = demo.decode_bytes(64, 64)
+    for room, goes in (
+        (None, [5]),
+        (2 * each, [2, 2, 1]),
+        (3 * each - 1, [2, 2, 1]),
+        (0, [1] * 5),
+    ):
+        counts.clear()
+        demo.decode_in_goes(known, latents, room)
+        assert counts == goes
+    large = context(demo, height=512, width=1024, num_images_per_prompt=3)
+    counts.clear()
+    demo.decode_in_goes(large, to_device(large.latents, demo.device), 10**12)
+    assert counts == [2, 1]  # a megapixel at a time, whatever the room
+
+
+_PEAK = """
+import re
+from pathlib import Path
+from max_diffusion import GenerationRequest, load_pipeline
+from max_diffusion.buffers import to_device
+pipeline = load_pipeline("demo", device="cpu", caches=("none", "taylorseer"))
+request = GenerationRequest(prompts=("a",), height=1024, width=1024,
+    num_inference_steps=2, num_images_per_prompt=4)
+context = pipeline.create_context(request)
+latents = to_device(context.latents, pipeline.device)
+# Not getrusage, which begins with the peak of the process that started this one.
+status = Path("/proc/self/status")
+peak = lambda: int(re.search("VmHWM:\\s+(\\d+)", status.read_text())[1]) * 1024
+before = peak()
+images = pipeline.decode_in_goes(context, latents)
+print((peak() - before - images.nbytes) / pipeline.decode_bytes(1024, 1024))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_decoding_takes_what_the_plan_has_for_one_go(demo: TextToImagePipeline) -> None:
+    done = run_python(_PEAK)
+    assert done.returncode == 0, done.stderr
+    assert 0.6 <= float(done.stdout) <= 1.05
+
+
+def test_the_plan_counts_every_slot_and_the_largest_go(
+    demo: TextToImagePipeline,
+) -> None:
+    plan = MemoryPlan(demo, 100)
+    assert (plan.reserved, plan.room_to_decode) == (0, 100)
+    first, second = Needed(30, 40), Needed(20, 50)
+    assert plan.reserve(first)
+    assert (plan.reserved, plan.room_to_decode) == (70, 70)
+    assert plan.reserve(second)
+    assert (plan.reserved, plan.room_to_decode) == (100, 50)
+    assert not plan.reserve(Needed(1, 1))
+    assert not plan.reserve(Needed(0, 51))
+    assert plan.reserve(Needed(0, 50))
+    plan.free(second)
+    assert (plan.reserved, plan.room_to_decode) == (80, 70)
+    plan.clear()
+    assert plan.reserved == 0
+
+
+def test_a_request_counts_its_pictures_and_their_decoding(
+    demo: TextToImagePipeline,
+) -> None:
+    plan = MemoryPlan(demo, 2**40)
+    one = plan.needed_by(context(demo, height=512, width=512))
+    ten = plan.needed_by(context(demo, height=512, width=512, num_images_per_prompt=10))
+    assert one.decode == ten.decode == demo.decode_bytes(512, 512)
+    assert 660 * 512 * 512 <= one.decode <= 750 * 512 * 512
+    assert ten.held >= 10 * 512 * 512 * 3
+    assert ten.held == pytest.approx(10 * one.held, rel=0.01)
+
+
+def test_what_fits_but_for_its_decoding_is_refused_at_once(
+    demo: TextToImagePipeline,
+) -> None:
+    needed = MemoryPlan(demo, 2**40).needed_by(context(demo))
+    request = GenerationRequest(prompts=("a",), num_inference_steps=2)
+    with (
+        Engine(demo, EngineConfig(memory_limit=needed.total - 1)) as engine,
+        pytest.raises(RequestError) as caught,
+    ):
+        engine.submit(request)
+    assert str(caught.value) == (
+        f"engine: this request of 1 pictures of 128 x 128 needs {needed.total} bytes, "
+        f"{needed.decode} of them to decode a picture, more than the limit of "
+        f"{needed.total - 1}; ask for fewer or smaller ones, or another cache"
+    )
+    with Engine(demo, EngineConfig(memory_limit=needed.total)) as engine:
+        assert engine.submit(request).result(60).images.shape == (1, 128, 128, 3)
+
+
+def test_pictures_and_previews_are_the_same_where_there_is_room_for_one_only(
+    demo: TextToImagePipeline,
+) -> None:
+    known = {"num_images_per_prompt": 4, "seed": 5, "num_inference_steps": 4}
+    needed = MemoryPlan(demo, 2**40).needed_by(context(demo, **known))
+    request = GenerationRequest(prompts=("a red circle",), **known)  # type: ignore[arg-type]
+    found = []
+    for limit in (needed.total, 2**34):
+        events: list[object] = []
+        with Engine(demo, EngineConfig(memory_limit=limit)) as engine:
+            options = SubmitOptions(num_previews=1)
+            engine.submit(request, options, listener=events.append).result(60)
+        previews = [event.images for event in events if isinstance(event, Preview)]
+        (end,) = [event for event in events if isinstance(event, Finished)]
+        found.append((end.result.images, previews[0]))
+    assert np.array_equal(found[0][0], found[1][0])
+    assert np.array_equal(found[0][1], found[1][1])
+    assert np.array_equal(found[0][0], demo.draw(request).images)
+
+
+def test_what_this_machine_has_no_memory_for_is_refused_before_its_noise(
+    demo: TextToImagePipeline,
+) -> None:
+    started = time.perf_counter()
+    message = "request: 10000 pictures of 2048 x 2048 need at least [0-9]+ MiB, and"
+    with pytest.raises(RequestError, match=message):
+        context(demo, num_images_per_prompt=10_000, height=2048, width=2048)
+    assert time.perf_counter() - started < 5

@@ -1,0 +1,134 @@
+"""A backend whose pictures are functions of the seed, for servers without a model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import numpy as np
+from painters import picture_of, report_of
+
+from max_diffusion.caches import NoCacheConfig
+from max_diffusion.engine import Event, Failed, Finished, StepTaken, SubmitOptions
+from max_diffusion.errors import MaxDiffusionError
+from max_diffusion.pipelines.text_to_image import GenerationResult
+from max_diffusion.server import Backend, ModelDescription, ServerSettings, create_app
+from max_diffusion.server.backend import Events
+from max_diffusion.server.schemas import Health
+from max_diffusion.types import GenerationRequest
+
+STEPS = 3
+
+
+class Sketch(Events):
+    """Of one request: its steps, and its picture."""
+
+    def __init__(self, request: GenerationRequest, pause: float) -> None:
+        self._pause = pause
+        report = report_of(replace(request, cache=NoCacheConfig()), STEPS, 0.1)
+        steps: list[Event] = [
+            StepTaken(record.step + 1, STEPS, (record,)) for record in report.steps
+        ]
+        picture = GenerationResult(picture_of(request.seed)[None], report)
+        self.left = [*steps, Finished(picture)]
+        self.is_closed = False
+
+    async def __anext__(self) -> Event:
+        if not self.left or self.is_closed:
+            raise StopAsyncIteration
+        await asyncio.sleep(self._pause)
+        return self.left.pop(0)
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+class Sketcher(Backend):
+    """Draws at once, or after pauses.
+
+    ``drawn`` and ``sketches`` are what it was asked, and what became of it.
+    """
+
+    def __init__(
+        self,
+        *,
+        queue_pause: float = 0.0,
+        pause: float = 0.0,
+        refusal: Exception | None = None,
+        failure: MaxDiffusionError | None = None,
+    ) -> None:
+        self._queue_pause, self._pause = queue_pause, pause
+        self._refusal, self._failure = refusal, failure
+        self.drawn: list[tuple[GenerationRequest, SubmitOptions]] = []
+        self.sketches: list[Sketch] = []
+        self.num_abandoned = 0
+
+    async def draw(self, request: GenerationRequest, options: SubmitOptions) -> Events:
+        try:
+            await asyncio.sleep(self._queue_pause)
+        except asyncio.CancelledError:
+            self.num_abandoned += 1
+            raise
+        if self._refusal is not None:
+            raise self._refusal
+        self.drawn.append((request, options))
+        sketch = Sketch(request, self._pause)
+        if self._failure is not None:
+            sketch.left[-1] = Failed(self._failure)
+        self.sketches.append(sketch)
+        return sketch
+
+    async def describe(self) -> ModelDescription | None:
+        return ModelDescription((128, 128), 50, {"none": {}}, "none", {})
+
+    async def health(self, model: str) -> Health:
+        return Health(status="ready", model=model)
+
+    async def metrics(self) -> bytes:
+        return b"figures 1\n"
+
+
+@asynccontextmanager
+async def asking(backend: Backend, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application in this process, without a socket."""
+    app = create_app(backend, ServerSettings(**settings))
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        yield client
+
+
+async def ask(
+    backend: Backend,
+    method: str,
+    path: str,
+    *,
+    settings: dict[str, Any] | None = None,
+    **options: Any,
+) -> httpx.Response:
+    """One request."""
+    async with asking(backend, **(settings or {})) as client:
+        return await client.request(method, path, **options)
+
+
+def post(body: Any, backend: Backend | None = None, **options: Any) -> httpx.Response:
+    """One request for a picture."""
+    path = "/v1/images/generations"
+    return asyncio.run(ask(backend or Sketcher(), "POST", path, json=body, **options))
+
+
+def asked(body: dict[str, Any]) -> tuple[GenerationRequest, dict[str, Any]]:
+    """What a body came to, and the answer to it."""
+    sketcher = Sketcher()
+    response = post(body, sketcher)
+    assert response.status_code == 200, response.text
+    [(request, _)] = sketcher.drawn
+    return request, response.json()
+
+
+def pictures(seeds: Sequence[int]) -> np.ndarray:
+    """What these seeds draw."""
+    return np.stack([picture_of(seed) for seed in seeds])
