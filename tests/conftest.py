@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from folders import make_flux_folder
-from new_model import ToyPipeline, make_pipeline
+from new_model import ToyPipeline, write_folder
 
 from max_diffusion import (
     CACHES,
@@ -43,9 +43,17 @@ def demo() -> TextToImagePipeline:
 
 
 @pytest.fixture(scope="session")
-def toy() -> ToyPipeline:
-    """The example's pipeline."""
-    return make_pipeline()
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's model."""
+    return write_folder(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="session")
+def toy(toy_folder: Path) -> ToyPipeline:
+    """The example's pipeline, with the graphs of every cache."""
+    pipeline = load_pipeline(toy_folder, device="cpu", caches=tuple(CACHES))
+    assert isinstance(pipeline, ToyPipeline)
+    return pipeline
 
 
 @pytest.fixture(scope="session")

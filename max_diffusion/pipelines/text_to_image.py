@@ -495,8 +495,8 @@ class TextToImagePipeline(DiffusionPipeline):
         scale = request.guidance_scale
         if scale is not None and scale > 1 and not self.has_guidance:
             found.append(
-                f"a guidance scale of {scale:g} has no effect: this model has no guidance "
-                "embedding; leave it out, or use true guidance"
+                f"a guidance scale of {scale:g} has no effect: this model has no "
+                "guidance embedding; leave it out, or use true guidance"
             )
         has_negative = request.negative_prompt is not None
         if true_cfg_scale <= 1 and has_negative:

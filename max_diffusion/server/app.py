@@ -331,7 +331,7 @@ def to_request(
         width=width,
         num_inference_steps=body.steps or min(model.default_steps, settings.max_steps),
         guidance_scale=body.guidance,
-        true_cfg_scale=1.0 if body.true_cfg is None else body.true_cfg,
+        true_cfg_scale=body.true_cfg,
         seed=secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed,
         num_images_per_prompt=body.n or 1,
         cache=cache,

@@ -86,8 +86,7 @@ def test_a_sample_does_not_depend_on_its_batch(
         part = slice(index, index + 1)
         alone = replace(
             whole,
-            tokens=whole.tokens[part],
-            tokens_2=whole.tokens_2[part],
+            tokens={name: ids[part] for name, ids in whole.tokens.items()},
             latents=whole.latents[part],
         )
         output = flux.execute(flux.prepare_inputs(alone))
@@ -135,7 +134,7 @@ def test_state_takes_the_bytes_that_were_told(
             cache=row.config,
         )
         context = flux.create_context(GenerationRequest(prompts=PROMPTS))
-        shape = (*context.latents.shape[:2], context.tokens_2.shape[1])
+        shape = (*context.latents.shape[:2], context.text_tokens)
         sizes = flux.denoiser.state_sizes(shape, 1 if negative is None else 2)
         told, held = row.config.state_bytes(sizes), result.report.cache_bytes
         assert held == told if row.is_full else held < told
@@ -201,8 +200,7 @@ def test_a_batch_that_computes_in_part_is_each_sample_alone(
         whole = flux.create_context(request)
         part = replace(
             whole,
-            tokens=whole.tokens[rows],
-            tokens_2=whole.tokens_2[rows],
+            tokens={name: ids[rows] for name, ids in whole.tokens.items()},
             latents=whole.latents[rows],
         )
         return flux.execute(flux.prepare_inputs(part))

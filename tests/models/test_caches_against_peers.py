@@ -207,8 +207,10 @@ def test_steps_equal_those_that_cache_dit_computed(
     # Its very ids: tokenizers that are trained anew are not the same every time.
     context = replace(
         flux.create_context(request),
-        tokens=np.array([CLIP_IDS], np.int64),
-        tokens_2=np.array([T5_IDS], np.int64),
+        tokens={
+            "text_encoder": np.array([CLIP_IDS], np.int64),
+            "text_encoder_2": np.array([T5_IDS], np.int64),
+        },
     )
     output = flux.execute(flux.prepare_inputs(context))
     computed = [r.step for r in output.steps if r.actions == ("compute",)]

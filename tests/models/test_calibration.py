@@ -18,6 +18,7 @@ from max_diffusion import (
     DenoisingCacheConfig,
     FirstBlockConfig,
     GenerationRequest,
+    Grid,
     MagCacheConfig,
     MaxDiffusionError,
     ModelLoadError,
@@ -244,8 +245,8 @@ def test_branches_and_grid_are_checked(flux: TextToImagePipeline) -> None:
     branch = Branch("conditional", {})
     with pytest.raises(MaxDiffusionError, match="got 3 branches"):
         flux.denoise(latents, schedule, [branch] * 3)
-    with pytest.raises(MaxDiffusionError, match=r"as many cells .* 6, got \(5, 5\)"):
-        flux.denoise(latents, schedule, [branch], grid=(5, 5))
+    with pytest.raises(MaxDiffusionError, match=r"as many cells .* 6, got Grid"):
+        flux.denoise(latents, schedule, [branch], grid=Grid(1, 5, 5))
 
 
 def test_a_calibration_that_is_not_there_is_told(flux_folder: Path) -> None:

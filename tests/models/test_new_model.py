@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
-from max.driver import Buffer
-from new_model import ToyPipeline, main, make_context, make_pipeline
+from max.driver import CPU, Buffer
+from max.engine import InferenceSession
+from new_model import ToyPipeline, main
 
 from max_diffusion import (
     AbstractCacheConfig,
     AutoConfig,
+    CacheNotLoadedError,
     DenoisingCacheConfig,
     DenoisingCacheState,
     DiffusionPipeline,
     FasterCacheConfig,
     FirstBlockConfig,
+    GenerationContext,
+    GenerationRequest,
     MagCacheConfig,
     MaxDiffusionError,
     NoCacheConfig,
@@ -24,8 +31,21 @@ from max_diffusion import (
     StepMaskConfig,
     TaylorSeerConfig,
     TeaCacheConfig,
+    TextToImagePipeline,
+    load_pipeline,
+    open_model,
+    register_model,
 )
-from max_diffusion.sampling import Schedule
+
+
+def compiled(kind: type[ToyPipeline], toy: ToyPipeline) -> ToyPipeline:
+    """The toy with another transformer; its graphs are on disk already."""
+    files = [
+        toy.pipeline_config.path / "transformer/diffusion_pytorch_model.safetensors"
+    ]
+    session = InferenceSession(devices=[CPU()])
+    return kind(toy.pipeline_config, session, [CPU()], files)
+
 
 CACHES = [
     NoCacheConfig(),
@@ -35,9 +55,19 @@ CACHES = [
 ]
 
 
-def draw(pipeline: ToyPipeline, gray: int, cache: object = None) -> np.ndarray:
-    context = make_context(gray, cache=cache)
-    return pipeline.execute(pipeline.prepare_inputs(context)).images
+def context(
+    pipeline: ToyPipeline, gray: int, cache: AbstractCacheConfig | None = None
+) -> GenerationContext:
+    """A request for one 4 x 6 picture of that gray."""
+    request = GenerationRequest(prompts=(f"gray {gray}",), seed=gray, cache=cache)
+    return pipeline.create_context(request)
+
+
+def draw(
+    pipeline: ToyPipeline, gray: int, cache: AbstractCacheConfig | None = None
+) -> np.ndarray:
+    numbers = context(pipeline, gray, cache)
+    return pipeline.execute(pipeline.prepare_inputs(numbers)).images
 
 
 def test_example_draws_what_is_asked(toy: ToyPipeline) -> None:
@@ -46,7 +76,9 @@ def test_example_draws_what_is_asked(toy: ToyPipeline) -> None:
 
 
 @pytest.mark.parametrize("cache", CACHES, ids=str)
-def test_serving_loop_keeps_requests_apart(toy: ToyPipeline, cache: object) -> None:
+def test_serving_loop_keeps_requests_apart(
+    toy: ToyPipeline, cache: AbstractCacheConfig
+) -> None:
     wanted = {gray: draw(toy, gray, cache) for gray in range(10, 250, 40)}
 
     def fail(done: int, total: int) -> None:
@@ -55,7 +87,7 @@ def test_serving_loop_keeps_requests_apart(toy: ToyPipeline, cache: object) -> N
 
     served = 0
     for gray in [*wanted, *wanted]:
-        broken = toy.prepare_inputs(make_context(255 - gray, cache=cache))
+        broken = toy.prepare_inputs(context(toy, 255 - gray, cache=cache))
         with pytest.raises(RuntimeError, match="client"):
             toy.execute(broken, on_step=fail)
         assert np.array_equal(draw(toy, gray, cache), wanted[gray])
@@ -78,9 +110,9 @@ def test_serving_loop_keeps_requests_apart(toy: ToyPipeline, cache: object) -> N
     ids=str,
 )
 def test_full_passes_equal_the_documented_count(
-    toy: ToyPipeline, cache: object, full: int
+    toy: ToyPipeline, cache: AbstractCacheConfig, full: int
 ) -> None:
-    output = toy.execute(toy.prepare_inputs(make_context(9, cache=cache)))
+    output = toy.execute(toy.prepare_inputs(context(toy, 9, cache=cache)))
     actions = [record.actions for record in output.steps]
     assert actions.count(("compute",)) == full
 
@@ -93,7 +125,7 @@ def test_state_bytes_are_what_the_method_holds(toy: ToyPipeline) -> None:
         (TaylorSeerConfig(max_order=0), prediction),
         (FirstBlockConfig(), 2 * prediction),
     ):
-        output = toy.execute(toy.prepare_inputs(make_context(9, cache=cache)))
+        output = toy.execute(toy.prepare_inputs(context(toy, 9, cache=cache)))
         assert output.cache_bytes == held
 
 
@@ -109,8 +141,8 @@ def test_run_denoising_step_by_the_documented_contract(toy: ToyPipeline) -> None
             prediction = DiffusionPipeline.run_transformer(self, cache_state, **kwargs)
             return (kwargs["latents"], *prediction)
 
-    pipeline = make_pipeline(Own)
-    inputs = toy.prepare_inputs(make_context(50, cache=FirstBlockConfig()))
+    pipeline = compiled(Own, toy)
+    inputs = pipeline.prepare_inputs(context(pipeline, 50, cache=FirstBlockConfig()))
     images = pipeline.execute(inputs).images
     assert np.array_equal(images, np.full((1, 4, 6, 3), 50, np.uint8))
     assert len(seen) == 20
@@ -132,8 +164,9 @@ class Reusing(ToyPipeline):
 
 def test_rules_hold_for_a_transformer_of_its_own(toy: ToyPipeline) -> None:
     cache = FirstBlockConfig(warmup_steps=3, compute_steps=(7,), compute_last=2)
-    pipeline = make_pipeline(Reusing)
-    output = pipeline.execute(toy.prepare_inputs(make_context(9, cache=cache)))
+    pipeline = compiled(Reusing, toy)
+    numbers = context(pipeline, 9, cache=cache)
+    output = pipeline.execute(pipeline.prepare_inputs(numbers))
     computed = [r.step for r in output.steps if r.actions == ("compute",)]
     assert computed == [0, 1, 2, 7, 18, 19]
     with pytest.raises(RequestError, match="tail_order has no effect on Reusing"):
@@ -225,18 +258,75 @@ def test_cache_settings_resolve_by_the_models_defaults(toy: ToyPipeline) -> None
 
 
 def test_nan_latents_are_said_not_drawn(toy: ToyPipeline) -> None:
-    context = make_context(9)
-    context.latents[0, 0, 0] = np.nan
+    numbers = context(toy, 9)
+    numbers.latents[0, 0, 0] = np.nan
     with pytest.raises(Exception, match="latents are not finite"):
-        toy.execute(toy.prepare_inputs(context))
+        toy.execute(toy.prepare_inputs(numbers))
 
 
-def test_example_main_runs(monkeypatch: pytest.MonkeyPatch, toy: ToyPipeline) -> None:
-    monkeypatch.setattr("new_model.make_pipeline", lambda: toy)
+def test_example_main_runs(tmp_path: Path) -> None:
     lines: list[str] = []
-    main(lines.append)
+    main(tmp_path / "toy", lines.append)
     assert lines[1] == "asked for gray 120, drew 120"
 
 
-def test_schedule_type_is_public() -> None:
-    assert Schedule.__doc__
+def test_graphs_that_a_request_needs_beyond_are_compiled_once(
+    toy_folder: Path,
+) -> None:
+    events: list[tuple[str, str]] = []
+
+    def note(stage: str, what: str) -> None:
+        events.append((stage, what))
+
+    lean = load_pipeline(toy_folder, device="cpu", on_event=note)
+    assert (lean.compile_count, lean.graph_groups) == (1, {"full", "series"})
+    del events[:]
+    wanted = lean.generate("gray 7", seed=1).images
+    assert events == []
+    for _ in range(2):
+        found = lean.generate("gray 7", seed=1, cache=FirstBlockConfig(0.0)).images
+        assert np.array_equal(found, wanted)
+        assert lean.compile_count == 2
+    assert events == [("compile", "start"), ("compile", "end")]
+    assert lean.graph_groups == {"full", "series", "blocks"}
+
+
+def test_a_model_that_may_not_be_extended_refuses(toy_folder: Path) -> None:
+    lean = load_pipeline(toy_folder, device="cpu", is_extensible=False)
+    with pytest.raises(
+        CacheNotLoadedError, match="pab needs graphs that the model was"
+    ):
+        lean.generate("gray 7", cache="pab")
+    assert list(lean.caches.supported()) == ["none", "taylorseer", "auto", "step-mask"]
+
+
+def test_an_opened_model_checks_requests_and_compiles_nothing(
+    toy_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("max_diffusion.compile.CompiledGraphs.add", None)
+    opened = open_model(toy_folder, device="cpu")
+    with pytest.raises(RequestError, match="height must be a multiple of 2 pixels"):
+        opened.create_context(GenerationRequest(prompts=("gray 1",), height=5))
+    with pytest.raises(RequestError, match="must name a gray of 0 to 255"):
+        opened.create_context(GenerationRequest(prompts=("red",)))
+    numbers = opened.create_context(GenerationRequest(prompts=("gray 1",)))
+    assert numbers.latents.shape == (1, 6, 12)
+    assert opened.caches.state_bytes(TaylorSeerConfig(), (1, 6, 1)) == 2 * 6 * 12 * 4
+    assert opened.compile_count == 0
+    with pytest.raises(MaxDiffusionError, match="open, but not compiled; call compile"):
+        opened.execute(opened.prepare_inputs(numbers))
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (int, "expected a subclass of TextToImagePipeline"),
+        (TextToImagePipeline, "TextToImagePipeline lacks decode, decode_bytes, draw"),
+        (type("Bare", (ToyPipeline,), {"components": None}), "must have components"),
+        (type("Other", (ToyPipeline,), {}), "is taken already; choose another name"),
+    ],
+    ids=["no pipeline", "abstract", "bare", "taken"],
+)
+def test_a_family_that_lacks_something_is_told(kind: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=f"register_model: ToyPipeline.*{message}"):
+        register_model("ToyPipeline", kind)

@@ -14,6 +14,7 @@ from max.dtype import DType
 from max_diffusion import (
     AutoConfig,
     FasterCacheConfig,
+    Grid,
     MagCacheConfig,
     ModelLoadError,
     PabConfig,
@@ -202,7 +203,7 @@ def test_low_frequencies_equal_a_shifted_disk(grid: tuple[int, int]) -> None:
     disk = (x - grid[1] // 2) ** 2 + (y - grid[0] // 2) ** 2 <= radius**2
     low = np.fft.ifft2(np.fft.ifftshift(spectrum * disk, axes=(-2, -1))).real
     wanted = low.transpose(0, 2, 3, 1).reshape(values.shape)
-    assert np.abs(low_frequencies(values, grid) - wanted).max() < 1e-5
+    assert np.abs(low_frequencies(values, Grid(1, *grid)) - wanted).max() < 1e-5
 
 
 class WeightedSum:
@@ -235,7 +236,7 @@ def test_extrapolated_attention_is_extrapolated_again() -> None:
 def test_fastercache_estimates_the_other_branch() -> None:
     rng = np.random.default_rng(4)
     timesteps = (950.0, 600.0, 200.0, 50.0)
-    known = Run(4, timesteps, grid=(10, 12), has_guidance=True)
+    known = Run(4, timesteps, grid=Grid(1, 10, 12), has_guidance=True)
     cache = FasterCacheConfig(alpha_low=1.2, alpha_high=1.4).create_cache(NOTHING)
     guidance = cache.create_guidance(known)
     assert guidance is not None
@@ -243,7 +244,7 @@ def test_fastercache_estimates_the_other_branch() -> None:
     first, second = (rng.standard_normal((2, 120, 4), np.float32) for _ in range(2))
     guidance.remember(Buffer.from_numpy(first), Buffer.from_numpy(second))
     assert guidance.num_bytes == 2 * first.nbytes
-    low = low_frequencies(second - first, (10, 12))
+    low = low_frequencies(second - first, Grid(1, 10, 12))
     high = second - first - low
     now = rng.standard_normal((2, 120, 4), np.float32)
     # diffusers multiplies its stored difference again at every estimated step.

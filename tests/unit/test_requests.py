@@ -61,7 +61,7 @@ def test_texts_are_of_each_prompt() -> None:
         num_images_per_prompt=2,
         seeds=(1, 2, 3, 4),
     )
-    assert request.num_pictures == 4
+    assert request.num_images == 4
     assert request.second_prompts == ("c", "c")
     assert request.negative_prompts == request.second_negative_prompts == ("d", "")
     plain = GenerationRequest(prompts=("a", "b"), prompt_2="", negative_prompt_2="x")
