@@ -64,7 +64,7 @@ def rich_folder(source: Path, target: Path) -> Path:
     for name in ("loras/style", "controlnet/diffusion_pytorch_model"):
         path = folder / f"{name}.safetensors"
         path.parent.mkdir()
-        path.write_bytes(b"not asked for")
+        path.write_bytes(b"not asked for: " + name.encode())
         (path.parent / "config.json").write_text("{}")
     for role, stem in (("transformer", "diffusion_pytorch_model"), ("vae", None)):
         name = f"{stem or 'diffusion_pytorch_model'}.fp16.safetensors"
