@@ -36,7 +36,7 @@ class ClipTextEncoder(ComponentModel):
         self._sizes = clip_config(self.config, self.name)
         scope = WeightScope(self.name, self.dtype, self.device_ref)
         # Published checkpoints nest the weights, transformers 5 writes them flat.
-        is_nested = any(name.startswith("text_model.") for name in self.weights.specs)
+        is_nested = any(name.startswith("text_model.") for name in self.weights.tensors)
         types = [
             TensorType(DType.int64, ("batch", "tokens"), self.device_ref),
             TensorType(DType.int64, ("tokens",), self.device_ref),
