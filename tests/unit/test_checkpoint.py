@@ -20,10 +20,10 @@ from max.dtype import DType
 from safetensors.torch import load_file, save_file
 
 from graphs.weights import WeightSlot, WeightSpec
-from max_diffusion import ModelLoadError, load_pipeline
+from max_diffusion import ModelLoadError, load_pipeline, open_model
 from max_diffusion.buffers import to_numpy
 from max_diffusion.checkpoint import ComponentWeights, ModelFolder, find_model
-from max_diffusion.pipelines.registry import open_folder
+from max_diffusion.pipelines.registry import PIPELINES, open_folder
 
 FLOATS = {
     torch.float32: DType.float32,
@@ -362,7 +362,7 @@ def test_pointers_of_git_lfs_are_told_as_that(
         f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 42\n"
     )
     with pytest.raises(ModelLoadError) as caught:
-        load_pipeline(folder, device="cpu", before_compile=lambda _: None)
+        open_model(folder, device="cpu")
     assert str(caught.value) == (
         f"{path.parent.name}/{path.name}: expected the file, got Git LFS's pointer to "
         "it; run `git lfs pull` in the model's folder, or download the model again"
@@ -433,8 +433,7 @@ def test_folders_of_other_parts_are_refused_by_name(
     with pytest.raises(ModelLoadError) as caught:
         open_folder(folder)
     assert str(caught.value) == (
-        f"model: model_index.json names {name!r}; supported are FluxPipeline, "
-        "FluxImg2ImgPipeline, FluxInpaintPipeline"
+        f"model: model_index.json names {name!r}; supported are {', '.join(PIPELINES)}"
     )
 
 

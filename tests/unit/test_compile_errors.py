@@ -10,7 +10,7 @@ from max.driver import CPU
 from max.graph import Module
 
 from max_diffusion import CompileError
-from max_diffusion.compile import compile_graphs, in_graph_context
+from max_diffusion.compile import CompiledGraphs, in_graph_context
 
 
 @pytest.mark.parametrize(
@@ -34,5 +34,5 @@ def test_the_reason_is_on_the_one_line(text: str, reason: str) -> None:
 
     session: Any = SimpleNamespace(compile=compile_)
     with pytest.raises(CompileError) as caught:
-        compile_graphs(session, Module(), {}, {}, CPU())
+        CompiledGraphs(session, CPU()).add(Module(), {}, {})
     assert str(caught.value) == f"compile: MAX refused the graphs: {reason}"

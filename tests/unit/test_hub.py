@@ -18,7 +18,7 @@ from folders import copy_folder
 from huggingface_hub.errors import RevisionNotFoundError
 
 from max_diffusion import ModelLoadError
-from max_diffusion.checkpoint import open_model
+from max_diffusion.checkpoint import find_model
 from max_diffusion.cli import main
 
 # What is needed of the folder that `hub` serves.
@@ -369,7 +369,7 @@ def test_an_answer_that_is_no_hubs_is_one_line(
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", portal)
     with pytest.raises(ModelLoadError, match="the hub could not be reached; check the"):
-        open_model("nobody/no-such-model-here")
+        find_model("nobody/no-such-model-here")
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES])
@@ -381,7 +381,7 @@ def test_a_cache_that_cannot_be_written_is_told_as_that(
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", full)
     with pytest.raises(ModelLoadError) as caught:
-        open_model("nobody/no-such-model-here")
+        find_model("nobody/no-such-model-here")
     assert str(caught.value) == (
         "model: nobody/no-such-model-here could not be stored "
         f"({os.strerror(code)}); make room, or set HF_HOME to another folder"

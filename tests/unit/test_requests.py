@@ -11,6 +11,7 @@ from max_diffusion import (
     DeviceError,
     FirstBlockConfig,
     GenerationRequest,
+    PromptTexts,
     RequestError,
     TaylorSeerConfig,
 )
@@ -62,13 +63,14 @@ def test_texts_are_of_each_prompt() -> None:
         seeds=(1, 2, 3, 4),
     )
     assert request.num_images == 4
-    assert request.second_prompts == ("c", "c")
-    assert request.negative_prompts == request.second_negative_prompts == ("d", "")
+    assert request.texts == PromptTexts(("a", "b"), ("c", "c"))
+    assert request.negative_texts == PromptTexts(("d", ""), ("d", ""))
     plain = GenerationRequest(prompts=("a", "b"), prompt_2="", negative_prompt_2="x")
-    assert plain.second_prompts == ("a", "b")  # as in diffusers
-    assert plain.negative_prompts is plain.second_negative_prompts is None
+    assert plain.texts == PromptTexts(("a", "b"), ("a", "b"))  # as in diffusers
+    assert plain.negative_texts is None
     empty = GenerationRequest(prompts=("a",), prompt_2=("",), negative_prompt="")
-    assert empty.second_prompts == empty.negative_prompts == ("",)
+    assert empty.texts == PromptTexts(("a",), ("",))
+    assert empty.negative_texts == PromptTexts.same("", 1)
 
 
 @pytest.mark.parametrize(

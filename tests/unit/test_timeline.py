@@ -228,8 +228,7 @@ def test_the_limit_of_signals_is_a_line(name: str, key: str, limit: float) -> No
 
 def test_a_limit_is_on_the_scale_of_the_signals() -> None:
     below = dots(run_with_signals([(0.0,), (1.0,)], cache={"name": "x"}))
-    above = dots(
-        run_with_signals([(0.0,), (1.0,)], cache={"name": "x", "threshold": 2.0})
-    )
+    cache = {"name": "first-block", "threshold": 2.0}
+    above = dots(run_with_signals([(0.0,), (1.0,)], cache=cache))
     heights = [found[0][1] - found[1][1] for found in (below, above)]
     assert heights[1] == pytest.approx(heights[0] / 2, abs=1)
