@@ -6,16 +6,16 @@ import importlib
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 from PIL import Image
 
-from max_diffusion import RequestError
-from max_diffusion.checkpoint import find_model
-from max_diffusion.evaluation.bench import (
+from benchmarks.harness import (
     BenchResult,
     Measure,
     bench,
@@ -23,17 +23,18 @@ from max_diffusion.evaluation.bench import (
     save_bench,
     update_readme,
 )
-from max_diffusion.evaluation.bench import run as bench_run
-from max_diffusion.evaluation.bench.kept import digest, made_once
-from max_diffusion.evaluation.bench.models import (
+from benchmarks.harness import run as bench_run
+from benchmarks.harness.__main__ import main
+from benchmarks.harness.artefact_cache import digest, made_once
+from benchmarks.harness.models import (
     DEMO,
     LARGE,
     model_digest,
     model_folder,
 )
-from max_diffusion.evaluation.bench.report import summary
-from max_diffusion.evaluation.bench.run import cache_of
-from max_diffusion.evaluation.bench.runtimes import (
+from benchmarks.harness.report import summary
+from benchmarks.harness.run import cache_of
+from benchmarks.harness.runtimes import (
     OPENVINO,
     RUNTIMES,
     TORCH,
@@ -42,6 +43,9 @@ from max_diffusion.evaluation.bench.runtimes import (
     Runtime,
     exported,
 )
+from max_diffusion import RequestError
+from max_diffusion.checkpoint import find_model
+from max_diffusion.errors import RequestCancelled
 
 ROOT = Path(__file__).parents[2]
 WORKER = """
@@ -140,7 +144,7 @@ def test_figures_of_all_rounds_are_kept(
         "parts": {"skipped steps": "it ended with 1: no memory"},
     }
     assert result.versions["cold"] == {label: {"thing": "1.0"}}
-    assert result.command == "max-diffusion bench --rounds 2"
+    assert result.command == "scripts/bench --rounds 2"
     json.dumps(result.to_dict(), allow_nan=False)
 
 
@@ -271,7 +275,7 @@ def test_an_environment_is_made_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[list[str]] = []
-    module = "max_diffusion.evaluation.bench.runtimes._run"
+    module = "benchmarks.harness.runtimes._run"
     monkeypatch.setattr(module, lambda line, what: lines.append(line))
     own = Environment("own", ("thing==1",))
     python = tmp_path / "environments" / "own" / "bin" / "python"
@@ -328,7 +332,7 @@ def test_a_model_is_exported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines: list[list[str]] = []
-    module = "max_diffusion.evaluation.bench.runtimes._run"
+    module = "benchmarks.harness.runtimes._run"
     monkeypatch.setattr(module, lambda line, what: lines.append(line))
     target = tmp_path / "target"
     python = tmp_path / "bin" / "python"
@@ -358,7 +362,7 @@ def test_the_large_model_is_a_whole_one(
         "attention_head_dim": 16,
         "axes_dims_rope": [4, 6, 6],
     }
-    module = "max_diffusion.evaluation.bench.models._LARGE_TRANSFORMER"
+    module = "benchmarks.harness.models._LARGE_TRANSFORMER"
     monkeypatch.setattr(module, small)
     folder = model_folder(LARGE, tmp_path)
     assert model_digest(LARGE) != unchanged
@@ -392,7 +396,7 @@ def test_what_makes_no_sense_is_refused() -> None:
 
 
 def worker_module(monkeypatch: pytest.MonkeyPatch) -> Any:
-    folder = ROOT / "max_diffusion/evaluation/bench/workers"
+    folder = ROOT / "benchmarks/harness/workers"
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "common", raising=False)
     return importlib.import_module("common")
@@ -460,7 +464,7 @@ RESULT = BenchResult(
     ),
     not_run={"demo": {"torch.compile float32": "no compiler"}, "parts": {"x": "gone"}},
     versions={"demo": {"OpenVINO float32": {"openvino": "2026.4.1"}}},
-    command="max-diffusion bench --only demo,parts",
+    command="scripts/bench --only demo,parts",
     machine={
         "processor": "P",
         "cores": 2,
@@ -488,7 +492,7 @@ def test_tables_have_medians_and_say_who_is_ahead(tmp_path: Path) -> None:
     assert "- demo: torch.compile float32: no compiler" in page
     assert "openvino 2026.4.1" in page
     [data] = json.loads(files[1].read_text())["runs"]
-    assert "`max-diffusion bench --only demo,parts`, 2 minutes, 3 rounds" in page
+    assert "`scripts/bench --only demo,parts`, 2 minutes, 3 rounds" in page
     assert data["measures"][0]["rounds"]["OpenVINO float32"] == [4.0, 5.0, 90.0]
     assert data["measures"][0]["medians"]["OpenVINO float32"] == 5.0
     for file in files[2:]:
@@ -553,3 +557,96 @@ def test_figures_of_other_groups_stay(tmp_path: Path) -> None:
         RequestError, match="a group must be demo, flux-300m, cold, parts"
     ):
         bench(groups=("large",))
+
+
+# The command line.
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs it in an empty folder: exit code, standard output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_command(*words: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert isinstance(end.value.code, int)
+        return end.value.code, *capsys.readouterr()
+
+    return run_command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--quick", "--readme", "R.md"], "--readme: the README takes the full form"),
+        (["--rounds", "0"], "bench: rounds must be at least 1, got 0"),
+        (["--rounds", "x"], "--rounds: invalid int value: 'x'"),
+        (["--only", "demo, large"], "bench: a group must be demo, flux-300m, cold, pa"),
+        (["--quick", "--only", "cold"], "the quick form has demo, parts, not cold"),
+        (["--readme", "no.md"], "bench: no.md cannot be read"),
+        (["--output", "/dev/null"], "/dev/null"),
+        (["--rou", "1"], "unrecognized arguments: --rou 1"),
+        (["demo"], "unrecognized arguments: demo"),
+    ],
+)
+def test_bad_arguments_are_one_line_and_2(
+    run: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+) -> None:
+    code, output, errors = run(*arguments)
+    assert message in errors
+    assert (code, output, errors.count("\n")) == (2, "", 1)
+    assert errors.startswith("error: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_measures_and_writes(
+    workers: Path,
+    run: Callable[..., tuple[int, str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(bench_run, "RUNTIMES", (ours(caches=("taylorseer",)),))
+    words = ("--only", " demo,parts", "--rounds", "2", "--work", "w", "-o", "b")
+    begin, end = (
+        "<!-- benchmarks: written by scripts/bench -->",
+        "<!-- end of benchmark",
+    )
+    (tmp_path / "R.md").write_text(f"{begin}\n{end}s -->\n")
+    code, output, errors = run(*words, "--readme", "R.md", "--json")
+    assert (code, errors) == (0, "")
+    found = json.loads(output)
+    assert found["files"][:2] == ["b/README.md", "b/results.json"]
+    assert found["groups"] == ["demo", "parts"]
+    assert found["command"] == "scripts/bench --only demo,parts --rounds 2"
+    assert "| step, uncached, ms | 2 |" in (tmp_path / "R.md").read_text()
+    code, output, errors = run("--quick", "--work", "w")
+    assert (code, errors) == (0, "")
+    assert output.endswith("benchmarks-quick/README.md\n")
+    assert "step, uncached, ms" in output
+
+
+def test_an_interruption_ends_with_130(
+    run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(**options: Any) -> BenchResult:
+        raise RequestCancelled("stopped by Ctrl-C, nothing was written")
+
+    monkeypatch.setattr("benchmarks.harness.__main__.bench", stopped)
+    code, output, errors = run()
+    assert (code, output) == (130, "")
+    assert errors == "cancelled: stopped by Ctrl-C, nothing was written\n"
+
+
+def test_the_script_runs_it() -> None:
+    lines = (ROOT / "scripts" / "bench").read_text(encoding="utf-8")
+    assert lines.count("-m benchmarks.harness") == 2
+    done = processes.run(sys.executable, "-m", "benchmarks.harness", "--help", cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("--quick", "--only", "--rounds", "--output", "--work", "--readme"):
+        assert name in done.stdout
