@@ -73,9 +73,9 @@ class Collection:
     measures: dict[tuple[str, str], Measure] = field(default_factory=dict)
     """Figures by group and name."""
     not_run: dict[str, dict[str, str]] = field(default_factory=dict)
-    """As in :class:`BenchResult`."""
+    """Why something could not be run, by group and name."""
     versions: dict[str, dict[str, Mapping[str, str]]] = field(default_factory=dict)
-    """As in :class:`BenchResult`."""
+    """Versions of packages by group, runtime and package."""
 
     def add(self, group: str, name: str, unit: str, runtime: str, value: float) -> None:
         """Adds a runtime's value of one round."""

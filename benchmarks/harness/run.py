@@ -48,7 +48,7 @@ _LOADED: Final = ("taylorseer",)  # caches that the command line compiles and lo
 
 
 def default_work_folder() -> Path:
-    """Where environments and models of the benchmark are kept."""
+    """The folder in which environments and models of the benchmark are kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "max-diffusion" / "bench"
 
@@ -166,7 +166,7 @@ class _Runner:
         ]
 
     def _caches(self, runtime: Runtime, size: Size) -> list[str]:
-        """That a runtime draws with; the quick form has what the command line loads."""
+        """The caches to draw with; the quick form has what the command line loads."""
         wanted = _LOADED if self._plan.is_quick else size.caches
         return [name for name in wanted if name in runtime.caches]
 
@@ -334,7 +334,7 @@ class _Runner:
                     self._found.add("parts", name, "ms", label, value)
 
     def _measure_start(self) -> None:
-        """Whole processes of ours: what a shell waits for."""
+        """Measures whole processes of ours: what a shell waits for."""
         lines = {
             "python, doing nothing": ["-c", "pass"],
             "import max_diffusion": ["-c", "import max_diffusion"],

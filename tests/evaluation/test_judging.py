@@ -129,11 +129,10 @@ def test_what_is_no_verdict_is_told(verdict: Any) -> None:
 
 
 EVALUATION = Path(__file__).parents[2] / "max_diffusion" / "evaluation"
+FILES = sorted(EVALUATION.glob("**/*.py"))
 
 
-@pytest.mark.parametrize(
-    "path", sorted(EVALUATION.glob("**/*.py")), ids=lambda p: p.name
-)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_evaluation_knows_nothing_of_the_demo_model(path: Path) -> None:
     code = ast.unparse(_without_docstrings(ast.parse(path.read_text("utf-8"))))
     assert "import" in code
