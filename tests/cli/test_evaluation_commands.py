@@ -144,7 +144,7 @@ def test_bad_arguments_are_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--caches", "none"], "tune: expected taylorseer, auto"),
+        (["--caches", "none"], "tune: expected taylorseer, first-block, auto"),
         (["--caches", "auto,tea"], "got 'tea'"),
         (["--caches", "taylorseer:max_order=1"], "got 'taylorseer:max_order=1'"),
         (["--budget", "0"], "--budget: expected seconds above 0, got 0"),
