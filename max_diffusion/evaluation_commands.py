@@ -1,4 +1,4 @@
-"""The commands that judge caches: ``compare``, ``tune`` and ``bench``."""
+"""The commands that judge caches: ``compare`` and ``tune``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .terminal import Interruption, Progress
 
 if TYPE_CHECKING:
     from .caches import AbstractCacheConfig
-    from .evaluation import Comparison, TuningResult
+    from .evaluation import Comparison, Judge, TuningResult
     from .evaluation.drawing import OnProgress
     from .pipelines.text_to_image import TextToImagePipeline
 
@@ -77,6 +77,7 @@ def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
             fewer_steps=fewer,
             runs=args.runs,
             lpips=lpips,
+            judge=_judge_of(model),
             on_progress=on_progress,
             **_drawn(args),
         )
@@ -118,6 +119,7 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
             pipeline.create_context(request)
 
     with _loaded(args, methods, "tuning", interruption, check) as (model, on_progress):
+        prompts, unseen = _prompts_of(model, prompts, unseen)
         result = tune(
             model,
             target,
@@ -125,6 +127,7 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
             validation_prompts=unseen,
             methods=methods,
             budget_seconds=args.budget,
+            judge=_judge_of(model),
             on_progress=on_progress,
             **_drawn(args),
         )
@@ -139,45 +142,6 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
             f"has {result.tuned_words} on the prompts tuned on and "
             f"{result.nearest_words} on other prompts, and is in {files[0]}"
         )
-
-
-def _bench(args: argparse.Namespace, interruption: Interruption) -> None:
-    if args.readme is not None and args.quick:
-        raise RequestError(
-            "--readme: the README takes the full form; leave out --quick"
-        )
-    from .evaluation.bench import (
-        GROUPS,
-        bench,
-        check_targets,
-        save_bench,
-        update_readme,
-    )
-
-    folder = Path(args.output or ("benchmarks-quick" if args.quick else "benchmarks"))
-    readme = None if args.readme is None else Path(args.readme)
-    check_targets(folder, readme)
-    with ExitStack() as stack:
-        progress = Progress(stack, is_shown=sys.stderr.isatty(), word="measuring")
-        result = bench(
-            is_quick=args.quick,
-            groups=GROUPS if args.only is None else tuple(_names(args.only)),
-            rounds=args.rounds,
-            work=None if args.work is None else Path(args.work),
-            on_progress=_teller(progress, interruption),
-        )
-    files = save_bench(result, folder)
-    if readme is not None:
-        update_readme(readme, folder / "results.json")
-    if args.json:
-        print(json.dumps({"files": [*map(str, files)], **result.to_dict()}))
-        return
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
-    console.print(Markdown(files[0].read_text(encoding="utf-8")))
-    print(files[0])
 
 
 def _drawn(args: argparse.Namespace) -> dict[str, Any]:
@@ -224,6 +188,34 @@ def _loaded(
         pipeline.compile()
         interruption.check()
         yield pipeline, _teller(progress, interruption)
+
+
+def _judge_of(pipeline: TextToImagePipeline) -> Judge | None:
+    """Who tells whether the model's images show their prompts, if anyone can."""
+    from .demo import judge
+    from .pipelines.registry import is_demo_model
+
+    return judge if is_demo_model(pipeline.pipeline_config.path) else None
+
+
+def _prompts_of(
+    pipeline: TextToImagePipeline,
+    prompts: tuple[str, ...] | None,
+    unseen: tuple[str, ...] | None,
+) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """What to tune and to validate on: as given, else the model's own if it has any.
+
+    The demo model's are combinations that it was never trained on; ``None`` leaves the
+    choice to :func:`tune`.
+    """
+    from .demo import held_out_prompts
+    from .pipelines.registry import is_demo_model
+
+    if not is_demo_model(pipeline.pipeline_config.path):
+        return prompts, unseen
+    texts = held_out_prompts(12)
+    prompts = prompts or texts[:6]
+    return prompts, unseen or tuple(t for t in texts[6:] if t not in prompts)
 
 
 def _teller(progress: Progress, interruption: Interruption) -> OnProgress:
@@ -302,7 +294,10 @@ def _print_comparison(comparison: Comparison) -> None:
 
 
 def _width(columns: Mapping[str, Sequence[str]]) -> int:
-    """Of a table on a terminal; long names of settings go on in a next line."""
+    """Columns that a table takes on a terminal.
+
+    Long names of settings go on in a next line.
+    """
     widths = {n: max(map(len, (n, *cells))) for n, cells in columns.items()}
     widths[""] = min(widths[""], _NAME_WIDTH)
     return 1 + sum(3 + width for width in widths.values())
@@ -345,29 +340,6 @@ def _add_compare_options(add: Callable[..., Any]) -> None:
     _add_common_options(add)
 
 
-def _add_bench_options(add: Callable[..., Any]) -> None:
-    add(
-        "--quick",
-        action="store_true",
-        help="under 3 minutes: the demo model, float32, TaylorSeer, one round",
-    )
-    add(
-        "--only",
-        metavar="GROUPS",
-        help="of demo, flux-300m, cold, parts; the folder's figures of others stay",
-    )
-    add("--rounds", type=int, default=3, help="processes of each runtime")
-    add("-o", "--output", metavar="FOLDER", help="benchmarks, or benchmarks-quick")
-    add(
-        "--work", metavar="FOLDER", help="for peers' environments; default ~/.cache/..."
-    )
-    add(
-        "--readme", metavar="FILE", help="whose table between its marks is written anew"
-    )
-    add("--json", action="store_true", help="print the result as JSON")
-    add("--debug", action="store_true", help="show tracebacks of errors")
-
-
 def _add_tune_options(add: Callable[..., Any]) -> None:
     add(
         "prompts",
@@ -396,11 +368,6 @@ EVALUATION_COMMANDS: Mapping[str, Command] = MappingProxyType(
             "find the cache for a quality or a speed, and write it to a file",
             _add_tune_options,
             _tune,
-        ),
-        "bench": Command(
-            "measure against diffusers, torch.compile, OpenVINO and MAX's own cache",
-            _add_bench_options,
-            _bench,
         ),
     }
 )

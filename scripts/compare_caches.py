@@ -31,7 +31,7 @@ from max_diffusion import (
     load_pipeline,
 )
 from max_diffusion.caches import CALIBRATION_FILE, Calibration
-from max_diffusion.demo import held_out_scene
+from max_diffusion.demo import held_out_scene, judge
 from max_diffusion.evaluation import Comparison, compare, save_comparison
 from max_diffusion.timeline import draw_timeline
 
@@ -110,6 +110,7 @@ def main() -> None:
             num_inference_steps=STEPS,
             fewer_steps=FEWER,
             runs=1,
+            judge=judge,
             on_progress=lambda share, _: progress.update(task, completed=share),
         )
     save_comparison(comparison, args.output)

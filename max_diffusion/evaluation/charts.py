@@ -27,13 +27,15 @@ class Point:
     """One setting in a chart."""
 
     method: str
+    """Name of the cache, whose own style is drawn."""
     label: str
+    """Words beside the mark."""
     seconds: float
-    """Of a whole picture."""
+    """Seconds that a whole image takes."""
     psnr: float
-    """dB; infinite where all pictures are equal to the uncached."""
+    """PSNR in dB; infinite where all images are equal to the uncached ones."""
     is_faint: bool = False
-    """Of a setting that was given up early."""
+    """Whether the mark is pale: the setting was given up early."""
 
 
 def quality_chart(
@@ -51,18 +53,18 @@ def quality_chart(
     """Likeness over time: caches as marks, fewer steps as the line to be above of.
 
     Args:
-        title: Above the chart.
-        points: Caches.
-        fewer_steps: No cache, and fewer steps.
-        baseline_seconds: No cache, and all steps.
-        psnr_name: Which PSNR this is, for the axis.
-        target_psnr: A line to be above of.
-        target_seconds: A line to be left of.
+        title: Words above the chart.
+        points: The caches.
+        fewer_steps: Fewer steps without a cache.
+        baseline_seconds: Seconds that an image takes without a cache in all steps.
+        psnr_name: Words that tell which PSNR this is, for the axis.
+        target_psnr: PSNR in dB that is to be reached, drawn as a line.
+        target_seconds: Seconds that are to be kept, drawn as a line.
         chosen: A point to name; without one all points are, as far as there is room.
-        front: Points to join.
+        front: Points to join by a line.
 
     Returns:
-        RGB picture.
+        RGB image.
     """
     figure, axes = _chart(title)
     finite = [p.psnr for p in (*points, *fewer_steps) if math.isfinite(p.psnr)]
@@ -153,7 +155,17 @@ def quality_chart(
 def bar_chart(
     title: str, values: Mapping[str, float], unit: str, ours: Sequence[str]
 ) -> Image.Image:
-    """One bar a name, the shortest first; ``ours`` in another colour."""
+    """Horizontal bars, the shortest on top.
+
+    Args:
+        title: Words above the chart.
+        values: Length of each bar by name.
+        unit: What the values are in, ``ms`` say.
+        ours: Names whose bars have another colour.
+
+    Returns:
+        RGB image.
+    """
     figure, axes = _chart(title, height=1.4 + 0.34 * len(values))
     ranked = sorted(values.items(), key=lambda item: -item[1])
     names, lengths = [n for n, _ in ranked], [v for _, v in ranked]
@@ -169,7 +181,7 @@ def bar_chart(
 
 
 def written(value: float) -> str:
-    """Three digits, and no powers of ten."""
+    """A number with three digits, and without a power of ten."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 

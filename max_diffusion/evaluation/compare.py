@@ -1,24 +1,22 @@
-"""Caches against no cache, and against fewer steps in the same time."""
+"""Draws with caches, without, and with fewer steps in the same time."""
 
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
 from ..caches import AbstractCacheConfig
 from ..checks import whole
-from ..demo import check, parse_caption
 from ..errors import RequestError
-from ..pipelines.registry import is_demo_model
 from ..pipelines.text_to_image import TextToImagePipeline
-from ..report import RunReport, plain
+from ..report import RunReport
 from ..types import GenerationRequest
+from .comparison import Comparison, Row, Score, median
 from .drawing import (
     BASELINE,
     Drawing,
@@ -28,175 +26,12 @@ from .drawing import (
     runnable_caches,
     scenes_of,
 )
+from .judging import Judge, checked_judge, judged
 from .machine import machine
 from .metrics import Lpips, psnr, ssim
 
 _PILOTS: Final = 3
-"""Pictures of each setting by which the number of fewer steps is chosen."""
-_NEAR: Final = 0.1
-"""How far a control's time may be from its cache's without a word."""
-Times = tuple[tuple[float, ...], ...]
-"""Seconds by prompt and run."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """One picture, against the same without a cache."""
-
-    prompt: str
-    seed: int
-    psnr: float
-    """dB; infinite where they are equal."""
-    ssim: float
-    """-1 to 1."""
-    lpips: float | None
-    """Where a network was given."""
-    is_right: bool | None
-    """Whether it shows its prompt, where that can be told: the demo model's scenes."""
-    why_not: str
-    """Empty where it does, or where that cannot be told."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One setting over all prompts."""
-
-    kind: str
-    """``baseline``, ``cache`` or ``fewer steps``."""
-    setting: Setting
-    control: str | None
-    """Of a cache: the label of the row with fewer steps in the same time."""
-    first_seconds: float
-    """The first picture, which is in none of the other figures."""
-    seconds: Times
-    """Whole pictures, text encoders and decoder included."""
-    denoise_seconds: Times
-    """Of these the denoising."""
-    speedup: float
-    """How many times as long the baseline takes, by medians."""
-    scores: tuple[Score, ...]
-    """By prompt."""
-    reports: tuple[RunReport, ...] = field(repr=False)
-    """By prompt."""
-    images: np.ndarray = field(repr=False)
-    """uint8 ``(P, H, W, 3)``: the first prompts' pictures."""
-
-    @property
-    def label(self) -> str:
-        """Of its setting."""
-        return self.setting.label
-
-    @property
-    def median_seconds(self) -> float:
-        """Of whole pictures."""
-        return median(self.seconds)
-
-    @property
-    def full_passes(self) -> float:
-        """Transformer passes computed of a picture: mean over prompts."""
-        return statistics.fmean(report.full_passes for report in self.reports)
-
-    @property
-    def cache_bytes(self) -> int:
-        """Most bytes of cache state held at once."""
-        return max(report.cache_bytes for report in self.reports)
-
-    @property
-    def right(self) -> int | None:
-        """Pictures that show their prompt, of those where that can be told."""
-        known = [s.is_right for s in self.scores if s.is_right is not None]
-        return sum(known) if known else None
-
-    def metric(self, name: str) -> tuple[float, float]:
-        """Median and worst over prompts of ``psnr``, ``ssim`` or ``lpips``.
-
-        Of an even number the median is the worse of the two in the middle: between a
-        PSNR and an infinite one there is no mean.
-        """
-        values = [vars(score)[name] for score in self.scores]
-        if name == "lpips":
-            return statistics.median_high(values), max(values)
-        return statistics.median_low(values), min(values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; what is not finite becomes ``None``."""
-        metrics: dict[str, float] = {}
-        for name in ("psnr", "ssim", "lpips"):
-            if vars(self.scores[0])[name] is not None:
-                metrics[f"{name}_median"], metrics[f"{name}_worst"] = self.metric(name)
-        found: dict[str, Any] = plain(
-            {
-                "kind": self.kind,
-                **self.setting.to_dict(),
-                "control": self.control,
-                "median_seconds": self.median_seconds,
-                "median_denoise_seconds": median(self.denoise_seconds),
-                "first_seconds": self.first_seconds,
-                "speedup": self.speedup,
-                "full_passes": self.full_passes,
-                "total_passes": self.reports[0].total_passes,
-                "cache_bytes": self.cache_bytes,
-                "right": self.right,
-                "equal_pictures": sum(bool(np.isinf(s.psnr)) for s in self.scores),
-                **metrics,
-                "scores": self.scores,
-                "seconds": self.seconds,
-                "denoise_seconds": self.denoise_seconds,
-                "first_prompt_steps": self.reports[0].steps,
-            }
-        )
-        return found
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What :func:`compare` found."""
-
-    model: str
-    device: str
-    dtype: str
-    height: int
-    """Pixels."""
-    width: int
-    """Pixels."""
-    num_inference_steps: int
-    runs: int
-    prompts: tuple[str, ...]
-    num_judged: int
-    """Prompts whose pictures can be told right or wrong."""
-    rows: tuple[Row, ...]
-    """The baseline, then each cache, then the fewer steps, most first."""
-    refused: Mapping[str, str]
-    """Caches that the model cannot run, and why."""
-    machine: Mapping[str, object]
-    versions: Mapping[str, str]
-
-    @property
-    def baseline(self) -> Row:
-        """The row without a cache."""
-        return self.rows[0]
-
-    def of_kind(self, kind: str) -> tuple[Row, ...]:
-        """Rows that are ``cache``, say."""
-        return tuple(row for row in self.rows if row.kind == kind)
-
-    def control_of(self, row: Row) -> Row:
-        """The row of fewer steps that a cache is to be better than."""
-        return next(other for other in self.rows if other.label == row.control)
-
-    def control_words(self, row: Row) -> str:
-        """Its label, and how much of the cache's time it took if that is not near."""
-        if row.control is None:
-            return ""
-        share = self.control_of(row).median_seconds / row.median_seconds
-        if abs(share - 1) <= _NEAR:
-            return row.control
-        return f"{row.control} ({100 * share:.0f} %)"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        own: dict[str, Any] = plain({**vars(self), "rows": ()})
-        return {**own, "rows": [row.to_dict() for row in self.rows]}
+"""Images of each setting by which the number of fewer steps is chosen."""
 
 
 def compare(
@@ -213,29 +48,36 @@ def compare(
     runs: int = 3,
     lpips: Lpips | None = None,
     num_images: int = 6,
+    judge: Judge | None = None,
     on_progress: OnProgress | None = None,
 ) -> Comparison:
     """Draws every prompt without a cache, with each cache, and with fewer steps.
 
-    A cache is worth its trouble where it is closer to the uncached picture than as many
+    A cache is worth its trouble where it is closer to the uncached image than as many
     uncached steps as take the same time, so each gets such a control. All settings are
     drawn in turn, prompt by prompt and run by run, so that what else the machine does
     meets all alike.
 
     Args:
-        pipeline: What draws.
+        pipeline: The pipeline that draws.
         prompts: One or several, each drawn alone.
         caches: Names or configurations; default all that the pipeline can run.
         num_inference_steps: Denoising steps; default the model's.
         fewer_steps: Further numbers of steps to draw without a cache.
         guidance_scale: Input of a guidance-distilled model.
-        height: Pixels; default the model's.
-        width: Likewise.
-        seed: Of the first prompt's noise; the next has the next.
-        runs: How often each is timed.
+        height: Height of the images in pixels; default the model's.
+        width: Width of the images in pixels; default the model's.
+        seed: Seed of the first prompt's noise; each further prompt has the next.
+        runs: How often each image is drawn and timed, 1 to 1000.
         lpips: A further metric.
-        num_images: Prompts whose pictures are kept, the first.
+        num_images: How many prompts' images are kept, the first ones; at least 1.
+        judge: Tells whether an image shows its prompt; without one nothing does. The
+            demo model's is :func:`max_diffusion.demo.judge`.
         on_progress: See :data:`OnProgress`; what it raises ends the comparison.
+
+    Returns:
+        The comparison: a row for the baseline, for each cache and each smaller number
+        of steps.
 
     Raises:
         RequestError: A value is missing, malformed or out of range, or the pipeline
@@ -254,6 +96,7 @@ def compare(
     )
     whole("compare: runs", runs, minimum=1, maximum=1000)
     whole("compare: num_images", num_images, minimum=1)
+    checked_judge("compare", judge)
     configs, refused = runnable_caches(pipeline, caches, steps)
     baseline = Setting.without_cache(steps, BASELINE)
     settings = [baseline, *(Setting.with_cache(config, steps) for config in configs)]
@@ -282,8 +125,8 @@ def compare(
         result = drawing.draw(setting, scenes.requests[0])
         first[setting.label] = result.report.total_seconds
     drawing.planned = drawing.num_drawn + runs * len(scenes) * len(settings)
-    judge = _Judge(pipeline, scenes, lpips)
-    records = _draw_in_turn(drawing, settings, scenes, runs, judge, num_images)
+    scorer = _Scorer(lpips, judge)
+    records = _draw_in_turn(drawing, settings, scenes, runs, scorer, num_images)
     rows = []
     for setting in settings:
         kind, control = "baseline" if setting is baseline else "fewer steps", None
@@ -311,17 +154,15 @@ def compare(
         num_inference_steps=steps,
         runs=runs,
         prompts=scenes.prompts,
-        num_judged=judge.num_judged,
+        num_judged=sum(
+            any(row.scores[index].is_right is not None for row in rows)
+            for index in range(len(scenes))
+        ),
         rows=tuple(rows),
         refused=refused,
         machine=machine(),
         versions=report.versions,
     )
-
-
-def median(times: Times) -> float:
-    """Over all prompts and runs."""
-    return statistics.median(value for row in times for value in row)
 
 
 @dataclass
@@ -330,17 +171,17 @@ class _Record:
 
     setting: Setting
     runs: list[list[RunReport]]
-    """By prompt and run."""
+    """Reports by prompt and run."""
     scores: list[Score] = field(default_factory=list)
-    """By prompt."""
+    """Scores by prompt."""
     images: list[np.ndarray] = field(default_factory=list)
-    """uint8 ``(H, W, 3)``, of the first prompts."""
+    """Images of the first prompts, uint8 ``(H, W, 3)`` each."""
 
 
 def _first(
     drawing: Drawing, settings: Sequence[Setting], scenes: Scenes
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """First pictures' seconds, and how many uncached steps take as long, by label."""
+    """First images' seconds, and how many uncached steps take as long, by label."""
     first = {}
     for setting in settings:
         result = drawing.draw(setting, scenes.requests[0])
@@ -368,7 +209,7 @@ def _draw_in_turn(
     settings: Sequence[Setting],
     scenes: Scenes,
     runs: int,
-    judge: _Judge,
+    scorer: _Scorer,
     num_images: int,
 ) -> dict[str, _Record]:
     records = {s.label: _Record(s, [[] for _ in scenes.requests]) for s in settings}
@@ -378,18 +219,18 @@ def _draw_in_turn(
             # Neighbours are not without influence on each other, so that the order
             # differs from round to round.
             order = rng.permutation(len(settings))
-            pictures = {}
+            images = {}
             for setting in (settings[place] for place in order):
                 result = drawing.draw(setting, request)
                 records[setting.label].runs[index].append(result.report)
-                pictures[setting.label] = result.images[0]
+                images[setting.label] = result.images[0]
             if repeat > 0:
                 continue
-            for label, picture in pictures.items():
-                score = judge.score(request, picture, pictures[BASELINE])
+            for label, image in images.items():
+                score = scorer.score(request, image, images[BASELINE])
                 records[label].scores.append(score)
                 if index < num_images:
-                    records[label].images.append(picture)
+                    records[label].images.append(image)
     return records
 
 
@@ -420,43 +261,25 @@ def _row(
     )
 
 
-class _Judge:
-    """Compares pictures, and tells whether they show their prompts if it can."""
+@dataclass(frozen=True)
+class _Scorer:
+    """Compares images, and asks the judge whether they show their prompts."""
 
-    def __init__(
-        self, pipeline: TextToImagePipeline, scenes: Scenes, lpips: Lpips | None
-    ) -> None:
-        self._lpips = lpips
-        # The checker knows the demo model's size only.
-        can_tell = is_demo_model(pipeline.pipeline_config.path) and all(
-            size in (None, default)
-            for request in scenes.requests
-            for size, default in zip(
-                (request.height, request.width), pipeline.default_size, strict=True
-            )
-        )
-        self._scenes = {
-            p: parse_caption(p) if can_tell else None for p in scenes.prompts
-        }
-
-    @property
-    def num_judged(self) -> int:
-        """Prompts whose pictures can be told right or wrong."""
-        return sum(scene is not None for scene in self._scenes.values())
+    lpips: Lpips | None
+    judge: Judge | None
 
     def score(
-        self, request: GenerationRequest, picture: np.ndarray, reference: np.ndarray
+        self, request: GenerationRequest, image: np.ndarray, reference: np.ndarray
     ) -> Score:
-        """One picture, uint8 ``(H, W, 3)``, against the same without a cache."""
+        """The score of one image, uint8 ``(H, W, 3)``, against the uncached one."""
         [prompt] = request.prompts
-        scene = self._scenes[prompt]
-        verdict = check(picture, scene) if scene else None
+        verdict = judged(self.judge, prompt, image) if self.judge is not None else None
         return Score(
             prompt=prompt,
             seed=request.seed,
-            psnr=psnr(picture, reference),
-            ssim=ssim(picture, reference),
-            lpips=self._lpips(picture, reference) if self._lpips else None,
-            is_right=verdict.is_right if verdict else None,
-            why_not=verdict.reason if verdict else "",
+            psnr=psnr(image, reference),
+            ssim=ssim(image, reference),
+            lpips=self.lpips(image, reference) if self.lpips else None,
+            is_right=None if verdict is None else bool(verdict.is_right),
+            why_not="" if verdict is None else verdict.reason,
         )

@@ -17,11 +17,11 @@ from ..files import prepared_folder, write_text
 from ..images import save_atomically
 from ..timeline import draw_timeline
 from .charts import Point, quality_chart
-from .compare import Comparison, Row, Score
+from .comparison import Comparison, Row, Score
 from .pages import render
 
 AMPLIFICATION: Final = 8
-"""What differences of pictures are multiplied by, to be seen."""
+"""The factor that differences of images are multiplied by, to be seen."""
 _MIN_SIDE, _MAX_SIDE = 160, 384
 _MAX_NAME: Final = 100  # of the 255 characters that a file's name may have
 _INK, _MUTED = "#1d2433", "#5b6475"
@@ -31,11 +31,11 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Writes ``report.html``, which holds all, ``report.json`` and the pictures.
 
     Args:
-        comparison: Of :func:`compare`.
+        comparison: What :func:`compare` returned.
         folder: Made if it is missing; files of these names in it are replaced.
 
     Returns:
-        The files, the page first.
+        The paths of all files written, the page's first.
 
     Raises:
         RequestError: A file cannot be written.
@@ -92,7 +92,7 @@ def timeline_names(comparison: Comparison) -> dict[str, str]:
 
 
 def comparison_chart(comparison: Comparison) -> Image.Image:
-    """Median PSNR over time."""
+    """The chart of the rows' median PSNR over their median time."""
 
     def point(row: Row) -> Point:
         method = row.setting.cache.name
@@ -109,9 +109,18 @@ def comparison_chart(comparison: Comparison) -> Image.Image:
     )
 
 
-def difference(picture: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """How far each value is off, amplified; uint8 like the pictures."""
-    error = np.abs(picture.astype(np.int16) - reference.astype(np.int16))
+def difference(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """How far each value of an image is off, amplified.
+
+    Args:
+        image: uint8 ``(H, W, 3)``.
+        reference: What it should be like, of the same dtype and shape.
+
+    Returns:
+        uint8 ``(H, W, 3)``: absolute differences times :data:`AMPLIFICATION`, at most
+        255.
+    """
+    error = np.abs(image.astype(np.int16) - reference.astype(np.int16))
     return np.minimum(AMPLIFICATION * error, 255).astype(np.uint8)
 
 
@@ -192,31 +201,36 @@ def _fitted(text: str, font: Any, width: int) -> str:
 
 
 def decibels(value: float) -> str:
-    """A PSNR in words."""
+    """Words for a PSNR in dB: ``equal`` for an infinite one."""
     return "equal" if np.isinf(value) else f"{value:.1f} dB"
 
 
 def digits(value: float) -> str:
-    """Four digits, and no powers of ten."""
+    """A number with four digits, and without a power of ten."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _verdict(score: Score) -> str:
-    """Words for a caption."""
+    """What the caption of an image adds where a judge could tell."""
     if score.is_right is None:
         return ""
     return ", right" if score.is_right else f", wrong: {score.why_not}"
 
 
 def data_url(image: Image.Image) -> str:
-    """A picture as text for a page that needs no other file."""
+    """An image as a ``data:`` URL, for a page that needs no other file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def summary_table(comparison: Comparison) -> Mapping[str, list[str]]:
-    """Columns by name, a cell a row: what the page and the terminal show."""
+    """The table that the page and the terminal show.
+
+    Returns:
+        The columns by name, in order, each with a cell for every row of the
+        comparison.
+    """
     table: dict[str, list[str]] = {}
     names = ["psnr", "ssim"]
     if comparison.baseline.scores[0].lpips is not None:
@@ -240,7 +254,7 @@ def summary_table(comparison: Comparison) -> Mapping[str, list[str]]:
                     "" if row is comparison.baseline else cell
                 )
         if comparison.num_judged:
-            cells["right"] = f"{row.right} of {comparison.num_judged}"
+            cells["right"] = f"{row.right or 0} of {row.num_judged}"
         cells["cache state"] = f"{digits(row.cache_bytes / 1024)} KiB"
         for name, cell in cells.items():
             table.setdefault(name, []).append(cell)

@@ -31,15 +31,18 @@ BASELINE: Final = "no cache"
 
 @dataclass(frozen=True)
 class Setting:
-    """A cache and a number of steps."""
+    """A cache and a number of steps: how an image is drawn."""
 
     cache: AbstractCacheConfig
+    """The cache with its options."""
     num_inference_steps: int
+    """Denoising steps."""
     label: str
+    """What tables and charts call the setting."""
 
     @classmethod
     def without_cache(cls, num_inference_steps: int, label: str = "") -> Setting:
-        """So many steps, each computed."""
+        """The setting of so many steps, each computed in full."""
         plural = "s" if num_inference_steps > 1 else ""
         words = label or f"{num_inference_steps} step{plural}"
         return cls(NoCacheConfig(), num_inference_steps, words)
@@ -48,11 +51,11 @@ class Setting:
     def with_cache(
         cls, cache: AbstractCacheConfig, num_inference_steps: int
     ) -> Setting:
-        """A cache, labelled by its name and what differs from its defaults."""
+        """The setting of a cache, labelled as ``--caches`` takes it."""
         return cls(cache, num_inference_steps, label_of(cache))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the cache by name, and all of its options."""
+        """The setting in plain JSON types: the cache by name, and all its options."""
         return {
             "label": self.label,
             "cache": self.cache.name,
@@ -66,15 +69,15 @@ class Scenes:
     """Prompts to draw, each alone, with noise of its own."""
 
     requests: tuple[GenerationRequest, ...]
-    """Without a cache."""
+    """One request a prompt, without a cache."""
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Texts alone."""
+        """The prompts, in the order of the requests."""
         return tuple(request.prompts[0] for request in self.requests)
 
     def __len__(self) -> int:
-        """Number of prompts."""
+        """The number of prompts."""
         return len(self.requests)
 
 
@@ -88,6 +91,17 @@ def scenes_of(
     width: int | None = None,
 ) -> Scenes:
     """Checks what is to be drawn as far as no model is needed.
+
+    Args:
+        prompts: One or several, each drawn alone.
+        num_inference_steps: Denoising steps; ``None`` leaves them to the pipeline.
+        seed: Seed of the first prompt's noise; each further prompt has the next.
+        guidance_scale: Input of a guidance-distilled model.
+        height: Height of the images in pixels; default the model's.
+        width: Width of the images in pixels; default the model's.
+
+    Returns:
+        A request for each prompt.
 
     Raises:
         RequestError: No prompts, or a value out of range.
@@ -125,8 +139,14 @@ def runnable_caches(
 ) -> tuple[tuple[AbstractCacheConfig, ...], Mapping[str, str]]:
     """Configurations of the caches named, or of all that the pipeline can run.
 
+    Args:
+        pipeline: The pipeline that is to run them.
+        caches: Names or configurations; ``None`` for every registered cache.
+        num_inference_steps: Denoising steps.
+
     Returns:
-        These, and why not of each that was left out because nobody named it.
+        The configurations; and, by name, why each cache cannot be run that was left
+        out, which happens only where nobody named it.
 
     Raises:
         RequestError: One that was named is unknown, there twice, or cannot be run.
@@ -167,7 +187,7 @@ class Drawing:
     """Draws, and tells how far it is.
 
     Args:
-        pipeline: What draws.
+        pipeline: The pipeline that draws.
         on_progress: Called at each step; what it raises ends the drawing.
     """
 
@@ -177,11 +197,17 @@ class Drawing:
         self._pipeline = pipeline
         self._on_progress = on_progress
         self.num_drawn = 0
+        """Images drawn so far."""
         self.planned = 1
-        """Pictures in all, as far as is known."""
+        """Images to draw in all, as far as is known."""
 
     def draw(self, setting: Setting, request: GenerationRequest) -> GenerationResult:
-        """One picture."""
+        """Draws one image.
+
+        Args:
+            setting: Cache and number of steps, which replace the request's.
+            request: One prompt.
+        """
 
         def on_step(done: int, total: int) -> None:
             if self._on_progress:
@@ -198,7 +224,11 @@ class Drawing:
         return result
 
     def check(self, settings: Iterable[Setting], scenes: Scenes) -> None:
-        """Raises :class:`RequestError` now rather than in the middle."""
+        """Checks all that is to be drawn now rather than in the middle.
+
+        Raises:
+            RequestError: The pipeline cannot run a setting or draw a scene.
+        """
         for setting in settings:
             self._pipeline.caches.bind(setting.cache, setting.num_inference_steps)
         for request in scenes.requests:

@@ -8,7 +8,12 @@ from pathlib import Path
 
 
 def machine() -> dict[str, object]:
-    """Processor, cores that this process may use, memory and system."""
+    """What this machine is, for reports.
+
+    Returns:
+        ``processor``; ``cores`` that this process may use; ``memory_gib``; ``system``;
+        ``python``, its version.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": _processor(),
@@ -22,7 +27,7 @@ def machine() -> dict[str, object]:
 
 
 def _processor() -> str:
-    """Its name, as far as the system tells; Linux tells it in a file only."""
+    """The processor's name, where the system tells; Linux tells it in a file only."""
     path = Path("/proc/cpuinfo")
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""How like two pictures are."""
+"""How like two images are."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from ..errors import RequestError
 _SSIM_WINDOW_PX: Final = 11
 
 
-def psnr(picture: np.ndarray, reference: np.ndarray) -> float:
+def psnr(image: np.ndarray, reference: np.ndarray) -> float:
     """Peak signal to noise ratio in dB; infinite where the two are equal.
 
     Args:
-        picture: uint8 ``(H, W, 3)``.
-        reference: Likewise.
+        image: uint8 ``(H, W, 3)``.
+        reference: What to compare with, of the same dtype and shape.
     """
-    _check(picture, reference)
-    if np.array_equal(picture, reference):
+    _check(image, reference)
+    if np.array_equal(image, reference):
         return math.inf
-    return float(peak_signal_noise_ratio(reference, picture, data_range=255))
+    return float(peak_signal_noise_ratio(reference, image, data_range=255))
 
 
-def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
+def ssim(image: np.ndarray, reference: np.ndarray) -> float:
     """Structural similarity, -1 to 1: the mean over pixels and channels.
 
     By Wang et al., 2004: a Gaussian window of 11 x 11 and sigma 1.5.
 
     Args:
-        picture: uint8 ``(H, W, 3)``, at least 11 pixels a side.
-        reference: Likewise.
+        image: uint8 ``(H, W, 3)``, at least 11 pixels a side.
+        reference: What to compare with, of the same dtype and shape.
     """
-    _check(picture, reference)
-    if min(picture.shape[:2]) < _SSIM_WINDOW_PX:
+    _check(image, reference)
+    if min(image.shape[:2]) < _SSIM_WINDOW_PX:
         raise RequestError(
             f"metrics: SSIM needs pictures of {_SSIM_WINDOW_PX} pixels a side or more, "
-            f"got {picture.shape}"
+            f"got {image.shape}"
         )
     return float(
         structural_similarity(
             reference,
-            picture,
+            image,
             channel_axis=-1,
             data_range=255,
             gaussian_weights=True,
@@ -56,12 +56,12 @@ def ssim(picture: np.ndarray, reference: np.ndarray) -> float:
 
 
 class Lpips:
-    """Distance of two pictures to a network's eyes; 0 is equal.
+    """Distance of two images to a network's eyes; 0 is equal.
 
     Zhang et al., 2018, arXiv:1801.03924. No network comes with this package.
 
     Args:
-        path: ONNX file of a network that takes two pictures, float32 ``(1, 3, H, W)``
+        path: ONNX file of a network that takes two images, float32 ``(1, 3, H, W)``
             in [-1, 1], and returns their distance, one number: what exporting the
             ``lpips`` package's ``LPIPS`` module gives.
 
@@ -94,12 +94,21 @@ class Lpips:
             )
         self._where = where
 
-    def __call__(self, picture: np.ndarray, reference: np.ndarray) -> float:
-        """The distance of two pictures, uint8 ``(H, W, 3)``."""
-        _check(picture, reference)
+    def __call__(self, image: np.ndarray, reference: np.ndarray) -> float:
+        """The distance of two images.
+
+        Args:
+            image: uint8 ``(H, W, 3)``.
+            reference: What to compare with, of the same dtype and shape.
+
+        Raises:
+            RequestError: The network does not take images of this size, or returns
+                something other than one number.
+        """
+        _check(image, reference)
         pair = [
-            (image.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
-            for image in (picture, reference)
+            (one.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
+            for one in (image, reference)
         ]
         try:
             found = self._session.run(None, dict(zip(self._names, pair, strict=True)))
@@ -116,14 +125,14 @@ class Lpips:
         return float(np.reshape(found[0], ()))
 
 
-def _check(picture: np.ndarray, reference: np.ndarray) -> None:
-    for image in (picture, reference):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+def _check(image: np.ndarray, reference: np.ndarray) -> None:
+    for one in (image, reference):
+        if one.dtype != np.uint8 or one.ndim != 3 or one.shape[2] != 3:
             raise RequestError(
-                f"metrics: expected uint8 (H, W, 3), got {image.dtype} {image.shape}"
+                f"metrics: expected uint8 (H, W, 3), got {one.dtype} {one.shape}"
             )
-    if picture.shape != reference.shape:
+    if image.shape != reference.shape:
         raise RequestError(
             "metrics: expected pictures of one size, got "
-            f"{picture.shape} and {reference.shape}"
+            f"{image.shape} and {reference.shape}"
         )

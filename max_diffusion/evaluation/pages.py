@@ -6,7 +6,15 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render(name: str, **values: object) -> str:
-    """A page of ``templates``; text in it is escaped."""
+    """Fills in a page of the folder ``templates``.
+
+    Args:
+        name: File name of the template.
+        **values: What the template shows; text is escaped.
+
+    Returns:
+        HTML.
+    """
     environment = Environment(
         loader=PackageLoader("max_diffusion.evaluation"),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""What :func:`tune` tries of a method: settings far apart, and neighbours of each."""
+"""What a search tries of a method: settings far apart, and neighbours of each."""
 
 from __future__ import annotations
 
@@ -11,33 +11,53 @@ from ..errors import RequestError
 
 
 def tunable_caches() -> list[str]:
-    """Names of the caches that say what to try of them."""
+    """Names of the caches that say what to try of them: those with ladders."""
     return [name for name, kind in CACHES.items() if kind.ladders]
 
 
 def coarse(method: str) -> list[AbstractCacheConfig]:
-    """A method's settings far apart from each other.
+    """A method's settings far apart from each other, from which a search starts.
+
+    Args:
+        method: Name of a cache. Of its coarse values every combination is taken that
+            its configuration does not refuse.
 
     Raises:
-        RequestError: No such method, or nothing to try of it.
+        RequestError: No such method, nothing to try of it, or all is refused.
     """
     if method not in tunable_caches():
         raise RequestError(
             f"tune: expected {', '.join(tunable_caches())}, got {method!r}"
         )
     ladders = CACHES[method].coarse
-    return [
-        CACHES[method](**dict(zip(ladders, values, strict=True)))
-        for values in product(*ladders.values())
-    ]
+    found: list[AbstractCacheConfig] = []
+    refused: RequestError | None = None
+    for values in product(*ladders.values()):
+        try:
+            found.append(CACHES[method](**dict(zip(ladders, values, strict=True))))
+        except RequestError as err:
+            refused = err
+    if refused is not None and not found:
+        raise refused
+    return found
 
 
 def neighbours(cache: AbstractCacheConfig) -> Iterator[AbstractCacheConfig]:
-    """Settings one rung up or down on one of the method's ladders."""
+    """Settings one rung up or down on one of the method's ladders.
+
+    Those that the cache's configuration refuses, because options do not go together,
+    are left out, and so are repetitions of others.
+
+    Args:
+        cache: A setting whose options are on the ladders.
+    """
     for option, ladder in cache.ladders.items():
         place = ladder.index(vars(cache)[option])
         for rung in (place - 1, place + 1):
             if 0 <= rung < len(ladder):
-                found = replace(cache, **{option: ladder[rung]})
+                try:
+                    found = replace(cache, **{option: ladder[rung]})
+                except RequestError:
+                    continue
                 if not found.is_repetition():
                     yield found

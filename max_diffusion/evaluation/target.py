@@ -14,21 +14,22 @@ from .drawing import Setting
 
 @dataclass(frozen=True)
 class Target:
-    """What a cache must reach; exactly one of these. The rest is made the best of.
+    """What a cache must reach: exactly one of these. The rest is made the best of.
 
     Raises:
         RequestError: None or several, or a value out of range.
     """
 
     psnr: float | None = None
-    """dB against no cache that every picture has; the fastest such cache wins."""
+    """dB against no cache that every image must have; the fastest such cache wins."""
     speedup: float | None = None
-    """Times as fast as no cache, whole pictures; the most like wins."""
+    """How many times as fast as no cache whole images must be drawn; the cache with
+    the most like images wins."""
     seconds: float | None = None
-    """Of a whole picture, at most; the most like wins."""
+    """Seconds that a whole image may take; the cache with the most like images wins."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Checks that one value is given, and that it is in range."""
         given = {name: value for name, value in vars(self).items() if value is not None}
         if len(given) != 1:
             raise RequestError(
@@ -44,7 +45,7 @@ class Target:
             )
 
     def __str__(self) -> str:
-        """In words."""
+        """The target in words."""
         if self.psnr is not None:
             return f"every picture at {self.psnr:g} dB or more"
         if self.speedup is not None:
@@ -54,45 +55,46 @@ class Target:
 
 @dataclass
 class Trial:
-    """One setting, on as many prompts as it was drawn for."""
+    """What one setting has reached, on as many prompts as it was drawn for."""
 
     setting: Setting
+    """The cache and the number of steps."""
     psnrs: list[float] = field(default_factory=list)
-    """dB, by prompt; infinite where pictures are equal."""
+    """PSNR in dB by prompt, against no cache; infinite where images are equal."""
     seconds: list[float] = field(default_factory=list)
-    """Whole pictures, by prompt."""
+    """Seconds that whole images took, by prompt."""
     speedups: list[float] = field(default_factory=list)
-    """Times as fast as no cache, by prompt."""
+    """How many times as fast as no cache the images were drawn, by prompt."""
     skipped: float = 0
-    """Transformer passes that were not computed in full, all prompts."""
+    """Transformer passes that were not computed in full, over all prompts."""
     given_up: str = ""
-    """Why it was not drawn for all prompts, if it was not."""
+    """Why the setting was not drawn for all prompts; empty where it was."""
 
     @property
     def worst_psnr(self) -> float:
-        """Of the pictures so far, dB."""
+        """The lowest PSNR of the images so far, in dB."""
         return min(self.psnrs)
 
     @property
     def speedup(self) -> float:
-        """Median over the prompts so far."""
+        """How many times as fast as no cache: the median over the prompts so far."""
         return statistics.median(self.speedups)
 
     @property
     def median_seconds(self) -> float:
-        """Over the prompts so far."""
+        """Seconds that a whole image takes: the median over the prompts so far."""
         return statistics.median(self.seconds)
 
     @property
     def is_faster(self) -> bool:
-        """Than no cache: by the clock, and because it skips something.
+        """Whether it beats no cache by the clock, and because it skips something.
 
-        One that computes every step has equal pictures, too, and by chance less time.
+        A setting that computes every step has equal images, and by chance less time.
         """
         return self.skipped > 0 and self.speedup > 1
 
     def meets(self, target: Target) -> bool:
-        """Whether it does so far."""
+        """Whether the setting reaches a target on the prompts so far."""
         if not self.is_faster:
             return False
         if target.psnr is not None:
@@ -103,7 +105,10 @@ class Trial:
         return self.median_seconds <= target.seconds
 
     def rank(self, target: Target) -> tuple[bool, bool, float, float]:
-        """Greater is better: those that meet the target first, nearest first."""
+        """A key that is greater the better the setting is for a target.
+
+        Settings that meet the target come first, then those that come nearest to it.
+        """
         is_met = self.meets(target)
         by_quality = (self.worst_psnr, self.speedup)
         by_speed = (self.speedup, self.worst_psnr)
@@ -111,7 +116,7 @@ class Trial:
         return (is_met, self.is_faster, *(by_speed if wants_speed else by_quality))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; equal pictures have no PSNR, ``None``."""
+        """The trial in plain JSON types; the PSNR of equal images is ``None``."""
         found: dict[str, Any] = plain(
             {
                 **self.setting.to_dict(),

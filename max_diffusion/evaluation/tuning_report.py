@@ -15,18 +15,18 @@ from .charts import Point, quality_chart
 from .comparison_report import data_url, decibels, summary_table
 from .pages import render
 from .target import Trial
-from .tune import TuningResult
+from .tuning_result import TuningResult
 
 
 def save_tuning(result: TuningResult, folder: str | Path) -> list[Path]:
     """Writes ``cache.json``, ``report.html``, ``tuning.json`` and ``pareto.png``.
 
     Args:
-        result: Of :func:`tune`.
+        result: What :func:`tune` returned.
         folder: Made if it is missing; files of these names in it are replaced.
 
     Returns:
-        The files, the cache file first.
+        The paths of all files written, the cache file's first.
 
     Raises:
         RequestError: A file cannot be written.
@@ -61,7 +61,12 @@ def save_tuning(result: TuningResult, folder: str | Path) -> list[Path]:
 
 
 def pareto_front(trials: Sequence[Trial], num_prompts: int) -> list[Trial]:
-    """Settings drawn for all prompts that none beats in both; the fastest first."""
+    """Settings that no other beats in both speed and worst PSNR; the fastest first.
+
+    Args:
+        trials: Settings that were tried, in any order.
+        num_prompts: How many images a trial must have to be compared.
+    """
     done = [trial for trial in trials if len(trial.psnrs) == num_prompts]
     front: list[Trial] = []
     for trial in sorted(done, key=lambda t: (-t.speedup, -t.worst_psnr)):
@@ -71,7 +76,7 @@ def pareto_front(trials: Sequence[Trial], num_prompts: int) -> list[Trial]:
 
 
 def pareto_chart(result: TuningResult) -> Image.Image:
-    """All settings tried, the front of the best, the target and the winner."""
+    """The chart of all settings tried, the best of them, the target and the winner."""
 
     def point(trial: Trial) -> Point:
         return Point(

@@ -21,10 +21,13 @@ from max_diffusion import (
     TaylorSeerConfig,
     TeaCacheConfig,
     TextToImagePipeline,
+    demo_model_path,
     read_cache_file,
 )
 from max_diffusion.cache_file import write_cache_file
+from max_diffusion.calibration import PROMPTS as PLAIN_PROMPTS
 from max_diffusion.cli import main
+from max_diffusion.demo import Verdict, held_out_prompts
 from max_diffusion.evaluation_commands import _prompts
 
 COMMAND = str(Path(sys.executable).with_name("max-diffusion"))
@@ -146,7 +149,7 @@ def test_bad_arguments_are_one_line(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--caches", "none"], "tune: expected taylorseer, auto"),
+        (["--caches", "none"], "tune: expected taylorseer, first-block, auto"),
         (["--caches", "auto,tea"], "got 'tea'"),
         (["--caches", "taylorseer:max_order=1"], "got 'taylorseer:max_order=1'"),
         (["--budget", "0"], "--budget: expected seconds above 0, got 0"),
@@ -368,6 +371,66 @@ def test_tune_that_misses_its_target_ends_with_1_and_says_the_nearest(
     config = read_cache_file(tmp_path / "tuning" / "cache.json")
     assert config == TeaCacheConfig(0.8)
     assert given["caches"] == ("none", "teacache")
+
+
+def test_the_demo_model_is_tuned_on_what_it_was_not_trained_on(
+    run: Run, load: Callable[[Any], dict[str, Any]], tmp_path: Path
+) -> None:
+    texts = held_out_prompts(12)
+    (tmp_path / "x.txt").write_text("u\n")
+
+    def drawn(path: Path | None, *words: str) -> dict[str, list[str]]:
+        painter = Painter(behave, names=("teacache",))
+        painter.pipeline_config.path = path
+        load(painter)
+        goal = ("--target-psnr", 40, "--caches", "teacache", "--json")
+        code, output, errors = run("tune", *words, *goal)
+        assert (code, errors) == (0, "")
+        found = json.loads(output)
+        return {"on": found["prompts"], "by": found["validation"]["prompts"]}
+
+    plain, own = None, demo_model_path()
+    assert drawn(own) == {"on": [*texts[:6]], "by": [*texts[6:]]}
+    assert drawn(own, texts[7], "a") == {
+        "on": [texts[7], "a"],
+        "by": [texts[6], *texts[8:]],
+    }
+    validation = ("--validation-file", "x.txt")
+    assert drawn(own, *validation) == {"on": [*texts[:6]], "by": ["u"]}
+    assert drawn(own, "a", *validation) == {"on": ["a"], "by": ["u"]}
+    assert drawn(plain) == {"on": [*PLAIN_PROMPTS[:4]], "by": [*PLAIN_PROMPTS[4:]]}
+    assert drawn(plain, "a")["by"] == [*PLAIN_PROMPTS[4:]]
+
+
+@pytest.mark.parametrize("is_demo", [True, False])
+def test_the_demo_models_judge_is_handed_in_for_it_alone(
+    run: Run,
+    load: Callable[[Any], dict[str, Any]],
+    monkeypatch: pytest.MonkeyPatch,
+    is_demo: bool,
+) -> None:
+    asked: list[str] = []
+
+    def judge(prompt: str, image: np.ndarray) -> Verdict | None:
+        asked.append(prompt)
+        is_right = bool(image.sum() % 2)
+        return Verdict(is_right, True, True, True, (), "" if is_right else "odd")
+
+    monkeypatch.setattr("max_diffusion.demo.judge", judge)
+    painter = Painter(behave, names=("teacache",))
+    painter.pipeline_config.path = demo_model_path() if is_demo else Path("other")
+    load(painter)
+    code, output, _ = run("compare", "a", "b", "--runs", 1, "--json")
+    found = json.loads(output)
+    assert (code, found["num_judged"]) == (0, 2 if is_demo else 0)
+    assert set(asked) == ({"a", "b"} if is_demo else set())
+    assert all((row["right"] is not None) == is_demo for row in found["rows"])
+    asked.clear()
+    words = ("--target-psnr", 40, "--caches", "teacache", "--json")
+    _, output, _ = run("tune", "c", *words)
+    validation = json.loads(output)["validation"]
+    assert validation["num_judged"] == (len(validation["prompts"]) if is_demo else 0)
+    assert set(asked) == (set(validation["prompts"]) if is_demo else set())
 
 
 def test_tune_of_the_demo_model(

@@ -23,7 +23,7 @@ from max_diffusion import (
     TaylorSeerConfig,
     TextToImagePipeline,
 )
-from max_diffusion.demo import check, parse_caption
+from max_diffusion.demo import check, judge, parse_caption
 from max_diffusion.evaluation import Comparison, Row, compare
 
 PROMPTS = ("a red circle", "two green stars & <script>alert(1)</script>")
@@ -40,6 +40,7 @@ def comparison(demo: TextToImagePipeline) -> Comparison:
         fewer_steps=(3,),
         seed=7,
         runs=1,
+        judge=judge,
     )
 
 
@@ -133,6 +134,7 @@ def test_pictures_are_judged_where_prompts_are_scenes(
     assert scene
     assert comparison.num_judged == 1
     for row in comparison.rows:
+        assert row.num_judged == 1
         verdict = check(row.images[0], scene)
         told, untold = row.scores
         assert (told.is_right, told.why_not) == (verdict.is_right, verdict.reason)
@@ -184,7 +186,14 @@ def _tuples(options: dict[str, Any]) -> dict[str, Any]:
 
 def test_scenes_of_another_size_are_not_judged(demo: TextToImagePipeline) -> None:
     small = compare(
-        demo, "a red circle", [], num_inference_steps=1, runs=1, height=64, width=64
+        demo,
+        "a red circle",
+        [],
+        num_inference_steps=1,
+        runs=1,
+        height=64,
+        width=64,
+        judge=judge,
     )
     assert small.num_judged == 0
     assert small.baseline.scores[0].is_right is None

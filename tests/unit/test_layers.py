@@ -10,12 +10,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Not what other Pythons run, which have neither this package nor its dependencies.
 FILES = sorted(
     path
     for folder in ("graphs", "max_diffusion")
     for path in ROOT.glob(f"{folder}/**/*.py")
-    if path.parent.name != "workers"
 )
 PACKAGE_FILES = [path for path in FILES if path.name != "__init__.py"]
 

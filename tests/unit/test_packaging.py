@@ -108,6 +108,21 @@ def test_version_is_written_once_and_in_the_changelog(
     assert newest[1] == max_diffusion.__version__
 
 
+def test_what_only_measures_the_project_is_not_in_the_wheel(
+    project: dict[str, Any],
+) -> None:
+    from setuptools import find_packages
+
+    settings = project["tool"]["setuptools"]
+    found = find_packages(str(ROOT), include=settings["packages"]["find"]["include"])
+    assert {"max_diffusion", "max_diffusion.evaluation", "graphs"} <= set(found)
+    assert {name.split(".")[0] for name in found} == {"max_diffusion", "graphs"}
+    assert not [name for name in found if "bench" in name]
+    data = [item for items in settings["package-data"].values() for item in items]
+    assert not [name for name in data if "bench" in name or "workers" in name]
+    assert "benchmarks.harness" in project["tool"]["mypy"]["packages"]
+
+
 def test_license_is_apache_in_full(project: dict[str, Any]) -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert project["project"]["license"] == "Apache-2.0"

@@ -12,12 +12,10 @@ from processes import run_python
 import max_diffusion
 
 ROOT = Path(__file__).parents[2]
-# Not what other Pythons run, which have neither this package nor its dependencies.
 FILES = sorted(
     path
     for folder in ("graphs", "max_diffusion")
     for path in ROOT.glob(f"{folder}/**/*.py")
-    if path.parent.name != "workers"
 )
 
 

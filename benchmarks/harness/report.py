@@ -9,11 +9,12 @@ from typing import Any, Final
 
 from PIL import Image
 
-from ...errors import RequestError
-from ...files import check_folder, prepared_folder, write_text
-from ...images import save_atomically
-from ..charts import bar_chart, written
-from .run import BenchResult
+from max_diffusion.errors import RequestError
+from max_diffusion.evaluation.charts import bar_chart, written
+from max_diffusion.files import check_folder, prepared_folder, write_text
+from max_diffusion.images import save_atomically
+
+from .measures import BenchResult
 from .runtimes import NOT_ASKED, OURS
 
 RESULTS: Final = "results.json"
@@ -49,12 +50,12 @@ def save_bench(result: BenchResult, folder: str | Path) -> list[Path]:
     """Writes ``results.json``, ``README.md`` with all figures, and charts.
 
     Args:
-        result: Of :func:`bench`.
+        result: What :func:`bench` returned.
         folder: Made if it is missing. Figures of groups that were not measured now
             stay, with their own date and machine; those of the same groups go.
 
     Returns:
-        The files, the table first.
+        The paths of all files written, the table's first.
 
     Raises:
         RequestError: A file cannot be written, or is none of ours.

@@ -16,34 +16,38 @@ from max.driver import CPU
 from max.graph import Module
 from safetensors.numpy import save_file
 
-from ...compile import in_graph_context
-from ...models.flux1.transformer import Flux1Transformer
-from ...pipelines.registry import demo_model_path
-from .kept import digest, made_once
+from max_diffusion.compile import in_graph_context
+from max_diffusion.models.flux1.transformer import Flux1Transformer
+from max_diffusion.pipelines.registry import demo_model_path
+
+from .artefact_cache import digest, made_once
 
 
 @dataclass(frozen=True)
 class Size:
-    """One model at one size of picture."""
+    """One model at one size of image."""
 
     name: str
+    """Name of its group of figures, and of its folder."""
     title: str
+    """Words for it in tables."""
     side: int
-    """Pixels."""
+    """Height and width of the images in pixels."""
     steps: int
-    """Of whole pictures."""
+    """Denoising steps of an image that is timed."""
     interval: int
-    """TaylorSeer's, in all runtimes."""
+    """TaylorSeer's ``cache_interval``, in all runtimes."""
     warmup: int
-    """Likewise."""
+    """TaylorSeer's ``warmup_steps``, in all runtimes."""
     first_steps: int
-    """Of the picture that is drawn before any is timed."""
+    """Denoising steps of the image that is drawn before any is timed."""
     repeats: int
-    """Pictures a process, of each cache."""
+    """How many images a process draws with each cache."""
     max_rounds: int
-    """Processes of each runtime at most."""
+    """How many processes a runtime has at most."""
     caches: Mapping[str, Mapping[str, Any]]
-    """That are measured, with options other than TaylorSeer's."""
+    """The caches that are measured, by name, with the options they are given;
+    TaylorSeer's are above."""
 
 
 DEMO: Final = Size(
@@ -100,8 +104,8 @@ def model_folder(size: Size, work: Path) -> Path:
     """The folder of a size's model; the large one is written once.
 
     Args:
-        size: One of the sizes.
-        work: Where it is kept.
+        size: :data:`DEMO` or :data:`LARGE`.
+        work: Folder in which the large model is kept.
     """
     if size is DEMO:
         return demo_model_path()
@@ -109,7 +113,7 @@ def model_folder(size: Size, work: Path) -> Path:
 
 
 def model_digest(size: Size) -> str:
-    """Of all that a size's model is made of."""
+    """The digest of all that a size's model is made of."""
     parts: list[str | Path] = [demo_model_path()]
     if size is LARGE:
         parts.append(json.dumps(dict(_LARGE_TRANSFORMER)))

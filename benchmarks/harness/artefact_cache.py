@@ -1,4 +1,4 @@
-"""Folders that take minutes to make, kept from one benchmark to the next."""
+"""A cache of folders that take minutes to make, kept from benchmark to benchmark."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ _STAMP: Final = "made-of"
 
 
 def made_once(folder: Path, of: str, make: Callable[[Path], None] | None) -> Path:
-    """A folder that is made once, and again if it would be made of something else.
+    """Makes a folder once, and again if it would be made of something else.
 
     Args:
-        folder: Where it is kept.
-        of: Digest of all that it is made of.
-        make: Fills the folder, which is empty; ``None``: it may not be made. One that
-            raises leaves a folder that will be made again.
+        folder: Where the folder is kept.
+        of: Digest of all that the folder is made of.
+        make: Fills the folder, which is empty; ``None`` where it may not be made. A
+            ``make`` that raises leaves a folder that will be made again.
+
+    Returns:
+        ``folder``.
 
     Raises:
-        FileNotFoundError: It is not there, and may not be made.
+        FileNotFoundError: The folder is not there, and may not be made.
     """
     stamp = folder / _STAMP
     if stamp.is_file() and stamp.read_text() == of:
@@ -36,10 +39,13 @@ def made_once(folder: Path, of: str, make: Callable[[Path], None] | None) -> Pat
 
 
 def digest(parts: Iterable[str | Path]) -> str:
-    """SHA-256 of texts and of folders' files: names and contents.
+    """SHA-256 of texts, and of the names and contents of folders' files.
 
     Args:
-        parts: In an order of meaning.
+        parts: Texts and folders; another order has another digest.
+
+    Returns:
+        64 hexadecimal digits.
     """
     found = hashlib.sha256()
     for part in parts:

@@ -17,16 +17,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: how long all of it took, and each step but the first.
+    """One image: how long all of it took, and each step but the first.
 
     The first step is left out because not every runtime tells when it began.
     """
 
     seconds: float
+    """Seconds that the whole image took."""
     milliseconds: Sequence[float]
-    """Of all steps but the first."""
+    """Milliseconds of each step but the first."""
     is_full: Sequence[bool]
-    """Of all steps, the first too: whether it ran the whole transformer."""
+    """Whether each step, the first too, ran the whole transformer."""
 
 
 Draw = Callable[[dict[str, Any] | None, int], Picture]

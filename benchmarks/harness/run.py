@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ...caches import (
+from max_diffusion.caches import (
     CALIBRATION_FILE,
     AbstractCacheConfig,
     Calibration,
     TaylorSeerConfig,
     cache_from_options,
 )
-from ...checks import one_of, whole
-from ...errors import RequestError
-from ...files import prepared_folder
-from ...pipelines.registry import demo_model_path
-from ...report import plain
-from ..drawing import OnProgress
-from ..machine import machine
-from .models import DEMO, LARGE, Size, model_digest, model_folder
+from max_diffusion.evaluation.drawing import BASELINE as NO_CACHE
+from max_diffusion.evaluation.drawing import OnProgress
+from max_diffusion.evaluation.machine import machine
+from max_diffusion.files import prepared_folder
+from max_diffusion.pipelines.registry import demo_model_path
+
+from .measures import BenchResult, Collection
+from .models import DEMO, Size, model_digest, model_folder
+from .plan import GROUPS, ROUNDS, Plan
 from .runtimes import (
     OPENVINO,
     OURS,
@@ -39,17 +36,10 @@ from .runtimes import (
     PeerError,
     Runtime,
     described,
-    environment,
     exported,
 )
+from .worker_process import output_of
 
-NO_CACHE: Final = "no cache"
-GROUPS: Final = (DEMO.name, LARGE.name, "cold", "parts")
-"""What can be measured by itself: the models, cold compiles of the demo model in
-float32, and parts and whole processes."""
-QUICK_GROUPS: Final = (DEMO.name, "parts")
-"""Those of them that the quick form has."""
-_ROUNDS: Final = 3
 _LIMIT_SECONDS: Final = 3600.0  # of a process
 _WORKERS: Final = Path(__file__).with_name("workers")
 _PROMPT: Final = "a red circle above a blue square"
@@ -57,55 +47,8 @@ _TEXT_TOKENS: Final = 32  # the most that the models read
 _LOADED: Final = ("taylorseer",)  # caches that the command line compiles and loads
 
 
-@dataclass
-class Measure:
-    """One figure of every runtime; less is better."""
-
-    group: str
-    """Name of a :class:`Size`, or ``parts``."""
-    name: str
-    unit: str
-    """``ms``, ``s`` or ``MiB``."""
-    rounds: dict[str, list[float]] = field(default_factory=dict)
-    """A value a round, by runtime."""
-
-    @property
-    def medians(self) -> dict[str, float]:
-        """Over the rounds, by runtime."""
-        return {name: statistics.median(v) for name, v in self.rounds.items()}
-
-
-@dataclass(frozen=True)
-class BenchResult:
-    """What :func:`bench` measured."""
-
-    is_quick: bool
-    date: str
-    rounds: int
-    groups: tuple[str, ...]
-    """Of :data:`GROUPS`, those that were measured."""
-    sizes: tuple[Size, ...]
-    measures: tuple[Measure, ...]
-    not_run: Mapping[str, Mapping[str, str]]
-    """Runtimes, or what of them, that could not be run, and why, by group."""
-    versions: Mapping[str, Mapping[str, Mapping[str, str]]]
-    """By group and runtime."""
-    command: str
-    """What measures the same again."""
-    machine: Mapping[str, object]
-    seconds: float
-    """That it took."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types."""
-        found: dict[str, Any] = plain(vars(self))
-        for item, measure in zip(found["measures"], self.measures, strict=True):
-            item["medians"] = plain(measure.medians)
-        return found
-
-
 def default_work_folder() -> Path:
-    """Where environments and models of the benchmark are kept."""
+    """The folder in which environments and models of the benchmark are kept."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "max-diffusion" / "bench"
 
@@ -114,7 +57,7 @@ def bench(
     *,
     is_quick: bool = False,
     groups: Sequence[str] = GROUPS,
-    rounds: int = _ROUNDS,
+    rounds: int = ROUNDS,
     work: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> BenchResult:
@@ -135,100 +78,72 @@ def bench(
             :func:`default_work_folder`.
         on_progress: See :data:`OnProgress`; what it raises ends the benchmark.
 
+    Returns:
+        All figures, and why what could not be run was not.
+
     Raises:
         RequestError: ``rounds`` is out of range, or there is no such group.
     """
-    for name in groups:
-        one_of("bench: a group", name, GROUPS)
-    whole("bench: rounds", rounds, minimum=1, maximum=100)
-    runner = _Runner(
-        is_quick=is_quick,
-        groups=groups,
-        rounds=1 if is_quick else rounds,
-        work=(work or default_work_folder()).absolute(),
-        on_progress=on_progress,
-    )
-    return runner.run()
+    plan = Plan.of(is_quick=is_quick, groups=groups, rounds=rounds)
+    folder = (work or default_work_folder()).absolute()
+    return _Runner(plan, folder, on_progress).run()
 
 
 class _Runner:
     """The benchmark as it goes on."""
 
-    def __init__(
-        self,
-        *,
-        is_quick: bool,
-        groups: Sequence[str],
-        rounds: int,
-        work: Path,
-        on_progress: OnProgress | None,
-    ) -> None:
-        self._is_quick = is_quick
-        self._rounds = rounds
+    def __init__(self, plan: Plan, work: Path, on_progress: OnProgress | None) -> None:
+        self._plan = plan
         self._work = work
         self._on_progress = on_progress
-        possible = QUICK_GROUPS if is_quick else GROUPS
-        left_out = [name for name in groups if name not in possible]
-        if left_out and groups is not GROUPS:
-            raise RequestError(
-                f"bench: the quick form has {', '.join(possible)}, not "
-                f"{', '.join(left_out)}; leave one or the other out"
-            )
-        self._command = "max-diffusion bench" + (" --quick" if is_quick else "")
-        if groups is not GROUPS:
-            self._command += f" --only {','.join(groups)}"
-        if not is_quick and rounds != _ROUNDS:
-            self._command += f" --rounds {rounds}"
-        self._groups = tuple(name for name in possible if name in groups)
-        self._sizes = tuple(s for s in (DEMO, LARGE) if s.name in self._groups)
-        self._runtimes = [r for r in RUNTIMES if not is_quick or r.dtype == "float32"]
-        self._pause = 1.0 if is_quick else 3.0
-        self._measures: dict[tuple[str, str], Measure] = {}
-        self._not_run: dict[str, dict[str, str]] = {}
-        self._versions: dict[str, dict[str, Mapping[str, str]]] = {}
+        self._runtimes = [
+            r for r in RUNTIMES if not plan.is_quick or r.dtype == "float32"
+        ]
+        self._pause = 1.0 if plan.is_quick else 3.0
+        self._found = Collection()
         self._pythons: dict[Environment, Path] = {}
         self._folders: dict[tuple[str, bool], Path] = {}
         self._done = 0
-        all_rounds = [min(rounds, size.max_rounds) for size in self._sizes]
+        all_rounds = [min(plan.rounds, size.max_rounds) for size in plan.sizes]
         alone = [r for r in self._runtimes if self._starts_alone(r)]
         self._planned = len(self._runtimes + alone) * sum(all_rounds)
-        self._planned += 5 * self._rounds * ("parts" in self._groups)
-        self._planned += len(self._runtimes) // 2 * ("cold" in self._groups)
-        if not is_quick:
-            self._planned += len(self._runtimes + alone) * len(self._sizes)
+        self._planned += 5 * plan.rounds * ("parts" in self._plan.groups)
+        self._planned += len(self._runtimes) // 2 * ("cold" in self._plan.groups)
+        if not plan.is_quick:
+            self._planned += len(self._runtimes + alone) * len(self._plan.sizes)
 
     def run(self) -> BenchResult:
         started = time.perf_counter()
         prepared_folder(self._work)
-        ready = {size.name: self._prepared(size) for size in self._sizes}
-        for size in self._sizes:
+        ready = {size.name: self._prepared(size) for size in self._plan.sizes}
+        for size in self._plan.sizes:
             runtimes = ready[size.name]
-            for turn in range(min(self._rounds, size.max_rounds)):
+            for turn in range(min(self._plan.rounds, size.max_rounds)):
                 # Another comes first in each round.
                 at = turn % max(1, len(runtimes))
                 for runtime in (*runtimes[at:], *runtimes[:at]):
                     self._draw(runtime, size, kind="round")
                     if self._starts_alone(runtime):
                         self._draw(runtime, size, kind="start")
-        if "cold" in self._groups:
+        if "cold" in self._plan.groups:
             for runtime in self._runtimes:
                 if runtime.dtype == "float32" and self._prepare(runtime, DEMO):
                     self._draw(runtime, DEMO, kind="cold")
-        if "parts" in self._groups:
+        if "parts" in self._plan.groups:
             self._measure_parts()
-            if not self._is_quick:
+            if not self._plan.is_quick:
                 self._measure_skips()
             self._measure_start()
         return BenchResult(
-            is_quick=self._is_quick,
+            is_quick=self._plan.is_quick,
             date=datetime.now(UTC).strftime("%Y-%m-%d"),
-            rounds=self._rounds,
-            groups=self._groups,
-            sizes=self._sizes,
-            measures=tuple(self._measures.values()),
-            not_run=self._not_run,
-            versions=self._versions,
-            command=self._command,
+            rounds=self._plan.rounds,
+            groups=self._plan.groups,
+            sizes=self._plan.sizes,
+            measures=tuple(self._found.measures.values()),
+            not_run=self._found.not_run,
+            versions=self._found.versions,
+            command=self._plan.command,
             machine=machine(),
             seconds=time.perf_counter() - started,
         )
@@ -236,13 +151,13 @@ class _Runner:
     def _prepared(self, size: Size) -> list[Runtime]:
         """Runtimes with all that they need, and compiled; notes why of the others."""
         ready = [runtime for runtime in self._runtimes if self._prepare(runtime, size)]
-        if not self._is_quick:
+        if not self._plan.is_quick:
             for runtime in ready:
                 if runtime.compiles:
                     self._draw(runtime, size, kind="first")
                 if self._starts_alone(runtime):
                     self._draw(runtime, size, kind="first start")
-        failed = self._not_run.get(size.name, {})
+        failed = self._found.not_run.get(size.name, {})
         return [
             runtime
             for runtime in ready
@@ -251,8 +166,8 @@ class _Runner:
         ]
 
     def _caches(self, runtime: Runtime, size: Size) -> list[str]:
-        """That a runtime draws with; the quick form has what the command line loads."""
-        wanted = _LOADED if self._is_quick else size.caches
+        """The caches to draw with; the quick form has what the command line loads."""
+        wanted = _LOADED if self._plan.is_quick else size.caches
         return [name for name in wanted if name in runtime.caches]
 
     def _starts_alone(self, runtime: Runtime) -> bool:
@@ -262,7 +177,7 @@ class _Runner:
         those that the command line loads. Others load all that they have anyway.
         """
         return runtime.is_ours and not (
-            self._is_quick or {*runtime.caches} <= {*_LOADED}
+            self._plan.is_quick or {*runtime.caches} <= {*_LOADED}
         )
 
     def _prepare(self, runtime: Runtime, size: Size) -> bool:
@@ -272,11 +187,11 @@ class _Runner:
             if own is not None and own not in self._pythons:
                 self._tell(f"the environment of {runtime.name}")
                 self._pythons[own] = own.python(
-                    self._work, may_install=not self._is_quick
+                    self._work, may_install=not self._plan.is_quick
                 )
             self._folder(runtime, size)
         except PeerError as err:
-            self._refuse(size.name, runtime.label, err)
+            self._found.refuse(size.name, runtime.label, err)
             return False
         return True
 
@@ -292,7 +207,7 @@ class _Runner:
                     model_digest(size),
                     self._work / f"{size.name}-openvino",
                     self._pythons[OPENVINO],
-                    may_export=not self._is_quick,
+                    may_export=not self._plan.is_quick,
                 )
             self._folders[key] = folder
         return self._folders[key]
@@ -342,15 +257,18 @@ class _Runner:
                     variables,
                 )
             except PeerError as err:
-                self._refuse(group, name, err)
+                self._found.refuse(group, name, err)
                 return
-        self._versions.setdefault(group, {})[runtime.label] = found["versions"]
+        self._found.versions.setdefault(group, {})[runtime.label] = found["versions"]
         error = found["cases"][NO_CACHE].get("error")
         if error:
-            self._refuse(group, name, error)
+            self._found.refuse(group, name, error)
         elif kind == "cold":
-            measure = self._measure("cold", "start to first picture, cold", "s")
-            measure.rounds[runtime.label] = [found["first_picture_seconds"]]
+            name, seconds = (
+                "start to first picture, cold",
+                found["first_picture_seconds"],
+            )
+            self._found.add("cold", name, "s", runtime.label, seconds)
         elif kind == "round":
             self._note(runtime, size, found)
         if not error and (
@@ -358,15 +276,11 @@ class _Runner:
         ):
             self._note_start(runtime, size, found)
 
-    def _refuse(self, group: str, name: str, reason: object) -> None:
-        """Notes what could not be run."""
-        self._not_run.setdefault(group, {})[name] = str(reason)
-
     def _note(self, runtime: Runtime, size: Size, found: Mapping[str, Any]) -> None:
         """What a process has printed."""
         for name, case in found["cases"].items():
             if "error" in case:
-                self._refuse(size.name, f"{runtime.label}, {name}", case["error"])
+                self._found.refuse(size.name, f"{runtime.label}, {name}", case["error"])
                 continue
             of = "" if name == NO_CACHE else f", {name}"
             self._add(size, f"picture{of}", "ms", runtime, case["picture_ms"])
@@ -391,58 +305,52 @@ class _Runner:
 
     def _measure_parts(self) -> None:
         """Forecasts alone, against MAX's own."""
-        for _ in range(self._rounds):
-            for name in ("ours", "theirs"):
-                label = f"{OURS} float32" if name == "ours" else "MAX's own float32"
+        for _ in range(self._plan.rounds):
+            for whose in ("ours", "theirs"):
+                label = f"{OURS} float32" if whose == "ours" else "MAX's own float32"
                 words = "TaylorSeerCache, " + label
                 try:
                     found = self._run_worker(
-                        "taylorseer.py", {"runtime": name}, None, words, {}
+                        "taylorseer.py", {"runtime": whose}, None, words, {}
                     )
                 except PeerError as err:
-                    self._refuse("parts", words, err)
+                    self._found.refuse("parts", words, err)
                     continue
                 for part, value in found.items():
-                    measure = self._measure("parts", f"TaylorSeer {part}", "ms")
-                    measure.rounds.setdefault(label, []).append(value)
+                    name = f"TaylorSeer {part}"
+                    self._found.add("parts", name, "ms", label, value)
 
     def _measure_skips(self) -> None:
         """Skipped steps at FLUX.1's width."""
         words = "skipped steps"
-        for _ in range(self._rounds):
+        for _ in range(self._plan.rounds):
             try:
                 found = self._run_worker("skipped.py", {}, None, words, {})
             except PeerError as err:
-                self._refuse("parts", words, err)
+                self._found.refuse("parts", words, err)
                 return
             for name, values in found.items():
-                measure = self._measure("parts", name, "ms")
                 for label, value in values.items():
-                    measure.rounds.setdefault(label, []).append(value)
+                    self._found.add("parts", name, "ms", label, value)
 
     def _measure_start(self) -> None:
-        """Whole processes of ours: what a shell waits for."""
+        """Measures whole processes of ours: what a shell waits for."""
         lines = {
             "python, doing nothing": ["-c", "pass"],
             "import max_diffusion": ["-c", "import max_diffusion"],
         }
-        for _ in range(self._rounds):
+        for _ in range(self._plan.rounds):
             for name, arguments in lines.items():
                 started = time.perf_counter()
                 self._wait([sys.executable, *arguments], name, {})
-                measure = self._measure("parts", name, "s")
-                values = measure.rounds.setdefault(f"{OURS} float32", [])
-                values.append(time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                self._found.add("parts", name, "s", f"{OURS} float32", seconds)
                 self._done += 1
-
-    def _measure(self, group: str, name: str, unit: str) -> Measure:
-        return self._measures.setdefault((group, name), Measure(group, name, unit))
 
     def _add(
         self, size: Size, name: str, unit: str, runtime: Runtime, value: float
     ) -> None:
-        measure = self._measure(size.name, name, unit)
-        measure.rounds.setdefault(runtime.label, []).append(value)
+        self._found.add(size.name, name, unit, runtime.label, value)
 
     def _tell(self, words: str) -> None:
         if self._on_progress:
@@ -472,31 +380,12 @@ class _Runner:
 
     def _wait(self, line: list[str], words: str, variables: Mapping[str, str]) -> str:
         """Runs a process to its end and returns its output."""
-        variables = {**environment(), **variables}
-        with (
-            tempfile.TemporaryFile("w+") as output,
-            tempfile.TemporaryFile("w+") as errors,
-        ):
-            process = subprocess.Popen(
-                line, stdout=output, stderr=errors, env=variables
-            )
-            end = time.monotonic() + _LIMIT_SECONDS
-            try:
-                while process.poll() is None:
-                    self._tell(words)
-                    if time.monotonic() > end:
-                        raise PeerError(f"it took more than {_LIMIT_SECONDS:.0f} s")
-                    with suppress(subprocess.TimeoutExpired):
-                        process.wait(0.5)
-            finally:
-                process.kill()
-                process.wait()
-            output.seek(0)
-            errors.seek(0)
-            if process.returncode:
-                said = errors.read().strip().splitlines() or ["it said nothing"]
-                raise PeerError(f"it ended with {process.returncode}: {said[-1][:300]}")
-            return output.read()
+        return output_of(
+            line,
+            variables=variables,
+            limit_seconds=_LIMIT_SECONDS,
+            on_wait=lambda: self._tell(words),
+        )
 
 
 def _name(runtime: Runtime, kind: str) -> str:

@@ -11,15 +11,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from ...caches import AbstractCacheConfig, Calibration
-from ...errors import MaxDiffusionError
-from .kept import digest, made_once
+from max_diffusion.caches import AbstractCacheConfig, Calibration
+from max_diffusion.errors import MaxDiffusionError
+
+from .artefact_cache import digest, made_once
 
 OURS: Final = "max_diffusion"
 
 
 class PeerError(MaxDiffusionError):
-    """A peer cannot be run; says why."""
+    """A peer cannot be run; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,19 @@ class Environment:
     """A Python of its own for peers, with what they need."""
 
     name: str
+    """Name of its folder."""
     requirements: tuple[str, ...]
+    """What pip installs."""
 
     def python(self, work: Path, *, may_install: bool) -> Path:
-        """Its interpreter, made first if need be.
+        """The path of its interpreter, which is made first if need be.
+
+        Args:
+            work: Folder in which all environments are kept.
+            may_install: Whether it may be made, which downloads up to a few GB.
 
         Raises:
-            PeerError: It is not there and may not be made, or cannot be.
+            PeerError: The environment is not there and may not be made, or cannot be.
         """
         folder = work / "environments" / self.name
         of = digest((sys.version, *self.requirements))
@@ -59,10 +66,10 @@ class Environment:
 
 
 def environment() -> dict[str, str]:
-    """Variables for other Pythons.
+    """Environment variables for other Pythons.
 
-    As they were when this process began: MAX changes them in place, out of Python's
-    sight, and what inherits them looks for packages here.
+    They are as they were when this process began: MAX changes them in place, out of
+    Python's sight, and what inherits them looks for packages here.
     """
     return dict(os.environ)
 
@@ -104,22 +111,24 @@ OPENVINO: Final = Environment(
 
 @dataclass(frozen=True)
 class Runtime:
-    """One way to draw pictures."""
+    """One way to draw images."""
 
     name: str
+    """What tables call it, without the dtype."""
     worker: str
-    """File in ``workers``."""
+    """Name of the file in ``workers`` that draws with it."""
     dtype: str
+    """Compute dtype: ``float32`` or ``bfloat16``."""
     environment: Environment | None = None
-    """``None``: this Python."""
+    """The Python that it needs; ``None`` for the one that runs the benchmark."""
     caches: tuple[str, ...] = ()
-    """That it has, by our names."""
+    """The caches that it has, by our names."""
     is_compiled: bool = False
-    """By ``torch.compile``."""
+    """Whether ``torch.compile`` compiles it."""
 
     @property
     def label(self) -> str:
-        """For tables."""
+        """Name and dtype, which tell it from all others."""
         return f"{self.name} {self.dtype}"
 
     @property
@@ -164,14 +173,17 @@ def exported(
     """A model's folder as OpenVINO reads it, made once by optimum-intel.
 
     Args:
-        folder: As diffusers has it.
+        folder: The model's folder in the diffusers layout.
         of: Digest of the model.
-        target: Where to keep what is exported.
-        python: Of the environment :data:`OPENVINO`.
-        may_export: Whether it may be made, which takes a minute or more.
+        target: Folder in which to keep what is exported.
+        python: Interpreter of the environment :data:`OPENVINO`.
+        may_export: Whether it may be exported, which takes a minute or more.
+
+    Returns:
+        ``target``.
 
     Raises:
-        PeerError: It cannot be exported, or is not there and may not be.
+        PeerError: The model cannot be exported, or is not there and may not be.
     """
 
     def export(target: Path) -> None:
@@ -190,7 +202,7 @@ def exported(
 def described(
     cache: AbstractCacheConfig, calibration: Calibration
 ) -> Mapping[str, Any]:
-    """A cache as workers are told of it."""
+    """What workers are told of a cache: its name, its options and what it needs."""
     found: dict[str, Any] = {"name": cache.name, "options": asdict(cache)}
     if found["name"] == "magcache":
         found["ratios"] = calibration.magcache_ratios

@@ -1,0 +1,41 @@
+"""The demo model's own judge and prompts, for :mod:`max_diffusion.evaluation`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .checker import Verdict, check
+from .scenes import SIZE_PX, held_out_scene, parse_caption
+
+
+def judge(prompt: str, image: np.ndarray) -> Verdict | None:
+    """Tells whether an image shows its prompt.
+
+    Args:
+        prompt: Any text.
+        image: uint8 ``(H, W, 3)``.
+
+    Returns:
+        The verdict; ``None`` for a prompt that is not worded as the demo model's
+        captions are, or an image that is not 128 pixels high and wide.
+    """
+    if image.shape != (SIZE_PX, SIZE_PX, 3):
+        return None
+    scene = parse_caption(prompt)
+    return None if scene is None else check(image, scene)
+
+
+def held_out_prompts(count: int = 12) -> tuple[str, ...]:
+    """Captions of scenes whose combinations the demo model was never trained on.
+
+    Args:
+        count: How many, at least 1; the first are the same for any count.
+
+    Returns:
+        ``count`` different captions, the same in every call.
+    """
+    rng = np.random.default_rng(5)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[held_out_scene(rng).caption] = None
+    return tuple(found)

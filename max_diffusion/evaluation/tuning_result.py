@@ -1,0 +1,108 @@
+"""What a search for a cache found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..report import plain
+from .comparison import Comparison
+from .drawing import Setting
+from .target import Target, Trial
+
+
+@dataclass(frozen=True)
+class TuningResult:
+    """What :func:`tune` found."""
+
+    target: Target
+    """What was to be reached."""
+    is_met: bool
+    """Whether the winner reaches the target on the prompts that it was validated on."""
+    winner: Setting
+    """The best setting that meets the target, or what comes nearest to it."""
+    validation: Comparison
+    """Winner, no cache and fewer steps in the same time, on the other prompts."""
+    num_validated: int
+    """How many settings were drawn for the other prompts; where there are several, the
+    winner was chosen by these prompts too."""
+    num_left: int
+    """How many further settings meet the target on the prompts tuned on, and were not
+    validated: the time was over, or five were."""
+    trials: tuple[Trial, ...]
+    """All settings that were tried, by rank: those drawn for all prompts first."""
+    fewer_steps: tuple[Trial, ...]
+    """What smaller numbers of steps reach without a cache, most steps first."""
+    baseline_seconds: float
+    """Seconds that a whole image takes without a cache: the median over prompts."""
+    prompts: tuple[str, ...]
+    """What was tuned on, each prompt alone."""
+    refused: Mapping[str, str]
+    """Why the model cannot run each cache that was left out, by the cache's name."""
+    is_finished: bool
+    """Whether all neighbours of the best were tried before the time was over."""
+    seconds: float
+    """Seconds that the whole search took, validation included."""
+    machine: Mapping[str, object]
+    """Processor, cores, memory and system that it was measured on."""
+
+    @property
+    def others_words(self) -> str:
+        """Words for the prompts that the winner was validated on."""
+        count = len(self.validation.prompts)
+        prompts = "prompt" if count == 1 else "prompts"
+        if self.num_validated == 1:
+            return f"{count} {prompts} that it was not chosen by"
+        return (
+            f"{count} other {prompts}, by which it was chosen among the best "
+            f"{self.num_validated}"
+        )
+
+    @property
+    def miss_words(self) -> str:
+        """Words that tell that nothing reaches the target; for results that miss it."""
+        if self.num_left:
+            return (
+                f"no setting that was validated reaches {self.target}; {self.num_left} "
+                "more do on the prompts tuned on, a larger budget may validate them"
+            )
+        where = "" if self.is_finished else " tried before the time was over"
+        return f"no setting{where} reaches {self.target}"
+
+    @property
+    def tuned_words(self) -> str:
+        """Words for what the winner reached on the prompts tuned on."""
+        trial = next(t for t in self.trials if t.setting == self.winner)
+        worst = trial.worst_psnr
+        decibels = "equal pictures" if math.isinf(worst) else f"{worst:.1f} dB at worst"
+        skipped = "" if trial.skipped else ", nothing skipped"
+        return f"{decibels}, {trial.speedup:.2f} times as fast{skipped}"
+
+    @property
+    def nearest_words(self) -> str:
+        """Words for what the winner reached on the other prompts."""
+        row = self.validation.of_kind("cache")[0]
+        worst = row.metric("psnr")[1]
+        decibels = "equal pictures" if math.isinf(worst) else f"{worst:.1f} dB at worst"
+        return (
+            f"{decibels}, {row.speedup:.2f} times as fast, {row.median_seconds:.3g} s"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The result in plain JSON types, without the images."""
+        own: dict[str, Any] = plain(
+            {
+                name: value
+                for name, value in vars(self).items()
+                if name not in ("winner", "validation", "trials", "fewer_steps")
+            }
+        )
+        return {
+            **own,
+            "winner": self.winner.to_dict(),
+            "validation": self.validation.to_dict(),
+            "trials": [trial.to_dict() for trial in self.trials],
+            "fewer_steps": [trial.to_dict() for trial in self.fewer_steps],
+        }

@@ -1,0 +1,25 @@
+"""Nothing that a benchmark would measure runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from bench_workers import PARTS, WORKER
+
+from benchmarks.harness import run as bench_run
+from benchmarks.harness.runtimes import RUNTIMES
+
+
+@pytest.fixture
+def workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand-ins for what is measured, and no pauses."""
+    folder = tmp_path / "workers"
+    folder.mkdir()
+    for name in {runtime.worker for runtime in RUNTIMES}:
+        (folder / name).write_text(WORKER.format(broken="nothing is"))
+    (folder / "taylorseer.py").write_text(PARTS)
+    (folder / "skipped.py").write_text("import sys; sys.exit('no memory')")
+    monkeypatch.setattr(bench_run, "_WORKERS", folder)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    return folder
