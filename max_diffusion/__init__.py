@@ -13,10 +13,6 @@ from importlib import import_module
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
-    from .cache_file import (
-        read_cache_file,
-        write_cache_file,
-    )
     from .caches import (
         CACHES,
         AbstractCacheConfig,
@@ -40,18 +36,12 @@ if TYPE_CHECKING:
         TeaCacheConfig,
         register_cache,
     )
-    from .calibration import (
-        calibrate,
-    )
-    from .component import (
-        ComponentModel,
-    )
-    from .decorator import (
-        taylor_seer,
-    )
-    from .denoising import (
-        DenoiserComponent,
-    )
+    from .caches.cache_file import read_cache_file, write_cache_file
+    from .core.grid import Grid
+    from .core.report import RunReport, StepRecord
+    from .core.request import GenerationContext, GenerationRequest, PromptTexts
+    from .decorator import taylor_seer
+    from .denoising import DenoiserComponent
     from .errors import (
         CacheNotLoadedError,
         CacheStateError,
@@ -62,7 +52,8 @@ if TYPE_CHECKING:
         RequestCancelled,
         RequestError,
     )
-    from .grid import Grid
+    from .evaluation.calibration import calibrate
+    from .execution.component import ComponentModel
     from .pipelines import (
         DiffusionPipeline,
         DiffusionPipelineOutput,
@@ -75,15 +66,6 @@ if TYPE_CHECKING:
         open_model,
         register_model,
     )
-    from .report import (
-        RunReport,
-        StepRecord,
-    )
-    from .types import (
-        GenerationContext,
-        GenerationRequest,
-        PromptTexts,
-    )
 
 __version__ = "0.1.0"
 
@@ -91,8 +73,8 @@ _MODULE_OF = {
     "CacheNotLoadedError": "errors",
     "register_model": "pipelines",
     "Tokenized": "pipelines",
-    "PromptTexts": "types",
-    "Grid": "grid",
+    "PromptTexts": "core.request",
+    "Grid": "core.grid",
     "AbstractCacheConfig": "caches",
     "Action": "caches",
     "AutoConfig": "caches",
@@ -102,7 +84,7 @@ _MODULE_OF = {
     "Calibration": "caches",
     "ChartStyle": "caches",
     "CompileError": "errors",
-    "ComponentModel": "component",
+    "ComponentModel": "execution.component",
     "DenoiserComponent": "denoising",
     "DenoisingCacheConfig": "caches",
     "DenoisingCacheState": "caches",
@@ -111,8 +93,8 @@ _MODULE_OF = {
     "DiffusionPipelineOutput": "pipelines",
     "FasterCacheConfig": "caches",
     "FirstBlockConfig": "caches",
-    "GenerationContext": "types",
-    "GenerationRequest": "types",
+    "GenerationContext": "core.request",
+    "GenerationRequest": "core.request",
     "GenerationResult": "pipelines",
     "MagCacheConfig": "caches",
     "MaxDiffusionError": "errors",
@@ -123,22 +105,22 @@ _MODULE_OF = {
     "RequestCancelled": "errors",
     "RequestError": "errors",
     "Run": "caches",
-    "RunReport": "report",
+    "RunReport": "core.report",
     "StepMaskConfig": "caches",
-    "StepRecord": "report",
+    "StepRecord": "core.report",
     "TaylorSeerBufferState": "caches",
     "TaylorSeerCache": "caches",
     "TaylorSeerConfig": "caches",
     "TeaCacheConfig": "caches",
     "TextToImagePipeline": "pipelines",
-    "calibrate": "calibration",
+    "calibrate": "evaluation.calibration",
     "demo_model_path": "pipelines",
     "load_pipeline": "pipelines",
     "open_model": "pipelines",
-    "read_cache_file": "cache_file",
+    "read_cache_file": "caches.cache_file",
     "register_cache": "caches",
     "taylor_seer": "decorator",
-    "write_cache_file": "cache_file",
+    "write_cache_file": "caches.cache_file",
 }
 
 __all__ = [

@@ -16,7 +16,7 @@ import numpy as np
 
 from .caches.controller import next_gap
 from .caches.series import exact_degree, series_weights
-from .checks import count, not_negative, one_of
+from .core.validation import count, not_negative, one_of
 from .errors import RequestError
 
 if TYPE_CHECKING:
@@ -287,7 +287,7 @@ def _widen(output: Any) -> tuple[Any, Callable[[Any], Any]]:
     # Whoever returns a tensor or a Buffer has loaded its library: nothing to import.
     torch, driver = map(sys.modules.get, ("torch", "max.driver"))
     if driver and isinstance(output, driver.Buffer):
-        from .buffers import from_numpy, to_numpy
+        from .core.buffers import from_numpy, to_numpy
 
         value, _ = _widen(to_numpy(output))
         form = {"dtype": output.dtype, "device": output.device}

@@ -33,7 +33,7 @@ from max_diffusion import (
 from max_diffusion.caches import CALIBRATION_FILE, Calibration
 from max_diffusion.demo import held_out_scene, judge
 from max_diffusion.evaluation import Comparison, compare, save_comparison
-from max_diffusion.timeline import draw_timeline
+from max_diffusion.media.timeline import draw_timeline
 
 STEPS = 50
 FEWER = (40, 30, 25, 20, 15, 12, 10, 8)

@@ -85,9 +85,9 @@ def bodies(count: int) -> list[dict[str, Any]]:
 def one_after_another(count: int, path: Path) -> None:
     """Draws them alone; run in a process of its own. Writes seconds and pictures."""
     from max_diffusion import load_pipeline
-    from max_diffusion.server import ModelDescription, ServerSettings
-    from max_diffusion.server.app import to_request
-    from max_diffusion.server.schemas import ImageGenerationRequest
+    from max_diffusion.serving.http import ModelDescription, ServerSettings
+    from max_diffusion.serving.http.app import to_request
+    from max_diffusion.serving.http.schemas import ImageGenerationRequest
 
     pipeline = load_pipeline("demo", caches=("none", "taylorseer"))
     model = ModelDescription.of(pipeline)
@@ -371,7 +371,7 @@ def main() -> None:
             table.add_row(key, shown)
         Console(width=120).print(table)
     if args.json:
-        from max_diffusion.report import plain
+        from max_diffusion.core.report import plain
 
         Path(args.json).write_text(json.dumps(plain(results), indent=1) + "\n")
     if results.get("soak", {}).get("faults"):

@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from max_diffusion import (
-    GenerationRequest,
-)
+from max_diffusion import GenerationRequest
 from max_diffusion.engine import (
     Engine,
     EngineObserver,

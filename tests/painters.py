@@ -11,9 +11,9 @@ import numpy as np
 
 from max_diffusion import RequestError
 from max_diffusion.caches import AbstractCacheConfig, NoCacheConfig
+from max_diffusion.core.report import RunReport, StepRecord
+from max_diffusion.core.request import GenerationRequest
 from max_diffusion.pipelines.text_to_image import GenerationResult
-from max_diffusion.report import RunReport, StepRecord
-from max_diffusion.types import GenerationRequest
 
 STEPS = 20
 SIZE = 16

@@ -19,7 +19,7 @@ import uvicorn
 
 from max_diffusion import TextToImagePipeline
 from max_diffusion.engine import Engine, EngineConfig
-from max_diffusion.server import Backend, LocalBackend, ServerSettings, create_app
+from max_diffusion.serving.http import Backend, LocalBackend, ServerSettings, create_app
 
 # Beside the interpreter, as installed: this is what people type.
 COMMAND = (str(Path(sys.executable).with_name("max-diffusion")), "serve")

@@ -13,13 +13,18 @@ import numpy as np
 from painters import picture_of, report_of
 
 from max_diffusion.caches import NoCacheConfig
+from max_diffusion.core.request import GenerationRequest
 from max_diffusion.engine import Event, Failed, Finished, StepTaken, SubmitOptions
 from max_diffusion.errors import MaxDiffusionError
 from max_diffusion.pipelines.text_to_image import GenerationResult
-from max_diffusion.server import Backend, ModelDescription, ServerSettings, create_app
-from max_diffusion.server.backend import Events
-from max_diffusion.server.schemas import Health
-from max_diffusion.types import GenerationRequest
+from max_diffusion.serving.http import (
+    Backend,
+    ModelDescription,
+    ServerSettings,
+    create_app,
+)
+from max_diffusion.serving.http.backend import Events
+from max_diffusion.serving.http.schemas import Health
 
 STEPS = 3
 

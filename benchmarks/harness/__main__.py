@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
+from max_diffusion.cli.terminal import Interruption, Progress
 from max_diffusion.errors import MaxDiffusionError, RequestCancelled, RequestError
-from max_diffusion.terminal import Interruption, Progress
 
 from .plan import GROUPS
 from .report import RESULTS, check_targets, save_bench, update_readme

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from max_diffusion.report import plain
+from max_diffusion.core.report import plain
 
 from .models import Size
 

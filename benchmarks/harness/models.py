@@ -16,7 +16,7 @@ from max.driver import CPU
 from max.graph import Module
 from safetensors.numpy import save_file
 
-from max_diffusion.compile import in_graph_context
+from max_diffusion.execution.compiler import in_graph_context
 from max_diffusion.models.flux1.transformer import Flux1Transformer
 from max_diffusion.pipelines.registry import demo_model_path
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from max_diffusion.checks import one_of, whole
+from max_diffusion.core.validation import one_of, whole
 from max_diffusion.errors import RequestError
 
 from .models import DEMO, LARGE, Size

@@ -9,10 +9,10 @@ from typing import Any, Final
 
 from PIL import Image
 
+from max_diffusion.core.files import check_folder, prepared_folder, write_text
 from max_diffusion.errors import RequestError
 from max_diffusion.evaluation.charts import bar_chart, written
-from max_diffusion.files import check_folder, prepared_folder, write_text
-from max_diffusion.images import save_atomically
+from max_diffusion.media.images import save_atomically
 
 from .measures import BenchResult
 from .runtimes import NOT_ASKED, OURS

@@ -19,10 +19,10 @@ from max_diffusion.caches import (
     TaylorSeerConfig,
     cache_from_options,
 )
+from max_diffusion.core.files import prepared_folder
 from max_diffusion.evaluation.drawing import BASELINE as NO_CACHE
 from max_diffusion.evaluation.drawing import OnProgress
 from max_diffusion.evaluation.machine import machine
-from max_diffusion.files import prepared_folder
 from max_diffusion.pipelines.registry import demo_model_path
 
 from .measures import BenchResult, Collection

@@ -10,9 +10,9 @@ from typing import ClassVar, Final, final
 import numpy as np
 from max.driver import Buffer
 
-from ..calls import Routine
-from ..checks import count, not_negative
+from ..core.validation import count, not_negative
 from ..errors import RequestError
+from ..execution.graph_call import Routine
 from .calibration import Calibration
 from .config import THRESHOLDS, ChartStyle, GraphGroup, Ladders, StateSizes
 from .controller import next_gap

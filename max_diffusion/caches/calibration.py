@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from ..core.files import write_text
 from ..errors import ModelLoadError
-from ..files import write_text
 
 _LARGEST: Final = 1e300
 CALIBRATION_FILE: Final = "cache_calibration.json"

@@ -9,10 +9,10 @@ from typing import ClassVar, final
 import numpy as np
 from max.driver import Buffer
 
-from ..buffers import from_numpy, num_bytes, to_numpy
-from ..calls import Routine
-from ..checks import count, not_negative, ordered
-from ..grid import Grid
+from ..core.buffers import from_numpy, num_bytes, to_numpy
+from ..core.grid import Grid
+from ..core.validation import count, not_negative, ordered
+from ..execution.graph_call import Routine
 from .calibration import Calibration
 from .config import ChartStyle, GraphGroup, Ladders, StateSizes
 from .history import weighted_sum

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from ..checks import count, not_negative
+from ..core.validation import count, not_negative
 from .calibration import Calibration
 from .config import THRESHOLDS, ChartStyle, GraphGroup, Ladders, StateSizes
 from .history import MAX_ORDER, History

@@ -12,9 +12,9 @@ from max.graph import DeviceRef, Module
 
 from graphs.caches.series import add_relative_error, add_weighted_sum
 
-from ..buffers import num_bytes, take_rows, to_numpy, with_rows
-from ..calls import GraphCall, Routine
+from ..core.buffers import num_bytes, take_rows, to_numpy, with_rows
 from ..errors import CacheStateError
+from ..execution.graph_call import GraphCall, Routine
 from .series import series_weights
 
 MAX_ORDER: Final = 4

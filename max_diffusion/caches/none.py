@@ -9,7 +9,7 @@ from typing import ClassVar, final
 import numpy as np
 from max.driver import Buffer
 
-from ..calls import Routine
+from ..execution.graph_call import Routine
 from .calibration import Calibration
 from .config import AbstractCacheConfig, ChartStyle, GraphGroup, StateSizes
 from .kinds import AbstractCacheState, AbstractStepCache, Run

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Final, get_args, get_type_hints
 
+from ..core.report import plain
 from ..errors import RequestError
-from ..report import plain
 from .config import AbstractCacheConfig
 from .converters import CONVERTERS, JSON_KINDS
 from .registry import CACHES

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, final
 
-from ..checks import count, ordered
+from ..core.validation import count, ordered
 from .calibration import Calibration
 from .config import ChartStyle, GraphGroup, Ladders, StateSizes
 from .history import History

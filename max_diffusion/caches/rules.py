@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..checks import count, whole
+from ..core.validation import count, whole
 from ..errors import RequestError
 from .config import AbstractCacheConfig
 from .masks import POLICIES, policy_steps

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
-from ..checks import one_of
+from ..core.validation import one_of
 from ..errors import CacheStateError
 
 COEFFICIENTS: Final = ("finite_difference", "newton")

@@ -9,7 +9,7 @@ from typing import final
 import numpy as np
 from max.driver import Buffer
 
-from ..calls import Routine
+from ..execution.graph_call import Routine
 from .history import History
 from .kinds import AbstractCacheState, AbstractStepCache, Run
 

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 
 import numpy as np
 
-from ..checks import count
+from ..core.validation import count
 from ..errors import RequestError
 from .calibration import Calibration
 from .config import ChartStyle, GraphGroup, Ladders, StateSizes

@@ -9,7 +9,7 @@ from typing import ClassVar, Final, final
 
 import numpy as np
 
-from ..checks import count, one_of
+from ..core.validation import count, one_of
 from .calibration import Calibration
 from .config import ChartStyle, GraphGroup, Ladders, StateSizes
 from .history import MAX_ORDER, History

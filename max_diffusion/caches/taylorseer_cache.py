@@ -8,10 +8,10 @@ from max.driver import Buffer, Device
 from max.dtype import DType
 from max.graph import DeviceRef, Module
 
-from ..buffers import copied
-from ..calls import run
-from ..compile import CompiledGraphs, in_graph_context
+from ..core.buffers import copied
 from ..errors import RequestError
+from ..execution.compiler import CompiledGraphs, in_graph_context
+from ..execution.graph_call import run
 from .history import add_series_graphs
 from .kinds import Run
 from .series_cache import SeriesState

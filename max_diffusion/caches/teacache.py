@@ -9,7 +9,7 @@ from typing import ClassVar, Final, final
 
 import numpy as np
 
-from ..checks import finite, not_negative, numbers
+from ..core.validation import finite, not_negative, numbers
 from ..errors import RequestError
 from .calibration import Calibration
 from .config import THRESHOLDS, ChartStyle, GraphGroup, Ladders, StateSizes

@@ -13,7 +13,7 @@ from max.dtype import DType
 
 from graphs.weights import WeightSlot, WeightSpec
 
-from ..buffers import bfloat16_bits
+from ..core.buffers import bfloat16_bits
 from ..errors import ModelLoadError
 from .safetensors_file import StoredTensor, read_header
 

@@ -13,8 +13,8 @@ from max.graph import Graph, Module, TensorType
 from graphs.autoencoder_kl import AutoencoderKLConfig, decode_packed, decoder_grids
 from graphs.weights import WeightScope
 
-from ..buffers import to_device
-from ..component import ComponentModel
+from ..core.buffers import to_device
+from ..execution.component import ComponentModel
 from .config import require_one_of, select_fields
 
 

@@ -17,8 +17,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from ..checkpoint.reading import check_file, read_json
 from ..checkpoint.sentencepiece_file import read_sentencepiece
+from ..core.files import read_lines
 from ..errors import ModelLoadError
-from ..files import read_lines
 
 _NAMED = ("bos", "eos", "unk", "pad")
 # transformers writes 1e30 for "no limit".

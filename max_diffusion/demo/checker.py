@@ -16,15 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from .scenes import (
-    BACKGROUNDS,
-    COLOURS,
-    SHAPES,
-    SIZE_PX,
-    Scene,
-    SceneObject,
-    outline,
-)
+from .scenes import BACKGROUNDS, COLOURS, SHAPES, SIZE_PX, Scene, SceneObject, outline
 
 # A blob of 30 px keeps 8 or more under the 3x3 erosion, a speck below 12 px at most 2.
 _MIN_CORE_PX = 5

@@ -14,7 +14,6 @@ from max.graph import Dim, Module
 from graphs.denoiser import AbstractDenoiser, ModuleLevel, StepGraphs
 from graphs.weights import WeightScope
 
-from ..buffers import take_rows
 from ..caches import (
     AbstractCache,
     AbstractCacheConfig,
@@ -23,10 +22,11 @@ from ..caches import (
     StateSizes,
 )
 from ..caches.kinds import Hidden, Inputs
-from ..calls import ALL, GraphCall, Routine, run
-from ..compile import in_graph_context
-from ..component import ComponentModel
+from ..core.buffers import take_rows
 from ..errors import RequestError
+from ..execution.compiler import in_graph_context
+from ..execution.component import ComponentModel
+from ..execution.graph_call import ALL, GraphCall, Routine, run
 
 
 class DenoiserComponent(ComponentModel):

@@ -12,8 +12,8 @@ from max.driver import Buffer, Device
 
 from ..caches import Action, DenoisingCacheState, GuidanceEstimate
 from ..caches.kinds import Inputs
-from ..calls import GUIDANCE, SAMPLER, Fork, Routine
-from ..report import StepRecord
+from ..core.report import StepRecord
+from ..execution.graph_call import GUIDANCE, SAMPLER, Fork, Routine
 from ..sampling import AbstractGuidance, AbstractSamplerState, Schedule
 
 _SKIPPED: Final = frozenset((Action.PREDICT, Action.ESTIMATE))

@@ -18,8 +18,8 @@ from ..caches import (
 )
 from ..caches.kinds import Inputs
 from ..caches.kinds.base import latents_shape
-from ..calls import Routine, on_device
 from ..errors import MaxDiffusionError, RequestError
+from ..execution.graph_call import Routine, on_device
 
 RunTransformer = Callable[..., tuple[Buffer, ...]]
 """``(cache_state, **inputs)`` to ``(noise_pred,)``, or under first-block caching to

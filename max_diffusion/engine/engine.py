@@ -19,9 +19,8 @@ import numpy as np
 from max.driver import Buffer
 
 from ..caches import label_of
-from ..calls import Routine
-from ..checks import count, whole
-from ..compile import memory_errors_said
+from ..core.request import GenerationContext, GenerationRequest
+from ..core.validation import count, whole
 from ..denoising.loop import Denoising
 from ..errors import (
     CacheNotLoadedError,
@@ -29,12 +28,13 @@ from ..errors import (
     RequestCancelled,
     RequestError,
 )
+from ..execution.batcher import Batcher
+from ..execution.compiler import memory_errors_said
+from ..execution.graph_call import Routine
 from ..pipelines.decoding import decode_in_goes
 from ..pipelines.pipeline import DiffusionPipelineOutput
 from ..pipelines.reporting import report_of
 from ..pipelines.text_to_image import GenerationResult, TextToImagePipeline
-from ..types import GenerationContext, GenerationRequest
-from .batching import Batcher
 from .memory import MemoryPlan, Needed, default_memory_limit
 from .observer import EngineObserver, EngineStats, TickRecord
 from .requests import (

@@ -8,11 +8,11 @@ from typing import final
 
 from max.driver import Device
 
+from ..core.host_memory import group_memory_limit
+from ..core.request import GenerationContext
 from ..errors import RequestError
-from ..host_memory import group_memory_limit
 from ..pipelines.decoding import LATENT_BUFFERS
 from ..pipelines.text_to_image import TextToImagePipeline
-from ..types import GenerationContext
 
 # Hidden states at once in a pass: a block's inputs, its outputs, and what lies between.
 _STREAM_BUFFERS = 8

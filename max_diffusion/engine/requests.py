@@ -12,11 +12,11 @@ from typing import Final, TypeAlias, final
 
 import numpy as np
 
-from ..checks import whole
+from ..core.report import StepRecord
+from ..core.request import GenerationRequest
+from ..core.validation import whole
 from ..errors import MaxDiffusionError, RequestError
 from ..pipelines.text_to_image import GenerationResult
-from ..report import StepRecord
-from ..types import GenerationRequest
 
 MAX_PRIORITY: Final = 8
 MAX_PREVIEWS: Final = 100

@@ -10,7 +10,7 @@ from typing import Any, Final, final
 
 from max.driver import Buffer
 
-from ..buffers import to_numpy
+from ..core.buffers import to_numpy
 from ..denoising.loop import Denoising
 from ..pipelines.text_to_image import TextToImagePipeline
 

@@ -11,11 +11,11 @@ from typing import Final
 import numpy as np
 
 from ..caches import AbstractCacheConfig
-from ..checks import whole
+from ..core.report import RunReport
+from ..core.request import GenerationRequest
+from ..core.validation import whole
 from ..errors import RequestError
 from ..pipelines.text_to_image import TextToImagePipeline
-from ..report import RunReport
-from ..types import GenerationRequest
 from .comparison import Comparison, Row, Score, median
 from .drawing import (
     BASELINE,

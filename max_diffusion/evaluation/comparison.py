@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from ..report import RunReport, plain
+from ..core.report import RunReport, plain
 from .drawing import Setting
 
 _NEAR: Final = 0.1

@@ -13,9 +13,9 @@ from typing import Any, Final
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..files import prepared_folder, write_text
-from ..images import save_atomically
-from ..timeline import draw_timeline
+from ..core.files import prepared_folder, write_text
+from ..media.images import save_atomically
+from ..media.timeline import draw_timeline
 from .charts import Point, quality_chart
 from .comparison import Comparison, Row, Score
 from .pages import render

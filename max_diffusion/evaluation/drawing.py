@@ -14,15 +14,12 @@ from ..caches import (
     cache_from_options,
     label_of,
 )
-from ..checks import text, whole
+from ..core.noise import checked_seed
+from ..core.report import plain
+from ..core.request import GenerationRequest
+from ..core.validation import text, whole
 from ..errors import RequestError
-from ..noise import checked_seed
-from ..pipelines.text_to_image import (
-    GenerationResult,
-    TextToImagePipeline,
-)
-from ..report import plain
-from ..types import GenerationRequest
+from ..pipelines.text_to_image import GenerationResult, TextToImagePipeline
 
 OnProgress = Callable[[float, str], None]
 """Called with the share that is done, 0 to 1, and with what is being done."""

@@ -7,8 +7,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.report import plain
 from ..errors import RequestError
-from ..report import plain
 from .drawing import Setting
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
-from ..calibration import PROMPTS as PLAIN_PROMPTS
 from ..errors import RequestError
 from ..pipelines.text_to_image import TextToImagePipeline
+from .calibration import PROMPTS as PLAIN_PROMPTS
 from .compare import compare
 from .comparison import Comparison
 from .drawing import OnProgress, scenes_of

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..cache_file import write_cache_file
-from ..files import prepared_folder, write_text
-from ..images import save_atomically
+from ..caches.cache_file import write_cache_file
+from ..core.files import prepared_folder, write_text
+from ..media.images import save_atomically
 from .charts import Point, quality_chart
 from .comparison_report import data_url, decibels, summary_table
 from .pages import render

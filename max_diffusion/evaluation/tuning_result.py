@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..report import plain
+from ..core.report import plain
 from .comparison import Comparison
 from .drawing import Setting
 from .target import Target, Trial

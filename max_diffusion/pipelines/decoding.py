@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from max.driver import Buffer
 
-from ..buffers import take_rows
+from ..core.buffers import take_rows
+from ..core.host_memory import host_memory
+from ..core.request import GenerationContext
 from ..errors import RequestError
-from ..host_memory import host_memory
-from ..types import GenerationContext
 
 if TYPE_CHECKING:
     from .text_to_image import TextToImagePipeline

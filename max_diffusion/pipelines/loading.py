@@ -14,9 +14,9 @@ from graphs.weights import WeightScope, WeightSlot
 
 from ..caches import AbstractCacheConfig, Calibration, GraphGroup
 from ..checkpoint import ComponentWeights
-from ..component import ComponentModel
 from ..denoising import DenoiserComponent
 from ..errors import ModelLoadError, RequestError
+from ..execution.component import ComponentModel
 
 LEAN_CACHES: Final = ("none", "taylorseer")
 """Caches whose graphs are compiled unless others are named: forecasts of the prediction

@@ -17,7 +17,6 @@ from max.graph import DeviceRef, Module
 
 from graphs.weights import WeightSlot
 
-from ..buffers import to_numpy
 from ..caches import (
     CACHES,
     AbstractCacheConfig,
@@ -31,13 +30,14 @@ from ..caches import (
     add_series_graphs,
 )
 from ..caches.kinds import Inputs
-from ..calls import Routine, run
-from ..compile import CompiledGraphs, in_graph_context, open_session
-from ..component import ComponentModel
+from ..core.buffers import to_numpy
+from ..core.grid import Grid
+from ..core.report import StepRecord
 from ..denoising import Branch, DenoiserComponent, Denoising, OwnTransformer
 from ..errors import MaxDiffusionError
-from ..grid import Grid
-from ..report import StepRecord
+from ..execution.compiler import CompiledGraphs, in_graph_context, open_session
+from ..execution.component import ComponentModel
+from ..execution.graph_call import Routine, run
 from ..sampling import (
     AbstractGuidance,
     AbstractSampler,

@@ -19,8 +19,8 @@ from ..caches import (
     cache_from_options,
 )
 from ..checkpoint import ModelFolder, find_model
-from ..compile import resolve_device, resolve_dtype
 from ..errors import ModelLoadError, RequestError
+from ..execution.compiler import resolve_device, resolve_dtype
 from .loading import LEAN_CACHES, PipelineConfig
 from .pipeline import OnEvent
 from .text_to_image import TextToImagePipeline

@@ -8,8 +8,8 @@ from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from ..report import RunReport
-from ..types import GenerationContext, GenerationRequest
+from ..core.report import RunReport
+from ..core.request import GenerationContext, GenerationRequest
 from .pipeline import DiffusionPipelineOutput
 
 if TYPE_CHECKING:

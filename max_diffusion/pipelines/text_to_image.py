@@ -16,7 +16,6 @@ from typing import Any, ClassVar, TypeVar
 import numpy as np
 from max.driver import Buffer
 
-from ..buffers import repeat_rows, to_device
 from ..caches import (
     AbstractCacheConfig,
     BoundCache,
@@ -26,13 +25,14 @@ from ..caches import (
     cache_from_options,
 )
 from ..checkpoint import ModelFolder
-from ..compile import memory_errors_said
+from ..core.buffers import repeat_rows, to_device
+from ..core.grid import Grid
+from ..core.report import RunReport
+from ..core.request import GenerationContext, GenerationRequest, PromptTexts
 from ..denoising import Branch, Denoising
 from ..errors import RequestError
-from ..grid import Grid
-from ..report import RunReport
+from ..execution.compiler import memory_errors_said
 from ..sampling import Schedule
-from ..types import GenerationContext, GenerationRequest, PromptTexts
 from .decoding import check_room, decode_in_goes
 from .pipeline import DiffusionPipeline, DiffusionPipelineOutput, OnStep
 from .reporting import report_of

@@ -7,7 +7,7 @@ from typing import final
 import numpy as np
 from max.driver import Buffer, Device
 
-from ..calls import SAMPLER, GraphCall, Routine
+from ..execution.graph_call import SAMPLER, GraphCall, Routine
 from .sampler import AbstractSamplerState
 from .schedule import Schedule
 

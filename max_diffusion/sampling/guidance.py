@@ -14,7 +14,7 @@ from max.graph import DeviceRef, Module
 
 from graphs.sampler import add_guidance, add_rescaled_guidance
 
-from ..calls import GraphCall, Routine
+from ..execution.graph_call import GraphCall, Routine
 from .schedule import Schedule
 
 
@@ -57,7 +57,7 @@ class AbstractGuidance(ABC):
                 ``(B, S_img, C)``.
             scale: Of this step.
             device: Where they live.
-            stage: See :class:`~max_diffusion.calls.GraphCall`.
+            stage: See :class:`~max_diffusion.execution.graph_call.GraphCall`.
         """
         conditional, unconditional = predictions
         rows = np.full(int(conditional.shape[0]), scale, np.float32)

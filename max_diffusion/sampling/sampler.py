@@ -17,7 +17,7 @@ from max.driver import Buffer, Device
 from max.dtype import DType
 from max.graph import DeviceRef, Module
 
-from ..calls import SAMPLER, Routine
+from ..execution.graph_call import SAMPLER, Routine
 from .schedule import Schedule
 
 
@@ -35,7 +35,8 @@ class AbstractSamplerState(ABC):
             prediction: Of the transformer, after guidance, ``(B, S_img, C)`` in its
                 dtype.
             step: 0-based step index; every step once, in order.
-            stage: Of the graph call, see :class:`~max_diffusion.calls.GraphCall`.
+            stage: Of the graph call, see
+                :class:`~max_diffusion.execution.graph_call.GraphCall`.
         """
 
     @abstractmethod

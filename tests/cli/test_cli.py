@@ -30,8 +30,8 @@ from max_diffusion import (
 )
 from max_diffusion.caches import cache_from_text
 from max_diffusion.caches.converters import CONVERTERS
-from max_diffusion.cli import _parser, resolve
-from max_diffusion.images import save_picture
+from max_diffusion.cli.main import _parser, resolve
+from max_diffusion.media.images import save_picture
 
 # Beside the interpreter, as installed: this is what people type.
 COMMAND = [str(Path(sys.executable).with_name("max-diffusion")), "generate"]
@@ -202,7 +202,7 @@ def test_debug_shows_where_an_error_came_from(tmp_path: Path) -> None:
 
 _BUSY = """
 import hashlib
-from max_diffusion.cli import Interruption
+from max_diffusion.cli.main import Interruption
 with Interruption() as interruption:
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9)  # minutes
@@ -245,7 +245,7 @@ def test_closed_stderr_keeps_errors_out_of_standard_output() -> None:
 def test_first_ctrl_c_is_told_at_the_next_check() -> None:
     code = """
 import os, signal, time
-from max_diffusion.cli import Interruption
+from max_diffusion.cli.main import Interruption
 from max_diffusion.errors import RequestCancelled
 with Interruption() as interruption:
     interruption.check()

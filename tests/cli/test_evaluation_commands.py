@@ -24,11 +24,11 @@ from max_diffusion import (
     demo_model_path,
     read_cache_file,
 )
-from max_diffusion.cache_file import write_cache_file
-from max_diffusion.calibration import PROMPTS as PLAIN_PROMPTS
-from max_diffusion.cli import main
+from max_diffusion.caches.cache_file import write_cache_file
+from max_diffusion.cli.evaluation import _prompts
+from max_diffusion.cli.main import main
 from max_diffusion.demo import Verdict, held_out_prompts
-from max_diffusion.evaluation_commands import _prompts
+from max_diffusion.evaluation.calibration import PROMPTS as PLAIN_PROMPTS
 
 COMMAND = str(Path(sys.executable).with_name("max-diffusion"))
 Run = Callable[..., tuple[int, str, str]]
@@ -85,7 +85,7 @@ def no_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     def add(*args: object) -> None:
         raise AssertionError("a graph was compiled")
 
-    monkeypatch.setattr("max_diffusion.compile.CompiledGraphs.add", add)
+    monkeypatch.setattr("max_diffusion.execution.compiler.CompiledGraphs.add", add)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_a_narrow_table_leaves_columns_out_and_says_which(
     words = ("compare", "a", "--runs", 1, "--steps", 24, "--caches", cache)
     _, wide, _ = run(*words)
     assert "for want of room" not in wide
-    monkeypatch.setattr("max_diffusion.evaluation_commands._FILE_WIDTH", 120)
+    monkeypatch.setattr("max_diffusion.cli.evaluation._FILE_WIDTH", 120)
     _, narrow, _ = run(*words)
     table, _, rest = narrow.partition("not shown for want of room: ")
     assert max(map(len, table.splitlines())) <= 120
@@ -269,11 +269,11 @@ def test_a_narrow_table_leaves_columns_out_and_says_which(
     hidden = rest.splitlines()[0].split(", ")
     assert {"SSIM median", "cache state"} <= {*hidden}
     assert all(name in wide and name not in table for name in hidden)
-    monkeypatch.setattr("max_diffusion.evaluation_commands._FILE_WIDTH", 60)
+    monkeypatch.setattr("max_diffusion.cli.evaluation._FILE_WIDTH", 60)
     _, narrowest, _ = run(*words)
     assert "pab:interval" in narrowest  # settings are named however narrow it is
     assert max(map(len, narrowest.partition("not shown")[0].splitlines())) <= 60
-    monkeypatch.setattr("max_diffusion.evaluation_commands._FILE_WIDTH", 120)
+    monkeypatch.setattr("max_diffusion.cli.evaluation._FILE_WIDTH", 120)
     # A long name takes more lines, not the place of figures.
     _, narrow, _ = run(*words[:-1], f"{cache}:max_timestep=700.5")
     assert narrow.partition("want of room: ")[2].splitlines()[0].split(", ") == hidden

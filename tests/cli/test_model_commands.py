@@ -13,9 +13,9 @@ import pytest
 from max_diffusion import CACHES, RequestError, TextToImagePipeline
 from max_diffusion.caches import CALIBRATION_FILE, Calibration
 from max_diffusion.checkpoint import ModelFolder
-from max_diffusion.cli import _parser, memory_size, resolve
-from max_diffusion.model_commands import MODEL_COMMANDS
-from max_diffusion.terminal import Interruption
+from max_diffusion.cli.main import _parser, memory_size, resolve
+from max_diffusion.cli.model import MODEL_COMMANDS
+from max_diffusion.cli.terminal import Interruption
 
 COMMAND = str(Path(sys.executable).with_name("max-diffusion"))
 

@@ -26,7 +26,7 @@ from max_diffusion import (
     TextToImagePipeline,
 )
 from max_diffusion.caches import POLICIES, Action, FirstBlockCache, Run
-from max_diffusion.calls import run
+from max_diffusion.execution.graph_call import run
 
 NAMES = [row.name for row in ROWS]
 

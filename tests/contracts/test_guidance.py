@@ -11,8 +11,8 @@ from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Module
 
-from max_diffusion.calls import run
-from max_diffusion.compile import CompiledGraphs, in_graph_context
+from max_diffusion.execution.compiler import CompiledGraphs, in_graph_context
+from max_diffusion.execution.graph_call import run
 from max_diffusion.sampling import (
     AbstractGuidance,
     DynamicGuidance,

@@ -21,8 +21,8 @@ from max_diffusion import (
 )
 from max_diffusion.caches import History, add_series_graphs
 from max_diffusion.caches.series import series_weights
-from max_diffusion.calls import run
-from max_diffusion.compile import CompiledGraphs
+from max_diffusion.execution.compiler import CompiledGraphs
+from max_diffusion.execution.graph_call import run
 
 ORDERS = (1, 2, 4)
 

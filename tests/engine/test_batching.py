@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from max.driver import CPU, Buffer
 
-from max_diffusion.calls import Fork, GraphCall, Routine, run
-from max_diffusion.engine.batching import Batcher
+from max_diffusion.execution.batcher import Batcher
+from max_diffusion.execution.graph_call import Fork, GraphCall, Routine, run
 
 
 class Graphs(Mapping[str, Any]):
@@ -95,8 +95,8 @@ def test_other_sizes_and_shared_inputs_are_other_calls() -> None:
 
 def test_rows_that_pass_on_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
-    module = "max_diffusion.engine.batching.concatenate_rows"
-    from max_diffusion.engine import batching
+    module = "max_diffusion.execution.batcher.concatenate_rows"
+    from max_diffusion.execution import batcher as batching
 
     real = batching.concatenate_rows
 
@@ -169,7 +169,7 @@ def test_a_routine_that_raises_ends_alone() -> None:
 
 
 def test_constants_are_kept_while_the_same_go_together() -> None:
-    from max_diffusion.engine import batching
+    from max_diffusion.execution import batcher as batching
 
     texts = value(1), value(2)
 

@@ -10,10 +10,10 @@ import pytest
 from processes import run_python
 
 from max_diffusion import GenerationRequest, RequestError, TextToImagePipeline
-from max_diffusion.buffers import to_device
+from max_diffusion.core.buffers import to_device
+from max_diffusion.core.request import GenerationContext
 from max_diffusion.engine import Engine, EngineConfig, Finished, Preview, SubmitOptions
 from max_diffusion.engine.memory import MemoryPlan, Needed
-from max_diffusion.types import GenerationContext
 
 
 def context(pipeline: TextToImagePipeline, **values: object) -> GenerationContext:
@@ -68,7 +68,7 @@ _PEAK = """
 import re
 from pathlib import Path
 from max_diffusion import GenerationRequest, load_pipeline
-from max_diffusion.buffers import to_device
+from max_diffusion.core.buffers import to_device
 pipeline = load_pipeline("demo", device="cpu", caches=("none", "taylorseer"))
 request = GenerationRequest(prompts=("a",), height=1024, width=1024,
     num_inference_steps=2, num_images_per_prompt=4)

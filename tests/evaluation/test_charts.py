@@ -5,12 +5,7 @@ from __future__ import annotations
 import pytest
 from matplotlib.figure import Figure
 
-from max_diffusion.evaluation.charts import (
-    Point,
-    _keep_apart,
-    quality_chart,
-    written,
-)
+from max_diffusion.evaluation.charts import Point, _keep_apart, quality_chart, written
 
 
 def test_names_over_others_or_over_the_edge_are_left_out() -> None:

@@ -33,7 +33,7 @@ from max_diffusion.evaluation.comparison_report import (
     summary_table,
     timeline_names,
 )
-from max_diffusion.timeline import draw_timeline
+from max_diffusion.media.timeline import draw_timeline
 
 PROMPTS = ("a & b", "<script>alert(1)</script>", "third")
 CACHES = ("auto", TaylorSeerConfig(cache_interval=3))

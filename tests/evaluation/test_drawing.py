@@ -19,11 +19,7 @@ from max_diffusion import (
     TextToImagePipeline,
 )
 from max_diffusion.evaluation import Setting
-from max_diffusion.evaluation.drawing import (
-    Drawing,
-    runnable_caches,
-    scenes_of,
-)
+from max_diffusion.evaluation.drawing import Drawing, runnable_caches, scenes_of
 
 
 def test_prompts_are_drawn_each_with_noise_of_its_own() -> None:

@@ -27,14 +27,8 @@ from max_diffusion import (
     register_cache,
 )
 from max_diffusion.caches import NoCache
-from max_diffusion.cli import main
-from max_diffusion.evaluation import (
-    Target,
-    compare,
-    save_comparison,
-    save_tuning,
-    tune,
-)
+from max_diffusion.cli.main import main
+from max_diffusion.evaluation import Target, compare, save_comparison, save_tuning, tune
 from max_diffusion.evaluation.search_space import coarse, neighbours, tunable_caches
 
 PROMPTS = {"prompts": ("a", "b"), "validation_prompts": ("u", "v")}

@@ -9,11 +9,7 @@ from functools import cache
 import pytest
 
 from max_diffusion import CACHES, AbstractCacheConfig, RequestError, TaylorSeerConfig
-from max_diffusion.evaluation.search_space import (
-    coarse,
-    neighbours,
-    tunable_caches,
-)
+from max_diffusion.evaluation.search_space import coarse, neighbours, tunable_caches
 
 METHODS = sorted(set(CACHES) - {"none"})
 

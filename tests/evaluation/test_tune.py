@@ -21,8 +21,8 @@ from max_diffusion import (
     RequestError,
     TeaCacheConfig,
 )
-from max_diffusion.calibration import PROMPTS as PLAIN_PROMPTS
 from max_diffusion.evaluation import Target, TuningResult, tune, tuning_search
+from max_diffusion.evaluation.calibration import PROMPTS as PLAIN_PROMPTS
 from max_diffusion.evaluation.target import Trial
 
 PROMPTS = ("a", "b", "c", "d")

@@ -20,13 +20,7 @@ from max_diffusion import (
     TeaCacheConfig,
     read_cache_file,
 )
-from max_diffusion.evaluation import (
-    Setting,
-    Target,
-    TuningResult,
-    save_tuning,
-    tune,
-)
+from max_diffusion.evaluation import Setting, Target, TuningResult, save_tuning, tune
 from max_diffusion.evaluation.target import Trial
 from max_diffusion.evaluation.tuning_report import pareto_chart, pareto_front
 

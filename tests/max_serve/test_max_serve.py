@@ -34,11 +34,11 @@ from max_diffusion import (
     demo_model_path,
 )
 from max_diffusion.errors import RequestError
-from max_diffusion.max_serve import ARCHITECTURES
-from max_diffusion.max_serve.architecture import PictureTokenizer
-from max_diffusion.max_serve.requests import from_json, to_json, to_request
-from max_diffusion.max_serve.settings import ServeSettings
 from max_diffusion.pipelines.registry import PIPELINES
+from max_diffusion.serving.max_serve import ARCHITECTURES
+from max_diffusion.serving.max_serve.architecture import PictureTokenizer
+from max_diffusion.serving.max_serve.requests import from_json, to_json, to_request
+from max_diffusion.serving.max_serve.settings import ServeSettings
 
 PROMPT = "a red circle above a blue square"
 SECONDS = 120.0
@@ -105,7 +105,7 @@ def server(
     command = [
         Path(sys.executable).with_name("max"),
         "serve",
-        *("--custom-architectures", "max_diffusion.max_serve"),
+        *("--custom-architectures", "max_diffusion.serving.max_serve"),
         *("--model", demo_model_path(), "--served-model-name", "demo"),
         *("--devices", "cpu", "--port", str(port)),
     ]
@@ -422,9 +422,9 @@ def test_a_server_that_cannot_start_says_so_in_one_line(
 
 def test_the_package_alone_leaves_max_pipelines_out() -> None:
     found = run_python(
-        "import sys, max_diffusion, max_diffusion.registry, max_diffusion.cli\n"
+        "import sys, max_diffusion, max_diffusion.registry, max_diffusion.cli.main\n"
         "print([n for n in sys.modules if n.startswith('max.pipelines') "
-        "or n.startswith('max_diffusion.max_serve')])"
+        "or n.startswith('max_diffusion.serving.max_serve')])"
     )
     assert found.stdout == "[]\n", found.stderr
 
@@ -434,7 +434,7 @@ def test_without_maxs_server_the_import_says_what_to_install() -> None:
         "import sys\n"
         "sys.modules['max.pipelines'] = None\n"
         "try:\n"
-        "    import max_diffusion.max_serve\n"
+        "    import max_diffusion.serving.max_serve\n"
         "except ImportError as err:\n"
         "    print(err)"
     )

@@ -30,7 +30,7 @@ from max_diffusion import (
 )
 from max_diffusion.caches import CALIBRATION_FILE, Calibration
 from max_diffusion.denoising import Branch
-from max_diffusion.inspection import inspect
+from max_diffusion.pipelines.inspection import inspect
 from max_diffusion.sampling import Schedule
 
 if TYPE_CHECKING:
@@ -216,7 +216,7 @@ def test_a_cache_beyond_the_memory_limit_is_refused(flux: TextToImagePipeline) -
 def test_a_default_cache_that_cannot_run_is_told_before_compiling(
     flux_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("max_diffusion.compile.CompiledGraphs.add", None)
+    monkeypatch.setattr("max_diffusion.execution.compiler.CompiledGraphs.add", None)
     for cache, message in (
         (FirstBlockConfig(front_blocks=9), "none could be reused"),
         ("magcache", "no ratios were measured"),

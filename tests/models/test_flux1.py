@@ -32,11 +32,11 @@ from max_diffusion import (
     TeaCacheConfig,
     TextToImagePipeline,
 )
-from max_diffusion.buffers import to_device, to_numpy
 from max_diffusion.caches.history import relative_error
 from max_diffusion.caches.kinds import Hidden
-from max_diffusion.calls import run
-from max_diffusion.types import GenerationContext
+from max_diffusion.core.buffers import to_device, to_numpy
+from max_diffusion.core.request import GenerationContext
+from max_diffusion.execution.graph_call import run
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline

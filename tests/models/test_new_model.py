@@ -303,7 +303,7 @@ def test_a_model_that_may_not_be_extended_refuses(toy_folder: Path) -> None:
 def test_an_opened_model_checks_requests_and_compiles_nothing(
     toy_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("max_diffusion.compile.CompiledGraphs.add", None)
+    monkeypatch.setattr("max_diffusion.execution.compiler.CompiledGraphs.add", None)
     opened = open_model(toy_folder, device="cpu")
     with pytest.raises(RequestError, match="height must be a multiple of 2 pixels"):
         opened.create_context(GenerationRequest(prompts=("gray 1",), height=5))

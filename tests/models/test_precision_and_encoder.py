@@ -19,10 +19,10 @@ from graphs.autoencoder_kl import encode
 from graphs.denoiser import StepGraphs
 from graphs.flux1 import Flux1Denoiser, image_ids, rotary_table
 from graphs.weights import WeightScope
-from max_diffusion.buffers import to_device, to_numpy
 from max_diffusion.checkpoint import ComponentWeights, find_model
-from max_diffusion.compile import CompiledGraphs
 from max_diffusion.components import autoencoder_config
+from max_diffusion.core.buffers import to_device, to_numpy
+from max_diffusion.execution.compiler import CompiledGraphs
 from max_diffusion.models.flux1.config import flux1_config
 
 if TYPE_CHECKING:

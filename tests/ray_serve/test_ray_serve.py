@@ -42,6 +42,7 @@ from max_diffusion import (
     TaylorSeerConfig,
     TextToImagePipeline,
 )
+from max_diffusion.core.request import GenerationRequest
 from max_diffusion.engine import (
     Engine,
     EngineConfig,
@@ -51,8 +52,7 @@ from max_diffusion.engine import (
     SubmitOptions,
 )
 from max_diffusion.errors import CacheNotLoadedError
-from max_diffusion.server import LocalBackend
-from max_diffusion.types import GenerationRequest
+from max_diffusion.serving.http import LocalBackend
 
 # Read when ray is imported: nothing is sent home, all ports are on the loopback
 # interface (the name is Ray's; on Linux it is not only about clusters), the key of this
@@ -69,7 +69,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # Ray's own
     ray = import_module("ray")
     serve = import_module("ray.serve")
-    ray_serve = import_module("max_diffusion.ray_serve")
+    ray_serve = import_module("max_diffusion.serving.ray_serve")
 
 PROMPT = "a red circle above a blue square"
 KEY = "sk-test"
@@ -521,7 +521,7 @@ def test_errors_cross_between_processes_whole() -> None:
 
 def test_without_ray_one_line_says_what_to_install() -> None:
     done = run_python(
-        "import sys; sys.modules['ray'] = None; import max_diffusion.ray_serve"
+        "import sys; sys.modules['ray'] = None; import max_diffusion.serving.ray_serve"
     )
     assert done.stderr.splitlines()[-1].endswith(
         'install it with: pip install "max-diffusion[ray]"'

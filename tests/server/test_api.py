@@ -22,8 +22,8 @@ from serving import Served, served, wait_until
 
 from max_diffusion import TaylorSeerConfig, TextToImagePipeline
 from max_diffusion.engine import EngineConfig
-from max_diffusion.metadata import read_settings
-from max_diffusion.server import LocalBackend, ServerSettings, create_app
+from max_diffusion.media.metadata import read_settings
+from max_diffusion.serving.http import LocalBackend, ServerSettings, create_app
 
 KEY = "sk-test"
 PYTHON = re.compile(

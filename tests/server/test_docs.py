@@ -13,7 +13,7 @@ from processes import run
 from serving import Served, served
 
 from max_diffusion import TextToImagePipeline
-from max_diffusion.server.schemas import ImageGenerationRequest
+from max_diffusion.serving.http.schemas import ImageGenerationRequest
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -67,7 +67,9 @@ def test_every_field_is_told() -> None:
 
 
 def test_every_option_named_is_one() -> None:
-    help_text = run(sys.executable, "-m", "max_diffusion.cli", "serve", "--help").stdout
+    help_text = run(
+        sys.executable, "-m", "max_diffusion.cli.main", "serve", "--help"
+    ).stdout
     section = TEXT[TEXT.index("## Options") : TEXT.index("## From Python")]
     for option in re.findall(r"--[a-z-]+", section):
         assert option in help_text or option == "--help", option

@@ -17,7 +17,7 @@ from painters import picture_of
 from PIL import Image
 from sketcher import asked, post
 
-from max_diffusion.server.schemas import (
+from max_diffusion.serving.http.schemas import (
     ALIASES,
     FIELDS,
     OTHERS,

@@ -14,7 +14,7 @@ from serving import listening
 from sketcher import Sketcher, ask, asking
 
 from max_diffusion import RequestError
-from max_diffusion.server import ServerSettings
+from max_diffusion.serving.http import ServerSettings
 
 PATH = "/v1/images/generations"
 BODY = {"prompt": "ein grüner Stern", "seed": 1}

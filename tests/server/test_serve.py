@@ -23,9 +23,9 @@ from max_diffusion import (
     TaylorSeerConfig,
     demo_model_path,
 )
-from max_diffusion.cli import main
-from max_diffusion.server.run import listen, shown_address
-from max_diffusion.server.settings import ServerSettings, read_api_keys
+from max_diffusion.cli.main import main
+from max_diffusion.serving.http.run import listen, shown_address
+from max_diffusion.serving.http.settings import ServerSettings, read_api_keys
 
 BODY = {"prompt": "a red circle", "steps": 4, "seed": 1}
 
@@ -244,7 +244,7 @@ def test_caches_take_options_and_defaults_are_set_apart(
     def note(model: Any, settings: Any, engine: Any, **options: Any) -> None:
         found.update(vars(model), **options)
 
-    monkeypatch.setattr("max_diffusion.server.run.serve", note)
+    monkeypatch.setattr("max_diffusion.serving.http.run.serve", note)
     options = "none,taylorseer:target=modules:max_order=2,step-mask:compute_steps=0,5"
     with pytest.raises(SystemExit) as ended:
         main(["serve", "--caches", options, "--cache", "taylorseer", "--host", "::1"])

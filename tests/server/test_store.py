@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from max_diffusion.server.store import ImageStore
+from max_diffusion.serving.http.store import ImageStore
 
 
 def test_the_oldest_go_when_there_are_too_many_bytes() -> None:

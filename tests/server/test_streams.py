@@ -18,19 +18,13 @@ from serving import listening
 from sketcher import STEPS, Sketcher, post
 
 from max_diffusion.caches import NoCacheConfig
-from max_diffusion.engine import (
-    Event,
-    Finished,
-    QueueFullError,
-    Started,
-    SubmitOptions,
-)
+from max_diffusion.core.request import GenerationRequest
+from max_diffusion.engine import Event, Finished, QueueFullError, Started, SubmitOptions
 from max_diffusion.errors import MaxDiffusionError, RequestError
-from max_diffusion.server import LocalBackend, ServerSettings, create_app
-from max_diffusion.server.backend import ModelDescription
-from max_diffusion.server.errors import ApiError
-from max_diffusion.server.streams import kept_alive
-from max_diffusion.types import GenerationRequest
+from max_diffusion.serving.http import LocalBackend, ServerSettings, create_app
+from max_diffusion.serving.http.backend import ModelDescription
+from max_diffusion.serving.http.errors import ApiError
+from max_diffusion.serving.http.streams import kept_alive
 
 BODY = {"prompt": "a red circle", "seed": 1}
 STREAM = BODY | {"stream": True, "progress": True}

@@ -20,13 +20,13 @@ from max_diffusion import (
     TaylorSeerConfig,
     read_cache_file,
 )
-from max_diffusion.cache_file import write_cache_file
+from max_diffusion.caches.cache_file import write_cache_file
 from max_diffusion.checkpoint.folder import read_json
-from max_diffusion.cli import _parser, resolve
-from max_diffusion.evaluation_commands import _prompts
-from max_diffusion.options import chosen_cache
-from max_diffusion.serve_command import SERVE
-from max_diffusion.terminal import Interruption
+from max_diffusion.cli.evaluation import _prompts
+from max_diffusion.cli.main import _parser, resolve
+from max_diffusion.cli.options import chosen_cache
+from max_diffusion.cli.serve import SERVE
+from max_diffusion.cli.terminal import Interruption
 
 
 @pytest.mark.parametrize("name", CACHES)
@@ -203,7 +203,7 @@ def test_serve_takes_a_file(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def serve(model: Any, *args: object, **options: object) -> None:
         served.append(model.cache)
 
-    monkeypatch.setattr("max_diffusion.server.run.serve", serve)
+    monkeypatch.setattr("max_diffusion.serving.http.run.serve", serve)
 
     def run(*words: str) -> None:
         with Interruption() as interruption:

@@ -22,13 +22,13 @@ from max_diffusion import (
     TaylorSeerConfig,
     TeaCacheConfig,
 )
-from max_diffusion.buffers import from_numpy, to_numpy
 from max_diffusion.caches import Calibration, ResidualState, Run
 from max_diffusion.caches.fastercache import low_frequencies
 from max_diffusion.caches.magcache import resample
 from max_diffusion.caches.teacache import MIN_R2
-from max_diffusion.calibration import fit
-from max_diffusion.calls import run
+from max_diffusion.core.buffers import from_numpy, to_numpy
+from max_diffusion.evaluation.calibration import fit
+from max_diffusion.execution.graph_call import run
 
 NOTHING = Calibration()
 

@@ -12,7 +12,7 @@ from max_diffusion import AbstractCacheConfig, AutoConfig, StepMaskConfig
 from max_diffusion.caches import Calibration, DenoisingCacheState, Run
 from max_diffusion.caches.kinds import Inputs
 from max_diffusion.caches.series_cache import SeriesState
-from max_diffusion.calls import Routine, run
+from max_diffusion.execution.graph_call import Routine, run
 
 
 class Doubling:

@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from graphs.weights import WeightSlot, WeightSpec
 from max_diffusion import ModelLoadError, load_pipeline, open_model
-from max_diffusion.buffers import to_numpy
 from max_diffusion.checkpoint import ComponentWeights, ModelFolder, find_model
+from max_diffusion.core.buffers import to_numpy
 from max_diffusion.pipelines.registry import PIPELINES, open_folder
 
 FLOATS = {

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from max_diffusion import compile_cache
+from max_diffusion.execution import compile_cache
 
 _PREPARE = """
 import shutil, sys, tempfile

@@ -10,7 +10,7 @@ from max.driver import CPU
 from max.graph import Module
 
 from max_diffusion import CompileError
-from max_diffusion.compile import CompiledGraphs, in_graph_context
+from max_diffusion.execution.compiler import CompiledGraphs, in_graph_context
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from processes import run_python
 
 COMMAND = str(Path(sys.executable).with_name("max-diffusion"))
-ENTER = "from max_diffusion.entry import main; main()"
+ENTER = "from max_diffusion.cli.entry import main; main()"
 
 
 def test_ctrl_c_within_an_import_is_no_traceback() -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from max_diffusion import RequestError
-from max_diffusion.files import (
+from max_diffusion.core.files import (
     check_folder,
     prepared_folder,
     read_lines,
     write_text,
 )
-from max_diffusion.images import check_writable
+from max_diffusion.media.images import check_writable
 
 
 def test_a_folder_is_made_with_those_above_it(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from processes import run_python
 
-from max_diffusion.host_memory import group_memory_limit, host_memory
+from max_diffusion.core.host_memory import group_memory_limit, host_memory
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from huggingface_hub.errors import RevisionNotFoundError
 
 from max_diffusion import ModelLoadError
 from max_diffusion.checkpoint import find_model
-from max_diffusion.cli import main
+from max_diffusion.cli.main import main
 
 # What is needed of the folder that `hub` serves.
 NEEDED = {
@@ -343,7 +343,8 @@ def test_the_command_line_takes_a_revision(
 def test_the_server_takes_a_revision(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Any] = []
     monkeypatch.setattr(
-        "max_diffusion.server.run.serve", lambda model, *_, **__: given.append(model)
+        "max_diffusion.serving.http.run.serve",
+        lambda model, *_, **__: given.append(model),
     )
     with pytest.raises(SystemExit):
         main(["serve", "--model", "one/model", "--revision", "v9"])

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from max_diffusion.errors import RequestError
-from max_diffusion.images import (
+from max_diffusion.media.images import (
     PICTURE_KINDS,
     check_sides,
     check_writable,

@@ -17,8 +17,8 @@ from PIL import Image
 from test_report import make_report
 
 from max_diffusion.errors import RequestError
-from max_diffusion.images import encoded
-from max_diffusion.metadata import read_settings, text_chunks
+from max_diffusion.media.images import encoded
+from max_diffusion.media.metadata import read_settings, text_chunks
 
 PICTURE = np.random.default_rng(5).integers(0, 256, (9, 7, 3), np.uint8)
 PROMPTS = [

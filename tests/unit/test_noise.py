@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 import torch
 
+from max_diffusion.core.noise import TorchCpuGenerator
 from max_diffusion.errors import RequestError
-from max_diffusion.noise import TorchCpuGenerator
 
 SEEDS = [0, 1, 42, 2**32 - 1, 2**32 + 5, 2**63, 2**64 - 1, -1, -(2**63)]
 # 1e-6 is the promise; single draws stay below 5e-7, one float32 step at 4 to 8.

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from max_diffusion import RequestError, RunReport, StepRecord
-from max_diffusion.images import check_writable, output_paths, save_picture
-from max_diffusion.timeline import draw_timeline
+from max_diffusion.media.images import check_writable, output_paths, save_picture
+from max_diffusion.media.timeline import draw_timeline
 
 
 def make_report(samples: int = 2, steps: int = 6) -> RunReport:

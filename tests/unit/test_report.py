@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from max_diffusion.report import RunReport, StepRecord
+from max_diffusion.core.report import RunReport, StepRecord
 
 
 def make_step(step: int = 0, **changes: Any) -> StepRecord:

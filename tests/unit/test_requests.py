@@ -15,7 +15,7 @@ from max_diffusion import (
     RequestError,
     TaylorSeerConfig,
 )
-from max_diffusion.compile import memory_errors_said
+from max_diffusion.execution.compiler import memory_errors_said
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from PIL import Image
 from scipy import ndimage
 from test_report import make_report, make_step
 
-from max_diffusion.report import RunReport
-from max_diffusion.timeline import draw_timeline
+from max_diffusion.core.report import RunReport
+from max_diffusion.media.timeline import draw_timeline
 
 COMPUTE, PREDICT, REUSE = (0x24, 0x56, 0xC8), (0xF2, 0xB1, 0x34), (0x5F, 0xBF, 0x8F)
 MIXED = (0x9A, 0xA5, 0xBD)

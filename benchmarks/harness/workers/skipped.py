@@ -20,8 +20,8 @@ from max_diffusion.caches import (
     Run,
     add_series_graphs,
 )
-from max_diffusion.calls import run
-from max_diffusion.compile import CompiledGraphs
+from max_diffusion.execution.compiler import CompiledGraphs
+from max_diffusion.execution.graph_call import run
 from max_diffusion.models.flux1.transformer import Flux1Transformer
 
 

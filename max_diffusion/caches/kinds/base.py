@@ -19,9 +19,9 @@ from max.driver import Buffer
 
 from graphs.denoiser import ModuleLevel
 
-from ...calls import Routine
+from ...core.grid import Grid
 from ...errors import MaxDiffusionError, RequestError
-from ...grid import Grid
+from ...execution.graph_call import Routine
 
 if TYPE_CHECKING:
     from .state import DenoisingCacheState

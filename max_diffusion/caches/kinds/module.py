@@ -11,7 +11,7 @@ from max.driver import Buffer
 
 from graphs.denoiser import ModuleLevel
 
-from ...calls import Routine
+from ...execution.graph_call import Routine
 from ..actions import Action
 from .base import (
     AbstractCache,

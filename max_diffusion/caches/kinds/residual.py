@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import numpy as np
 from max.driver import Buffer
 
-from ...buffers import num_bytes, put_rows, take_rows, with_rows
-from ...calls import Routine
+from ...core.buffers import num_bytes, put_rows, take_rows, with_rows
+from ...execution.graph_call import Routine
 from ..actions import Action
 from ..history import relative_error, weighted_sum
 from .base import (

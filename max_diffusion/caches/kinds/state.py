@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from max.driver import Buffer
 
-from ...buffers import num_bytes
+from ...core.buffers import num_bytes
 from ..actions import Action
 from .base import AbstractCache, AbstractCacheState, Inputs
 

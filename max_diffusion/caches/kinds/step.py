@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from max.driver import Buffer
 
-from ...buffers import with_rows
-from ...calls import Routine
+from ...core.buffers import with_rows
+from ...execution.graph_call import Routine
 from ..actions import Action
 from .base import (
     AbstractCache,

@@ -12,7 +12,6 @@ from max.driver import Buffer
 
 from graphs.flux1 import image_ids, rotary_table
 
-from ...buffers import to_numpy
 from ...components import (
     AbstractTokenizer,
     AutoencoderKLDecoder,
@@ -24,12 +23,13 @@ from ...components import (
     load_t5_tokenizer,
     t5_config,
 )
+from ...core.buffers import to_numpy
+from ...core.grid import Grid
+from ...core.noise import TorchCpuGenerator
+from ...core.request import GenerationContext, GenerationRequest, PromptTexts
 from ...errors import ModelLoadError, RequestError
-from ...grid import Grid
-from ...noise import TorchCpuGenerator
 from ...pipelines.text_to_image import TextToImagePipeline, Tokenized
 from ...sampling import load_sampler
-from ...types import GenerationContext, GenerationRequest, PromptTexts
 from .config import flux1_config
 from .transformer import Flux1Transformer
 

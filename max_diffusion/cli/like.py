@@ -1,0 +1,120 @@
+"""A picture's own settings as a request: ``generate --like``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import RequestError
+from ..media.metadata import read_settings
+
+# See cli.py for why.
+if TYPE_CHECKING:
+    from ..caches import AbstractCacheConfig
+    from ..core.report import RunReport
+
+_WARNED_OF = ("model", "device", "dtype")
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How a picture was drawn."""
+
+    file: Path
+    settings: Mapping[str, Any]
+    """As the file has them."""
+    asked: Mapping[str, Any]
+    """Of a ``GenerationRequest``, by its fields' names."""
+    picture: int
+    """Index among the pictures of that request."""
+
+    @classmethod
+    def of(cls, file: Path) -> Likeness:
+        """Reads a picture's settings.
+
+        Raises:
+            RequestError: It cannot be read, has no settings, or ones that make no
+                request.
+        """
+        from ..core.request import GenerationRequest
+
+        settings = read_settings(file)
+        prompts, count = settings.get("prompts"), settings.get("num_images")
+        picture = settings.get("picture")
+        if not (
+            isinstance(prompts, list)
+            and prompts
+            and type(count) is int
+            and type(picture) is int
+            and 0 <= picture < count
+            and count % len(prompts) == 0
+            and isinstance(settings.get("cache"), dict)
+        ):
+            raise RequestError(
+                f"{file}: its settings are not whole: prompts, num_images, picture or "
+                "cache; give another picture"
+            )
+        known = [item.name for item in fields(GenerationRequest)]
+        asked = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in settings.items()
+            if name in known and value not in (None, [])
+        }
+        asked["num_images_per_prompt"] = count // len(prompts)
+        asked["cache"] = _cache(file, settings["cache"])
+        if "sigmas" in asked:
+            asked.pop("num_inference_steps", None)  # they say it
+        return cls(file, settings, asked, picture)
+
+    def cache(self, options: Sequence[str]) -> AbstractCacheConfig:
+        """Its cache, with some options changed.
+
+        Args:
+            options: ``key=value`` each.
+        """
+        from ..caches import cache_from_text
+
+        known: AbstractCacheConfig = self.asked["cache"]
+        changed = cache_from_text(str(self.settings["cache"]["name"]), options)
+        names = [option.partition("=")[0] for option in options]
+        return replace(known, **{name: vars(changed)[name] for name in names})
+
+    def text(self, name: str) -> str | None:
+        """A setting that is a word, such as the model."""
+        value = self.settings.get(name)
+        if value is not None and not isinstance(value, str):
+            raise RequestError(f"{self.file}: its {name} must be text, got {value!r}")
+        return value
+
+    def differences(self, report: RunReport) -> list[str]:
+        """What was not as it was, and may have made another picture."""
+        now, before = report.to_dict(), self.settings
+        pairs = [(name, before.get(name), now[name]) for name in _WARNED_OF]
+        versions = before.get("versions")
+        versions = versions if isinstance(versions, dict) else {}
+        for name, version in now["versions"].items():
+            pairs.append((f"version of {name}", versions.get(name), version))
+        return [
+            f"{self.file}: drawn with {name} {old}, now with {new}; the picture may "
+            "be another"
+            for name, old, new in pairs
+            if old != new
+        ]
+
+
+def _cache(file: Path, settings: Mapping[str, Any]) -> Any:
+    from ..caches import cache_from_options
+
+    name = settings.get("name")
+    options = {key: value for key, value in settings.items() if key != "name"}
+    try:
+        return cache_from_options(str(name), options)
+    except RequestError as err:
+        raise RequestError(f"{file}: {err}; name another by --cache") from err
+    except TypeError as err:
+        raise RequestError(
+            f"{file}: its cache's settings are not those of {name}; name another by "
+            "--cache"
+        ) from err

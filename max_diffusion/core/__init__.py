@@ -1,0 +1,1 @@
+"""What all else rests on: requests, reports, buffers, checks and files."""

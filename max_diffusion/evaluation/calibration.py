@@ -1,0 +1,262 @@
+"""Measures a model for the caches that decide from measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final, final
+
+import numpy as np
+from max.driver import Buffer
+
+from ..caches import (
+    AbstractCacheConfig,
+    AbstractResidualCache,
+    Calibration,
+    GraphGroup,
+    MagCacheConfig,
+    ResidualState,
+    Run,
+    StateSizes,
+)
+from ..core.buffers import to_numpy
+from ..core.noise import checked_seed
+from ..core.request import GenerationRequest
+from ..core.validation import count
+from ..errors import MaxDiffusionError, RequestError
+from ..execution.graph_call import Routine
+from ..pipelines.pipeline import OnStep
+
+if TYPE_CHECKING:
+    from ..pipelines.text_to_image import TextToImagePipeline
+
+PROMPTS: Final = (
+    "a red circle above a blue square",
+    "a large yellow star on a navy background",
+    "a green heart left of an orange diamond on a gray background",
+    "a white triangle inside a purple circle on a mint background",
+    "a cyan square, a pink heart and a black star in a row",
+    "two green stars on a gray background",
+    "a small orange triangle below a white circle",
+    "a purple diamond",
+)
+"""Plain enough for any text-to-image model."""
+_MAX_DEGREE: Final = 4
+_EPSILON: Final = 1e-8
+
+
+def calibration_requests(
+    prompts: str | Sequence[str] = PROMPTS,
+    *,
+    num_inference_steps: int | None = None,
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+) -> list[GenerationRequest]:
+    """What :func:`calibrate` will draw; checked as far as no model is needed.
+
+    Raises:
+        RequestError: No prompts, too few steps, or a value out of range.
+    """
+    texts = (prompts,) if isinstance(prompts, str) else prompts
+    if not isinstance(texts, Sequence) or not texts:
+        raise RequestError(f"calibrate: expected at least one prompt, got {prompts!r}")
+    if num_inference_steps is not None:
+        count("calibrate: num_inference_steps", num_inference_steps, minimum=2)
+    first = checked_seed(seed)
+    return [
+        GenerationRequest(
+            prompts=(text,),
+            num_inference_steps=num_inference_steps,
+            seed=first + index,
+            height=height,
+            width=width,
+            cache=RecorderConfig(),
+        )
+        for index, text in enumerate(texts)
+    ]
+
+
+def calibrate(
+    pipeline: TextToImagePipeline,
+    prompts: str | Sequence[str] = PROMPTS,
+    *,
+    num_inference_steps: int | None = None,
+    seed: int = 0,
+    height: int | None = None,
+    width: int | None = None,
+    on_step: OnStep | None = None,
+) -> Calibration:
+    """Draws pictures without a cache and measures how their residuals change.
+
+    For MagCache, the mean over tokens and pictures of ``|r_s| / (|r_(s-1)| + 1e-8)``,
+    ``r_s`` what all blocks add to the image stream at step ``s``, as its authors and
+    diffusers measure. For TeaCache, a polynomial, see :func:`fit`, from the relative
+    change of the modulated input to that of the residual, which is what is reused; its
+    authors fit the change of the prediction.
+
+    Args:
+        pipeline: Compiled for ``magcache`` or another cache of single blocks.
+        prompts: One picture each.
+        num_inference_steps: Steps of every picture; at least 2; default the model's.
+            Ratios are resampled to other numbers of steps.
+        seed: Of the first picture; the next has the next.
+        height: Pixels; default the model's.
+        width: Likewise.
+        on_step: Called with ``(steps done, steps)`` of all pictures; what it raises
+            ends the measurement.
+
+    Raises:
+        RequestError: No prompts, a size the model cannot draw, or a pipeline without
+            the graphs it takes.
+    """
+    steps = num_inference_steps
+    if steps is None:
+        steps = pipeline.default_num_inference_steps
+    requests = calibration_requests(
+        prompts,
+        num_inference_steps=steps,
+        seed=seed,
+        height=height,
+        width=width,
+    )
+    # Says by name what the pipeline must be compiled for.
+    pipeline.caches.bind(MagCacheConfig(ratios=(1.0,)), steps)
+    total = steps * len(requests)
+    ratios: list[list[float]] = []
+    inputs: list[float] = []
+    residuals: list[float] = []
+    for index, request in enumerate(requests):
+        context = pipeline.create_context(request)
+        recorder = context.cache.policy
+        assert isinstance(recorder, Recorder)
+
+        def on_own_step(done: int, _: int, index: int = index) -> None:
+            if on_step is not None:
+                on_step(steps * index + done, total)
+
+        output = pipeline.execute(pipeline.prepare_inputs(context), on_step=on_own_step)
+        ratios.append(recorder.ratios)
+        residuals += recorder.changes
+        inputs += [record.signal[0] for record in output.steps if record.signal]
+    if not np.isfinite([*np.ravel(ratios), *inputs, *residuals]).all():
+        raise MaxDiffusionError(
+            "calibrate: a residual of this model is zero or not finite, so its change "
+            "cannot be measured; try other prompts, or float32"
+        )
+    coefficients, r2 = fit(np.array(inputs), np.array(residuals))
+    return Calibration(
+        num_inference_steps=steps,
+        num_pictures=len(requests),
+        magcache_ratios=(1.0, *(float(x) for x in np.mean(ratios, axis=0))),
+        teacache_coefficients=coefficients,
+        teacache_r2=r2,
+        teacache_range=(min(inputs), max(inputs)),
+    )
+
+
+def fit(inputs: np.ndarray, outputs: np.ndarray) -> tuple[tuple[float, ...], float]:
+    """The polynomial of degree 1 to 4 that predicts best, and its predictive R².
+
+    Each point is judged by a fit to all others, so that a curve through a handful of
+    points, or one that bends after the last of them, explains nothing. TeaCache's
+    authors take degree 4 and fit once.
+
+    Returns:
+        Coefficients, highest power first, and R²: 0 with too few points to judge.
+    """
+    best: tuple[tuple[float, ...], float] = ((float(np.mean(outputs)),), 0.0)
+    spread = float(np.square(outputs - outputs.mean()).sum())
+    for degree in range(1, _MAX_DEGREE + 1):
+        if len(np.unique(inputs)) <= degree + 1 or spread == 0:
+            break
+        coefficients = np.polyfit(inputs, outputs, degree)
+        rest = outputs - np.polyval(coefficients, inputs)
+        # A point's share in its own fitted value: the diagonal of the projection.
+        scaled = (inputs - inputs.mean()) / np.ptp(inputs)
+        basis, _ = np.linalg.qr(np.vander(scaled, degree + 1))
+        share = np.square(basis).sum(axis=1)
+        if (share > 1 - 1e-9).any():
+            break
+        r2 = 1 - float(np.square(rest / (1 - share)).sum()) / spread
+        if r2 > best[1]:
+            best = tuple(float(x) for x in coefficients), r2
+    return best
+
+
+@final
+@dataclass(frozen=True)
+class RecorderConfig(AbstractCacheConfig):
+    """A cache that computes every step, and notes how residuals change."""
+
+    name: ClassVar[str] = "calibrate"
+    summary: ClassVar[str] = "Computes every step and measures it."
+    graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("blocks", "series")
+
+    def state_bytes(self, sizes: StateSizes) -> int:
+        """The signal; residuals are kept on the host."""
+        return sizes.modulated_input
+
+    def create_cache(self, calibration: Calibration) -> Recorder:
+        """The policy, of one picture."""
+        return Recorder()
+
+
+@final
+class Recorder(AbstractResidualCache):
+    """Computes every step of one picture, and notes how residuals change."""
+
+    signal = "modulated_input"
+    compares_neighbours = True
+
+    def __init__(self) -> None:
+        self.ratios: list[float] = []
+        """Mean over tokens of the residual's size over that before, from step 1 on."""
+        self.changes: list[float] = []
+        """Relative change of the residual, from step 1 on."""
+
+    def create_state(self, run: Run) -> ResidualState:
+        """Of the picture."""
+        return ResidualState(RecordingTail(self))
+
+    def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
+        """Never asked: its tail is always empty."""
+        return np.ones(change.shape, bool)
+
+
+@final
+class RecordingTail:
+    """Compares each residual with the one before, and forgets it."""
+
+    is_empty = True
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._before: np.ndarray | None = None
+
+    def push(self, value: Buffer, step: int, rows: Sequence[int] | None = None) -> None:
+        """Notes the change to ``value``, ``(1, S, D)``."""
+        now = to_numpy(value).astype(np.float64)[0]
+        before = self._before
+        if before is not None:
+            sizes = (np.linalg.norm(x, axis=-1) for x in (now, before))
+            size, size_before = sizes
+            self._recorder.ratios.append(
+                float((size / (size_before + _EPSILON)).mean())
+            )
+            change = np.abs(now - before).mean() / np.abs(before).mean()
+            self._recorder.changes.append(float(change))
+        self._before = now
+
+    def forecast(self, step: int) -> Routine[Buffer]:
+        """Never asked."""
+        raise AssertionError("a recorder computes every step")
+
+    def clear(self) -> None:
+        """Forgets the last residual."""
+        self._before = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Nothing on the device."""
+        return 0

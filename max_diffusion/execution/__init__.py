@@ -1,0 +1,1 @@
+"""Graphs at run time: calls as values, the compiler, components, the batcher."""

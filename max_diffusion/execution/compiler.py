@@ -1,0 +1,244 @@
+"""The one module that opens an ``InferenceSession`` and compiles graphs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, final
+
+from max._mlir_context import in_default_mlir_context
+from max.driver import CPU, Accelerator, Buffer, Device, accelerator_count
+from max.dtype import DType
+from max.engine import InferenceSession, Model
+from max.graph import Module
+
+from graphs.weights import WeightSlot
+
+from ..errors import (
+    CompileError,
+    DeviceError,
+    MaxDiffusionError,
+    ModelLoadError,
+    RequestError,
+)
+from .compile_cache import prepare_compile_cache
+from .compile_memory import memory_watched
+
+logger = logging.getLogger(__name__)
+
+in_graph_context = in_default_mlir_context
+"""For functions that build graphs, in whatever thread.
+
+MAX 26.7 enters its context in the main thread only, and ``Graph()`` for its own
+construction; ``Module()`` and the shapes of values want it too. No public name enters
+it.
+"""
+
+_DTYPES = {"float32": DType.float32, "bfloat16": DType.bfloat16}
+
+
+@final
+class OwnGraphs(Mapping[str, Model]):
+    """Executable graphs by name, for the process that made them.
+
+    MAX's threads do not live on in a fork, so that a graph would never end there.
+    """
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        self._models = models
+        self._process = os.getpid()
+
+    def __getitem__(self, name: str) -> Model:
+        """A graph.
+
+        Raises:
+            DeviceError: This process is a fork of the one that made them.
+        """
+        _check_not_forked(self._process)
+        return self._models[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._models)
+
+    def __len__(self) -> int:
+        return len(self._models)
+
+
+def resolve_device(name: str) -> Device:
+    """``auto``, ``cpu``, ``gpu`` or ``gpu:i`` to a device; ``auto`` prefers a GPU.
+
+    Raises:
+        RequestError: Another word.
+        DeviceError: That GPU is not there.
+    """
+    kind, _, index = name.partition(":")
+    is_known = kind in ("auto", "cpu", "gpu") and (not index or kind == "gpu")
+    if not is_known or (index and not index.isdigit()):
+        raise RequestError(
+            f"device: expected auto, cpu, gpu or gpu:INDEX, got {name!r}"
+        )
+    if kind == "cpu" or (kind == "auto" and accelerator_count() == 0):
+        return CPU()
+    wanted, found = int(index or 0), accelerator_count()
+    if wanted >= found:
+        raise DeviceError(
+            f"device: {name} asked for, but MAX sees {found} GPUs here; use "
+            + (f"gpu:0 to gpu:{found - 1} or cpu" if found else "cpu")
+        )
+    return Accelerator(wanted)
+
+
+def resolve_dtype(name: str | None, device: Device) -> DType:
+    """``float32`` or ``bfloat16``; by default the former on CPU, the latter on GPU."""
+    if name is None:
+        return DType.float32 if device.is_host else DType.bfloat16
+    if name not in _DTYPES:
+        raise RequestError(f"dtype: expected {' or '.join(_DTYPES)}, got {name!r}")
+    return _DTYPES[name]
+
+
+def open_session(device: Device) -> InferenceSession:
+    """A session for ``device``; the host is always part of it.
+
+    Raises:
+        DeviceError: This process is a fork of one that compiled graphs.
+    """
+    _check_not_forked(_first_process())
+    return InferenceSession(devices=[device])
+
+
+@final
+class CompiledGraphs:
+    """The executable graphs of one pipeline; more can be added later.
+
+    Args:
+        session: What compiles, and runs.
+        device: Where the weights live.
+    """
+
+    def __init__(self, session: InferenceSession, device: Device) -> None:
+        self._session, self._device = session, device
+        self._models: dict[str, Model] = {}
+        # MAX reads these very bytes and keeps none of them: they live as long as this.
+        self._weights: dict[str, Any] = {}
+        self.models: Mapping[str, Model] = OwnGraphs(self._models)
+        """By name; shows what is added later, too."""
+        self.compile_count = 0
+        """Modules compiled so far."""
+        self.compile_seconds = 0.0
+        """What that took."""
+
+    @property
+    def weight_names(self) -> Collection[str]:
+        """Registry names of all weights that were given."""
+        return self._weights.keys()
+
+    def add(
+        self,
+        module: Module,
+        weights: Mapping[str, Any],
+        expected: Mapping[str, WeightSlot],
+    ) -> None:
+        """Compiles every graph of a module at once and gives it its weights.
+
+        Args:
+            module: Graphs whose names are new here.
+            weights: Arrays by registry name (``component.checkpoint name``) that were
+                not given before. Host arrays are copied to the device once, shared by
+                all graphs.
+            expected: Every slot of the module by the same names, for shape and dtype.
+                MAX checks neither and would compute on whatever bytes it finds.
+
+        Raises:
+            ModelLoadError: A slot's array is missing, or of another shape or dtype.
+            CompileError: MAX refused the graphs, or has no folder to keep them in.
+        """
+        _check({**self._weights, **weights}, expected)
+        _check_not_forked(_first_process())
+        prepare_compile_cache()
+        started = time.perf_counter()
+        try:
+            with memory_watched():
+                compiled = self._session.compile(module)
+        except Exception as err:
+            reason = _first_reason(str(err.__cause__ or err))
+            raise CompileError(f"compile: MAX refused the graphs: {reason}") from err
+        seconds = time.perf_counter() - started
+        with memory_errors_said():
+            is_host = self._device.is_host
+            self._weights |= weights if is_host else _to_device(weights, self._device)
+            models = self._session.init_all(compiled, weights_registry=self._weights)
+        self._models.update(models)
+        self.compile_count += 1
+        self.compile_seconds += seconds
+        logger.info("compiled %s in %.2f s", ", ".join(models), seconds)
+
+
+@contextmanager
+def memory_errors_said() -> Iterator[None]:
+    """Turns what MAX and numpy raise for want of memory into a DeviceError.
+
+    MAX 26.7 raises a ValueError of several lines for it, told apart by its text only.
+    """
+    try:
+        yield
+    except MaxDiffusionError:
+        raise  # a RequestError is a ValueError too, and may quote the caller
+    except (ValueError, RuntimeError, MemoryError) as err:
+        words = ("memory allocation failed", "out of memory", "out_of_memory")
+        text = str(err).lower()
+        if isinstance(err, MemoryError) or any(word in text for word in words):
+            raise DeviceError(
+                "device: out of memory; ask for fewer or smaller pictures at a time, "
+                "or for bfloat16"
+            ) from err
+        raise
+
+
+def _first_reason(text: str) -> str:
+    """Of what MAX writes on many lines: the first, and what that announces."""
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    return " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+
+
+@cache
+def _first_process() -> int:
+    """The process that compiled first: its forks know its answer, and have no MAX."""
+    return os.getpid()
+
+
+def _check_not_forked(process: int) -> None:
+    if os.getpid() != process:
+        raise DeviceError(
+            "device: this process is a fork of one in which MAX has run, and there it "
+            'would hang; start processes with multiprocessing.get_context("spawn"), or '
+            "fork before anything is loaded"
+        )
+
+
+def _check(weights: Mapping[str, Any], expected: Mapping[str, WeightSlot]) -> None:
+    for name, slot in expected.items():
+        if name not in weights:
+            raise ModelLoadError(f"compile: no array for weight {name}")
+        array = weights[name]
+        shape = tuple(int(dim) for dim in array.shape)
+        dtype = array.dtype
+        if not isinstance(dtype, DType):
+            dtype = DType.from_numpy(dtype)
+        if (shape, dtype) != (slot.shape, slot.dtype):
+            raise ModelLoadError(
+                f"compile: weight {name} must be {slot.dtype.name} {slot.shape}, "
+                f"got {dtype.name} {shape}"
+            )
+
+
+def _to_device(weights: Mapping[str, Any], device: Device) -> dict[str, Buffer]:
+    moved = {}
+    for name, array in weights.items():
+        host = array if isinstance(array, Buffer) else Buffer.from_numpy(array)
+        moved[name] = host.to(device)
+    return moved

@@ -1,0 +1,89 @@
+"""A component: one model of a pipeline, its graphs and its weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from max.driver import Device
+from max.dtype import DType
+from max.engine import Model
+from max.graph import DeviceRef, Module
+
+from graphs.weights import WeightScope
+
+from ..caches import DenoisingCacheConfig
+from .compiler import resolve_dtype
+
+
+class ComponentModel(ABC):
+    """One model of a pipeline: a text encoder, the transformer, the decoder.
+
+    A pipeline constructs its components, lets each add its graphs to one shared module
+    (:meth:`build_graphs`), compiles that module once, hands back the executable graphs
+    (:meth:`bind`) and finally calls :meth:`load_model`.
+
+    Args:
+        config: The component's parsed ``config.json``.
+        encoding: Compute dtype, ``float32`` or ``bfloat16``.
+        devices: Devices to run on; the first one is used.
+        weights: The component's weights, see ``checkpoint.ComponentWeights``.
+        cache_config: The pipeline's denoising cache, for components it concerns.
+    """
+
+    name: str = ""
+    """The component's, in the pipeline; the pipeline sets it before graphs are built.
+    Names of its graphs and weights begin with it."""
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        encoding: str,
+        devices: list[Device],
+        weights: Any,
+        *,
+        cache_config: DenoisingCacheConfig | None = None,
+    ) -> None:
+        self.config = config
+        self.encoding = encoding
+        self.devices = devices
+        self.weights = weights
+        self.cache_config = cache_config
+        self.models: Mapping[str, Model] = {}
+
+    @property
+    def device(self) -> Device:
+        """The device this component runs on."""
+        return self.devices[0]
+
+    @property
+    def device_ref(self) -> DeviceRef:
+        """The same device, as graphs name it."""
+        return DeviceRef.from_device(self.devices[0])
+
+    @property
+    def dtype(self) -> DType:
+        """Compute dtype."""
+        return resolve_dtype(self.encoding, self.devices[0])
+
+    def build_graphs(self, module: Module) -> WeightScope | None:
+        """Adds this component's graphs to ``module``; none by default.
+
+        Returns:
+            The scope the graphs drew their weights from. The pipeline checks the
+            component's weights against it, strictly both ways, before it compiles.
+        """
+        return None
+
+    def bind(self, models: Mapping[str, Model]) -> None:
+        """Receives the pipeline's executable graphs by name, in ``self.models``."""
+        self.models = models
+
+    @abstractmethod
+    def load_model(self) -> Callable[..., Any] | None:
+        """Makes the component ready; called once, after :meth:`bind`.
+
+        Returns:
+            What runs the model, or ``None`` if the component's methods do.
+        """

@@ -1,0 +1,159 @@
+"""What a model can do, and what it takes, told from its files: nothing is compiled."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from graphs.weights import WeightScope, WeightSlot
+
+from ..caches import CACHES, AbstractCacheConfig, TaylorSeerConfig
+from ..checkpoint import ComponentWeights
+from ..core.request import MAX_PICTURES, MAX_SIZE
+from ..core.validation import whole
+from . import open_model
+
+
+@dataclass(frozen=True)
+class ComponentReport:
+    """One component's weights."""
+
+    parameters: int
+    """Numbers in its files."""
+    stored_bytes: int
+    """Bytes of these in the files."""
+    used_bytes: int
+    """Bytes of those that are loaded, at the compute dtype."""
+
+
+@dataclass(frozen=True)
+class CacheReport:
+    """One cache on one model."""
+
+    is_supported: bool
+    reason: str
+    """Why not, in one line; empty where it is supported."""
+    state_bytes: int
+    """Most bytes that a request's state takes, at the options below."""
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """A model, its weights, and the caches on it."""
+
+    model: str
+    pipeline: str
+    """``_class_name`` of its ``model_index.json``."""
+    dtype: str
+    image_tokens: int
+    text_tokens: int
+    batch: int
+    branches: int
+    """2 with true guidance."""
+    components: Mapping[str, ComponentReport]
+    caches: Mapping[str, CacheReport]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def inspect(
+    path_or_repo_id: str | os.PathLike[str] = "demo",
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    batch: int = 1,
+    true_guidance: bool = False,
+    device: str = "auto",
+    dtype: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    show_progress: bool = False,
+) -> ModelReport:
+    """Reads a model's configurations and the headers of its weights.
+
+    Args:
+        path_or_repo_id: As for :func:`~max_diffusion.load_pipeline`.
+        height: Pixels of the pictures that cache state is told for; default the
+            model's.
+        width: Likewise.
+        batch: Pictures at once.
+        true_guidance: Whether there is a second, unconditional branch.
+        device: Tells the default dtype.
+        dtype: Compute dtype.
+        calibration: File of measurements instead of the model's own.
+        variant: Weight files' variant.
+        revision: Hub revision.
+        show_progress: Show download progress.
+
+    Raises:
+        ModelLoadError: No such model, or files that are missing or damaged.
+        RequestError: A size the model cannot draw.
+    """
+    whole("inspect: batch", batch, minimum=1, maximum=MAX_PICTURES)
+    for name, size in (("height", height), ("width", width)):
+        if size is not None:
+            whole(f"inspect: {name}", size, minimum=1, maximum=MAX_SIZE)
+    pipeline = open_model(
+        path_or_repo_id,
+        device,
+        dtype,
+        caches=("none",),
+        calibration=calibration,
+        variant=variant,
+        revision=revision,
+        show_progress=show_progress,
+    )
+    opened, branches = pipeline.opened, 2 if true_guidance else 1
+    image_tokens, text_tokens = pipeline.token_counts(height, width)
+    shape = (batch, image_tokens, text_tokens)
+    return ModelReport(
+        model=str(path_or_repo_id),
+        pipeline=pipeline.pipeline_config.class_name,
+        dtype=pipeline.dtype.name,
+        image_tokens=image_tokens,
+        text_tokens=text_tokens,
+        batch=batch,
+        branches=branches,
+        components={
+            name: _component(*source) for name, source in opened.sources.items()
+        },
+        caches={
+            name: CacheReport(
+                reason=(reason := pipeline.caches.reason_against(config)),
+                is_supported=not reason,
+                state_bytes=pipeline.caches.state_bytes(config, shape, branches),
+                options=asdict(config),
+            )
+            for name, config in _configurations().items()
+        },
+    )
+
+
+def _component(scope: WeightScope, weights: ComponentWeights) -> ComponentReport:
+    stored = weights.tensors.values()
+    return ComponentReport(
+        parameters=sum(math.prod(tensor.shape) for tensor in stored),
+        stored_bytes=sum(tensor.num_bytes for tensor in stored),
+        used_bytes=sum(map(_bytes, scope.slots.values())),
+    )
+
+
+def _bytes(item: WeightSlot) -> int:
+    return math.prod(item.shape) * item.dtype.size_in_bytes
+
+
+def _configurations() -> dict[str, AbstractCacheConfig]:
+    """Every cache at its defaults, and TaylorSeer's other targets."""
+    found: dict[str, AbstractCacheConfig] = {
+        name: kind() for name, kind in CACHES.items()
+    }
+    for target in ("attention", "modules"):
+        found[f"taylorseer, {target}"] = TaylorSeerConfig(target=target)
+    return found

@@ -1,0 +1,1 @@
+"""The engine behind HTTP, MAX's server and Ray Serve."""

@@ -1,0 +1,198 @@
+"""Who draws for a server: one engine in this process, or others elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, final
+
+from ...core.request import GenerationRequest
+from ...engine import Engine, Event, Failed, Finished, RequestHandle, SubmitOptions
+from ...pipelines.text_to_image import TextToImagePipeline
+from .errors import ApiError
+from .metrics import Metrics
+from .schemas import Health
+
+Status = Literal["loading", "ready", "draining", "failed"]
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """What requests may ask of a model."""
+
+    default_size: tuple[int, int]
+    """Width and height in pixels."""
+    default_steps: int
+    caches: Mapping[str, Mapping[str, Any]]
+    """Options and defaults by name."""
+    default_cache: str
+    default_cache_options: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, pipeline: TextToImagePipeline) -> ModelDescription:
+        """Of a loaded pipeline."""
+        height, width = pipeline.default_size
+        caches = pipeline.caches.supported()
+        default = pipeline.cache_config
+        return cls(
+            default_size=(width, height),
+            default_steps=pipeline.default_num_inference_steps,
+            caches={name: asdict(config) for name, config in caches.items()},
+            default_cache=default.name,
+            default_cache_options=asdict(default),
+        )
+
+
+class Events(ABC):
+    """What becomes of a request: an iterator of events, until the last one.
+
+    Whoever has one closes it, in a ``finally`` or as ``contextlib.aclosing`` does. It
+    is an object and no generator, since closing a generator that was never begun runs
+    none of its code, and so would leave the request of a client that left early.
+    """
+
+    def __aiter__(self) -> Self:
+        """Itself."""
+        return self
+
+    @abstractmethod
+    async def __anext__(self) -> Event:
+        """Waits for the next event; the last is ``Finished`` or ``Failed``."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Cancels the request, unless it is done; may be called more than once."""
+
+
+class Backend(ABC):
+    """Draws pictures for a server, and says how it stands."""
+
+    @abstractmethod
+    async def draw(self, request: GenerationRequest, options: SubmitOptions) -> Events:
+        """Puts a request in the queue; called once there is a description.
+
+        One that is cancelled while it waits leaves no request behind.
+
+        Returns:
+            Its events; closing them cancels the request.
+
+        Raises:
+            ApiError: It cannot be drawn now.
+            MaxDiffusionError: It was refused.
+        """
+
+    @abstractmethod
+    async def describe(self) -> ModelDescription | None:
+        """What requests may ask; ``None`` while that is not known."""
+
+    @abstractmethod
+    async def health(self, model: str) -> Health:
+        """How it stands."""
+
+    @abstractmethod
+    async def metrics(self) -> bytes:
+        """In Prometheus's text format."""
+
+
+@final
+class LocalBackend(Backend):
+    """One engine in this process, which may still be loading."""
+
+    def __init__(self) -> None:
+        self._metrics = Metrics()
+        self._engine: Engine | None = None
+        self._description: ModelDescription | None = None
+        self._status: Status = "loading"
+        self._detail = "the model is being loaded and compiled"
+
+    @property
+    def observer(self) -> Metrics:
+        """What the engine is to tell of itself."""
+        return self._metrics
+
+    def open(self, engine: Engine) -> None:
+        """From now on requests are drawn."""
+        seconds = engine.pipeline.seconds
+        self._metrics.watch(engine.stats, seconds["load"], seconds["compile"])
+        self._description = ModelDescription.of(engine.pipeline)
+        self._engine = engine
+        self._status, self._detail = "ready", ""
+
+    def drain(self) -> None:
+        """From now on requests are refused."""
+        self._status, self._detail = "draining", "the server is shutting down"
+
+    async def draw(self, request: GenerationRequest, options: SubmitOptions) -> Events:
+        """Submits the request to the engine."""
+        engine = self._engine
+        status, detail = self._now()
+        if engine is None or status != "ready":
+            raise ApiError(
+                503, f"server: {detail}", code=status, headers={"Retry-After": "5"}
+            )
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()
+
+        def listener(event: Event) -> None:
+            if not loop.is_closed():  # else nobody is there to hear
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        # Tokenizing and drawing noise take milliseconds, which others need not wait.
+        submitting = asyncio.ensure_future(
+            asyncio.to_thread(engine.submit, request, options, listener=listener)
+        )
+        try:
+            handle = await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            submitting.add_done_callback(_cancel_submitted)  # no thread can be stopped
+            raise
+        return _EngineEvents(handle, events)
+
+    async def describe(self) -> ModelDescription | None:
+        """What requests may ask."""
+        return self._description
+
+    async def health(self, model: str) -> Health:
+        """How it stands."""
+        status, detail = self._now()
+        figures = asdict(self._engine.stats()) if self._engine else {}
+        return Health(status=status, detail=detail, model=model, **figures)
+
+    async def metrics(self) -> bytes:
+        """In Prometheus's text format."""
+        return self._metrics.text()
+
+    def _now(self) -> tuple[Status, str]:
+        engine = self._engine
+        if engine is not None and self._status == "ready" and not engine.is_alive:
+            return "failed", "the engine has stopped; its log says why"
+        return self._status, self._detail
+
+
+@final
+class _EngineEvents(Events):
+    """Of one request of an engine in this process."""
+
+    def __init__(self, handle: RequestHandle, events: asyncio.Queue[Event]) -> None:
+        self._handle, self._events = handle, events
+        self._is_over = False
+
+    async def __anext__(self) -> Event:
+        """Waits for the next event."""
+        if self._is_over:
+            raise StopAsyncIteration
+        event = await self._events.get()
+        self._is_over = isinstance(event, Finished | Failed)
+        return event
+
+    async def aclose(self) -> None:
+        """Cancels the request."""
+        self._is_over = True
+        self._handle.cancel()
+
+
+def _cancel_submitted(submitting: asyncio.Future[RequestHandle]) -> None:
+    if not submitting.cancelled() and submitting.exception() is None:
+        submitting.result().cancel()

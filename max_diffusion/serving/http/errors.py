@@ -1,0 +1,154 @@
+"""Errors as OpenAI's clients know them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from ...engine import DeadlineError, EngineStoppedError, QueueFullError
+from ...errors import (
+    CacheNotLoadedError,
+    MaxDiffusionError,
+    RequestCancelled,
+    RequestError,
+)
+from .schemas import FIELDS, FIXES, OTHERS, TwoNamesError, shown
+
+_ENDS: Final = ("/images/generations", "/models")
+
+
+class ApiError(Exception):
+    """An answer that is not a success."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+        self.code, self.param = code, param
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        kinds = {401: "authentication_error", 429: "rate_limit_error"}
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {
+            "error": {
+                "message": self.message,
+                "type": kinds.get(self.status, kind),
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    @property
+    def response(self) -> Response:
+        """The answer."""
+        # In ASCII: a body may hold halves of characters, which no UTF-8 can tell of.
+        text = json.dumps(self.body)
+        return Response(text, self.status, self.headers, "application/json")
+
+
+def api_error(error: Exception) -> ApiError:
+    """The answer to an error of the engine."""
+    message = str(error)
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, QueueFullError):
+        wait = str(math.ceil(error.retry_after))
+        return ApiError(429, message, code="queue_full", headers={"Retry-After": wait})
+    if isinstance(error, DeadlineError):
+        return ApiError(504, message, code="deadline_exceeded")
+    if isinstance(error, EngineStoppedError | RequestCancelled):
+        return ApiError(
+            503, message, code="shutting_down", headers={"Retry-After": "5"}
+        )
+    if isinstance(error, CacheNotLoadedError):
+        fix = "ask for one that GET /v1/models lists, or start the server with"
+        message = f"{error.problem}; {fix} {error.cache} in its --caches"
+        return ApiError(400, message, code="invalid_value", param="cache")
+    if isinstance(error, RequestError):
+        return ApiError(400, message, code="invalid_value")
+    if isinstance(error, MaxDiffusionError):
+        return ApiError(500, message, code="engine_error")
+    return ApiError(500, "the server failed; its log says why", code="internal_error")
+
+
+def not_valid(error: RequestValidationError) -> ApiError:
+    """The answer to a body that is not what the schema says: its first error."""
+    first: Mapping[str, Any] = error.errors()[0]
+    place: Sequence[object] = first["loc"]
+    if first["type"] == "json_invalid":
+        reason = first.get("ctx", {}).get("error", "")
+        return ApiError(400, f"body: expected JSON ({reason})", code="invalid_json")
+    where = ".".join(str(part) for part in place[1:]) or "body"
+    if isinstance(first["input"], bytes):
+        return ApiError(
+            422,
+            "body: expected JSON; send the header Content-Type: application/json",
+            code="content_type",
+            param="body",
+        )
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, TwoNamesError):
+        return ApiError(422, str(cause), code="invalid_value", param=cause.param)
+    message = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    if first["type"] == "extra_forbidden":
+        message = f"{where}: no such field; {_instead(where)}GET /docs lists them"
+    elif first["type"] != "missing" and len(repr(first["input"])) <= 80:
+        message += f", got {shown(first['input'])}"
+    if where in FIXES and first["type"] != "extra_forbidden":
+        message += f"; {FIXES[where]}"
+    return ApiError(422, message, code=str(first["type"]), param=where)
+
+
+def _instead(unknown: str) -> str:
+    """What may have been meant by a field that is none."""
+    if unknown in OTHERS:
+        return f"{OTHERS[unknown]}; "
+    near = difflib.get_close_matches(unknown, FIELDS, n=1)
+    return f"did you mean {near[0]}? " if near else ""
+
+
+async def on_api_error(request: Request, error: Exception) -> Response:
+    """Handler of :class:`ApiError` and of errors of the engine."""
+    return api_error(error).response
+
+
+async def on_not_valid(request: Request, error: Exception) -> Response:
+    """Handler of bodies that do not validate."""
+    assert isinstance(error, RequestValidationError)
+    return not_valid(error).response
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """Handler of unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # nested too deep, or a number of too many digits
+        text = "body: expected JSON that can be read; nest less, write shorter numbers"
+        return ApiError(400, text, code="invalid_json").response
+    headers = dict(error.headers or {})
+    if "GET" in headers.get("Allow", ""):
+        headers["Allow"] += ", HEAD"
+    path = f"{request.method} {request.url.path}"
+    # A base URL without /v1, or with two: the slip of every client's first request.
+    meant = next((f"/v1{end}" for end in _ENDS if request.url.path.endswith(end)), "")
+    hint = f"did you mean {meant}? " if meant not in ("", request.url.path) else ""
+    fix = f"{hint}GET /docs lists what there is"
+    message = f"{path}: {str(error.detail).lower()}; {fix}"
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+    return ApiError(error.status_code, message, code=code, headers=headers).response

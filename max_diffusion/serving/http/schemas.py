@@ -1,0 +1,372 @@
+"""What goes over the wire: OpenAI's image generation, and fields of our own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+
+from ...core.noise import MAX_SEED
+from ...core.request import MAX_SIZE, MAX_STEPS
+from ...engine import MAX_PREVIEWS, MAX_PRIORITY
+
+OutputFormat = Literal["png", "jpeg", "webp"]
+_SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
+
+ALIASES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "num_inference_steps": "steps",
+        "guidance_scale": "guidance",
+        "true_cfg_scale": "true_cfg",
+        "num_images_per_prompt": "n",
+    }
+)
+"""Our fields by the names that diffusers has for them, and servers after it."""
+OTHERS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "extra_body": "its fields go beside prompt",
+        "complexity": "steps and cache set the quality",
+        "enable_teacache": 'ask for it with "cache": "teacache"',
+        "frame_count": "pictures do not move here",
+        "frame_duration_ms": "pictures do not move here",
+        "image": "pictures are drawn from text only",
+        "input_fidelity": "pictures are drawn from text only",
+        "mask": "pictures are drawn from text only",
+        "svg": "pictures are png, jpeg or webp",
+    }
+)
+"""Fields of other servers that would have no effect, and what to do instead."""
+FIXES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "background": "no picture is transparent",
+        "quality": "steps and cache set it",
+    }
+)
+"""What is added where a field has another value."""
+
+
+class TwoNamesError(ValueError):
+    """One setting is given by two names, and they differ."""
+
+    def __init__(self, param: str, one: object, second: str, other: object) -> None:
+        super().__init__(
+            f"{param}: is the same as {second}, but they are given as {shown(one)} and "
+            f"{shown(other)}; leave one out"
+        )
+        self.param = param
+
+
+def _also(name: str) -> AliasChoices:
+    """The names of a field, its own first."""
+    return AliasChoices(name, *(a for a, field in ALIASES.items() if field == name))
+
+
+class ImageGenerationRequest(BaseModel):
+    """Body of ``POST /v1/images/generations``.
+
+    The first part is OpenAI's, the second are extra fields (``extra_body`` in OpenAI's
+    client), which also go by diffusers' names. What asks for something else than is
+    drawn here is refused, not ignored.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    prompt: Annotated[str, Field(min_length=1, description="What to draw.")]
+    model: Annotated[
+        str | None, Field(description="Id of the served model; may be left out.")
+    ] = None
+    n: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            validation_alias=_also("n"),
+            description="Pictures, all from one seed; 1. Or num_images_per_prompt.",
+        ),
+    ] = None
+    size: Annotated[
+        str | None,
+        Field(
+            pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$",
+            description="WIDTHxHEIGHT in pixels; auto is the model's own.",
+        ),
+    ] = None
+    response_format: Annotated[
+        Literal["b64_json", "url"] | None,
+        Field(description="The picture itself, or where to fetch it for a while."),
+    ] = None
+    output_format: OutputFormat | None = None
+    output_compression: Annotated[
+        int | None,
+        Field(ge=0, le=100, description="Quality of jpeg and webp; 90. 100 for png."),
+    ] = None
+    stream: Annotated[
+        bool | None, Field(description="Server-sent events instead of one answer.")
+    ] = None
+    partial_images: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            le=MAX_PREVIEWS,
+            description="Pictures on the way, in a stream. OpenAI allows up to 3.",
+        ),
+    ] = None
+    quality: Annotated[
+        Literal["auto", "standard"] | None,
+        Field(description="Quality is set by steps and cache."),
+    ] = None
+    background: Literal["auto", "opaque"] | None = None
+    style: Annotated[
+        Literal["vivid", "natural"] | None,
+        Field(description="Of no effect, which the warnings say: the prompt sets it."),
+    ] = None
+    moderation: Annotated[
+        Literal["auto", "low"] | None,
+        Field(description="Of no effect, which the warnings say."),
+    ] = None
+    user: Annotated[
+        str | None, Field(description="Label of the caller's own; of no effect.")
+    ] = None
+    safety_identifier: Annotated[
+        str | None, Field(description="OpenAI's newer name of user.")
+    ] = None
+
+    seed: Annotated[
+        int | None,
+        Field(
+            ge=-1,
+            le=MAX_SEED,
+            description="Of the noise; random if left out or -1, and then told.",
+        ),
+    ] = None
+    width: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_SIZE, description="Pixels, instead of size."),
+    ] = None
+    height: Annotated[
+        int | None,
+        Field(ge=1, le=MAX_SIZE, description="Pixels, instead of size."),
+    ] = None
+    steps: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=MAX_STEPS,
+            validation_alias=_also("steps"),
+            description="Denoising steps. Or num_inference_steps.",
+        ),
+    ] = None
+    guidance: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=100,
+            allow_inf_nan=False,
+            validation_alias=_also("guidance"),
+            description="Guidance scale of guidance-distilled models; 3.5. Or "
+            "guidance_scale.",
+        ),
+    ] = None
+    true_cfg: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=100,
+            allow_inf_nan=False,
+            validation_alias=_also("true_cfg"),
+            description="Classifier-free guidance, with negative_prompt; 1 is off. Or "
+            "true_cfg_scale.",
+        ),
+    ] = None
+    negative_prompt: str | None = None
+    max_sequence_length: Annotated[
+        int | None,
+        Field(ge=1, le=512, description="Text tokens; the most the model reads."),
+    ] = None
+    cache: Annotated[
+        str | None, Field(description="Denoising cache: a name GET /v1/models lists.")
+    ] = None
+    cache_options: Annotated[
+        dict[str, Any] | None, Field(description="Settings of that cache.")
+    ] = None
+    priority: Annotated[
+        int | None, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="0.")
+    ] = None
+    timeout: Annotated[
+        float | None,
+        Field(
+            ge=1,
+            allow_inf_nan=False,
+            description="Seconds after which there is an error instead of a picture.",
+        ),
+    ] = None
+    progress: Annotated[
+        bool | None,
+        Field(description="In a stream, an event a step: what the cache did."),
+    ] = None
+    report: Annotated[
+        bool | None,
+        Field(description="What every step did, with the picture."),
+    ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_names(cls, data: Any) -> Any:
+        """Leaves one name of each field; drops what says that it says nothing."""
+        if not isinstance(data, dict):
+            return data
+        given = {k: v for k, v in data.items() if v is not None or k not in OTHERS}
+        for alias, name in ALIASES.items():
+            if alias not in given or name not in given:
+                continue
+            if given[name] is None:
+                del given[name]
+            elif given[alias] is None or given[alias] == given[name]:
+                del given[alias]
+            else:
+                raise TwoNamesError(alias, given[alias], name, given[name])
+        return given
+
+    @model_validator(mode="after")
+    def _check_size(self) -> Self:
+        if _SIZE.fullmatch(self.size or ""):
+            for name, pixels in zip(("width", "height"), self.pixels(), strict=True):
+                other = getattr(self, name)
+                if other is not None and other != pixels:
+                    raise TwoNamesError(name, other, "size", self.size)
+        return self
+
+    def pixels(self) -> tuple[int | None, int | None]:
+        """Width and height, as far as they are given."""
+        match = _SIZE.fullmatch(self.size or "")
+        if match is None:
+            return self.width, self.height
+        return int(match[1]), int(match[2])
+
+    def warnings(self) -> Iterator[str]:
+        """What is taken and has no effect."""
+        if self.style is not None:
+            yield "style: has no effect; describe it in the prompt"
+        if self.moderation is not None:
+            yield "moderation: has no effect; nothing is moderated here"
+
+
+def shown(value: object) -> str:
+    """A value of a body, for messages: as JSON has it, save for the quotes of text."""
+    is_text = isinstance(value, str)
+    text = repr(value) if is_text else json.dumps(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+FIELDS: Final = (*ImageGenerationRequest.model_fields, *ALIASES)
+"""All names that a request may use."""
+
+
+class ImageData(BaseModel):
+    """One picture."""
+
+    b64_json: str | None = None
+    url: str | None = None
+    revised_prompt: str | None = None
+
+
+class TokenDetails(BaseModel):
+    """Tokens by kind."""
+
+    text_tokens: int
+    image_tokens: int
+
+
+class Usage(BaseModel):
+    """Tokens the model has read and drawn."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: TokenDetails
+
+
+class Summary(BaseModel):
+    """How the pictures came about, in short."""
+
+    seed: int
+    steps: int
+    cache: str
+    full_passes: int
+    total_passes: int
+    cache_bytes: int
+    seconds: float
+    warnings: list[str]
+    report: dict[str, Any] | None = None
+
+
+class ImagesResponse(BaseModel):
+    """Answer of ``POST /v1/images/generations``."""
+
+    created: int
+    background: Literal["opaque"] = "opaque"
+    data: list[ImageData]
+    output_format: OutputFormat
+    quality: Literal["auto"] = "auto"
+    size: str
+    usage: Usage
+    max_diffusion: Summary
+
+
+class ErrorDetails(BaseModel):
+    """OpenAI's error."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """Body of every answer that is not a success."""
+
+    error: ErrorDetails
+
+
+class ModelCard(BaseModel):
+    """One served model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "max_diffusion"
+    caches: dict[str, dict[str, Any]] = Field(
+        description="Caches that requests may name, with their options and defaults."
+    )
+    default_cache: str
+    default_cache_options: dict[str, Any] = Field(
+        description="Of requests that name no cache; one that does starts from caches."
+    )
+    default_size: str
+    default_steps: int
+    max_size: Annotated[int, Field(le=MAX_SIZE)]
+    max_n: int
+    max_steps: int
+
+
+class ModelList(BaseModel):
+    """Answer of ``GET /v1/models``."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]
+
+
+class Health(BaseModel):
+    """How the server stands."""
+
+    status: Literal["loading", "ready", "draining", "failed"]
+    detail: str = ""
+    model: str
+    queued: int = 0
+    running: int = 0
+    reserved_bytes: int = 0
+    memory_limit: int = 0
+    cache_bytes: int = 0

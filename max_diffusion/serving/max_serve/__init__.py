@@ -1,0 +1,40 @@
+r"""This package's pipelines in MAX's own server, ``max serve``. Optional.
+
+MAX imports it by name and registers what ``ARCHITECTURES`` lists:
+
+    export MAX_SERVE_API_TYPES='["openai","responses"]' MAX_SERVE_HOST=127.0.0.1
+    model=$(python -c 'import max_diffusion; print(max_diffusion.demo_model_path())')
+    max serve --custom-architectures max_diffusion.serving.max_serve --devices cpu \
+        --model "$model" --served-model-name demo
+
+``POST /v1/responses`` then draws. The prompt is ``input``, the seed is ``seed``, and
+``provider_options.image`` holds size, steps, guidance, negative prompt, number and
+format of the pictures; the format is jpeg, MAX's own default, if it is not given.
+
+What MAX has no field for goes in ``metadata``. MAX lets only text through, so numbers
+and lists are written as JSON, and text as it is:
+
+    cache                 name of a denoising cache
+    cache_option.OPTION   a setting of that cache: "3", "0.1", "official", "[0, 5, 9]"
+    cache_memory_limit    most bytes that the cache's state may take
+    sigmas                a schedule of the caller's: "[1.0, 0.7, 0.4]"
+
+Which caches requests may name, and what they may ask at most, comes from the
+environment: see ``settings``. MAX's flags ``--taylorseer``, ``--first-block-caching``
+and those beside them set the cache of requests that name none.
+"""
+
+from __future__ import annotations
+
+try:
+    from .architecture import ARCHITECTURES
+except ImportError as err:
+    if (err.name or "").split(".")[0] in ("graphs", "max_diffusion"):
+        raise
+    raise ImportError(
+        f"max_diffusion.serving.max_serve: needs the server of MAX 26.7 ({err}); "
+        'install it with: pip install "max[serve]==26.7.*"',
+        name=err.name,
+    ) from err
+
+__all__ = ["ARCHITECTURES"]

@@ -1,0 +1,288 @@
+"""What MAX registers: tokenizer, context and pipeline by MAX's contracts.
+
+MAX runs two processes. The tokenizer checks each request in the one that speaks HTTP,
+where a refusal still becomes an answer; the pipeline draws in the other, the worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Self, cast, final
+
+from max.driver import Device
+from max.engine import InferenceSession
+from max.graph.weights import WeightsFormat
+from max.pipelines.context import PixelContext, TokenBuffer
+from max.pipelines.context.exceptions import InputError
+from max.pipelines.diffusion.config import GENERIC_TAYLORSEER_DEFAULTS
+from max.pipelines.lib import SupportedArchitecture
+from max.pipelines.lib.config import MAXModelConfig, PipelineConfig
+from max.pipelines.modeling.types import PipelineTask
+from max.pipelines.request import OpenResponsesRequest
+from max.serve.config import APIType, Settings
+
+from ...caches import DenoisingCacheConfig, label_of
+from ...errors import CacheNotLoadedError, DeviceError, MaxDiffusionError, RequestError
+from ...pipelines.registry import PIPELINES, load_pipeline, open_model
+from ...pipelines.text_to_image import GenerationResult, TextToImagePipeline
+from .requests import from_json, image_options, to_json, to_request
+from .settings import ServeSettings
+
+# MAX shows what its own loggers say, and no others.
+logger = logging.getLogger("max.pipelines.max_diffusion")
+
+_TEXT_TOKENS: Final = 512
+
+
+@dataclass(kw_only=True)
+class PictureContext(PixelContext):
+    """A checked request on its way to the worker.
+
+    MAX reads its own fields of it. The picture is drawn from ``request``, because MAX
+    has no place for a cache; tokens and noise are made again from it in milliseconds.
+    """
+
+    request: str = field(default="")
+    """By :func:`~max_diffusion.serving.max_serve.requests.to_json`."""
+
+
+@dataclass(frozen=True)
+class PictureConfig:
+    """Lengths that MAX asks for; of no effect, since the model's own files tell."""
+
+    secondary_max_seq_len: int = _TEXT_TOKENS
+
+    @classmethod
+    def initialize(
+        cls,
+        pipeline_config: PipelineConfig,
+        model_config: MAXModelConfig | None = None,
+        *,
+        max_seq_len: int,
+    ) -> Self:
+        """The same for every model."""
+        return cls()
+
+    @classmethod
+    def calculate_max_seq_len(
+        cls, huggingface_config: Any, model_config: MAXModelConfig
+    ) -> int:
+        """The same for every model."""
+        return _TEXT_TOKENS
+
+    def get_max_seq_len(self) -> int:
+        """The same for every model."""
+        return _TEXT_TOKENS
+
+
+@final
+class PictureTokenizer:
+    """Checks requests against the model, which it opens but never compiles.
+
+    Called by MAX with more than it needs: tokenizers, lengths and schedules come from
+    the model's folder.
+    """
+
+    def __init__(
+        self, model_path: str, pipeline_config: PipelineConfig, **kwargs: Any
+    ) -> None:
+        try:
+            self._settings = ServeSettings.from_environment(os.environ)
+            self._pipeline = _open_uncompiled(pipeline_config, self._settings)
+        except MaxDiffusionError as err:
+            # One line on the terminal; MAX would show a traceback of any other.
+            raise SystemExit(f"error: max_diffusion: {err}") from err
+        _restore_environment()
+        names = ", ".join(map(label_of, self._settings.caches))
+        logger.info("max_diffusion: caches %s", names)
+        if APIType.OPENRESPONSES not in Settings().api_types:
+            logger.warning(
+                "max_diffusion: /v1/responses, the way to ask for pictures, is off; "
+                'set MAX_SERVE_API_TYPES=\'["openai","responses"]\''
+            )
+
+    async def new_context(self, request: OpenResponsesRequest) -> PictureContext:
+        """A request as MAX's worker takes it.
+
+        Raises:
+            InputError: It cannot be drawn; MAX answers 400 with the message.
+        """
+        # Tokenizing and drawing noise take milliseconds, which others need not wait.
+        return await asyncio.to_thread(self._context, request)
+
+    def _context(self, request: OpenResponsesRequest) -> PictureContext:
+        try:
+            wanted = to_request(request.body, self._settings)
+            numbers = self._pipeline.create_context(wanted)
+        except CacheNotLoadedError as err:
+            raise InputError(
+                f"{err.problem}; use another, or start the server with {err.cache} in "
+                "MAX_DIFFUSION_CACHES"
+            ) from err
+        except RequestError as err:
+            raise InputError(str(err)) from err
+        return PictureContext(
+            request_id=request.request_id,
+            model_name=request.body.model,
+            tokens=TokenBuffer(next(iter(numbers.tokens.values()))[0]),
+            height=numbers.height,
+            width=numbers.width,
+            num_inference_steps=numbers.num_inference_steps,
+            guidance_scale=numbers.guidance_scale,
+            true_cfg_scale=numbers.true_cfg_scale,
+            num_images_per_prompt=numbers.num_images_per_prompt,
+            output_format=image_options(request.body).output_format,
+            seed=wanted.seed,
+            request=to_json(wanted),
+        )
+
+
+@final
+class PicturePipeline:
+    """A pipeline of this package behind MAX's contract of a ``DiffusionPipeline``.
+
+    Of the arguments only the configuration is read: ``load_pipeline`` finds weights and
+    device itself, and compiles in a session of its own.
+    """
+
+    def __init__(
+        self,
+        pipeline_config: PipelineConfig,
+        session: InferenceSession,
+        devices: list[Device],
+        weight_paths: Sequence[str],
+        cache_config: Any = None,
+    ) -> None:
+        settings = ServeSettings.from_environment(os.environ)
+        device, dtype = _device_and_dtype(pipeline_config)
+        self._pipeline = load_pipeline(
+            _model_path(pipeline_config),
+            device,
+            dtype,
+            _default_cache(pipeline_config),
+            caches=settings.caches,
+            is_extensible=False,
+            revision=_revision(pipeline_config),
+        )
+
+    def prepare_inputs(self, context: PictureContext) -> PictureContext:
+        """The request as it is: nothing is kept between requests."""
+        return context
+
+    def execute(self, model_inputs: PictureContext) -> GenerationResult:
+        """Draws; MAX takes ``images`` of the result, uint8 ``(B, H, W, 3)``.
+
+        What MAX's answer has no field for is logged.
+        """
+        result = self._pipeline.draw(from_json(model_inputs.request))
+        report = result.report
+        logger.info(
+            "max_diffusion: request %s: seed %d, cache %s, %d of %d full passes, "
+            "%.2f s",
+            model_inputs.request_id,
+            report.seed,
+            report.cache["name"],
+            report.full_passes,
+            report.total_passes,
+            report.total_seconds,
+        )
+        for warning in report.warnings:
+            logger.warning(
+                "max_diffusion: request %s: %s", model_inputs.request_id, warning
+            )
+        return result
+
+
+def _open_uncompiled(
+    config: PipelineConfig, settings: ServeSettings
+) -> TextToImagePipeline:
+    """A pipeline that can check requests, but draw none.
+
+    On the host, so that this process takes nothing of a GPU.
+    """
+    device, dtype = _device_and_dtype(config)
+    return open_model(
+        _model_path(config),
+        "cpu",
+        dtype or ("float32" if device == "cpu" else "bfloat16"),
+        _default_cache(config),
+        caches=settings.caches,
+        is_extensible=False,
+        revision=_revision(config),
+    )
+
+
+def _restore_environment() -> None:
+    """Takes back what MAX 26.7 has set in C, unseen by Python, when it is imported.
+
+    The worker, a child of this process, would inherit it, take itself for a Python
+    outside the virtual environment, and not find packages installed as editable.
+    """
+    for name in ("PYTHONPATH", "PYTHONEXECUTABLE"):
+        if name in os.environ:
+            os.putenv(name, os.environ[name])
+        else:
+            os.unsetenv(name)
+
+
+def _model_path(config: PipelineConfig) -> str:
+    return str(next(iter(config.models.values())).model_path)
+
+
+def _revision(config: PipelineConfig) -> str | None:
+    """Of the hub; MAX has one, ``main``, for folders too."""
+    if os.path.isdir(_model_path(config)):
+        return None
+    return next(iter(config.models.values())).huggingface_model_revision
+
+
+def _device_and_dtype(config: PipelineConfig) -> tuple[str, str | None]:
+    """Of ``--devices`` and ``--quantization-encoding``, by this package's names."""
+    model = next(iter(config.models.values()))
+    if len(model.device_specs) != 1:
+        raise DeviceError(
+            f"--devices: expected one device, got {len(model.device_specs)}; a model "
+            "runs on one"
+        )
+    spec = model.device_specs[0]
+    device = "cpu" if spec.device_type == "cpu" else f"gpu:{spec.id}"
+    # MAX infers it for components only where one of its own loads weights: this is what
+    # the operator gave.
+    return device, model.quantization_encoding
+
+
+def _default_cache(config: PipelineConfig) -> DenoisingCacheConfig:
+    """Of MAX's flags, which have the same names."""
+    given = config.runtime.denoising_cache
+    return DenoisingCacheConfig(
+        first_block_caching=given.first_block_caching,
+        taylorseer=given.taylorseer,
+        taylorseer_cache_interval=given.taylorseer_cache_interval,
+        taylorseer_warmup_steps=given.taylorseer_warmup_steps,
+        taylorseer_max_order=given.taylorseer_max_order,
+    )
+
+
+def _architecture(name: str) -> SupportedArchitecture:
+    return SupportedArchitecture(
+        name=name,
+        example_repo_ids=[],
+        default_encoding="float32",
+        supported_encodings={"float32", "bfloat16"},
+        # MAX takes these two by their methods; its annotations know fewer kinds.
+        pipeline_model=cast(Any, PicturePipeline),
+        tokenizer=cast(Any, PictureTokenizer),
+        task=PipelineTask.PIXEL_GENERATION,
+        default_weights_format=WeightsFormat.safetensors,
+        context_type=PictureContext,
+        config=PictureConfig,
+        denoising_cache_defaults=GENERIC_TAYLORSEER_DEFAULTS,
+    )
+
+
+# MAX wants a list.
+ARCHITECTURES: Final = [_architecture(name) for name in PIPELINES]

@@ -1,0 +1,78 @@
+"""What the operator of ``max serve`` chooses, beside MAX's own flags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Final
+
+from ...caches import (
+    AbstractCacheConfig,
+    NoCacheConfig,
+    TaylorSeerConfig,
+    caches_from_text,
+)
+from ...core.request import MAX_PICTURES, MAX_SIZE, MAX_STEPS
+from ...core.validation import whole
+from ...errors import RequestError
+
+_PREFIX: Final = "MAX_DIFFUSION_"
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """Caches and limits; ``MAX_DIFFUSION_CACHES`` sets ``caches``, and so on.
+
+    Attributes:
+        caches: Caches that requests may name; in the environment as ``serve --caches``
+            takes them. Only these are compiled, and each kind takes minutes the first
+            time.
+        max_prompt_length: Characters of a prompt, of a negative one, and of an entry of
+            ``metadata``.
+        max_n: Pictures of a request.
+        max_size: Pixels a side.
+        max_steps: Denoising steps.
+    """
+
+    caches: tuple[AbstractCacheConfig, ...] = (NoCacheConfig(), TaylorSeerConfig())
+    max_prompt_length: int = 32_000
+    max_n: int = 10
+    max_size: int = 2048
+    max_steps: int = 200
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name, limit in (
+            ("max_prompt_length", None),
+            ("max_n", MAX_PICTURES),
+            ("max_size", MAX_SIZE),
+            ("max_steps", MAX_STEPS),
+        ):
+            whole(_variable(name), getattr(self, name), minimum=1, maximum=limit)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> ServeSettings:
+        """Reads what is set; the rest keeps its default.
+
+        Raises:
+            RequestError: A variable is no number or name, or out of range.
+        """
+        given: dict[str, object] = {}
+        for item in fields(cls):
+            text = environment.get(_variable(item.name))
+            if text is None:
+                continue
+            if item.name == "caches":
+                given[item.name] = caches_from_text(text, _variable(item.name))
+                continue
+            try:
+                given[item.name] = int(text)
+            except ValueError as err:
+                raise RequestError(
+                    f"{_variable(item.name)}: expected a whole number, got {text!r}"
+                ) from err
+        return cls(**given)  # type: ignore[arg-type]  # checked in __post_init__
+
+
+def _variable(name: str) -> str:
+    return _PREFIX + name.upper()
