@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from max.driver import Device
 from max.dtype import DType
@@ -13,8 +13,10 @@ from max.graph import DeviceRef, Module
 
 from graphs.weights import WeightScope
 
-from ..caches import DenoisingCacheConfig
 from .compiler import resolve_dtype
+
+if TYPE_CHECKING:
+    from ..caches import DenoisingCacheConfig
 
 
 class ComponentModel(ABC):

@@ -163,7 +163,7 @@ class DiffusionPipeline(ABC):
             pipeline_config.calibration,
             self._transformer,
             self.denoiser,
-            (*kinds, self.cache_config),
+            tuple(dict.fromkeys((*kinds, self.cache_config))),
             is_extensible=pipeline_config.is_extensible,
         )
         # Compiling takes minutes: what is wrong with a tokenizer is said before.

@@ -242,6 +242,7 @@ class TextToImagePipeline(DiffusionPipeline):
                 name: source
                 for name, source in self.default_sources().items()
                 if vars(request)[name] is None
+                and not (name == "num_inference_steps" and request.sigmas is not None)
             },
         )
 

@@ -14,6 +14,7 @@ from max_diffusion.core.buffers import to_device
 from max_diffusion.core.request import GenerationContext
 from max_diffusion.engine import Engine, EngineConfig, Finished, Preview, SubmitOptions
 from max_diffusion.engine.memory import MemoryPlan, Needed
+from max_diffusion.pipelines.decoding import decode_in_goes
 
 
 def context(pipeline: TextToImagePipeline, **values: object) -> GenerationContext:
@@ -32,7 +33,7 @@ def test_pictures_are_the_same_to_the_bit_in_any_number_of_goes(
     assert at_once.shape == (5, height, width, 3)
     each = demo.decode_bytes(height, width)
     for room in (None, 0, each, 2 * each + 1, 3 * each, 5 * each):
-        assert np.array_equal(demo.decode_in_goes(known, latents, room), at_once)
+        assert np.array_equal(decode_in_goes(demo, known, latents, room), at_once)
 
 
 def test_a_go_has_no_more_pictures_than_there_is_room_for(
@@ -56,11 +57,11 @@ def test_a_go_has_no_more_pictures_than_there_is_room_for(
         (0, [1] * 5),
     ):
         counts.clear()
-        demo.decode_in_goes(known, latents, room)
+        decode_in_goes(demo, known, latents, room)
         assert counts == goes
     large = context(demo, height=512, width=1024, num_images_per_prompt=3)
     counts.clear()
-    demo.decode_in_goes(large, to_device(large.latents, demo.device), 10**12)
+    decode_in_goes(demo, large, to_device(large.latents, demo.device), 10**12)
     assert counts == [2, 1]  # a megapixel at a time, whatever the room
 
 
@@ -69,6 +70,7 @@ import re
 from pathlib import Path
 from max_diffusion import GenerationRequest, load_pipeline
 from max_diffusion.core.buffers import to_device
+from max_diffusion.pipelines.decoding import decode_in_goes
 pipeline = load_pipeline("demo", device="cpu", caches=("none", "taylorseer"))
 request = GenerationRequest(prompts=("a",), height=1024, width=1024,
     num_inference_steps=2, num_images_per_prompt=4)
@@ -78,7 +80,7 @@ latents = to_device(context.latents, pipeline.device)
 status = Path("/proc/self/status")
 peak = lambda: int(re.search("VmHWM:\\s+(\\d+)", status.read_text())[1]) * 1024
 before = peak()
-images = pipeline.decode_in_goes(context, latents)
+images = decode_in_goes(pipeline, context, latents)
 print((peak() - before - images.nbytes) / pipeline.decode_bytes(1024, 1024))
 """
 
