@@ -38,7 +38,7 @@ class AutoencoderKLDecoder(ComponentModel):
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds ``decode``: packed latents ``(B, S_img, C)`` to uint8 NHWC."""
         self._sizes = autoencoder_config(self.config)
-        scope = WeightScope(self.name, self.dtype, self.device_ref)
+        scope = self.weight_scope()
         latents = TensorType(
             DType.float32,
             ("batch", "image_seq_len", 4 * self._sizes.latent_channels),

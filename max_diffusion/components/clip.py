@@ -34,7 +34,7 @@ class ClipTextEncoder(ComponentModel):
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds one graph: ids ``(B, S)`` to pooled ``(B, D)``."""
         self._sizes = clip_config(self.config, self.name)
-        scope = WeightScope(self.name, self.dtype, self.device_ref)
+        scope = self.weight_scope()
         # Published checkpoints nest the weights, transformers 5 writes them flat.
         is_nested = any(name.startswith("text_model.") for name in self.weights.tensors)
         types = [

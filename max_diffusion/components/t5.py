@@ -37,7 +37,7 @@ class T5TextEncoder(ComponentModel):
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds one graph: ids ``(B, S_txt)`` to ``(B, S_txt, D)``."""
         self._sizes = t5_config(self.config, self.name)
-        scope = WeightScope(self.name, self.dtype, self.device_ref)
+        scope = self.weight_scope()
         # One table under two names; a file holds either.
         names = ("shared.weight", "encoder.embed_tokens.weight")
         embedding = next((n for n in names if n in self.weights.tensors), names[0])

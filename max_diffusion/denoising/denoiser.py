@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, get_args
 
@@ -19,14 +19,13 @@ from ..caches import (
     AbstractCacheConfig,
     DenoisingCacheState,
     GraphGroup,
-    StateSizes,
 )
 from ..caches.kinds import Hidden, Inputs
 from ..core.buffers import take_rows
 from ..errors import RequestError
-from ..execution.compiler import in_graph_context
 from ..execution.component import ComponentModel
 from ..execution.graph_call import ALL, GraphCall, Routine, run
+from .state_sizes import StateSizer
 
 
 class DenoiserComponent(ComponentModel):
@@ -40,11 +39,6 @@ class DenoiserComponent(ComponentModel):
     """Which graphs to build; the pipeline sets what its caches need."""
     is_divisible: bool = True
     """Any samples of a batch can run without the others."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        # Facts of the model, each found out once: nothing of a request is in them.
-        self._elements: dict[str, tuple[int, int]] = {}
 
     @abstractmethod
     def denoiser(self) -> AbstractDenoiser[Any]:
@@ -74,10 +68,6 @@ class DenoiserComponent(ComponentModel):
         """One step under a cache: the prediction ``(B, S_img, C)``."""
         return memory.cache.run_step(memory, step, self, inputs)
 
-    def weight_scope(self) -> WeightScope:
-        """Where the graphs draw their weights from."""
-        return WeightScope(self.name, self.dtype, self.device_ref)
-
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds the graphs of :attr:`graph_groups`."""
         pieces, w = self.denoiser(), self.weight_scope()
@@ -97,60 +87,10 @@ class DenoiserComponent(ComponentModel):
                 graphs.add_modules(level)
         return w
 
-    @in_graph_context
-    def state_sizes(
-        self,
-        shape: tuple[int, int, int],
-        branches: int = 1,
-        levels: Collection[str] = get_args(ModuleLevel),
-    ) -> StateSizes:
-        """What caches would keep, from the shapes of graphs that nobody compiles.
-
-        Args:
-            shape: ``(B, S_img, S_txt)``.
-            branches: 2 with true guidance.
-            levels: Of the modules to look at; the first time a large model's take
-                seconds.
-        """
-        batch, *lengths = (int(size) for size in shape)
-        item = batch * self.denoiser().dtype.size_in_bytes
-        image, text = lengths
-
-        def of(name: str) -> int:
-            of_image, of_text = self._token_elements(name)
-            return item * (of_image * image + of_text * text)
-
-        width = self.denoiser().width
-        return StateSizes(
-            prediction=of("output"),
-            image=item * image * width,
-            text=item * text * width,
-            modulated_input=of("modulated_input"),
-            modules={
-                level: of(level) for level in get_args(ModuleLevel) if level in levels
-            },
-            branches=branches,
-        )
-
-    def _token_elements(self, name: str) -> tuple[int, int]:
-        """Elements of a kind of value for each image token, and each text token."""
-        if name not in self._elements:
-            # By these lengths, image, text and joint sequences are told apart.
-            graphs = StepGraphs(
-                Module(), self.denoiser(), self.weight_scope(), (1, 1, 2)
-            )
-            shapes = {
-                "output": lambda: [graphs.add_output()],
-                "modulated_input": lambda: [graphs.add_modulated_input()],
-                "attention": lambda: graphs.add_modules("attention"),
-                "modules": lambda: graphs.add_modules("modules"),
-            }[name]()
-            counts = [0, 0]
-            for _, length, width in shapes:
-                counts[0] += int(width) * (int(length) in (1, 3))
-                counts[1] += int(width) * (int(length) in (2, 3))
-            self._elements[name] = (counts[0], counts[1])
-        return self._elements[name]
+    @cached_property
+    def sizes(self) -> StateSizer:
+        """What caches would keep of a request."""
+        return StateSizer(self)
 
     def load_model(self) -> Callable[..., Any] | None:
         """The full transformer, by named inputs."""
@@ -160,7 +100,7 @@ class DenoiserComponent(ComponentModel):
         """All blocks: the prediction ``(B, S_img, C)``."""
         outputs = yield GraphCall(
             f"{self.name}.full",
-            self._ordered(inputs),
+            tuple(inputs[name] for name in self._input_names),
             self.device,
             self._shared,
             self._constant,
@@ -172,7 +112,7 @@ class DenoiserComponent(ComponentModel):
         """Inputs to the hidden states before the first block."""
         outputs = yield GraphCall(
             f"{self.name}.embed",
-            self._ordered(inputs),
+            tuple(inputs[name] for name in self._input_names),
             self.device,
             self._shared,
             self._constant,
@@ -285,9 +225,6 @@ class DenoiserComponent(ComponentModel):
             for place, name in enumerate(self._block_inputs)
             if name not in self.batched_inputs
         )
-
-    def _ordered(self, inputs: Inputs) -> tuple[Buffer | np.ndarray, ...]:
-        return tuple(inputs[name] for name in self._input_names)
 
 
 def _some(value: Buffer | np.ndarray, rows: Sequence[int]) -> Buffer | np.ndarray:

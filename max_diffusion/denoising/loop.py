@@ -18,8 +18,8 @@ from ..sampling import AbstractGuidance, AbstractSamplerState, Schedule
 
 _SKIPPED: Final = frozenset((Action.PREDICT, Action.ESTIMATE))
 
-TakeStep = Callable[[int, DenoisingCacheState, Inputs], Routine[Buffer]]
-"""Step index, cache state and inputs to the prediction ``(B, S_img, C)``."""
+TakeStep = Callable[[DenoisingCacheState, int, Inputs], Routine[Buffer]]
+"""Cache state, step index and inputs to the prediction ``(B, S_img, C)``."""
 
 
 @final
@@ -136,7 +136,7 @@ class Denoising:
         started = time.perf_counter()
         own: Inputs = {"latents": self.latents, "timestep": timestep}
         inputs = {**own, **branch.inputs}
-        prediction = yield from self.take_step(self.step, state, inputs)
+        prediction = yield from self.take_step(state, self.step, inputs)
         return prediction, self._record(branch, state, started)
 
     def _estimated(

@@ -32,7 +32,7 @@ from ..execution.batcher import Batcher
 from ..execution.compiler import memory_errors_said
 from ..execution.graph_call import Routine
 from ..pipelines.decoding import decode_in_goes
-from ..pipelines.pipeline import DiffusionPipelineOutput
+from ..pipelines.outputs import DiffusionPipelineOutput
 from ..pipelines.reporting import report_of
 from ..pipelines.text_to_image import GenerationResult, TextToImagePipeline
 from .memory import MemoryPlan, Needed, default_memory_limit

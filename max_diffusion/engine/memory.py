@@ -61,7 +61,7 @@ class MemoryPlan:
         self._pipeline = pipeline
         if pipeline.denoiser is not None:
             # Finds the shapes out, from graphs that are built once: not by a request.
-            pipeline.denoiser.state_sizes((1, 1, 1), 1, pipeline.graph_groups)
+            pipeline.denoiser.sizes.of((1, 1, 1), 1, pipeline.graph_groups)
         self.limit = limit
         self._slots: list[Needed] = []
 
@@ -91,7 +91,7 @@ class MemoryPlan:
             branches = 1 if context.negative_tokens is None else 2
             shape = (*latents.shape[:2], context.text_tokens)
             cache = context.cache.config
-            sizes = pipeline.denoiser.state_sizes(shape, branches, cache.graph_groups)
+            sizes = pipeline.denoiser.sizes.of(shape, branches, cache.graph_groups)
             held += cache.state_bytes(sizes)
             held += _STREAM_BUFFERS * (sizes.image + sizes.text)
             held += branches * sizes.text

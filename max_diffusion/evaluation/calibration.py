@@ -25,7 +25,7 @@ from ..core.request import GenerationRequest
 from ..core.validation import count
 from ..errors import MaxDiffusionError, RequestError
 from ..execution.graph_call import Routine
-from ..pipelines.pipeline import OnStep
+from ..pipelines import OnStep
 
 if TYPE_CHECKING:
     from ..pipelines.text_to_image import TextToImagePipeline

@@ -69,6 +69,10 @@ class ComponentModel(ABC):
         """Compute dtype."""
         return resolve_dtype(self.encoding, self.devices[0])
 
+    def weight_scope(self) -> WeightScope:
+        """Where this component's graphs draw their weights from."""
+        return WeightScope(self.name, self.dtype, self.device_ref)
+
     def build_graphs(self, module: Module) -> WeightScope | None:
         """Adds this component's graphs to ``module``; none by default.
 

@@ -1,7 +1,9 @@
 """Pipelines: the abstract one, text to image, and from a model's folder to either."""
 
+from .context import Tokenized
 from .loading import LEAN_CACHES, PipelineConfig
-from .pipeline import DiffusionPipeline, DiffusionPipelineOutput, OnEvent, OnStep
+from .outputs import DiffusionPipelineOutput, OnEvent, OnStep
+from .pipeline import DiffusionPipeline
 from .registry import (
     demo_model_path,
     is_demo_model,
@@ -9,7 +11,7 @@ from .registry import (
     open_model,
     register_model,
 )
-from .text_to_image import GenerationResult, TextToImagePipeline, Tokenized
+from .text_to_image import GenerationResult, TextToImagePipeline
 
 __all__ = [
     "LEAN_CACHES",

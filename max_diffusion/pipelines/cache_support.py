@@ -75,6 +75,24 @@ class CacheSupport:
         policy = self.check(config)
         return BoundCache(config, policy, config.required_steps(num_inference_steps))
 
+    def bound(
+        self,
+        cache: BoundCache | AbstractCacheConfig | None,
+        default: AbstractCacheConfig,
+        num_inference_steps: int | None,
+    ) -> BoundCache:
+        """:meth:`bind` of a cache in any form.
+
+        Args:
+            cache: One that is bound is taken as it is; ``None`` stands for ``default``.
+            default: The pipeline's own.
+            num_inference_steps: As for :meth:`bind`.
+        """
+        if isinstance(cache, BoundCache):
+            return cache
+        config = default if cache is None else self.resolve(cache)
+        return self.bind(config, num_inference_steps)
+
     def check(self, config: AbstractCacheConfig) -> AbstractCache:
         """A cache's policy, if this pipeline can run it in some request.
 
@@ -130,7 +148,7 @@ class CacheSupport:
                 "cache: the transformer of this pipeline is not split into blocks, so "
                 "the memory of a cache is not known beforehand; leave the limit out"
             )
-        sizes = self._denoiser.state_sizes(shape, branches, config.graph_groups)
+        sizes = self._denoiser.sizes.of(shape, branches, config.graph_groups)
         return config.state_bytes(sizes)
 
     def check_memory(

@@ -110,7 +110,7 @@ def inspect(
         revision=revision,
         show_progress=show_progress,
     )
-    opened, branches = pipeline.opened, 2 if true_guidance else 1
+    opened, branches = pipeline.graphs.opened, 2 if true_guidance else 1
     image_tokens, text_tokens = pipeline.token_counts(height, width)
     shape = (batch, image_tokens, text_tokens)
     return ModelReport(

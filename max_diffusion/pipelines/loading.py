@@ -15,7 +15,8 @@ from graphs.weights import WeightScope, WeightSlot
 from ..caches import AbstractCacheConfig, Calibration, GraphGroup
 from ..checkpoint import ComponentWeights
 from ..denoising import DenoiserComponent
-from ..errors import ModelLoadError, RequestError
+from ..errors import MaxDiffusionError, ModelLoadError, RequestError
+from ..execution.compiler import in_graph_context
 from ..execution.component import ComponentModel
 
 LEAN_CACHES: Final = ("none", "taylorseer")
@@ -174,3 +175,38 @@ def open_components(
     if problems:
         raise ModelLoadError("; ".join(problems))
     return OpenedComponents(components, module, sources)
+
+
+@in_graph_context
+def open_pipeline_components(
+    owner: str,
+    kinds: Mapping[str, type[ComponentModel]] | None,
+    unprefixed: str | None,
+    config: PipelineConfig,
+    devices: list[Device],
+    weight_paths: Sequence[Path],
+    groups: frozenset[GraphGroup],
+) -> OpenedComponents:
+    """:func:`open_components` from the paths that a pipeline is given.
+
+    Args:
+        owner: The pipeline's name, for messages.
+        kinds: Classes by component name.
+        unprefixed: The component of files in no folder of a component's name.
+        config: What the pipeline is built from.
+        devices: Where it runs.
+        weight_paths: All weight files.
+        groups: Which of the transformer's graphs to build.
+
+    Raises:
+        MaxDiffusionError: There are no components.
+        RequestError: A file belongs to none of them.
+        ModelLoadError: See :func:`open_components`.
+    """
+    if not kinds:
+        raise MaxDiffusionError(
+            f"{owner}: components must map names to ComponentModel classes, got none; "
+            "set the class attribute"
+        )
+    files = files_by_component(weight_paths, kinds, unprefixed)
+    return open_components(kinds, config, devices, files, groups)

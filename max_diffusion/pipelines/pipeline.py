@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,6 @@ import numpy as np
 from max.driver import Buffer, Device
 from max.dtype import DType
 from max.engine import InferenceSession, Model
-from max.graph import DeviceRef, Module
-
-from graphs.weights import WeightSlot
 
 from ..caches import (
     CACHES,
@@ -27,17 +24,13 @@ from ..caches import (
     FirstBlockConfig,
     GraphGroup,
     Run,
-    add_series_graphs,
 )
-from ..caches.kinds import Inputs
 from ..core.buffers import to_numpy
 from ..core.grid import Grid
-from ..core.report import StepRecord
 from ..denoising import Branch, DenoiserComponent, Denoising, OwnTransformer
 from ..errors import MaxDiffusionError
-from ..execution.compiler import CompiledGraphs, in_graph_context, open_session
 from ..execution.component import ComponentModel
-from ..execution.graph_call import Routine, run
+from ..execution.graph_call import run
 from ..sampling import (
     AbstractGuidance,
     AbstractSampler,
@@ -47,43 +40,9 @@ from ..sampling import (
     Schedule,
 )
 from .cache_support import CacheSupport, resolve_cache
-from .loading import (
-    OpenedComponents,
-    PipelineConfig,
-    files_by_component,
-    open_components,
-)
-
-OnStep = Callable[[int, int], None]
-"""Called with ``(steps done, steps)``."""
-OnEvent = Callable[[str, str], None]
-"""Called with ``("load" | "compile", "start" | "end")``."""
-
-
-@dataclass(frozen=True)
-class DiffusionPipelineOutput:
-    """Finished pictures."""
-
-    images: np.ndarray
-    """uint8 ``(B, H, W, 3)``."""
-    steps: tuple[StepRecord, ...] = ()
-    """What each step did."""
-    cache_bytes: int = 0
-    """Most bytes of cache state held at once, all branches together."""
-    seconds: Mapping[str, float] | None = None
-    """By stage: encode, denoise, decode."""
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """Result of the denoising loop."""
-
-    latents: Buffer
-    """float32 ``(B, S_img, C)``."""
-    steps: tuple[StepRecord, ...]
-    """What each step did."""
-    cache_bytes: int
-    """Most bytes of cache state held at once, all branches together."""
+from .graphs import PipelineGraphs
+from .loading import PipelineConfig, open_pipeline_components
+from .outputs import Denoised, DiffusionPipelineOutput, OnEvent, OnStep
 
 
 class DiffusionPipeline(ABC):
@@ -134,8 +93,8 @@ class DiffusionPipeline(ABC):
         started = time.perf_counter()
         self.pipeline_config = pipeline_config
         self.devices = devices
-        self._on_event: OnEvent = on_event or _ignore
-        self._on_event("load", "start")
+        on_event = on_event or _ignore
+        on_event("load", "start")
         self.sampler: AbstractSampler = FlowMatchEulerSampler(FlowMatchEulerConfig())
         """What :meth:`init_remaining_components` may replace by the model's own."""
         self.guidance: AbstractGuidance = LinearGuidance()
@@ -151,26 +110,35 @@ class DiffusionPipeline(ABC):
             CACHES[cache]() if isinstance(cache, str) else cache
             for cache in pipeline_config.caches
         ]
-        self._graph_groups: frozenset[GraphGroup] = frozenset(
-            group for kind in (*kinds, self.cache_config) for group in kind.graph_groups
+        wanted = tuple(dict.fromkeys((*kinds, self.cache_config)))
+        groups: frozenset[GraphGroup] = frozenset(
+            group for kind in wanted for group in kind.graph_groups
         )
-        self._graphs: CompiledGraphs | None = None
-        self.opened: OpenedComponents = self._open(weight_paths)
-        """Components, their graphs and files."""
-        self.loaded: Mapping[str, ComponentModel] = self.opened.components
+        opened = open_pipeline_components(
+            type(self).__name__,
+            self.components,
+            self.unprefixed_weight_component,
+            pipeline_config,
+            devices,
+            weight_paths,
+            groups,
+        )
+        self.graphs = PipelineGraphs(opened, groups, self.device, on_event)
+        """Components with their graphs, compiled or not."""
+        self.loaded: Mapping[str, ComponentModel] = opened.components
         self.caches = CacheSupport(
             defaults,
             pipeline_config.calibration,
             self._transformer,
             self.denoiser,
-            tuple(dict.fromkeys((*kinds, self.cache_config))),
+            wanted,
             is_extensible=pipeline_config.is_extensible,
         )
         # Compiling takes minutes: what is wrong with a tokenizer is said before.
         self.init_remaining_components()
         self.caches.check(self.cache_config)
-        self.seconds = {"load": time.perf_counter() - started, "compile": 0.0}
-        self._on_event("load", "end")
+        self._open_seconds = time.perf_counter() - started
+        on_event("load", "end")
         if session is not None:
             self.compile(session)
 
@@ -199,22 +167,25 @@ class DiffusionPipeline(ABC):
         Raises:
             MaxDiffusionError: The model was only opened.
         """
-        if self._graphs is None:
-            raise MaxDiffusionError(
-                f"{type(self).__name__}: the model is open, but not compiled; call "
-                "compile() first"
-            )
-        return self._graphs.models
+        return self.graphs.models
 
     @property
     def graph_groups(self) -> frozenset[GraphGroup]:
         """Graphs that are compiled, or will be when the pipeline is."""
-        return self._graph_groups
+        return self.graphs.groups
 
     @property
     def compile_count(self) -> int:
-        """Modules compiled so far: 1, and 1 for what requests needed beyond."""
-        return 0 if self._graphs is None else self._graphs.compile_count
+        """Modules compiled so far: 1, and 1 for each time requests needed more."""
+        return self.graphs.compile_count
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """What it took to get here, by stage: load, compile."""
+        return {
+            "load": self._open_seconds + self.graphs.load_seconds,
+            "compile": self.graphs.compile_seconds,
+        }
 
     @abstractmethod
     def init_remaining_components(self) -> None:
@@ -232,7 +203,6 @@ class DiffusionPipeline(ABC):
     def execute(self, model_inputs: Any, **kwargs: Any) -> DiffusionPipelineOutput:
         """Prepared inputs to pictures; keeps nothing."""
 
-    @in_graph_context
     def compile(self, session: InferenceSession | None = None) -> None:
         """Compiles all graphs and loads the weights; once, after opening.
 
@@ -243,55 +213,7 @@ class DiffusionPipeline(ABC):
             ModelLoadError: A weight is not finite.
             CompileError: MAX refused a graph.
         """
-        if self._graphs is not None:
-            return
-        started = time.perf_counter()
-        module, device_ref = self.opened.module, DeviceRef.from_device(self.device)
-        self.sampler.add_graphs(module, self.dtype, device_ref)
-        self.guidance.add_graphs(module, self.dtype, device_ref)
-        if "series" in self._graph_groups:
-            add_series_graphs(module, self.dtype, device_ref)
-        self._on_event("load", "start")
-        weights, expected = self.opened.load()
-        self._on_event("load", "end")
-        graphs = CompiledGraphs(session or open_session(self.device), self.device)
-        self._compile(graphs, module, weights, expected)
-        self._graphs = graphs
-        for component in self.loaded.values():
-            component.bind(graphs.models)
-            component.load_model()
-        seconds = time.perf_counter() - started
-        self.seconds["load"] += seconds - self.seconds["compile"]
-
-    @in_graph_context
-    def require_graphs(self, groups: Iterable[GraphGroup]) -> None:
-        """Compiles graphs that were not compiled with the model, if any are missing.
-
-        A request whose cache needs them calls this before its first step.
-
-        Args:
-            groups: Of the cache.
-
-        Raises:
-            CompileError: MAX refused a graph.
-        """
-        missing = frozenset(groups) - self._graph_groups
-        if not missing:
-            return
-        assert self._graphs is not None, "opened models have no request to run"
-        module = Module()
-        weights: dict[str, Any] = {}
-        expected: dict[str, WeightSlot] = {}
-        denoiser = self.denoiser
-        if denoiser is not None:
-            denoiser.graph_groups = missing
-            scope = denoiser.build_graphs(module)
-            denoiser.graph_groups = self._graph_groups | missing
-            weights, expected = self.opened.load_more(scope, self._graphs.weight_names)
-        if "series" in missing:
-            add_series_graphs(module, self.dtype, DeviceRef.from_device(self.device))
-        self._compile(self._graphs, module, weights, expected)
-        self._graph_groups |= missing
+        self.graphs.compile(session, self.sampler, self.guidance, self.dtype)
 
     def run_transformer(
         self, cache_state: DenoisingCacheState, **kwargs: Any
@@ -339,9 +261,8 @@ class DiffusionPipeline(ABC):
                 steps that the run does not have.
         """
         run = Run() if run is None else run
-        bound = self._bound(cache, run.num_steps)
-        if self._graphs is not None:
-            self.require_graphs(bound.config.graph_groups)
+        bound = self.caches.bound(cache, self.cache_config, run.num_steps)
+        self.graphs.require(bound.config.graph_groups, self.denoiser, self.dtype)
         known = replace(run, required_steps=bound.required_steps)
         threshold = 0.0
         if isinstance(bound.config, FirstBlockConfig):
@@ -371,16 +292,8 @@ class DiffusionPipeline(ABC):
         Returns:
             The prediction ``(B, S_img, C)``. Do not write to it: a cache may hold it.
         """
-        return run(self.models, self.denoising_step(step, cache_state, kwargs))
-
-    def denoising_step(
-        self,
-        step: int,
-        cache_state: DenoisingCacheState,
-        inputs: Inputs,
-    ) -> Routine[Buffer]:
-        """:meth:`run_denoising_step` as a routine, for whoever runs several at once."""
-        return self._transformer.run_step(cache_state, step, inputs)
+        routine = self._transformer.run_step(cache_state, step, kwargs)
+        return run(self.models, routine)
 
     def denoise(
         self,
@@ -439,7 +352,7 @@ class DiffusionPipeline(ABC):
                 f"denoise: grid must have as many cells as the latents have tokens, "
                 f"{seq_len}, got {grid}"
             )
-        bound = self._bound(cache, schedule.num_steps)
+        bound = self.caches.bound(cache, self.cache_config, schedule.num_steps)
         known = Run(
             schedule.num_steps,
             tuple(float(timestep) for timestep in schedule.timesteps),
@@ -467,7 +380,7 @@ class DiffusionPipeline(ABC):
             self.sampler.create_state(schedule, batch, self.device),
             self.guidance,
             self.guidance.scales(true_cfg_scale, schedule),
-            self.denoising_step,
+            self._transformer.run_step,
             self.device,
         )
 
@@ -484,7 +397,12 @@ class DiffusionPipeline(ABC):
         Raises:
             MaxDiffusionError: The latents are not finite.
         """
-        self._check_finite(denoising.latents)
+        if not np.isfinite(to_numpy(denoising.latents)).all():
+            raise MaxDiffusionError(
+                f"{self.pipeline_config.model_name or type(self).__name__}: the "
+                "latents are not finite after the last step, so there is no picture; "
+                "try float32, or check the weights"
+            )
         return Denoised(
             denoising.latents, tuple(denoising.records), denoising.cache_bytes
         )
@@ -497,55 +415,6 @@ class DiffusionPipeline(ABC):
         if denoiser is not None and is_split:
             return denoiser
         return OwnTransformer(self.run_transformer, type(self).__name__, self.device)
-
-    def _check_finite(self, latents: Buffer) -> None:
-        if not np.isfinite(to_numpy(latents)).all():
-            raise MaxDiffusionError(
-                f"{self.pipeline_config.model_name or type(self).__name__}: the "
-                "latents are not finite after the last step, so there is no picture; "
-                "try float32, or check the weights"
-            )
-
-    def _bound(
-        self, cache: BoundCache | AbstractCacheConfig | None, num_steps: int | None
-    ) -> BoundCache:
-        """A cache in any form, checked; one that is bound was checked before."""
-        if isinstance(cache, BoundCache):
-            return cache
-        config = self.cache_config if cache is None else self.caches.resolve(cache)
-        return self.caches.bind(config, num_steps)
-
-    @in_graph_context
-    def _open(self, weight_paths: Sequence[Path]) -> OpenedComponents:
-        """Constructs the components, builds their graphs and checks their files."""
-        if not self.components:
-            raise MaxDiffusionError(
-                f"{type(self).__name__}: components must map names to ComponentModel "
-                "classes, got none; set the class attribute"
-            )
-        files = files_by_component(
-            weight_paths, self.components, self.unprefixed_weight_component
-        )
-        return open_components(
-            self.components,
-            self.pipeline_config,
-            self.devices,
-            files,
-            self._graph_groups,
-        )
-
-    def _compile(
-        self,
-        graphs: CompiledGraphs,
-        module: Module,
-        weights: Mapping[str, Any],
-        expected: Mapping[str, WeightSlot],
-    ) -> None:
-        """Adds a module to the graphs, and tells of it."""
-        self._on_event("compile", "start")
-        graphs.add(module, weights, expected)
-        self._on_event("compile", "end")
-        self.seconds["compile"] = graphs.compile_seconds
 
 
 def _ignore(stage: str, what: str) -> None:

@@ -22,7 +22,7 @@ from ..checkpoint import ModelFolder, find_model
 from ..errors import ModelLoadError, RequestError
 from ..execution.compiler import resolve_device, resolve_dtype
 from .loading import LEAN_CACHES, PipelineConfig
-from .pipeline import OnEvent
+from .outputs import OnEvent
 from .text_to_image import TextToImagePipeline
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..core.report import RunReport
 from ..core.request import GenerationContext, GenerationRequest
-from .pipeline import DiffusionPipelineOutput
+from .outputs import DiffusionPipelineOutput
 
 if TYPE_CHECKING:
     from .text_to_image import TextToImagePipeline

@@ -10,7 +10,7 @@ import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -18,10 +18,7 @@ from max.driver import Buffer
 
 from ..caches import (
     AbstractCacheConfig,
-    BoundCache,
     DenoisingCacheConfig,
-    NoCacheConfig,
-    Run,
     cache_from_options,
 )
 from ..checkpoint import ModelFolder
@@ -33,8 +30,10 @@ from ..denoising import Branch, Denoising
 from ..errors import RequestError
 from ..execution.compiler import memory_errors_said
 from ..sampling import Schedule
-from .decoding import check_room, decode_in_goes
-from .pipeline import DiffusionPipeline, DiffusionPipelineOutput, OnStep
+from .context import Tokenized, make_context
+from .decoding import decode_in_goes
+from .outputs import DiffusionPipelineOutput, OnStep
+from .pipeline import DiffusionPipeline
 from .reporting import report_of
 
 _MAX_SEED = 2**32
@@ -49,16 +48,6 @@ class GenerationResult:
     """uint8 ``(B, H, W, 3)``; all images of the first prompt first."""
     report: RunReport
     """What ``--json`` prints, by ``to_dict()``."""
-
-
-@dataclass(frozen=True)
-class Tokenized:
-    """Texts as ids."""
-
-    tokens: Mapping[str, np.ndarray]
-    """int64 ``(P, S)`` of each text encoder, by its name."""
-    notes: tuple[str, ...] = ()
-    """What the caller should know, one line each: text that was cut off, say."""
 
 
 @dataclass(frozen=True)
@@ -185,66 +174,7 @@ class TextToImagePipeline(DiffusionPipeline):
             RequestError: A size that is no multiple of the model's cell, more text
                 tokens than it reads, or a cache that it cannot run.
         """
-        grid = self.grid_of(request.height, request.width)
-        height, width = grid.rows * self.cell, grid.columns * self.cell
-        steps = request.num_inference_steps
-        if steps is None and request.sigmas is None:
-            steps = self.default_num_inference_steps
-        schedule = self.sampler.schedule(
-            steps, image_seq_len=grid.num_tokens, sigmas=request.sigmas
-        )
-        length = self.text_length(request.max_sequence_length)
-        scale = request.true_cfg_scale
-        scale = self.default_true_cfg_scale if scale is None else scale
-        negative = request.negative_texts
-        if negative is None and self.default_negative_prompt is not None:
-            negative = PromptTexts.same(
-                self.default_negative_prompt, len(request.prompts)
-            )
-        has_negative = scale > 1 and negative is not None
-        cache, notes = self._bind_cache(request, schedule, grid, has_negative)
-        words = self.tokenize(request.texts, length, "prompt")
-        unwanted = None
-        if has_negative and negative is not None:
-            unwanted = self._tokenize_once(negative, length)
-        latent_bytes = 4 * grid.num_tokens * self.token_channels
-        check_room(self, request.num_images, height, width, latent_bytes)
-        if request.cache_memory_limit is not None:
-            self.caches.check_memory(
-                cache.config,
-                request.cache_memory_limit,
-                (request.num_images, grid.num_tokens, length),
-                branches=2 if has_negative else 1,
-            )
-        return GenerationContext(
-            tokens=words.tokens,
-            negative_tokens=None if unwanted is None else unwanted.tokens,
-            text_tokens=length,
-            latents=self.draw_noise(request, grid),
-            grid=grid,
-            cache=cache,
-            sigmas=schedule.sigmas,
-            timesteps=schedule.timesteps,
-            height=height,
-            width=width,
-            num_inference_steps=schedule.num_steps,
-            guidance_scale=self._guidance_scale(request),
-            true_cfg_scale=scale,
-            num_images_per_prompt=request.num_images_per_prompt,
-            seed=request.seed,
-            warnings=(
-                *self._guidance_warnings(request, scale),
-                *notes,
-                *words.notes,
-                *(() if unwanted is None else unwanted.notes),
-            ),
-            defaults={
-                name: source
-                for name, source in self.default_sources().items()
-                if vars(request)[name] is None
-                and not (name == "num_inference_steps" and request.sigmas is not None)
-            },
-        )
+        return make_context(self, request)
 
     def grid_of(self, height: int | None, width: int | None) -> Grid:
         """The image tokens of a size in pixels.
@@ -429,44 +359,6 @@ class TextToImagePipeline(DiffusionPipeline):
         report = report_of(self, request, context, output, seconds)
         return GenerationResult(output.images, report)
 
-    def _bind_cache(
-        self,
-        request: GenerationRequest,
-        schedule: Schedule,
-        grid: Grid,
-        has_guidance: bool,
-    ) -> tuple[BoundCache, tuple[str, ...]]:
-        """The request's cache, or the pipeline's; and a note if it can skip nothing."""
-        config = self.cache_config
-        if request.cache is not None:
-            config = self.caches.resolve(request.cache)
-        cache = self.caches.bind(config, schedule.num_steps)
-        known = Run(
-            schedule.num_steps,
-            tuple(float(timestep) for timestep in schedule.timesteps),
-            required_steps=cache.required_steps,
-            grid=grid,
-            has_guidance=has_guidance,
-        )
-        can_skip = cache.policy.skippable_steps(known) - cache.required_steps
-        if can_skip or isinstance(config, NoCacheConfig):
-            return cache, ()
-        return cache, (
-            f"cache: {config.name} skips none of {schedule.num_steps} steps with "
-            "these settings, so it only takes memory; take other settings, more steps "
-            "or no cache",
-        )
-
-    def _tokenize_once(self, texts: PromptTexts, length: int) -> Tokenized:
-        """The negative prompts' ids; one of all prompts is read, and said, once."""
-        count = len(texts.first)
-        if len({*zip(texts.first, texts.second, strict=True)}) > 1:
-            return self.tokenize(texts, length, "the negative prompt")
-        one = PromptTexts(texts.first[:1], texts.second[:1])
-        found = self.tokenize(one, length, "the negative prompt")
-        repeated = {name: repeat_rows(x, count) for name, x in found.tokens.items()}
-        return replace(found, tokens=repeated)
-
     def _branch(
         self, name: str, inputs: GenerationInputs, tokens: Mapping[str, np.ndarray]
     ) -> Branch:
@@ -478,46 +370,6 @@ class TextToImagePipeline(DiffusionPipeline):
             scale = np.full(len(context.latents), context.guidance_scale, np.float32)
             held["guidance"] = to_device(scale, self.device)
         return Branch(name, held)
-
-    def _guidance_scale(self, request: GenerationRequest) -> float:
-        """What the guidance embedding is told; 0 where there is none."""
-        if not self.has_guidance:
-            return 0.0
-        scale = request.guidance_scale
-        return self.default_guidance_scale if scale is None else scale
-
-    def _guidance_warnings(
-        self, request: GenerationRequest, true_cfg_scale: float
-    ) -> tuple[str, ...]:
-        found = []
-        # 0 is how FLUX.1-schnell is called everywhere, and up to 1 no guidance is asked
-        # for. More is kept from a script for another model: the image is diffusers',
-        # which ignores it, but not what was asked for.
-        scale = request.guidance_scale
-        if scale is not None and scale > 1 and not self.has_guidance:
-            found.append(
-                f"a guidance scale of {scale:g} has no effect: this model has no "
-                "guidance embedding; leave it out, or use true guidance"
-            )
-        has_negative = request.negative_prompt is not None
-        if true_cfg_scale <= 1 and has_negative:
-            found.append(
-                "the negative prompt has no effect unless true guidance is above 1"
-            )
-        elif (
-            true_cfg_scale > 1
-            and not has_negative
-            and self.default_negative_prompt is None
-        ):
-            found.append(
-                "true guidance has no effect without a negative prompt; give one, "
-                "it may be empty"
-            )
-        if not has_negative and request.negative_prompt_2 is not None:
-            found.append(
-                "the second negative prompt has no effect without a negative prompt"
-            )
-        return tuple(found)
 
     def _named(
         self, cache: str | DenoisingCacheConfig | AbstractCacheConfig | None

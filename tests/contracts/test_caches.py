@@ -135,7 +135,7 @@ def test_state_takes_the_bytes_that_were_told(
         )
         context = flux.create_context(GenerationRequest(prompts=PROMPTS))
         shape = (*context.latents.shape[:2], context.text_tokens)
-        sizes = flux.denoiser.state_sizes(shape, 1 if negative is None else 2)
+        sizes = flux.denoiser.sizes.of(shape, 1 if negative is None else 2)
         told, held = row.config.state_bytes(sizes), result.report.cache_bytes
         assert held == told if row.is_full else held < told
 

@@ -172,7 +172,7 @@ def test_a_model_is_told_from_its_files(flux: TextToImagePipeline) -> None:
         assert part.stored_bytes == 4 * part.parameters
         loaded = sum(
             array.nbytes
-            for key, array in flux._graphs._weights.items()
+            for key, array in flux.graphs._compiled._weights.items()
             if key.startswith(f"{name}.")
         )
         assert part.used_bytes == loaded

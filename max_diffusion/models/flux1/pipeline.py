@@ -28,7 +28,7 @@ from ...core.grid import Grid
 from ...core.noise import TorchCpuGenerator
 from ...core.request import GenerationContext, GenerationRequest, PromptTexts
 from ...errors import ModelLoadError, RequestError
-from ...pipelines.text_to_image import TextToImagePipeline, Tokenized
+from ...pipelines import TextToImagePipeline, Tokenized
 from ...sampling import load_sampler
 from .config import flux1_config
 from .transformer import Flux1Transformer

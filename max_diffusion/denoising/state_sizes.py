@@ -1,0 +1,87 @@
+"""How many bytes caches would keep, from the shapes of graphs that nobody compiles."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, get_args
+
+from max.graph import Module
+
+from graphs.denoiser import ModuleLevel, StepGraphs
+
+from ..caches import StateSizes
+from ..execution.compiler import in_graph_context
+
+if TYPE_CHECKING:
+    from .denoiser import DenoiserComponent
+
+
+class StateSizer:
+    """Sizes of what a transformer gives, each found out once.
+
+    Args:
+        component: The transformer.
+    """
+
+    def __init__(self, component: DenoiserComponent) -> None:
+        self._component = component
+        # Facts of the model: nothing of a request is in them.
+        self._elements: dict[str, tuple[int, int]] = {}
+
+    @in_graph_context
+    def of(
+        self,
+        shape: tuple[int, int, int],
+        branches: int = 1,
+        levels: Collection[str] = get_args(ModuleLevel),
+    ) -> StateSizes:
+        """What caches would keep, from the shapes of graphs that nobody compiles.
+
+        Args:
+            shape: ``(B, S_img, S_txt)``.
+            branches: 2 with true guidance.
+            levels: Of the modules to look at; the first time a large model's take
+                seconds.
+        """
+        batch, *lengths = (int(size) for size in shape)
+        item = batch * self._component.denoiser().dtype.size_in_bytes
+        image, text = lengths
+
+        def size(name: str) -> int:
+            of_image, of_text = self._token_elements(name)
+            return item * (of_image * image + of_text * text)
+
+        width = self._component.denoiser().width
+        return StateSizes(
+            prediction=size("output"),
+            image=item * image * width,
+            text=item * text * width,
+            modulated_input=size("modulated_input"),
+            modules={
+                level: size(level) for level in get_args(ModuleLevel) if level in levels
+            },
+            branches=branches,
+        )
+
+    def _token_elements(self, name: str) -> tuple[int, int]:
+        """Elements of a kind of value for each image token, and each text token."""
+        if name not in self._elements:
+            # By these lengths, image, text and joint sequences are told apart.
+            graphs = StepGraphs(
+                Module(),
+                self._component.denoiser(),
+                self._component.weight_scope(),
+                (1, 1, 2),
+            )
+            shapes = {
+                "output": lambda: [graphs.add_output()],
+                "modulated_input": lambda: [graphs.add_modulated_input()],
+                "attention": lambda: graphs.add_modules("attention"),
+                "modules": lambda: graphs.add_modules("modules"),
+            }[name]()
+            counts = [0, 0]
+            for _, length, width in shapes:
+                counts[0] += int(width) * (int(length) in (1, 3))
+                counts[1] += int(width) * (int(length) in (2, 3))
+            self._elements[name] = (counts[0], counts[1])
+        return self._elements[name]

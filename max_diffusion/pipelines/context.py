@@ -1,0 +1,183 @@
+"""A request as numbers: what happens to it before the device is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..caches import BoundCache, NoCacheConfig, Run
+from ..core.buffers import repeat_rows
+from ..core.grid import Grid
+from ..core.request import GenerationContext, GenerationRequest, PromptTexts
+from ..sampling import Schedule
+from .decoding import check_room
+
+if TYPE_CHECKING:
+    from .text_to_image import TextToImagePipeline
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Texts as ids."""
+
+    tokens: Mapping[str, np.ndarray]
+    """int64 ``(P, S)`` of each text encoder, by its name."""
+    notes: tuple[str, ...] = ()
+    """What the caller should know, one line each: text that was cut off, say."""
+
+
+def make_context(
+    pipeline: TextToImagePipeline, request: GenerationRequest
+) -> GenerationContext:
+    """Tokenizes, draws the noise, lays out the schedule and binds the cache.
+
+    Raises:
+        RequestError: See :meth:`TextToImagePipeline.create_context`.
+    """
+    grid = pipeline.grid_of(request.height, request.width)
+    height, width = grid.rows * pipeline.cell, grid.columns * pipeline.cell
+    steps = request.num_inference_steps
+    if steps is None and request.sigmas is None:
+        steps = pipeline.default_num_inference_steps
+    schedule = pipeline.sampler.schedule(
+        steps, image_seq_len=grid.num_tokens, sigmas=request.sigmas
+    )
+    length = pipeline.text_length(request.max_sequence_length)
+    scale = request.true_cfg_scale
+    scale = pipeline.default_true_cfg_scale if scale is None else scale
+    negative = request.negative_texts
+    if negative is None and pipeline.default_negative_prompt is not None:
+        negative = PromptTexts.same(
+            pipeline.default_negative_prompt, len(request.prompts)
+        )
+    has_negative = scale > 1 and negative is not None
+    cache, notes = _bound_cache(pipeline, request, schedule, grid, has_negative)
+    words = pipeline.tokenize(request.texts, length, "prompt")
+    unwanted = None
+    if has_negative and negative is not None:
+        unwanted = _tokenize_once(pipeline, negative, length)
+    latent_bytes = 4 * grid.num_tokens * pipeline.token_channels
+    check_room(pipeline, request.num_images, height, width, latent_bytes)
+    if request.cache_memory_limit is not None:
+        pipeline.caches.check_memory(
+            cache.config,
+            request.cache_memory_limit,
+            (request.num_images, grid.num_tokens, length),
+            branches=2 if has_negative else 1,
+        )
+    return GenerationContext(
+        tokens=words.tokens,
+        negative_tokens=None if unwanted is None else unwanted.tokens,
+        text_tokens=length,
+        latents=pipeline.draw_noise(request, grid),
+        grid=grid,
+        cache=cache,
+        sigmas=schedule.sigmas,
+        timesteps=schedule.timesteps,
+        height=height,
+        width=width,
+        num_inference_steps=schedule.num_steps,
+        guidance_scale=_guidance_scale(pipeline, request),
+        true_cfg_scale=scale,
+        num_images_per_prompt=request.num_images_per_prompt,
+        seed=request.seed,
+        warnings=(
+            *_guidance_warnings(pipeline, request, scale),
+            *notes,
+            *words.notes,
+            *(() if unwanted is None else unwanted.notes),
+        ),
+        defaults={
+            name: source
+            for name, source in pipeline.default_sources().items()
+            if vars(request)[name] is None
+            and not (name == "num_inference_steps" and request.sigmas is not None)
+        },
+    )
+
+
+def _bound_cache(
+    pipeline: TextToImagePipeline,
+    request: GenerationRequest,
+    schedule: Schedule,
+    grid: Grid,
+    has_guidance: bool,
+) -> tuple[BoundCache, tuple[str, ...]]:
+    """The request's cache, or the pipeline's; and a note if it can skip nothing."""
+    config = pipeline.cache_config
+    if request.cache is not None:
+        config = pipeline.caches.resolve(request.cache)
+    cache = pipeline.caches.bind(config, schedule.num_steps)
+    known = Run(
+        schedule.num_steps,
+        tuple(float(timestep) for timestep in schedule.timesteps),
+        required_steps=cache.required_steps,
+        grid=grid,
+        has_guidance=has_guidance,
+    )
+    can_skip = cache.policy.skippable_steps(known) - cache.required_steps
+    if can_skip or isinstance(config, NoCacheConfig):
+        return cache, ()
+    return cache, (
+        f"cache: {config.name} skips none of {schedule.num_steps} steps with "
+        "these settings, so it only takes memory; take other settings, more steps "
+        "or no cache",
+    )
+
+
+def _tokenize_once(
+    pipeline: TextToImagePipeline, texts: PromptTexts, length: int
+) -> Tokenized:
+    """The negative prompts' ids; one of all prompts is read, and said, once."""
+    count = len(texts.first)
+    if len({*zip(texts.first, texts.second, strict=True)}) > 1:
+        return pipeline.tokenize(texts, length, "the negative prompt")
+    one = PromptTexts(texts.first[:1], texts.second[:1])
+    found = pipeline.tokenize(one, length, "the negative prompt")
+    repeated = {name: repeat_rows(x, count) for name, x in found.tokens.items()}
+    return replace(found, tokens=repeated)
+
+
+def _guidance_scale(pipeline: TextToImagePipeline, request: GenerationRequest) -> float:
+    """What the guidance embedding is told; 0 where there is none."""
+    if not pipeline.has_guidance:
+        return 0.0
+    scale = request.guidance_scale
+    return pipeline.default_guidance_scale if scale is None else scale
+
+
+def _guidance_warnings(
+    pipeline: TextToImagePipeline, request: GenerationRequest, true_cfg_scale: float
+) -> tuple[str, ...]:
+    found = []
+    # 0 is how FLUX.1-schnell is called everywhere, and up to 1 no guidance is asked
+    # for. More is kept from a script for another model: the image is diffusers',
+    # which ignores it, but not what was asked for.
+    scale = request.guidance_scale
+    if scale is not None and scale > 1 and not pipeline.has_guidance:
+        found.append(
+            f"a guidance scale of {scale:g} has no effect: this model has no "
+            "guidance embedding; leave it out, or use true guidance"
+        )
+    has_negative = request.negative_prompt is not None
+    if true_cfg_scale <= 1 and has_negative:
+        found.append(
+            "the negative prompt has no effect unless true guidance is above 1"
+        )
+    elif (
+        true_cfg_scale > 1
+        and not has_negative
+        and pipeline.default_negative_prompt is None
+    ):
+        found.append(
+            "true guidance has no effect without a negative prompt; give one, "
+            "it may be empty"
+        )
+    if not has_negative and request.negative_prompt_2 is not None:
+        found.append(
+            "the second negative prompt has no effect without a negative prompt"
+        )
+    return tuple(found)
