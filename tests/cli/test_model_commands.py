@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import processes
 import pytest
@@ -122,9 +123,9 @@ def test_calibrate_leaves_the_files_of_the_hubs_cache_as_they_are(
     found = ModelFolder(snapshot, "FluxPipeline", {})
     measured = Calibration(magcache_ratios=(1.0, 0.9))
     for name, value in {
-        "registry.open_folder": (found, None),
-        "registry.load_pipeline": None,
-        "calibration.calibrate": measured,
+        "pipelines.registry.open_folder": (found, None),
+        "pipelines.registry.open_model": MagicMock(),
+        "evaluation.calibration.calibrate": measured,
     }.items():
         monkeypatch.setattr(f"max_diffusion.{name}", lambda *_, _v=value, **__: _v)
     args = _parser().parse_args(["calibrate", "a", "--model", "a/b", "--json"])

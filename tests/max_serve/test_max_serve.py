@@ -422,7 +422,7 @@ def test_a_server_that_cannot_start_says_so_in_one_line(
 
 def test_the_package_alone_leaves_max_pipelines_out() -> None:
     found = run_python(
-        "import sys, max_diffusion, max_diffusion.registry, max_diffusion.cli.main\n"
+        "import sys, max_diffusion, max_diffusion.plugins, max_diffusion.cli.main\n"
         "print([n for n in sys.modules if n.startswith('max.pipelines') "
         "or n.startswith('max_diffusion.serving.max_serve')])"
     )

@@ -19,7 +19,8 @@ from max_diffusion.execution import compile_cache
 _PREPARE = """
 import shutil, sys, tempfile
 from max._core.engine import max_cache_dir
-from max_diffusion import MaxDiffusionError, compile_cache
+from max_diffusion import MaxDiffusionError
+from max_diffusion.execution import compile_cache
 {before}
 try:
     for _ in range(2):  # the second time it has nothing to say

@@ -59,7 +59,7 @@ def test_elsewhere_there_is_no_limit_and_never_more_than_the_machine_has(
 
 _TAKE = """
 import time
-from max_diffusion import compile_memory
+from max_diffusion.execution import compile_memory
 compile_memory.group_memory_limit = lambda: {limit} * 2**20
 with compile_memory.memory_watched():
     taken = b"x" * (300 * 2**20)

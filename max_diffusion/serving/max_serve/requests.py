@@ -65,11 +65,13 @@ def to_request(
         height=image.height,
         width=image.width,
         num_inference_steps=image.steps,
-        # Its default is for models with guidance embedding; of others it is a warning.
+        # MAX's defaults are one family's; what is not given is the model's to choose.
         guidance_scale=(
             image.guidance_scale if "guidance_scale" in image.model_fields_set else None
         ),
-        true_cfg_scale=image.true_cfg_scale,
+        true_cfg_scale=(
+            image.true_cfg_scale if "true_cfg_scale" in image.model_fields_set else None
+        ),
         seed=secrets.randbelow(2**32) if body.seed is None else body.seed,
         num_images_per_prompt=image.num_images,
         **_knobs(body.metadata or {}, settings.max_prompt_length),
