@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -47,6 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _run(args: argparse.Namespace, interruption: Interruption) -> int:
     try:
+        if args.plugin:
+            from ..plugins import load_plugins
+
+            load_plugins(args.plugin)
         args.run(args, interruption)
         sys.stdout.flush()
     except RequestCancelled as err:
@@ -267,18 +271,6 @@ class _CommandParser(_Parser):
         return super().format_help() + "\n".join(lines) + "\n"
 
 
-class _CacheNames:
-    """The registry's names, looked up when argparse first needs them."""
-
-    def __iter__(self) -> Iterator[str]:
-        from ..caches import CACHES
-
-        return iter(CACHES)
-
-    def __contains__(self, name: object) -> bool:
-        return name in list(self)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="max-diffusion",
@@ -293,6 +285,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     generate.set_defaults(run=_generate)
     _add_generate_options(generate.add_argument)
+    _add_plugin_option(generate.add_argument)
     for name, command in {
         **MODEL_COMMANDS,
         **EVALUATION_COMMANDS,
@@ -301,7 +294,19 @@ def _parser() -> argparse.ArgumentParser:
         parts = commands.add_parser(name, help=command.help, allow_abbrev=False)
         parts.set_defaults(run=command.run)
         command.add_options(parts.add_argument)
+        _add_plugin_option(parts.add_argument)
     return parser
+
+
+def _add_plugin_option(add: Callable[..., Any]) -> None:
+    add(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="load caches and model families of others: a module's name or a .py file; "
+        "may be repeated",
+    )
 
 
 def _add_generate_options(add: Callable[..., Any]) -> None:
@@ -347,9 +352,8 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     add("--num-images", type=int, help="pictures of each prompt, default 1")
     add(
         "--cache",
-        choices=_CacheNames(),
         metavar="NAME",
-        help="denoising cache: %(choices)s; default none",
+        help="denoising cache, see below; default none",
     )
     add(
         "--cache-option",

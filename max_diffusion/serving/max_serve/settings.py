@@ -15,6 +15,7 @@ from ...caches import (
 from ...core.request import MAX_PICTURES, MAX_SIZE, MAX_STEPS
 from ...core.validation import whole
 from ...errors import RequestError
+from ...plugins import load_plugins
 
 _PREFIX: Final = "MAX_DIFFUSION_"
 
@@ -24,6 +25,8 @@ class ServeSettings:
     """Caches and limits; ``MAX_DIFFUSION_CACHES`` sets ``caches``, and so on.
 
     Attributes:
+        plugins: Modules or ``.py`` files, separated by commas, that register caches; as
+            ``serve --plugin``.
         caches: Caches that requests may name; in the environment as ``serve --caches``
             takes them. Only these are compiled, and each kind takes minutes the first
             time.
@@ -34,6 +37,7 @@ class ServeSettings:
         max_steps: Denoising steps.
     """
 
+    plugins: tuple[str, ...] = ()
     caches: tuple[AbstractCacheConfig, ...] = (NoCacheConfig(), TaylorSeerConfig())
     max_prompt_length: int = 32_000
     max_n: int = 10
@@ -55,12 +59,17 @@ class ServeSettings:
         """Reads what is set; the rest keeps its default.
 
         Raises:
-            RequestError: A variable is no number or name, or out of range.
+            RequestError: A variable is no number or name, or out of range; a plugin
+                fails.
         """
         given: dict[str, object] = {}
         for item in fields(cls):
             text = environment.get(_variable(item.name))
             if text is None:
+                continue
+            if item.name == "plugins":
+                given[item.name] = names = tuple(filter(None, text.split(",")))
+                load_plugins(names, _variable(item.name))  # before caches are named
                 continue
             if item.name == "caches":
                 given[item.name] = caches_from_text(text, _variable(item.name))
