@@ -1,4 +1,4 @@
-"""A new model family from outside, in 200 lines: a toy, with every cache.
+"""A new model family from outside, in some 200 lines: a toy, with every cache.
 
 It paints the gray that its prompt names: the velocity points from the present latents
 to that gray. A real family differs in its pieces (``embed``, ``block``, ``output``) and
@@ -168,9 +168,8 @@ class ToyPipeline(TextToImagePipeline):
         """A token's 12 channels are 2 x 2 pixels of 3 colours."""
         rows, columns = context.grid.rows, context.grid.columns
         cells = latents.to_numpy().reshape(-1, rows, columns, 2, 2, 3)
-        pixels = cells.transpose(0, 1, 3, 2, 4, 5).reshape(
-            -1, context.height, context.width, 3
-        )
+        shape = -1, context.height, context.width, 3
+        pixels = cells.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
         return np.clip(pixels.round(), 0, 255).astype(np.uint8)
 
     def decode_bytes(self, height: int, width: int) -> int:

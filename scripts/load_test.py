@@ -170,9 +170,9 @@ def throughput(count: int, rounds: int, progress: Progress) -> dict[str, Any]:
             figures = metrics(url)
         progress.advance(task)
         pairs.append((alone, together))
-        graphs, ticks = (
+        graphs, turns = (
             figures[name] - before[name]
-            for name in ("graph_seconds_total", "step_seconds_sum")
+            for name in ("graph_seconds_total", "turn_seconds_sum")
         )
     from max_diffusion.evaluation import psnr
 
@@ -192,23 +192,23 @@ def throughput(count: int, rounds: int, progress: Progress) -> dict[str, Any]:
         "times_faster": statistics.median(ratios),
         "worst_psnr": min(likeness),
         "same_decisions": decisions,
-        "overhead_of_graphs": (ticks - graphs) / graphs,
+        "overhead_of_graphs": (turns - graphs) / graphs,
     }
 
 
 def cancel(count: int, progress: Progress) -> dict[str, Any]:
     """From a cancel to the freed slot, in turns of the engine, beside 15 others."""
     from max_diffusion import GenerationRequest, load_pipeline
-    from max_diffusion.engine import Engine, EngineObserver, TickRecord
+    from max_diffusion.engine import Engine, EngineObserver, TurnRecord
 
     class Clock(EngineObserver):
-        ticks: list[float]
+        turns: list[float]
 
-        def on_tick(self, record: TickRecord) -> None:
-            self.ticks.append(record.seconds)
+        def on_turn(self, record: TurnRecord) -> None:
+            self.turns.append(record.seconds)
 
     clock = Clock()
-    clock.ticks = []
+    clock.turns = []
     pipeline = load_pipeline("demo", caches=("none", "taylorseer"))
     long = GenerationRequest(prompts=("a star",), num_inference_steps=9999)
     task = progress.add_task("cancel", total=count)
@@ -218,22 +218,22 @@ def cancel(count: int, progress: Progress) -> dict[str, Any]:
         for _ in range(count):
             handle = engine.submit(long)
             time.sleep(random.uniform(0.2, 0.4))
-            before, started = len(clock.ticks), time.perf_counter()
+            before, started = len(clock.turns), time.perf_counter()
             handle.cancel()
             while engine.stats().running > 15:
                 time.sleep(0.0005)
             seconds.append(time.perf_counter() - started)
-            turns.append(len(clock.ticks) - before)
+            turns.append(len(clock.turns) - before)
             progress.advance(task)
         for other in others:
             other.cancel()
-    step = statistics.median(clock.ticks)
+    turn = statistics.median(clock.turns)
     return {
         "worst_turns": max(turns),
         "median_milliseconds": 1e3 * statistics.median(seconds),
         "worst_milliseconds": 1e3 * max(seconds),
-        "step_milliseconds": 1e3 * step,
-        "worst_in_steps": max(seconds) / step,
+        "turn_milliseconds": 1e3 * turn,
+        "worst_to_turn_ratio": max(seconds) / turn,
     }
 
 

@@ -16,19 +16,19 @@ from max_diffusion.engine import (
     RequestHandle,
     State,
     StepTaken,
-    TickRecord,
+    TurnRecord,
 )
 
 
 class Recorder(EngineObserver):
-    """Keeps what the engine tells."""
+    """Keeps what the engine tells its observer."""
 
     def __init__(self) -> None:
-        self.ticks: list[TickRecord] = []
+        self.turns: list[TurnRecord] = []
         self.ends: list[State] = []
 
-    def on_tick(self, record: TickRecord) -> None:
-        self.ticks.append(record)
+    def on_turn(self, record: TurnRecord) -> None:
+        self.turns.append(record)
 
     def on_end(self, state: State, seconds: float) -> None:
         self.ends.append(state)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from .engine import Engine, EngineConfig
-from .observer import EngineObserver, EngineStats, TickRecord
+from .config import EngineConfig
+from .engine import Engine
+from .observer import EngineObserver, EngineStats, TurnRecord
 from .requests import (
     MAX_PREVIEWS,
     MAX_PRIORITY,
@@ -40,5 +41,5 @@ __all__ = [
     "State",
     "StepTaken",
     "SubmitOptions",
-    "TickRecord",
+    "TurnRecord",
 ]

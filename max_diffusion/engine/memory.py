@@ -19,7 +19,7 @@ _STREAM_BUFFERS = 8
 
 
 def default_memory_limit(device: Device) -> int:
-    """Half of the memory that is free now, in bytes."""
+    """Half of the device's memory that is free now, in bytes."""
     if device.is_host:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         free = min(free, group_memory_limit() or free)
@@ -30,17 +30,17 @@ def default_memory_limit(device: Device) -> int:
 
 @dataclass(frozen=True)
 class Needed:
-    """Bytes that a request takes."""
+    """Bytes that a request takes of the device's memory."""
 
     held: int
-    """From its admission to its end: latents, text, cache state, its share of a pass,
-    and its pictures."""
+    """Bytes it takes from its admission to its end: latents, text, cache state, its
+    share of a pass, and its pictures."""
     decode: int
-    """While one of its pictures is decoded."""
+    """Bytes it takes besides while one of its pictures is decoded."""
 
     @property
     def total(self) -> int:
-        """At most, if its pictures are decoded one by one."""
+        """Bytes it takes at most, if its pictures are decoded one by one."""
         return self.held + self.decode
 
 
@@ -50,11 +50,11 @@ class MemoryPlan:
 
     What the text encoders take while they run comes on top.
 
-    Guarded by the engine's lock, but for :meth:`needed_by`.
+    Only who has the engine's lock uses it, but for :meth:`needed_by`.
 
     Args:
         pipeline: Whose requests are planned.
-        limit: Bytes that all of it together may take.
+        limit: Bytes that all slots and decoding together may take.
     """
 
     def __init__(self, pipeline: TextToImagePipeline, limit: int) -> None:
@@ -63,6 +63,7 @@ class MemoryPlan:
             # Finds the shapes out, from graphs that are built once: not by a request.
             pipeline.denoiser.sizes.of((1, 1, 1), 1, pipeline.graph_groups)
         self.limit = limit
+        """Bytes that all slots and decoding together may take."""
         self._slots: list[Needed] = []
 
     @property
@@ -77,10 +78,13 @@ class MemoryPlan:
         return self.limit - sum(slot.held for slot in self._slots)
 
     def needed_by(self, context: GenerationContext) -> Needed:
-        """What a request takes.
+        """The bytes that a request takes.
+
+        Args:
+            context: The request as its pipeline draws it.
 
         Raises:
-            RequestError: More than all together may.
+            RequestError: The request alone takes more than all together may.
         """
         latents = context.latents
         pipeline = self._pipeline
@@ -108,7 +112,7 @@ class MemoryPlan:
         return needed
 
     def reserve(self, needed: Needed) -> bool:
-        """Takes a slot, if there is room for it."""
+        """Takes a slot, and says whether there was room for it."""
         self._slots.append(needed)
         if self.reserved <= self.limit:
             return True

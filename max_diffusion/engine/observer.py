@@ -9,47 +9,50 @@ from .requests import State
 
 
 @dataclass(frozen=True)
-class TickRecord:
-    """One turn of the engine: a step of every request that had its turn."""
+class TurnRecord:
+    """One turn of the engine: a round of steps of all requests that had their turn."""
 
     seconds: float
-    """All of the steps, from the choice of the requests to the last event told."""
+    """Seconds from the choice of the requests to the last event emitted."""
     graph_seconds: float
-    """Inside of graphs."""
+    """Seconds of these inside of graphs."""
     requests: int
-    """Requests that took a step."""
+    """Number of requests that took a step."""
     samples: int
-    """Pictures of theirs."""
+    """Number of their pictures."""
     batches: tuple[tuple[str, int], ...]
-    """Graph and samples of every execution."""
+    """Name of the graph and number of samples of every execution, in order."""
     actions: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """How many samples did what, by cache, then by action."""
+    """Number of samples by the cache's name, then by what it did for them."""
 
 
 @dataclass(frozen=True)
 class EngineStats:
-    """How an engine stands."""
+    """How many requests an engine has at a moment, and the bytes they hold."""
 
     queued: int
-    """Requests that wait for memory or a place."""
+    """Number of requests that wait for memory or a place."""
     running: int
-    """Requests that are encoded, take steps or are decoded."""
+    """Number of requests that are encoded, take steps or are decoded."""
     reserved_bytes: int
-    """Of the memory plan."""
+    """Bytes of the memory plan that are reserved."""
     memory_limit: int
-    """Bytes that may be reserved."""
+    """Bytes of the memory plan that may be reserved."""
     cache_bytes: int
-    """Of cache state held after the last turn."""
+    """Bytes of cache state held after the last turn, or the last end of a request."""
 
 
 class EngineObserver:
-    """Is told what happens, on the engine's thread; the default does nothing."""
+    """Is told what happens, on the engine's thread; this one does nothing.
 
-    def on_tick(self, record: TickRecord) -> None:
-        """A turn is over."""
+    A method that raises is logged, and harms no request.
+    """
 
-    def on_side(self, seconds: float) -> None:
-        """Pictures were encoded or decoded."""
+    def on_turn(self, record: TurnRecord) -> None:
+        """Called when a turn is over."""
+
+    def on_side_jobs(self, seconds: float) -> None:
+        """Called when encoding and decoding between two turns took so many seconds."""
 
     def on_end(self, state: State, seconds: float) -> None:
-        """A request has ended, so many seconds after it was submitted."""
+        """Called when a request has ended, so many seconds after its submission."""

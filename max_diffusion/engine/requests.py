@@ -23,7 +23,12 @@ MAX_PREVIEWS: Final = 100
 
 
 class QueueFullError(MaxDiffusionError):
-    """As many requests wait as may; try again later. HTTP 429."""
+    """As many requests wait as may; the caller may try again later. HTTP 429.
+
+    Args:
+        message: What the error says.
+        retry_after: Seconds until there may be room.
+    """
 
     def __init__(self, message: str, retry_after: float = 1.0) -> None:
         super().__init__(message)
@@ -43,12 +48,15 @@ class State(Enum):
     """Where a request stands."""
 
     QUEUED = "queued"
-    """Waits for memory or a place."""
+    """The request waits for memory or a place."""
     RUNNING = "running"
-    """Is encoded, takes steps, or is decoded."""
+    """The request is encoded, takes steps, or is decoded."""
     FINISHED = "finished"
+    """The request has its pictures."""
     FAILED = "failed"
+    """The request has none, for an error or a deadline."""
     CANCELLED = "cancelled"
+    """The request has none, since someone cancelled it."""
 
 
 @dataclass(frozen=True)
@@ -58,39 +66,42 @@ class Started:
 
 @dataclass(frozen=True)
 class StepTaken:
-    """One step is done."""
+    """A denoising step of the request is done."""
 
     step: int
-    """Steps taken."""
+    """Number of steps taken, from 1."""
     num_steps: int
+    """Number of steps in all."""
     records: tuple[StepRecord, ...]
-    """What it did, one a guidance branch."""
+    """What the step did, one record for each guidance branch."""
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What the picture will be, as far as is known after some step."""
+    """What the pictures will be, as far as is known after some step."""
 
     step: int
-    """Steps taken."""
+    """Number of steps taken, from 1."""
     index: int
-    """0-based, of this request's previews."""
+    """Place among this request's previews, from 0."""
     images: np.ndarray
-    """uint8 ``(B, H, W, 3)``."""
+    """Pictures, uint8 ``(B, H, W, 3)``."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The pictures are there."""
+    """The request has its pictures; its last event."""
 
     result: GenerationResult
+    """The pictures and the report."""
 
 
 @dataclass(frozen=True)
 class Failed:
-    """There will be none."""
+    """The request will have no pictures; its last event."""
 
     error: MaxDiffusionError
+    """Why there are none."""
 
 
 Event: TypeAlias = Started | StepTaken | Preview | Finished | Failed
@@ -104,23 +115,26 @@ class SubmitOptions:
     Attributes:
         priority: -8 to 8. Higher ones leave the queue first, however long others have
             waited, and get twice the share of steps for each level when there are more
-            requests than fit in a step.
+            requests than fit in a turn.
         timeout: Seconds from submission to the result; ``None`` for no limit.
-        num_previews: Pictures of unfinished latents to send on the way, spread evenly;
+        num_previews: Number of previews to emit on the way, 0 to 100, spread evenly;
             fewer where others wait to begin or to end.
-        tells_steps: Whether there is a :class:`StepTaken` for every step.
+        emits_steps: Whether a :class:`StepTaken` is emitted for every step.
+
+    Raises:
+        RequestError: A value is of the wrong type or out of range.
     """
 
     priority: int = 0
     timeout: float | None = None
     num_previews: int = 0
-    tells_steps: bool = True
+    emits_steps: bool = True
 
-    def check(self) -> None:
-        """Raises :class:`RequestError` for a value out of range."""
-        if not isinstance(self.tells_steps, bool):
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if not isinstance(self.emits_steps, bool):
             raise RequestError(
-                f"engine: tells_steps must be True or False, got {self.tells_steps!r}"
+                f"engine: emits_steps must be True or False, got {self.emits_steps!r}"
             )
         whole_priority = type(self.priority) is int
         if not whole_priority or abs(self.priority) > MAX_PRIORITY:
@@ -144,6 +158,12 @@ class RequestHandle:
     """A submitted request: its progress, its result, and the way to stop it.
 
     Every method may be called from any thread.
+
+    Args:
+        identifier: Its name, which no other request has.
+        request: What is drawn.
+        cancel: Has the engine stop it.
+        listener: Called with every event, if its owner gave one.
     """
 
     def __init__(
@@ -154,7 +174,9 @@ class RequestHandle:
         listener: Listener | None,
     ) -> None:
         self.id = identifier
+        """Its name, which no other request has."""
         self.request = request
+        """What is drawn."""
         self._cancel = cancel
         self._listener = listener
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -164,7 +186,7 @@ class RequestHandle:
 
     @property
     def state(self) -> State:
-        """Where it stands."""
+        """Where the request stands."""
         return self._state
 
     def cancel(self) -> None:
@@ -177,7 +199,7 @@ class RequestHandle:
         For one reader; a request submitted with a listener has none.
 
         Args:
-            timeout: Longest wait for the next one, seconds.
+            timeout: Longest wait for the next one, in seconds; ``None`` for no limit.
 
         Raises:
             TimeoutError: None came in that time.
@@ -201,6 +223,9 @@ class RequestHandle:
     def result(self, timeout: float | None = None) -> GenerationResult:
         """Waits for the pictures.
 
+        Args:
+            timeout: Longest wait, in seconds; ``None`` for no limit.
+
         Raises:
             MaxDiffusionError: Why there are none; ``RequestCancelled`` after a cancel.
             TimeoutError: They are not there after ``timeout`` seconds.
@@ -212,8 +237,13 @@ class RequestHandle:
         assert self._last is not None
         return self._last.result
 
-    def tell(self, event: Event, state: State) -> None:
-        """Passes on an event; for the engine."""
+    def emit(self, event: Event, state: State) -> None:
+        """Gives the owner an event; only the engine calls it.
+
+        Args:
+            event: What has happened.
+            state: Where the request stands from now on.
+        """
         self._state = state
         if isinstance(event, Finished | Failed):
             self._last = event

@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import processes
 import pytest
+from new_model import write_folder
 from pictures import psnr
 from PIL import Image
 
@@ -33,6 +34,7 @@ from max_diffusion.caches.converters import CONVERTERS
 from max_diffusion.cli.main import _parser, resolve
 from max_diffusion.media.images import save_picture
 
+ROOT = Path(__file__).parents[2]
 # Beside the interpreter, as installed: this is what people type.
 COMMAND = [str(Path(sys.executable).with_name("max-diffusion")), "generate"]
 
@@ -641,3 +643,42 @@ def test_a_file_name_that_is_no_utf_8_is_written_and_said(
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("x\\udcff.png: seed ")
     assert os.listdir(os.fsencode(tmp_path)) == [b"x\xff.png"]
+
+
+# What others bring.
+
+
+@pytest.mark.parametrize("command", ["generate", "serve", "inspect", "compare", "tune"])
+def test_a_plugin_that_is_not_there_is_one_line(command: str) -> None:
+    done = processes.run(COMMAND[0], command, "--plugin", "nowhere.py")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --plugin: nowhere.py cannot be loaded")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_cache_that_a_plugin_registered_draws(tmp_path: Path) -> None:
+    path = tmp_path / "out.png"
+    words = ["a heart", "--output", path, "--steps", "10", "--json"]
+    words += ["--cache", "widening"]
+    refused = run(*words)
+    assert refused.returncode == 2
+    assert "got 'widening'" in refused.stderr
+    done = run(*words, "--plugin", ROOT / "examples/new_cache.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    assert 0 < report["full_passes"] < report["total_passes"] == 10
+    with Image.open(path) as picture:
+        assert "widening" in str(picture.info)
+
+
+def test_a_family_that_a_plugin_registered_draws(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "toy")
+    words = ["gray 120", "--model", folder, "--output", tmp_path / "a.png"]
+    refused = run(*words)
+    assert refused.returncode == 3
+    assert "ToyPipeline" in refused.stderr
+    done = run(*words, "--plugin", ROOT / "examples/new_model.py")
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.size == (6, 4)
+        assert picture.getextrema() == ((120, 120),) * 3

@@ -72,8 +72,8 @@ def test_mixed_requests_equal_themselves_alone(flux: TextToImagePipeline) -> Non
     together = {
         graph: max(
             samples
-            for tick in recorder.ticks
-            for name, samples in tick.batches
+            for turn in recorder.turns
+            for name, samples in turn.batches
             if name == graph
         )
         for graph in (
@@ -98,7 +98,7 @@ def test_equal_requests_are_one_execution(flux: TextToImagePipeline) -> None:
         gate.is_open.set()
         for handle in (first, *handles):
             handle.result(60)
-    full = [tick.batches for tick in recorder.ticks if tick.samples == 8]
+    full = [turn.batches for turn in recorder.turns if turn.samples == 8]
     assert (("transformer.full", 8), ("euler_step", 8)) in full
 
 
@@ -112,8 +112,8 @@ def test_no_batch_is_larger_than_allowed(flux: TextToImagePipeline) -> None:
             handle.result(60)
     sizes = {
         n
-        for tick in recorder.ticks
-        for name, n in tick.batches
+        for turn in recorder.turns
+        for name, n in turn.batches
         if name == "transformer.full"
     }
     # One request's own pictures are never torn apart.
@@ -132,14 +132,14 @@ def test_skipped_steps_do_not_wait(flux: TextToImagePipeline) -> None:
     computed = sum(record.actions == ("compute",) for record in result.report.steps)
     assert computed < 10
     # And a turn for what is forecast after the last computed step.
-    assert computed <= len(recorder.ticks) <= computed + 1
+    assert computed <= len(recorder.turns) <= computed + 1
     steps = [event.step for event in events if isinstance(event, StepTaken)]
     assert steps == list(range(1, 21))
     assert isinstance(events[0], Started)
     assert isinstance(events[-1], Finished)
     counted = sum(
-        (tick.actions.get("taylorseer", {}).get("predict", 0))
-        for tick in recorder.ticks
+        (turn.actions.get("taylorseer", {}).get("predict", 0))
+        for turn in recorder.turns
     )
     assert counted == 20 - computed
 
@@ -242,7 +242,7 @@ def test_requests_wait_for_memory(flux: TextToImagePipeline) -> None:
         for handle in handles:
             handle.result(60)
             assert engine.stats().reserved_bytes <= limit
-    assert {tick.requests for tick in recorder.ticks} == {1}
+    assert {turn.requests for turn in recorder.turns} == {1}
 
 
 def test_the_plan_covers_what_a_cache_comes_to_hold(flux: TextToImagePipeline) -> None:
@@ -354,12 +354,12 @@ def test_previews_do_not_keep_others_waiting(flux: TextToImagePipeline) -> None:
             engine.submit(request(seed=seed, num_inference_steps=400), options)
             for seed in range(8)
         ]
-        wait_until(lambda: len(recorder.ticks) > 20)
-        before = len(recorder.ticks)
+        wait_until(lambda: len(recorder.turns) > 20)
+        before = len(recorder.turns)
         short = engine.submit(request(num_inference_steps=4))
         short.result(60)
-        assert len(recorder.ticks) - before < 15
-        assert len(engine._previews) <= len(many)
+        assert len(recorder.turns) - before < 15
+        assert len(engine._executor.side_jobs.previews) <= len(many)
         for handle in many:
             handle.cancel()
 

@@ -25,7 +25,8 @@ from max_diffusion.engine import (
     State,
     StepTaken,
     SubmitOptions,
-    TickRecord,
+    TurnRecord,
+    executor,
 )
 
 
@@ -49,7 +50,7 @@ def test_a_step_that_fails_ends_its_request_alone(
     broken.bad_sum = float(flux.create_context(bad).latents.sum())
     recorder = Recorder()
     with Engine(flux, observer=recorder) as engine:
-        engine._batcher._models = broken
+        engine._executor.batcher._models = broken
         gate, first = hold(engine)
         handles = [engine.submit(good), engine.submit(bad), engine.submit(good)]
         gate.is_open.set()
@@ -74,7 +75,7 @@ def test_an_engine_that_fails_says_so_to_all(
     gate, first = hold(engine)
     deaf = engine.submit(request(), listener=fail)
     waiting = engine.submit(request())
-    monkeypatch.setattr(engine, "_choose", lambda: 1 / 0)
+    monkeypatch.setattr(executor, "choose", lambda *_: 1 / 0)
     gate.is_open.set()
     for handle in (first, deaf, waiting):
         with pytest.raises(MaxDiffusionError, match="has failed and stopped: division"):
@@ -88,7 +89,7 @@ def test_an_engine_that_fails_says_so_to_all(
 
 def test_a_failing_observer_harms_nobody(flux: TextToImagePipeline) -> None:
     class Broken(EngineObserver):
-        def on_tick(self, record: TickRecord) -> None:
+        def on_turn(self, record: TurnRecord) -> None:
             raise ZeroDivisionError("a defect")
 
         def on_end(self, state: State, seconds: float) -> None:
@@ -158,24 +159,32 @@ def test_an_error_inside_the_context_cancels(flux: TextToImagePipeline) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("name", "value", "message"),
     [
-        (SubmitOptions(priority=9), "priority must be -8 to 8, got 9"),
-        (SubmitOptions(priority=True), "priority must be"),
-        (SubmitOptions(timeout=0), "timeout must be a number of seconds above 0"),
-        (SubmitOptions(timeout=float("nan")), "timeout must be"),
-        (SubmitOptions(timeout=True), "timeout must be"),
-        (SubmitOptions(timeout="5"), "timeout must be"),  # type: ignore[arg-type]
-        (SubmitOptions(tells_steps="no"), "tells_steps"),  # type: ignore[arg-type]
-        (SubmitOptions(num_previews=-1), "num_previews"),
-        (SubmitOptions(num_previews=101), "num_previews"),
+        ("priority", 9, "priority must be -8 to 8, got 9"),
+        ("priority", -9, "priority must be -8 to 8, got -9"),
+        ("priority", True, "priority must be"),
+        ("timeout", 0, "timeout must be a number of seconds above 0"),
+        ("timeout", float("nan"), "timeout must be"),
+        ("timeout", True, "timeout must be"),
+        ("timeout", "5", "timeout must be"),
+        ("emits_steps", "no", "emits_steps must be True or False, got 'no'"),
+        ("num_previews", -1, "num_previews"),
+        ("num_previews", 101, "num_previews"),
     ],
 )
-def test_bad_options_are_refused(
-    flux: TextToImagePipeline, options: SubmitOptions, message: str
+def test_bad_options_cannot_be_made(name: str, value: object, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        SubmitOptions(**{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", [{}, {"priority": 1}, EngineConfig()], ids=repr)
+def test_what_is_no_options_is_refused(
+    flux: TextToImagePipeline, options: object
 ) -> None:
+    message = f"expected a SubmitOptions, got {type(options).__name__}"
     with Engine(flux) as engine, pytest.raises(RequestError, match=message):
-        engine.submit(request(), options)
+        engine.submit(request(), options)  # type: ignore[arg-type]
 
 
 def test_what_is_no_request_is_refused(flux: TextToImagePipeline) -> None:

@@ -51,6 +51,7 @@ from max_diffusion.engine import (
     Finished,
     SubmitOptions,
 )
+from max_diffusion.engine.executor import Executor
 from max_diffusion.errors import CacheNotLoadedError
 from max_diffusion.serving.http import LocalBackend
 
@@ -406,7 +407,7 @@ def test_replica_whose_engine_stops_ends(
     def fail(*args: object) -> None:
         raise RuntimeError("a defect")
 
-    monkeypatch.setattr(Engine, "_tick", fail)
+    monkeypatch.setattr(Executor, "take_turn", fail)
     *_, last = asyncio.run(draw(replica))
     assert isinstance(last, Failed)
     assert ends == [1]

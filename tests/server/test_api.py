@@ -519,6 +519,8 @@ def test_metrics_count_what_was_done(server: Served) -> None:
         'max_diffusion_steps_total{action="compute",cache="step-mask"}',
         'max_diffusion_steps_total{action="predict",cache="step-mask"}',
         'max_diffusion_request_seconds_count{state="finished"}',
+        "max_diffusion_turn_seconds_count",
+        "max_diffusion_turn_samples_sum",
     )
     before = [value(name) for name in names]
     response = server.post(
@@ -530,7 +532,7 @@ def test_metrics_count_what_was_done(server: Served) -> None:
     assert response.status_code == 200
     text = server.get("/metrics").text
     after = [value(name) for name in names]
-    assert [b - a for a, b in zip(before, after, strict=True)] == [2, 7, 1]
+    assert [b - a for a, b in zip(before, after, strict=True)] == [2, 7, 1, 3, 3]
     assert value("max_diffusion_queued_requests") == 0
     assert value("max_diffusion_compile_seconds") > 0
     assert value("max_diffusion_batch_samples_count") > 0

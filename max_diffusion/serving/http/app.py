@@ -340,7 +340,7 @@ def to_request(
         priority=body.priority or 0,
         timeout=body.timeout or settings.timeout,
         num_previews=body.partial_images or 0,
-        tells_steps=bool(body.progress),
+        emits_steps=bool(body.progress),
     )
     return request, options
 

@@ -14,7 +14,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from ...engine import EngineObserver, EngineStats, State, TickRecord
+from ...engine import EngineObserver, EngineStats, State, TurnRecord
 
 _SAMPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -33,13 +33,13 @@ class Metrics(EngineObserver):
         self._executions = self._counter("graph_executions", "Graph runs", "graph")
         self._graph_seconds = self._counter("graph_seconds", "Inside of graphs")
         self._side_seconds = self._counter(
-            "side_seconds", "Encoding and decoding between steps"
+            "side_seconds", "Encoding and decoding between turns"
         )
-        self._tick_seconds = self._histogram(
-            "step_seconds", "A step of all requests whose turn it is", _SECONDS
+        self._turn_seconds = self._histogram(
+            "turn_seconds", "A round of steps of all requests", _SECONDS
         )
         self._samples = self._histogram(
-            "step_samples", "Pictures that take a step together", _SAMPLES
+            "turn_samples", "Pictures that take a step in one turn", _SAMPLES
         )
         self._batch = self._histogram(
             "batch_samples", "Pictures in one run of a transformer graph", _SAMPLES
@@ -70,9 +70,9 @@ class Metrics(EngineObserver):
         self._gauge("load_seconds", "Reading weights").set(load_seconds)
         self._gauge("compile_seconds", "Compiling").set(compile_seconds)
 
-    def on_tick(self, record: TickRecord) -> None:
+    def on_turn(self, record: TurnRecord) -> None:
         """A turn is over."""
-        self._tick_seconds.observe(record.seconds)
+        self._turn_seconds.observe(record.seconds)
         self._samples.observe(record.samples)
         self._graph_seconds.inc(record.graph_seconds)
         runs = Counts(graph for graph, _ in record.batches)
@@ -85,7 +85,7 @@ class Metrics(EngineObserver):
             for action, number in actions.items():
                 self._steps.labels(cache, action).inc(number)
 
-    def on_side(self, seconds: float) -> None:
+    def on_side_jobs(self, seconds: float) -> None:
         """Pictures were encoded or decoded."""
         self._side_seconds.inc(seconds)
 

@@ -1,4 +1,4 @@
-"""One buffer for inputs that are the same for several requests."""
+"""Inputs of equal contents become one buffer, so that calls with them can be one."""
 
 from __future__ import annotations
 
@@ -18,35 +18,43 @@ _MAX_KEPT: Final = 64
 
 
 @final
-class SharedInputs:
+class InternedInputs:
     """Inputs without a batch axis, such as tables of positions, by their contents.
 
     Calls can be one only if these are the very same buffers, so requests of the same
-    size are given the same ones. Belongs to one engine; keeps the last few.
+    size are given the same ones. An engine has one of its own, which keeps the 64
+    buffers that were used last.
     """
 
     def __init__(self) -> None:
         self._kept: OrderedDict[tuple[Any, ...], Buffer] = OrderedDict()
 
-    def share(self, pipeline: TextToImagePipeline, denoising: Denoising) -> None:
-        """Replaces the inputs of a loop that are known already."""
+    def intern(self, pipeline: TextToImagePipeline, denoising: Denoising) -> None:
+        """Replaces the inputs of a loop that are known already, and keeps the others.
+
+        Args:
+            pipeline: Says which inputs have a batch axis; these are let be.
+            denoising: Whose branches' inputs are replaced.
+        """
         denoiser = pipeline.denoiser
         if denoiser is None:
             return
         denoising.branches = tuple(
-            replace(branch, inputs=self._known(branch.inputs, denoiser.batched_inputs))
+            replace(
+                branch, inputs=self._interned(branch.inputs, denoiser.batched_inputs)
+            )
             for branch in denoising.branches
         )
 
-    def _known(
+    def _interned(
         self, inputs: Mapping[str, Buffer], batched: frozenset[str]
     ) -> dict[str, Buffer]:
         return {
-            name: value if name in batched else self._intern(value)
+            name: value if name in batched else self._one_of(value)
             for name, value in inputs.items()
         }
 
-    def _intern(self, value: Buffer) -> Buffer:
+    def _one_of(self, value: Buffer) -> Buffer:
         digest = hashlib.sha256(to_numpy(value).tobytes()).digest()
         key = (tuple(value.shape), value.dtype, digest)
         known = self._kept.setdefault(key, value)
