@@ -1,4 +1,4 @@
-"""A new model family from outside, in some 200 lines: a toy, with every cache.
+"""A new model family from outside, in 200 lines: a toy, with every cache.
 
 It paints the gray that its prompt names: the velocity points from the present latents
 to that gray. A real family differs in its pieces (``embed``, ``block``, ``output``) and
@@ -21,20 +21,9 @@ from max.driver import Buffer
 from max.dtype import DType
 from max.graph import DeviceRef, TensorType, TensorValue, ops
 
+import max_diffusion as md
 from graphs.denoiser import AbstractBlock, AbstractDenoiser, Streams
 from graphs.weights import WeightScope
-from max_diffusion import (
-    DenoiserComponent,
-    GenerationContext,
-    GenerationRequest,
-    Grid,
-    PromptTexts,
-    RequestError,
-    TextToImagePipeline,
-    Tokenized,
-    load_pipeline,
-    register_model,
-)
 
 WIDTH = 12  # channels of an image token: 2 x 2 pixels of 3 colours
 CLASSES = {
@@ -119,7 +108,7 @@ class ToyDenoiser(AbstractDenoiser[TensorValue]):
         return image / conditioning * w("gain", WIDTH)
 
 
-class ToyTransformer(DenoiserComponent):
+class ToyTransformer(md.DenoiserComponent):
     """Names the pieces; the base class makes every step graph of them."""
 
     def denoiser(self) -> ToyDenoiser:
@@ -127,7 +116,7 @@ class ToyTransformer(DenoiserComponent):
         return ToyDenoiser(self.dtype, self.device_ref)
 
 
-class ToyPipeline(TextToImagePipeline):
+class ToyPipeline(md.TextToImagePipeline):
     """Paints the gray that the prompt names, 0 to 255."""
 
     components = {"transformer": ToyTransformer}  # noqa: RUF012
@@ -144,27 +133,27 @@ class ToyPipeline(TextToImagePipeline):
         """One token."""
         return 1
 
-    def tokenize(self, texts: PromptTexts, length: int, what: str) -> Tokenized:
+    def tokenize(self, texts: md.PromptTexts, length: int, what: str) -> md.Tokenized:
         """The number in each text."""
         found = [re.search(r"\d+", text) for text in texts.first]
         levels = [int(match[0]) if match else 256 for match in found]
         if max(levels) > 255:
-            raise RequestError(f"toy: {what} must name a gray of 0 to 255, as gray 120")
-        return Tokenized({"gray": np.array(levels, np.int64)[:, None]})
+            raise md.RequestError(f"toy: {what} must name a gray of 0 to 255")
+        return md.Tokenized({"gray": np.array(levels, np.int64)[:, None]})
 
-    def draw_noise(self, request: GenerationRequest, grid: Grid) -> np.ndarray:
+    def draw_noise(self, request: md.GenerationRequest, grid: md.Grid) -> np.ndarray:
         """Of the seed, ``(B, S_img, C)``."""
         shape = request.num_images, grid.num_tokens, WIDTH
         return np.random.default_rng(request.seed).standard_normal(shape, np.float32)
 
     def encode_text(
-        self, tokens: Mapping[str, np.ndarray], context: GenerationContext
+        self, tokens: Mapping[str, np.ndarray], context: md.GenerationContext
     ) -> Mapping[str, Buffer]:
         """The level in every channel, ``(B, 1, C)``."""
         level = tokens["gray"].astype(np.float32)[:, :, None]
         return {"text": Buffer.from_numpy(np.repeat(level, WIDTH, axis=2))}
 
-    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
+    def decode(self, context: md.GenerationContext, latents: Buffer) -> np.ndarray:
         """A token's 12 channels are 2 x 2 pixels of 3 colours."""
         rows, columns = context.grid.rows, context.grid.columns
         cells = latents.to_numpy().reshape(-1, rows, columns, 2, 2, 3)
@@ -195,12 +184,12 @@ def write_folder(path: Path) -> Path:
     return path
 
 
-register_model("ToyPipeline", ToyPipeline)
+md.register_model("ToyPipeline", ToyPipeline)
 
 
 def main(folder: Path, show: Callable[[str], None] = print) -> None:
     """Serves three requests."""
-    pipeline = load_pipeline(write_folder(folder), device="cpu")
+    pipeline = md.load_pipeline(write_folder(folder), device="cpu")
     for gray in (10, 120, 250):
         images = pipeline.generate(f"gray {gray}").images
         show(f"asked for gray {gray}, drew {images.mean():.0f}")
