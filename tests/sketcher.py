@@ -88,7 +88,9 @@ class Sketcher(Backend):
         return sketch
 
     async def describe(self) -> ModelDescription | None:
-        return ModelDescription((128, 128), 50, {"none": {}}, "none", {})
+        return ModelDescription(
+            (128, 128), 50, {"none": {}}, {"none": "Draws."}, "none", {}
+        )
 
     async def health(self, model: str) -> Health:
         return Health(status="ready", model=model)

@@ -20,10 +20,14 @@ from pictures import psnr
 from PIL import Image
 from serving import Served, served, wait_until
 
-from max_diffusion import TaylorSeerConfig, TextToImagePipeline
+from max_diffusion import CACHES, TaylorSeerConfig, TextToImagePipeline
+from max_diffusion.caches import Action
 from max_diffusion.engine import EngineConfig
 from max_diffusion.media.metadata import read_settings
 from max_diffusion.serving.http import LocalBackend, ServerSettings, create_app
+from max_diffusion.serving.http.app import to_request
+from max_diffusion.serving.http.backend import ModelDescription
+from max_diffusion.serving.http.schemas import ImageGenerationRequest
 
 KEY = "sk-test"
 PYTHON = re.compile(
@@ -594,3 +598,22 @@ def test_the_pages_ask_nobody_else(server: Served) -> None:
         assert page.status_code == 200
         assert "default-src 'self'" in page.headers["content-security-policy"]
         assert not re.search(r"(src|href)=[\"']?(https?:)?//", page.text)
+
+
+def test_the_page_shows_what_the_caches_say(server: Served) -> None:
+    page = server.get("/").text
+    for action in Action:
+        assert f'{action.value}: ["{action.letter}", "{action.words}"]' in page
+        assert f"--{action.value}: {action.colour}" in page
+    (card,) = server.get("/v1/models").json()["data"]
+    assert card["cache_summaries"] == {n: CACHES[n].summary for n in card["caches"]}
+    assert not [s for s in card["cache_summaries"].values() if s in page]
+
+
+def test_steps_that_nobody_gave_are_the_models(demo: TextToImagePipeline) -> None:
+    body = ImageGenerationRequest(prompt=PROMPT)
+    model = ModelDescription.of(demo)
+    request, _ = to_request(body, ServerSettings(), model)
+    assert request.num_inference_steps is None
+    request, _ = to_request(body, ServerSettings(max_steps=5), model)
+    assert request.num_inference_steps == 5

@@ -323,13 +323,17 @@ def to_request(
     cache = None
     if body.cache is not None:
         cache = cache_from_options(body.cache, body.cache_options)
+    # The model's own default stays out of the request, unless the limit is below it.
+    steps = body.steps
+    if steps is None and model.default_steps > settings.max_steps:
+        steps = settings.max_steps
     request = GenerationRequest(
         prompts=(body.prompt,),
         negative_prompt=body.negative_prompt,
         max_sequence_length=body.max_sequence_length,
         height=height,
         width=width,
-        num_inference_steps=body.steps or min(model.default_steps, settings.max_steps),
+        num_inference_steps=steps,
         guidance_scale=body.guidance,
         true_cfg_scale=body.true_cfg,
         seed=secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed,
@@ -351,6 +355,7 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
         id=settings.model,
         created=created,
         caches={name: dict(options) for name, options in model.caches.items()},
+        cache_summaries=dict(model.cache_summaries),
         default_cache=model.default_cache,
         default_cache_options=dict(model.default_cache_options),
         default_size=f"{width}x{height}",

@@ -27,6 +27,8 @@ class ModelDescription:
     default_steps: int
     caches: Mapping[str, Mapping[str, Any]]
     """Options and defaults by name."""
+    cache_summaries: Mapping[str, str]
+    """A sentence of each."""
     default_cache: str
     default_cache_options: Mapping[str, Any]
 
@@ -40,6 +42,7 @@ class ModelDescription:
             default_size=(width, height),
             default_steps=pipeline.default_num_inference_steps,
             caches={name: asdict(config) for name, config in caches.items()},
+            cache_summaries={name: config.summary for name, config in caches.items()},
             default_cache=default.name,
             default_cache_options=asdict(default),
         )

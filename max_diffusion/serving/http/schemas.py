@@ -341,6 +341,9 @@ class ModelCard(BaseModel):
     caches: dict[str, dict[str, Any]] = Field(
         description="Caches that requests may name, with their options and defaults."
     )
+    cache_summaries: dict[str, str] = Field(
+        description="What each of these caches does, in a sentence."
+    )
     default_cache: str
     default_cache_options: dict[str, Any] = Field(
         description="Of requests that name no cache; one that does starts from caches."
