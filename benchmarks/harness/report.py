@@ -145,9 +145,8 @@ def update_readme(readme: Path, results: Path) -> None:
 
 
 def summary(data: Mapping[str, Any]) -> str:
-    """The README's tables: the main figures, and which of them lose."""
+    """The README's tables: the main figures, and where the others are."""
     parts: list[str] = []
-    lost: list[str] = []
     machines: dict[str, None] = {}
     for run in data["runs"]:
         for size in run["sizes"]:
@@ -161,14 +160,12 @@ def summary(data: Mapping[str, Any]) -> str:
                 table = _table(measures, f" {dtype}")
                 if table:
                     parts.append(f"{size['title']}, {dtype}:\n\n{table}")
-        lost += _lost_words(run)
         machines[f"{_machine(run)}, {run['date']}"] = None
-    parts.append("Where others are ahead:\n")
-    parts.append("\n".join(f"- {words}" for words in lost or ["nowhere"]) + "\n")
     parts.append(
         f"{'; '.join(machines)}. Each runtime in processes of its own, in turn; "
-        "medians. All caches, versions, and what could not be run: "
-        "[benchmarks](benchmarks/README.md).\n"
+        "medians. [Where others are ahead]"
+        "(benchmarks/README.md#where-others-are-ahead), all caches, versions, and what "
+        "could not be run: [benchmarks](benchmarks/README.md).\n"
     )
     return "\n".join(parts)
 

@@ -117,7 +117,12 @@ def test_readme_gets_the_tables_between_its_marks(tmp_path: Path) -> None:
     )
     assert text.endswith("<!-- end of benchmarks -->\nafter\n")
     assert "old" not in text
-    assert "Where others are ahead:\n\n- demo model, float32: OpenVINO in step" in text
+    assert "(benchmarks/README.md#where-others-are-ahead)" in text
+    assert "- demo model, float32: OpenVINO in step" not in text
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert (
+        "## Where others are ahead\n\n- demo model, float32: OpenVINO in step" in page
+    )
     readme.write_text("no marks")
     with pytest.raises(RequestError, match="needs the lines <!-- benchmarks"):
         update_readme(readme, tmp_path / "results.json")

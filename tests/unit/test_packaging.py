@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from import_walker import FILES, imported
 from processes import run_python
-from test_layers import FILES, imported
 
 import max_diffusion
 
