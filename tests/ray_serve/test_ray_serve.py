@@ -219,19 +219,20 @@ def test_picture_is_that_of_the_pipeline(
 
 
 def test_openai_client_understands_errors(service: Service) -> None:
-    client = openai.OpenAI(base_url=f"{service.url}/v1", api_key=KEY, max_retries=0)
-    with pytest.raises(openai.BadRequestError, match="got 'xx'") as caught:
-        client.images.generate(prompt=PROMPT, extra_body={"cache": "xx"})
-    assert caught.value.type == "invalid_request_error"
-    # Found by the model, in the replica: the same error.
-    with pytest.raises(openai.BadRequestError, match="multiple of 16") as caught:
-        client.images.generate(prompt=PROMPT, size="100x100")
-    assert caught.value.code == "invalid_value"
-    with pytest.raises(openai.UnprocessableEntityError, match="no such field"):
-        client.images.generate(prompt=PROMPT, extra_body={"stepz": 3})
-    assert [model.id for model in client.models.list().data] == ["demo"]
-    with pytest.raises(openai.AuthenticationError, match="not known"):
-        client.with_options(api_key="sk-other").models.list()
+    settings: Any = {"base_url": f"{service.url}/v1", "api_key": KEY}
+    with openai.OpenAI(**settings, max_retries=0) as client:
+        with pytest.raises(openai.BadRequestError, match="got 'xx'") as caught:
+            client.images.generate(prompt=PROMPT, extra_body={"cache": "xx"})
+        assert caught.value.type == "invalid_request_error"
+        # Found by the model, in the replica: the same error.
+        with pytest.raises(openai.BadRequestError, match="multiple of 16") as caught:
+            client.images.generate(prompt=PROMPT, size="100x100")
+        assert caught.value.code == "invalid_value"
+        with pytest.raises(openai.UnprocessableEntityError, match="no such field"):
+            client.images.generate(prompt=PROMPT, extra_body={"stepz": 3})
+        assert [model.id for model in client.models.list().data] == ["demo"]
+        with pytest.raises(openai.AuthenticationError, match="not known"):
+            client.with_options(api_key="sk-other").models.list()
 
 
 def test_stream_has_previews_and_progress(

@@ -45,8 +45,10 @@ def server(demo: TextToImagePipeline) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def client(server: Served) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+def client(server: Served) -> Iterator[openai.OpenAI]:
+    settings: Any = {"base_url": f"{server.url}/v1", "api_key": "none"}
+    with openai.OpenAI(**settings, max_retries=0) as client:
+        yield client
 
 
 def picture(data: str | bytes) -> np.ndarray:
@@ -453,13 +455,16 @@ def test_keys(demo: TextToImagePipeline) -> None:
             assert refused.status_code == 401
             assert refused.json()["error"]["code"] == "invalid_api_key"
         assert server.post(prompt="x").status_code == 401
-        with pytest.raises(openai.AuthenticationError, match="is not known"):
-            openai.OpenAI(base_url=f"{server.url}/v1", api_key="no").models.list()
-        good = openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY)
-        assert good.models.list().data
-        response = good.images.generate(
-            prompt="x", response_format="url", extra_body={"steps": 2}
-        )
+        with (
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="no") as bad,
+            pytest.raises(openai.AuthenticationError, match="is not known"),
+        ):
+            bad.models.list()
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY) as good:
+            assert good.models.list().data
+            response = good.images.generate(
+                prompt="x", response_format="url", extra_body={"steps": 2}
+            )
         assert response.data is not None
         assert httpx.get(str(response.data[0].url)).status_code == 200
         for path in ("/health", "/metrics", "/", "/docs"):

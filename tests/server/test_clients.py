@@ -203,25 +203,26 @@ def test_together_vllm_omni_and_sglang_name_one_picture(server: Served) -> None:
 
 
 def test_openais_client_with_all_its_defaults(server: Served) -> None:
-    client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
-    response = client.images.with_raw_response.generate(
-        model="demo",
-        prompt=PROMPT,
-        background="auto",
-        moderation="auto",
-        n=1,
-        output_compression=100,
-        output_format="png",
-        partial_images=0,
-        quality="auto",
-        response_format="b64_json",
-        safety_identifier="me",
-        size="auto",
-        stream=False,
-        style="vivid",
-        user="me",
-        extra_body={"seed": 2**64 - 1, "num_inference_steps": 4},
-    )
+    settings: Any = {"base_url": f"{server.url}/v1", "api_key": "none"}
+    with openai.OpenAI(**settings, max_retries=0) as client:
+        response = client.images.with_raw_response.generate(
+            model="demo",
+            prompt=PROMPT,
+            background="auto",
+            moderation="auto",
+            n=1,
+            output_compression=100,
+            output_format="png",
+            partial_images=0,
+            quality="auto",
+            response_format="b64_json",
+            safety_identifier="me",
+            size="auto",
+            stream=False,
+            style="vivid",
+            user="me",
+            extra_body={"seed": 2**64 - 1, "num_inference_steps": 4},
+        )
     assert response.headers["x-request-id"]
     images = response.parse()
     assert images.model_extra is not None

@@ -79,8 +79,9 @@ def test_longest_silence_is_below_15_seconds() -> None:
 
 def test_openais_client_does_not_mind_comments() -> None:
     with listening(Sketcher(pause=0.2), keep_alive_seconds=SOON) as url:
-        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        events = list(client.images.generate(prompt="a star", stream=True))
+        settings: Any = {"base_url": f"{url}/v1", "api_key": "none"}
+        with openai.OpenAI(**settings, max_retries=0) as client:
+            events = list(client.images.generate(prompt="a star", stream=True))
     assert [event.type for event in events] == ["image_generation.completed"]
 
 
