@@ -171,7 +171,7 @@ def test_help_lists_every_cache_and_its_options() -> None:
         (["a", "--output", "x.gif"], 2, ".webp, the formats written, got .gif"),
         (["a", "--output", "x.webp", "--width", "16384"], 2, "at most 16383 pixels"),
         (["a", "--timeline", "/"], 2, "--timeline: / is a folder"),
-        (["a", "--cache", "tea"], 2, "invalid choice: 'tea'"),
+        (["a", "--cache", "tea"], 2, "fastercache, got 'tea'"),
         (["a", "--cache-option", "x=1"], 2, "none has no option 'x'; it has none"),
         (["a", "--device", "tpu"], 2, "expected auto, cpu, gpu or gpu:INDEX"),
         (["a", "--device", "cpu:7"], 2, "expected auto, cpu, gpu or gpu:INDEX"),

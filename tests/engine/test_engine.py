@@ -38,9 +38,7 @@ PROMPTS = ("a red circle", "two green stars on a gray background", "heart")
 
 def test_mixed_requests_equal_themselves_alone(flux: TextToImagePipeline) -> None:
     """Every cache, several sizes, steps, batches, with and without true guidance."""
-    seed = int(time.time())
-    print("seed", seed)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(13)
     requests = []
     for index, row in enumerate(ROWS):
         height, width = ((32, 24), (32, 32), (32, 32))[rng.integers(3)]
