@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import logging
 import math
+import os
 import threading
 import time
 import uuid
@@ -21,7 +22,7 @@ from max.driver import Buffer
 from ..caches import cache_name
 from ..calls import Routine
 from ..checks import count, whole
-from ..compile import memory_errors_said
+from ..compile import check_not_forked, memory_errors_said
 from ..errors import MaxDiffusionError, RequestCancelled, RequestError
 from ..loop import Denoising
 from ..pipeline import DiffusionPipelineOutput
@@ -172,6 +173,8 @@ class Engine:
         self._side_jobs: deque[tuple[_Job, Callable[[], None]]] = deque()
         # The newest of each request: one that nobody got to in time is left out.
         self._previews: dict[_Job, Callable[[], None]] = {}
+        # A fork has neither the thread nor whoever might hold the lock.
+        self._process = os.getpid()
         self._seconds_per_tick = 0.0
         self._last_end = time.monotonic()
         self._thread = threading.Thread(
@@ -233,7 +236,9 @@ class Engine:
                 more memory than there is.
             QueueFullError: Too many requests wait.
             EngineStoppedError: The engine is closing.
+            DeviceError: This process is a fork of the engine's.
         """
+        check_not_forked(self._process)
         options = options or SubmitOptions()
         if not isinstance(request, GenerationRequest):
             raise RequestError(
@@ -272,7 +277,11 @@ class Engine:
         Args:
             drain: Finish what was submitted; otherwise it is cancelled.
             timeout: Seconds to drain; what is left then is cancelled.
+
+        In a fork it does nothing: the engine runs on in the process that it is of.
         """
+        if os.getpid() != self._process:
+            return
         with self._changed:
             self._is_closing = True
             self._changed.notify()
