@@ -69,6 +69,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+# What is imported by these names, besides this package.
+_PACKAGES = ("graphs", "max")
 _MODULE_OF = {
     "CacheNotLoadedError": "errors",
     "register_model": "pipelines",
@@ -183,6 +185,7 @@ def __getattr__(name: str) -> object:
     """Imports a public name's module when the name is first asked for."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _check_neighbours()
     try:
         module = import_module(f".{_MODULE_OF[name]}", __name__)
     except ImportError as err:
@@ -190,15 +193,29 @@ def __getattr__(name: str) -> object:
         top = (err.name or "").partition(".")[0]
         found = getattr(sys.modules.get(top), "__file__", None)
         found = found or next(iter(getattr(sys.modules.get(top), "__path__", ())), None)
-        if top not in ("graphs", "max") or found is None:
+        if top not in _PACKAGES or found is None:
             raise
-        raise ImportError(
-            f"{__name__}: expected its own package {top!r}, got {found}; rename that "
-            "one, or take its folder out of sys.path",
-            name=err.name,
-            path=found,
-        ) from err
+        raise _not_ours(top, found) from err
     return getattr(module, name)
+
+
+def _check_neighbours() -> None:
+    """Refuses a file of one of our packages' names before it is run."""
+    from importlib.util import find_spec
+
+    for top in _PACKAGES:
+        spec = None if top in sys.modules else find_spec(top)
+        if spec and spec.origin and spec.submodule_search_locations is None:
+            raise _not_ours(top, spec.origin)
+
+
+def _not_ours(top: str, found: str) -> ImportError:
+    return ImportError(
+        f"{__name__}: expected its own package {top!r}, got {found}; rename that one, "
+        "or take its folder out of sys.path",
+        name=top,
+        path=found,
+    )
 
 
 def __dir__() -> list[str]:

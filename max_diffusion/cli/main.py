@@ -140,7 +140,11 @@ def resolve(args: argparse.Namespace) -> Job:
         if "num_inference_steps" in asked:
             before.pop("sigmas", None)
         if "seed" in asked:
-            before.pop("seeds", None)
+            of_each = list(before.pop("seeds", ()))
+            if of_each and is_one and "seeds" not in asked:
+                # The picture has noise of its own, as it would alone.
+                of_each[like.picture] = asked["seed"]
+                asked["seeds"] = tuple(of_each)
         asked = before | asked
     asked.setdefault("seed", secrets.randbelow(2**32))
     request = GenerationRequest(**asked | {"cache": None})
@@ -241,7 +245,7 @@ def _save(job: Job, result: GenerationResult, *, is_json: bool) -> None:
     # Of the batch: its pictures are drawn together.
     took = f"{report.total_seconds:.2f} s"
     passes = f"{report.full_passes} of {report.total_passes} full passes"
-    for index, path in enumerate(paths):
+    for path, (index, _) in zip(paths, wanted, strict=True):
         print(f"{path}: seed {report.seed_of(index)}, {took}, {passes}")
 
 

@@ -6,6 +6,7 @@ Ids equal those of transformers' ``CLIPTokenizer`` and ``T5TokenizerFast`` with
 
 from __future__ import annotations
 
+import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -284,7 +285,7 @@ def _merges(path: Path) -> list[tuple[str, str]]:
 def _from_json(path: Path) -> Tokenizer:
     check_file(path)
     try:
-        return Tokenizer.from_file(str(path))
+        return Tokenizer.from_buffer(path.read_bytes().removeprefix(codecs.BOM_UTF8))
     except Exception as err:  # the library raises bare Exception
         raise ModelLoadError(
             f"{path.parent.name}/tokenizer.json: damaged ({err}); download it again"

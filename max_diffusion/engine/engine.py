@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import uuid
 from types import TracebackType
 from typing import Self, final
@@ -10,7 +11,7 @@ from typing import Self, final
 from ..caches import label_of
 from ..core.request import GenerationRequest
 from ..errors import CacheNotLoadedError, RequestError
-from ..execution.compiler import memory_errors_said
+from ..execution.compiler import check_not_forked, memory_errors_said
 from ..pipelines.text_to_image import TextToImagePipeline
 from .admission import Admission
 from .config import EngineConfig
@@ -62,6 +63,8 @@ class Engine:
         self._executor = Executor(
             pipeline, self.config, self._admission, observer or EngineObserver()
         )
+        # A fork has neither the thread nor whoever might hold the lock.
+        self._process = os.getpid()
         # A thread that is inside of MAX when Python ends would bring it down.
         atexit.register(self._close_at_exit)
 
@@ -111,7 +114,9 @@ class Engine:
             CacheNotLoadedError: The request's cache needs graphs that are not compiled.
             QueueFullError: Too many requests wait.
             EngineStoppedError: The engine is closing.
+            DeviceError: This process is a fork of the engine's.
         """
+        check_not_forked(self._process)
         options = SubmitOptions() if options is None else options
         for value, kind in ((request, GenerationRequest), (options, SubmitOptions)):
             if not isinstance(value, kind):
@@ -141,10 +146,14 @@ class Engine:
     def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
         """Takes no more requests, and ends.
 
+        In a fork it does nothing: the engine runs on in the process that it is of.
+
         Args:
             drain: Finish what was submitted; otherwise it is cancelled.
             timeout: Seconds to drain; what is left then is cancelled.
         """
+        if os.getpid() != self._process:
+            return
         self._admission.close()
         if drain:
             self._executor.join(timeout)
@@ -153,5 +162,6 @@ class Engine:
         atexit.unregister(self._close_at_exit)
 
     def cancel_all(self) -> None:
-        """Cancels every request there is."""
-        self._admission.cancel_all()
+        """Cancels every request there is; in a fork, none."""
+        if os.getpid() == self._process:
+            self._admission.cancel_all()

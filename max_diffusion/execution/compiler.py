@@ -58,7 +58,7 @@ class OwnGraphs(Mapping[str, Model]):
         Raises:
             DeviceError: This process is a fork of the one that made them.
         """
-        _check_not_forked(self._process)
+        check_not_forked(self._process)
         return self._models[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -107,7 +107,7 @@ def open_session(device: Device) -> InferenceSession:
     Raises:
         DeviceError: This process is a fork of one that compiled graphs.
     """
-    _check_not_forked(_first_process())
+    check_not_forked(_first_process())
     return InferenceSession(devices=[device])
 
 
@@ -158,7 +158,7 @@ class CompiledGraphs:
             CompileError: MAX refused the graphs, or has no folder to keep them in.
         """
         _check({**self._weights, **weights}, expected)
-        _check_not_forked(_first_process())
+        check_not_forked(_first_process())
         prepare_compile_cache()
         started = time.perf_counter()
         try:
@@ -211,7 +211,15 @@ def _first_process() -> int:
     return os.getpid()
 
 
-def _check_not_forked(process: int) -> None:
+def check_not_forked(process: int) -> None:
+    """Refuses to go on in a fork.
+
+    Args:
+        process: The one that made what is to be used.
+
+    Raises:
+        DeviceError: This is another.
+    """
     if os.getpid() != process:
         raise DeviceError(
             "device: this process is a fork of one in which MAX has run, and there it "

@@ -540,6 +540,22 @@ def test_options_given_beside_a_picture_override_it(
     assert (job.request.prompts, job.pictures) == (("one",), 2)
 
 
+def test_a_picture_with_a_seed_of_its_own_keeps_one(
+    demo: TextToImagePipeline, tmp_path: Path
+) -> None:
+    files = ("--output", tmp_path / "x.png")
+    run("a", "--num-images", 2, "--seed", "3,4", "--steps", 2, *files)
+    second = tmp_path / "x-2.png"
+    done = run("--like", second, "--output", tmp_path / "y.png")
+    assert done.stdout.startswith(f"{tmp_path / 'y.png'}: seed 4, ")
+    assert np.array_equal(pixels(tmp_path / "y.png"), pixels(second))
+
+    done = run("--like", second, "--seed", 9, "--output", tmp_path / "z.png")
+    assert done.stdout.startswith(f"{tmp_path / 'z.png'}: seed 9, ")
+    run("a", "--seed", 9, "--steps", 2, "--output", tmp_path / "alone.png")
+    assert np.array_equal(pixels(tmp_path / "z.png"), pixels(tmp_path / "alone.png"))
+
+
 def rewritten(path: Path, change: dict[str, Any]) -> None:
     """A picture whose settings say something else."""
     settings = {

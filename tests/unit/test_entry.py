@@ -102,6 +102,19 @@ def test_a_scripts_neighbour_of_our_name_is_said(tmp_path: Path, name: str) -> N
     )
 
 
+@pytest.mark.parametrize("name", ["graphs.py", "max.py"])
+def test_a_scripts_neighbour_of_our_name_is_not_run(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("print('run'); raise RuntimeError('its own')")
+    code = "from max_diffusion import load_pipeline"
+    done = processes.run(sys.executable, "-c", code, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: max_diffusion: expected its own package "
+        f"{name.removesuffix('.py')!r}, got {tmp_path / name}; rename that one, or "
+        "take its folder out of sys.path"
+    )
+
+
 def test_a_working_directory_that_is_gone_is_no_traceback(tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from folders import CAPTIONS
 
 from max_diffusion import ModelLoadError
 from max_diffusion.components.tokenizers import (
+    AbstractTokenizer,
     _merges,
     load_clip_tokenizer,
     load_t5_tokenizer,
@@ -176,6 +178,23 @@ def test_merges_of_any_system(
     ours = load_clip_tokenizer(tmp_path).encode(TEXTS, 32)
     theirs = load_clip_tokenizer(path).encode(TEXTS, 32)
     assert np.array_equal(ours.ids, theirs.ids)
+
+
+@pytest.mark.parametrize(
+    ("role", "load"),
+    [("tokenizer", load_clip_tokenizer), ("tokenizer_2", load_t5_tokenizer)],
+)
+def test_a_byte_order_mark_is_no_part_of_a_tokenizer(
+    flux_folder: Path,
+    tmp_path: Path,
+    role: str,
+    load: Callable[[Path], AbstractTokenizer],
+) -> None:
+    for path in (flux_folder / role).glob("*.json"):
+        (tmp_path / path.name).write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert (tmp_path / "tokenizer.json").is_file()
+    wanted = load(flux_folder / role).encode(TEXTS, 32)
+    assert np.array_equal(load(tmp_path).encode(TEXTS, 32).ids, wanted.ids)
 
 
 def test_a_merge_may_hold_what_python_takes_for_the_end_of_a_line(
