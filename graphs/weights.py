@@ -30,10 +30,15 @@ class WeightSlot:
     """First and last + 1 of the second axis, of a matrix; ``None`` for everything."""
 
 
+class TooManyWeights(Exception):
+    """Graphs ask for more weights than their scope allows."""
+
+
 @dataclass
 class _Record:
     """Slots requested so far, shared by a scope and its children."""
 
+    limit: int | None
     specs: dict[str, WeightSpec] = field(default_factory=dict)
     slots: dict[str, WeightSlot] = field(default_factory=dict)
     values: dict[tuple[Graph, str], TensorValue] = field(default_factory=dict)
@@ -57,6 +62,8 @@ class WeightScope:
         prefix: Registry prefix of the component, for example ``transformer``.
         dtype: Default dtype of the slots.
         device: Where the graph runs.
+        limit: Most checkpoint tensors that may be asked for. A configuration with a
+            billion layers then ends at once, not when memory does.
     """
 
     def __init__(
@@ -64,6 +71,7 @@ class WeightScope:
         prefix: str,
         dtype: DType,
         device: DeviceRef,
+        limit: int | None = None,
         *,
         _path: str = "",
         _record: _Record | None = None,
@@ -72,7 +80,7 @@ class WeightScope:
         self.dtype = dtype
         self.device = device
         self._path = _path
-        self._record = _record if _record is not None else _Record()
+        self._record = _record if _record is not None else _Record(limit)
 
     def __truediv__(self, name: str | int) -> WeightScope:
         """The scope one level down: ``scope / "attn" / 0`` is ``attn.0.``."""
@@ -108,7 +116,10 @@ class WeightScope:
 
     def _require(self, name: str, spec: WeightSpec) -> WeightSpec:
         key = self._path + name
-        known = self._record.specs.setdefault(key, spec)
+        specs, limit = self._record.specs, self._record.limit
+        if limit is not None and len(specs) >= limit and key not in specs:
+            raise TooManyWeights(f"{self.prefix}: more than {limit:,} weights")
+        known = specs.setdefault(key, spec)
         assert known == spec, f"{self.prefix}: {key} asked for as {known} and {spec}"
         return spec
 

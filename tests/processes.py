@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import Any
+from typing import Any, Final
+
+# A child that hangs is a test that fails, not a run that never ends. A cold compile of
+# every graph takes five minutes.
+_TIMEOUT: Final = 1200.0
 
 
 def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
@@ -15,6 +19,7 @@ def run(*command: object, **options: Any) -> subprocess.CompletedProcess[str]:
     does not see that, but children would, and would not find the virtual environment.
     """
     options.setdefault("env", dict(os.environ))
+    options.setdefault("timeout", _TIMEOUT)
     return subprocess.run(
         list(map(str, command)), capture_output=True, text=True, check=False, **options
     )

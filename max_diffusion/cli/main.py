@@ -125,6 +125,8 @@ def resolve(args: argparse.Namespace) -> Job:
             "--cache-memory-limit", args.cache_memory_limit
         ),
     }
+    if given["seed"] == -1 and given["seeds"] is None:
+        given["seed"] = secrets.randbelow(2**32)  # as on the server
     asked = {name: value for name, value in given.items() if value is not None}
     if not asked.get("prompts") and like is None:
         raise RequestError(
@@ -351,7 +353,7 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         "--seed",
         metavar="SEED[,SEED...]",
         help="one, or one of each picture, which is then the same when drawn alone; "
-        "default: random, printed and stored in the picture",
+        "default, and -1: random, printed and stored in the picture",
     )
     add("--num-images", type=int, help="pictures of each prompt, default 1")
     add(

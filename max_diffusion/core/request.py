@@ -159,12 +159,12 @@ class GenerationRequest:
             text(f"request: each {name}", one)
 
     def _check_seeds(self, seeds: tuple[int, ...]) -> None:
-        if not isinstance(seeds, tuple) or len(seeds) != self.num_images:
-            got = len(seeds) if isinstance(seeds, tuple) else repr(seeds)
+        if not isinstance(seeds, tuple):
+            raise RequestError(f"request: seeds must be a tuple, got {seeds!r}")
+        if len(seeds) != self.num_images:
             raise RequestError(
-                "request: seeds must be a tuple of one for each of the "
-                f"{self.num_images} pictures, got {got}; for one stream of noise "
-                "give a single seed"
+                f"request: {len(seeds)} seeds for pictures: {self.num_images}; give "
+                "one for each, or a single seed for one stream of noise"
             )
         for seed in seeds:
             checked_seed(seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from max.driver import Device
 from max.dtype import DType
@@ -17,6 +17,10 @@ from .compiler import resolve_dtype
 
 if TYPE_CHECKING:
     from ..caches import DenoisingCacheConfig
+
+
+# Asked for beyond four times those that the files hold, which are then told as missing.
+_SPARE_WEIGHTS: Final = 1000
 
 
 class ComponentModel(ABC):
@@ -71,7 +75,9 @@ class ComponentModel(ABC):
 
     def weight_scope(self) -> WeightScope:
         """Where this component's graphs draw their weights from."""
-        return WeightScope(self.name, self.dtype, self.device_ref)
+        held = len(getattr(self.weights, "tensors", ()))
+        limit = _SPARE_WEIGHTS + 4 * held
+        return WeightScope(self.name, self.dtype, self.device_ref, limit)
 
     def build_graphs(self, module: Module) -> WeightScope | None:
         """Adds this component's graphs to ``module``; none by default.

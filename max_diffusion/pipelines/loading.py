@@ -10,7 +10,7 @@ from typing import Any, Final, final
 from max.driver import Device
 from max.graph import Module
 
-from graphs.weights import WeightScope, WeightSlot
+from graphs.weights import TooManyWeights, WeightScope, WeightSlot
 
 from ..caches import AbstractCacheConfig, Calibration, GraphGroup
 from ..checkpoint import ComponentWeights
@@ -162,12 +162,19 @@ def open_components(
     for name, kind in kinds.items():
         weights = ComponentWeights.from_files(name, files.get(name, ()))
         settings = config.components.get(name, {})
+        _check_not_quantised(name, settings)
         component = kind(settings, config.encoding, devices, weights)
         component.name = name
         if isinstance(component, DenoiserComponent):
             component.graph_groups = groups
         components[name] = component
-        scope = component.build_graphs(module)
+        try:
+            scope = component.build_graphs(module)
+        except TooManyWeights as err:
+            raise ModelLoadError(
+                f"{err} by config.json, and the files hold {len(weights.tensors):,}; "
+                "correct a number of layers in it, or download the model again"
+            ) from err
         if scope is not None:
             ignores = (config.weight_ignores or {}).get(name, ())
             problems += weights.problems(scope.specs, ignores)
@@ -175,6 +182,18 @@ def open_components(
     if problems:
         raise ModelLoadError("; ".join(problems))
     return OpenedComponents(components, module, sources)
+
+
+def _check_not_quantised(name: str, settings: Mapping[str, Any]) -> None:
+    quantization = settings.get("quantization_config")
+    if quantization is not None:
+        method = quantization
+        if isinstance(quantization, Mapping):
+            method = quantization.get("quant_method", quantization)
+        raise ModelLoadError(
+            f"{name}: config.json has a quantization_config ({method!s:.60}), and "
+            "quantised weights are not supported; use the model as it was published"
+        )
 
 
 @in_graph_context

@@ -86,8 +86,9 @@ def test_texts_and_seeds_of_each_picture(tmp_path: Path) -> None:
 
 def test_a_seed_not_given_is_another_every_time(tmp_path: Path) -> None:
     output = ("--output", str(tmp_path / "x.png"))
-    seeds = {parse("a", *output).request.seed for _ in range(4)}
-    assert len(seeds) == 4
+    ways: list[tuple[str, ...]] = [(), ("--seed", "-1")]
+    seeds = {parse("a", *output, *way).request.seed for way in ways for _ in range(4)}
+    assert len(seeds) == 8
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 

@@ -27,12 +27,12 @@ tries = [
 ]
 is_held, is_enough = threading.Event(), threading.Event()
 def hold():  # as the engine's thread may at any time
-    with engine._changed:
+    with engine._admission.lock:
         is_held.set()
         is_enough.wait()
 holder = threading.Thread(target=hold)
 holder.start()
-is_held.wait()
+assert is_held.wait(30)
 for attempt in tries:
     reader, writer = os.pipe()
     child = os.fork()

@@ -284,14 +284,14 @@ def test_answers_name_the_model_as_it_is_served(demo: TextToImagePipeline) -> No
         ({"prompt": "x", "n": True}, 422, "n", "valid integer"),
         ({"prompt": "x", "size": "big"}, 422, "size", "got 'big'"),
         ({"prompt": "x", "size": "512x64"}, 400, "size", "at most 256 pixels a side"),
-        ({"prompt": "x", "size": "100x128"}, 400, None, "nearest: 96 or 112"),
+        ({"prompt": "x", "size": "100x128"}, 400, "width", "nearest: 96 or 112"),
         ({"prompt": "x", "steps": 5001}, 400, "steps", "at most 5000 steps"),
         ({"prompt": "x", "seed": -2}, 422, "seed", "greater than or equal to -1"),
         ({"prompt": "x", "seed": 2**64}, 422, "seed", "equal to 18446744073709551615"),
         ({"prompt": "x", "guidance": -1}, 422, "guidance", "got -1"),
         ({"prompt": "x", "guidance": 1e38}, 422, "guidance", "equal to 100"),
         ({"prompt": "x", "true_cfg": 1e20}, 422, "true_cfg", "equal to 100"),
-        ({"prompt": "x", "cache": "foo"}, 400, None, "expected none, taylorseer"),
+        ({"prompt": "x", "cache": "foo"}, 400, "cache", "expected none, taylorseer"),
         (
             {"prompt": "x", "cache": "pab"},
             400,
@@ -299,6 +299,12 @@ def test_answers_name_the_model_as_it_is_served(demo: TextToImagePipeline) -> No
             "cache: pab needs graphs that the model was loaded without; it has those "
             "of none, taylorseer; ask for one that GET /v1/models lists, or start the "
             "server with pab in its --caches",
+        ),
+        (
+            {"prompt": "x", "max_sequence_length": 512},
+            400,
+            "max_sequence_length",
+            "max_sequence_length must be",
         ),
         (
             {
@@ -313,25 +319,25 @@ def test_answers_name_the_model_as_it_is_served(demo: TextToImagePipeline) -> No
         (
             {"prompt": "x", "cache": "auto", "cache_options": {"warmup_steps": 2.5}},
             400,
-            None,
+            "cache_options",
             "auto: warmup_steps must be a whole number, got 2.5",
         ),
         (
             {"prompt": "x", "cache": "auto", "cache_options": {"compute_steps": 5}},
             400,
-            None,
+            "cache_options",
             "auto: compute_steps must be a list of step indices or a policy, got 5",
         ),
         (
             {"prompt": "x", "cache": "auto", "cache_options": {"speed": 9}},
             400,
-            None,
+            "cache_options",
             "auto has no option 'speed'; it has compute_steps",
         ),
         (
             {"prompt": "x", "cache": "auto", "cache_options": {"tolerance": "low"}},
             400,
-            None,
+            "cache_options",
             "tolerance must be a number",
         ),
         (

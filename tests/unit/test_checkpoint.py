@@ -223,6 +223,23 @@ def damage_config(role: str, **values: object) -> Callable[[Path], None]:
             damage_config("transformer", num_layers="2"),
             "transformer: config.json's num_layers must be a whole number .* got '2'",
         ),
+        (
+            damage_config("transformer", num_layers=10**9),
+            r"transformer: more than 1,432 weights by config.json, .* hold 108",
+        ),
+        (
+            damage_config("text_encoder_2", num_layers=10**9),
+            "text_encoder_2: more than",
+        ),
+        (
+            damage_config("text_encoder", num_hidden_layers=10**9),
+            "text_encoder: more than",
+        ),
+        (damage_config("vae", layers_per_block=10**9), "vae: more than"),
+        (
+            damage_config("transformer", quantization_config={"quant_method": "nf4"}),
+            r"transformer: config.json has a quantization_config \(nf4\), and quant",
+        ),
         (damage_config("transformer", axes_dims_rope=4), "must be a list, got 4"),
         (damage_config("vae", block_out_channels=[8, 0]), "whole number .* got 0"),
         (damage_config("vae", act_fn="relu"), "act_fn must be silu, got 'relu'"),

@@ -19,10 +19,10 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from ... import __version__
-from ...caches import cache_from_options
+from ...caches import CACHES, cache_from_options
 from ...core.request import GenerationRequest
 from ...engine import SubmitOptions
-from ...errors import MaxDiffusionError
+from ...errors import MaxDiffusionError, RequestError
 from .answers import Answers
 from .backend import Backend, ModelDescription
 from .errors import ApiError, on_api_error, on_http_error, on_not_valid
@@ -101,6 +101,8 @@ def create_app(
             allow_methods=("GET", "HEAD", "POST"),
             allow_headers=("*",),
             expose_headers=("Retry-After", REQUEST_ID),
+            # A page that is allowed may be public, and this server at home.
+            allow_private_network=True,
         )
     app.add_middleware(RequestIds)
     app.add_exception_handler(ApiError, on_api_error)
@@ -318,11 +320,16 @@ def to_request(
 
     Raises:
         RequestError: A value is malformed or out of range.
+        ApiError: The cache or one of its options is.
     """
     width, height = body.pixels()
     cache = None
     if body.cache is not None:
-        cache = cache_from_options(body.cache, body.cache_options)
+        try:
+            cache = cache_from_options(body.cache, body.cache_options)
+        except RequestError as err:
+            param = "cache_options" if body.cache in CACHES else "cache"
+            raise ApiError(400, str(err), code="invalid_value", param=param) from err
     # The model's own default stays out of the request, unless the limit is below it.
     steps = body.steps
     if steps is None and model.default_steps > settings.max_steps:

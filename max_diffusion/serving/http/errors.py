@@ -12,6 +12,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from ...caches import CACHES
 from ...engine import DeadlineError, EngineStoppedError, QueueFullError
 from ...errors import (
     CacheNotLoadedError,
@@ -19,7 +20,7 @@ from ...errors import (
     RequestCancelled,
     RequestError,
 )
-from .schemas import FIELDS, FIXES, OTHERS, TwoNamesError, shown
+from .schemas import ALIASES, FIELDS, FIXES, OTHERS, TwoNamesError, shown
 
 _ENDS: Final = ("/images/generations", "/models")
 
@@ -82,10 +83,20 @@ def api_error(error: Exception) -> ApiError:
         message = f"{error.problem}; {fix} {error.cache} in its --caches"
         return ApiError(400, message, code="invalid_value", param="cache")
     if isinstance(error, RequestError):
-        return ApiError(400, message, code="invalid_value")
+        return ApiError(400, message, code="invalid_value", param=_field(message))
     if isinstance(error, MaxDiffusionError):
         return ApiError(500, message, code="engine_error")
     return ApiError(500, "the server failed; its log says why", code="internal_error")
+
+
+def _field(message: str) -> str | None:
+    """The field of the body that an error of a request or of its cache is about."""
+    where, _, rest = message.partition(": ")
+    if where in ("cache", *CACHES):
+        return "cache"
+    name = rest.partition(" ")[0]
+    name = ALIASES.get(name, name)
+    return name if where == "request" and name in FIELDS else None
 
 
 def not_valid(error: RequestValidationError) -> ApiError:

@@ -22,6 +22,7 @@ REQUEST_ID: Final = "X-Request-Id"
 """Header of every answer, and of requests that bring an id of their own."""
 _ID: Final = re.compile(rb"[!-~]{1,128}")
 _BODY_SECONDS: Final = 30.0
+_GZIP: Final = b"\x1f\x8b"
 
 
 @final
@@ -181,6 +182,13 @@ def _plain(headers: dict[bytes, bytes], body: bytes) -> bytes:
             415,
             f"body: expected plain JSON, got Content-Encoding: {coding}; send it "
             "uncompressed",
+            code="unsupported_encoding",
+            headers={"Accept-Encoding": "identity"},
+        )
+    if body.startswith(_GZIP):
+        raise ApiError(
+            415,
+            "body: expected plain JSON, got gzip; send it uncompressed",
             code="unsupported_encoding",
             headers={"Accept-Encoding": "identity"},
         )
