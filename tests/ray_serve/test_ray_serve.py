@@ -316,13 +316,14 @@ def test_requests_of_a_killed_replica_are_drawn_by_another(
     with ThreadPoolExecutor(6) as pool:
         streams = [pool.submit(streamed, seed) for seed in seeds]
         posts = [pool.submit(service.post, seed=seed, steps=steps) for seed in seeds]
-        wait_until(lambda: sum(service.running().values()) == 6)
+        # Not for all six: on a starved machine the first is done before the last comes.
+        wait_until(lambda: any(service.running().values()))
         running = service.running()
-        killed = next(iter(running))
+        killed = max(running, key=lambda pid: running[pid])
         os.kill(killed, signal.SIGKILL)
     after = service.metric("max_diffusion_retried_requests_total")[""]
-    # At most four have room in one; on a starved machine some are drawn before it dies.
-    assert 0 < after - before <= running[killed] <= 4
+    # At most four have room in one; more may have come, or some be done, since we looked.
+    assert 1 <= after - before <= 4
     for seed, stream, post in zip(seeds, streams, posts, strict=True):
         alone = demo.generate(PROMPT, seed=seed, num_inference_steps=steps).images[0]
         answer = post.result().json()["data"][0]["b64_json"]
