@@ -129,7 +129,7 @@ class ToyPipeline(md.TextToImagePipeline):
     def init_remaining_components(self) -> None:
         """Nothing else is needed: the sampler is flow matching's by default."""
 
-    def text_length(self, max_sequence_length: int | None) -> int:
+    def text_length(self, options: md.RequestOptions) -> int:
         """One token."""
         return 1
 

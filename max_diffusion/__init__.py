@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     )
     from .caches.cache_file import read_cache_file, write_cache_file
     from .core.grid import Grid
+    from .core.options import RequestOptions, option
     from .core.report import RunReport, StepRecord
     from .core.request import GenerationContext, GenerationRequest, PromptTexts
     from .decorator import taylor_seer
@@ -76,6 +77,8 @@ _MODULE_OF = {
     "register_model": "pipelines",
     "Tokenized": "pipelines",
     "PromptTexts": "core.request",
+    "RequestOptions": "core.options",
+    "option": "core.options",
     "Grid": "core.grid",
     "AbstractCacheConfig": "caches",
     "Action": "caches",
@@ -158,6 +161,7 @@ __all__ = [
     "PromptTexts",
     "RequestCancelled",
     "RequestError",
+    "RequestOptions",
     "Run",
     "RunReport",
     "StepMaskConfig",
@@ -173,6 +177,7 @@ __all__ = [
     "demo_model_path",
     "load_pipeline",
     "open_model",
+    "option",
     "read_cache_file",
     "register_cache",
     "register_model",

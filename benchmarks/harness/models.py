@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from max_diffusion.execution.compiler import in_graph_context
 from max_diffusion.models.flux1.transformer import Flux1Transformer
-from max_diffusion.pipelines.registry import demo_model_path
+from max_diffusion.pipelines.opening import demo_model_path
 
 from .artefact_cache import digest, made_once
 

@@ -23,7 +23,7 @@ from max_diffusion.core.files import prepared_folder
 from max_diffusion.evaluation.drawing import BASELINE as NO_CACHE
 from max_diffusion.evaluation.drawing import OnProgress
 from max_diffusion.evaluation.machine import machine
-from max_diffusion.pipelines.registry import demo_model_path
+from max_diffusion.pipelines.opening import demo_model_path
 
 from .measures import BenchResult, Collection
 from .models import DEMO, Size, model_digest, model_folder

@@ -38,6 +38,7 @@ class Likeness:
             RequestError: It cannot be read, has no settings, or ones that make no
                 request.
         """
+        from ..core.report import RunReport
         from ..core.request import GenerationRequest
 
         settings = read_settings(file)
@@ -61,6 +62,11 @@ class Likeness:
             name: tuple(value) if isinstance(value, list) else value
             for name, value in settings.items()
             if name in known and value not in (None, [])
+        }
+        # What is no field of every report is an option of the model's own.
+        said = {*(item.name for item in fields(RunReport)), "picture"}
+        asked["options"] = {
+            name: value for name, value in settings.items() if name not in said
         }
         asked["num_images_per_prompt"] = count // len(prompts)
         asked["cache"] = _cache(file, settings["cache"])

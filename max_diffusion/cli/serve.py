@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from .model import Command
+from .command import Command
 from .options import chosen_cache, memory_size
 from .terminal import Interruption
 

@@ -97,8 +97,9 @@ class RunReport:
     """What the second text encoder read instead of the prompts, if anything."""
     negative_prompt_2: str | tuple[str, ...] | None = None
     """The same of the negative prompt."""
-    max_sequence_length: int | None = None
-    """Tokens that were asked for of each prompt, or the model's own number."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """What only some models have, as it was asked for or the model's own choice; in
+    JSON beside all else."""
     defaults: Mapping[str, str] = field(default_factory=dict)
     """Where each setting comes from that the request left open, by its name."""
 
@@ -119,6 +120,7 @@ class RunReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; what is not finite becomes ``None``."""
         found: dict[str, Any] = plain(self)
+        found |= found.pop("options")
         found["full_passes"] = self.full_passes
         found["total_passes"] = self.total_passes
         return found

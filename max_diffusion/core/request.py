@@ -17,6 +17,7 @@ import numpy as np
 from ..errors import RequestError
 from .grid import Grid
 from .noise import checked_seed
+from .options import RequestOptions
 from .validation import not_negative, text, whole
 
 if TYPE_CHECKING:
@@ -79,8 +80,9 @@ class GenerationRequest:
     seeds: tuple[int, ...] | None = None
     """A seed of each picture, in place of ``seed``, as a list of generators in
     diffusers: each is then the same when it is drawn alone."""
-    max_sequence_length: int | None = None
-    """Tokens that the model reads of each prompt, padding included."""
+    options: Mapping[str, object] = field(default_factory=dict, hash=False)
+    """What only some models have, by the names that the model's ``options_class``
+    declares; the model checks them."""
 
     @property
     def num_images(self) -> int:
@@ -123,7 +125,6 @@ class GenerationRequest:
             ("height", self.height),
             ("width", self.width),
             ("num_inference_steps", self.num_inference_steps),
-            ("max_sequence_length", self.max_sequence_length),
         ):
             if size is not None:
                 limit = MAX_STEPS if name == "num_inference_steps" else MAX_SIZE
@@ -141,6 +142,10 @@ class GenerationRequest:
             self._check_seeds(self.seeds)
         if self.cache_memory_limit is not None:
             whole("request: cache_memory_limit", self.cache_memory_limit, minimum=0)
+        if not isinstance(self.options, Mapping):
+            raise RequestError(
+                f"request: options must be values by name, got {self.options!r}"
+            )
         if self.guidance_scale is not None:
             not_negative("request: guidance_scale", self.guidance_scale)
         if self.true_cfg_scale is not None:
@@ -183,6 +188,8 @@ class GenerationContext:
     latents: np.ndarray
     """Seeded noise, packed, float32 ``(B, S_img, C)`` with
     ``B = P * num_images_per_prompt``."""
+    options: RequestOptions
+    """What only some models have."""
     grid: Grid
     """Where the image tokens lie."""
     cache: BoundCache

@@ -1,16 +1,11 @@
 """Pipelines: the abstract one, text to image, and from a model's folder to either."""
 
 from .context import Tokenized
+from .families import register_model
 from .loading import LEAN_CACHES, PipelineConfig
+from .opening import demo_model_path, is_demo_model, load_pipeline, open_model
 from .outputs import DiffusionPipelineOutput, OnEvent, OnStep
 from .pipeline import DiffusionPipeline
-from .registry import (
-    demo_model_path,
-    is_demo_model,
-    load_pipeline,
-    open_model,
-    register_model,
-)
 from .text_to_image import GenerationResult, TextToImagePipeline
 
 __all__ = [

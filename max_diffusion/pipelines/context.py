@@ -45,7 +45,8 @@ def make_context(
     schedule = pipeline.sampler.schedule(
         steps, image_seq_len=grid.num_tokens, sigmas=request.sigmas
     )
-    length = pipeline.text_length(request.max_sequence_length)
+    options = pipeline.read_options(request.options)
+    length = pipeline.text_length(options)
     scale = request.true_cfg_scale
     scale = pipeline.default_true_cfg_scale if scale is None else scale
     negative = request.negative_texts
@@ -73,6 +74,7 @@ def make_context(
         negative_tokens=None if unwanted is None else unwanted.tokens,
         text_tokens=length,
         latents=pipeline.draw_noise(request, grid),
+        options=options,
         grid=grid,
         cache=cache,
         sigmas=schedule.sigmas,
@@ -93,7 +95,7 @@ def make_context(
         defaults={
             name: source
             for name, source in pipeline.default_sources().items()
-            if vars(request)[name] is None
+            if (vars(request) | dict(request.options)).get(name) is None
             and not (name == "num_inference_steps" and request.sigmas is not None)
         },
     )

@@ -55,7 +55,7 @@ def report_of(
         num_images=len(output.images),
         image_tokens=context.grid.num_tokens,
         text_tokens=context.text_tokens,
-        max_sequence_length=context.text_tokens,
+        options=pipeline.resolved_options(context),
         cache={"name": config.name, **asdict(config)},
         steps=output.steps,
         cache_bytes=output.cache_bytes,

@@ -24,6 +24,7 @@ from ..caches import (
 from ..checkpoint import ModelFolder
 from ..core.buffers import repeat_rows, to_device
 from ..core.grid import Grid
+from ..core.options import RequestOptions, read_options
 from ..core.report import RunReport
 from ..core.request import GenerationContext, GenerationRequest, PromptTexts
 from ..denoising import Branch, Denoising
@@ -74,6 +75,9 @@ class TextToImagePipeline(DiffusionPipeline):
     """Roles that ``model_index.json`` must list, with the classes that are known."""
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Patterns of checkpoint tensors that a component does not use, by component."""
+    options_class: ClassVar[type[RequestOptions]] = RequestOptions
+    """What requests may set on these models only. The command line, the HTTP schema
+    and :meth:`generate` take what it declares."""
 
     cell: int = 1
     """Pixels a side that one image token stands for; sizes are multiples of it."""
@@ -111,11 +115,11 @@ class TextToImagePipeline(DiffusionPipeline):
         """Raises :class:`ModelLoadError` where components do not fit each other."""
 
     @abstractmethod
-    def text_length(self, max_sequence_length: int | None) -> int:
+    def text_length(self, options: RequestOptions) -> int:
         """Text tokens that the transformer reads of each prompt.
 
         Args:
-            max_sequence_length: What the request asks for.
+            options: Of the request, an instance of :attr:`options_class`.
 
         Raises:
             RequestError: The model cannot read so many.
@@ -161,6 +165,23 @@ class TextToImagePipeline(DiffusionPipeline):
     def decode_bytes(self, height: int, width: int) -> int:
         """Bytes that :meth:`decode` takes for each image while it runs."""
 
+    def read_options(self, given: Mapping[str, object]) -> RequestOptions:
+        """What a request asks for beyond the settings of every model.
+
+        Args:
+            given: Values by name.
+
+        Raises:
+            RequestError: :attr:`options_class` has no such option, or a value is of
+                another type or out of range.
+        """
+        owner = self.pipeline_config.class_name or type(self).__name__
+        return read_options(self.options_class, given, owner)
+
+    def resolved_options(self, context: GenerationContext) -> Mapping[str, object]:
+        """The options of a request for its report; a family adds its own choices."""
+        return {k: v for k, v in vars(context.options).items() if v is not None}
+
     def default_sources(self) -> Mapping[str, str]:
         """Where the defaults come from, by the request's names, for the report."""
         return {}
@@ -203,7 +224,9 @@ class TextToImagePipeline(DiffusionPipeline):
         Raises:
             RequestError: A size that the model cannot draw.
         """
-        return self.grid_of(height, width).num_tokens, self.text_length(None)
+        return self.grid_of(height, width).num_tokens, self.text_length(
+            self.options_class()
+        )
 
     def prepare_inputs(self, context: GenerationContext) -> GenerationInputs:
         """Noise and tables to the device."""
@@ -273,11 +296,11 @@ class TextToImagePipeline(DiffusionPipeline):
         negative_prompt_2: str | Sequence[str] | None = None,
         seed: int | Sequence[int] | None = None,
         num_images_per_prompt: int = 1,
-        max_sequence_length: int | None = None,
         sigmas: Sequence[float] | None = None,
         cache: str | DenoisingCacheConfig | AbstractCacheConfig | None = None,
         cache_memory_limit: int | None = None,
         on_step: OnStep | None = None,
+        **options: Any,
     ) -> GenerationResult:
         """Draws pictures.
 
@@ -303,9 +326,6 @@ class TextToImagePipeline(DiffusionPipeline):
                 the same when it is drawn alone. Random if ``None``, and then in the
                 report.
             num_images_per_prompt: Pictures of each prompt.
-            max_sequence_length: Tokens of the second text encoder, padding included;
-                default the most the model takes. It changes the picture: FLUX.1-schnell
-                is usually run at 256.
             sigmas: A schedule of your own: decreasing, in (0, 1], without the final 0.
             cache: This call's cache instead of the pipeline's: a configuration, or a
                 name of ``CACHES`` for its defaults. Never recompiles.
@@ -313,6 +333,8 @@ class TextToImagePipeline(DiffusionPipeline):
                 device; a cache that would need more is refused before anything runs.
             on_step: Called with ``(steps done, steps)``; raise
                 :class:`RequestCancelled` in it to stop.
+            options: What only some models have, by the names that the model's
+                :attr:`options_class` declares: ``max_sequence_length`` of FLUX.1.
 
         Raises:
             RequestError: A value is missing, malformed or out of range.
@@ -340,10 +362,10 @@ class TextToImagePipeline(DiffusionPipeline):
             seed=seed,
             seeds=seeds,
             num_images_per_prompt=num_images_per_prompt,
-            max_sequence_length=max_sequence_length,
             sigmas=None if sigmas is None else _tuple("sigmas", sigmas),
             cache=self._named(cache),
             cache_memory_limit=cache_memory_limit,
+            options=options,
         )
         return self.draw(request, on_step=on_step)
 

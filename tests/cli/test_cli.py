@@ -31,7 +31,8 @@ from max_diffusion import (
 )
 from max_diffusion.caches import cache_from_text
 from max_diffusion.caches.converters import CONVERTERS
-from max_diffusion.cli.main import _parser, resolve
+from max_diffusion.cli.generate import resolve
+from max_diffusion.cli.main import parse as parse_words
 from max_diffusion.media.images import save_picture
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +45,7 @@ def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def parse(*arguments: str) -> Any:
-    return resolve(_parser().parse_args(["generate", *arguments]))
+    return resolve(parse_words(["generate", *arguments]))
 
 
 # Arguments, without a model.
@@ -75,7 +76,7 @@ def test_texts_and_seeds_of_each_picture(tmp_path: Path) -> None:
         *("--output", str(tmp_path / "x.png")),
     ).request
     assert (request.seed, request.seeds) == (3, (3, -4))
-    assert request.max_sequence_length == 256
+    assert request.options == {"max_sequence_length": 256}
     assert request.prompt_2 == ("first", "second")
     assert request.negative_prompt == "dull"
     assert request.negative_prompt_2 == ("", "gray")

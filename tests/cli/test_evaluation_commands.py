@@ -25,7 +25,7 @@ from max_diffusion import (
     read_cache_file,
 )
 from max_diffusion.caches.cache_file import write_cache_file
-from max_diffusion.cli.evaluation import _prompts
+from max_diffusion.cli.evaluating import read_prompts
 from max_diffusion.cli.main import main
 from max_diffusion.demo import Verdict, held_out_prompts
 from max_diffusion.evaluation.calibration import PROMPTS as PLAIN_PROMPTS
@@ -65,7 +65,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], dict[str, Any]]:
             pipeline.compile = lambda: given.update(is_compiled=True)
             return pipeline
 
-        monkeypatch.setattr("max_diffusion.pipelines.registry.open_model", open_model)
+        monkeypatch.setattr("max_diffusion.pipelines.opening.open_model", open_model)
         return given
 
     return put
@@ -201,10 +201,10 @@ def test_files_of_prompts_hold_one_a_line(
 def test_prompts_of_a_file_of_another_system(tmp_path: Path) -> None:
     path = tmp_path / "x.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\n\r\nt\xe2\x80\xa8wo\r\n  three\x0c, four\n")
-    assert _prompts((), str(path)) == ("one", "t\u2028wo", "three\x0c, four")
+    assert read_prompts((), str(path)) == ("one", "t\u2028wo", "three\x0c, four")
     path.write_bytes(b"\xef\xbb\xbf\r\n")
     with pytest.raises(RequestError, match="holds no prompt"):
-        _prompts((), str(path))
+        read_prompts((), str(path))
 
 
 def test_prompts_to_tune_and_to_validate_on_may_not_overlap(
@@ -260,7 +260,7 @@ def test_a_narrow_table_leaves_columns_out_and_says_which(
     words = ("compare", "a", "--runs", 1, "--steps", 24, "--caches", cache)
     _, wide, _ = run(*words)
     assert "for want of room" not in wide
-    monkeypatch.setattr("max_diffusion.cli.evaluation._FILE_WIDTH", 120)
+    monkeypatch.setattr("max_diffusion.cli.compare._FILE_WIDTH", 120)
     _, narrow, _ = run(*words)
     table, _, rest = narrow.partition("not shown for want of room: ")
     assert max(map(len, table.splitlines())) <= 120
@@ -269,11 +269,11 @@ def test_a_narrow_table_leaves_columns_out_and_says_which(
     hidden = rest.splitlines()[0].split(", ")
     assert {"SSIM median", "cache state"} <= {*hidden}
     assert all(name in wide and name not in table for name in hidden)
-    monkeypatch.setattr("max_diffusion.cli.evaluation._FILE_WIDTH", 60)
+    monkeypatch.setattr("max_diffusion.cli.compare._FILE_WIDTH", 60)
     _, narrowest, _ = run(*words)
     assert "pab:interval" in narrowest  # settings are named however narrow it is
     assert max(map(len, narrowest.partition("not shown")[0].splitlines())) <= 60
-    monkeypatch.setattr("max_diffusion.cli.evaluation._FILE_WIDTH", 120)
+    monkeypatch.setattr("max_diffusion.cli.compare._FILE_WIDTH", 120)
     # A long name takes more lines, not the place of figures.
     _, narrow, _ = run(*words[:-1], f"{cache}:max_timestep=700.5")
     assert narrow.partition("want of room: ")[2].splitlines()[0].split(", ") == hidden

@@ -14,8 +14,10 @@ import pytest
 from max_diffusion import CACHES, RequestError, TextToImagePipeline
 from max_diffusion.caches import CALIBRATION_FILE, Calibration
 from max_diffusion.checkpoint import ModelFolder
-from max_diffusion.cli.main import _parser, memory_size, resolve
-from max_diffusion.cli.model import MODEL_COMMANDS
+from max_diffusion.cli.calibrate import CALIBRATE
+from max_diffusion.cli.generate import resolve
+from max_diffusion.cli.main import parse
+from max_diffusion.cli.options import memory_size
 from max_diffusion.cli.terminal import Interruption
 
 COMMAND = str(Path(sys.executable).with_name("max-diffusion"))
@@ -81,7 +83,7 @@ def test_sizes_are_read(text: str, count: int) -> None:
 def test_a_limit_becomes_part_of_the_request(tmp_path: Path) -> None:
     output = str(tmp_path / "x.png")
     args = ["generate", "a", "--output", output, "--cache-memory-limit", "1KiB"]
-    assert resolve(_parser().parse_args(args)).request.cache_memory_limit == 1024
+    assert resolve(parse(args)).request.cache_memory_limit == 1024
     with pytest.raises(RequestError, match="--x: expected a size"):
         memory_size("--x", "-1")
 
@@ -98,12 +100,12 @@ def test_calibrate_writes_what_was_measured(
         given.update(options)
         return flux
 
-    monkeypatch.setattr("max_diffusion.pipelines.registry.open_model", load)
+    monkeypatch.setattr("max_diffusion.pipelines.opening.open_model", load)
     path = tmp_path / "c.json"
     words = ["calibrate", "a", "heart", "--steps", "5", "--output", str(path), "--json"]
-    args = _parser().parse_args(words)
+    args = parse(words)
     with Interruption() as interruption:
-        MODEL_COMMANDS["calibrate"].run(args, interruption)
+        CALIBRATE.run(args, interruption)
     result = Calibration.read(path)
     assert (result.num_pictures, len(result.magcache_ratios)) == (2, 5)
     assert given["caches"] == ("none", "magcache")
@@ -123,13 +125,13 @@ def test_calibrate_leaves_the_files_of_the_hubs_cache_as_they_are(
     found = ModelFolder(snapshot, "FluxPipeline", {})
     measured = Calibration(magcache_ratios=(1.0, 0.9))
     for name, value in {
-        "pipelines.registry.open_folder": (found, None),
-        "pipelines.registry.open_model": MagicMock(),
+        "pipelines.opening.open_folder": (found, None),
+        "pipelines.opening.open_model": MagicMock(),
         "evaluation.calibration.calibrate": measured,
     }.items():
         monkeypatch.setattr(f"max_diffusion.{name}", lambda *_, _v=value, **__: _v)
-    args = _parser().parse_args(["calibrate", "a", "--model", "a/b", "--json"])
+    args = parse(["calibrate", "a", "--model", "a/b", "--json"])
     with Interruption() as interruption:
-        MODEL_COMMANDS["calibrate"].run(args, interruption)
+        CALIBRATE.run(args, interruption)
     assert blob.read_text() == "of the repository"
     assert Calibration.read(snapshot / CALIBRATION_FILE) == measured

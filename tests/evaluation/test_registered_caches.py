@@ -147,7 +147,7 @@ def test_the_command_line_knows_it(
         model.compile = lambda: None
         return model
 
-    monkeypatch.setattr("max_diffusion.pipelines.registry.open_model", open_model)
+    monkeypatch.setattr("max_diffusion.pipelines.opening.open_model", open_model)
     words = ("compare", "a", "--caches", "widening:growth=1.5", "--runs", "1")
     with pytest.raises(SystemExit) as end:
         main([*words, "--json", "--steps", "20", "-o", str(tmp_path / "c")])

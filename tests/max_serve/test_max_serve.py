@@ -34,7 +34,7 @@ from max_diffusion import (
     demo_model_path,
 )
 from max_diffusion.errors import RequestError
-from max_diffusion.pipelines.registry import PIPELINES
+from max_diffusion.pipelines.families import PIPELINES
 from max_diffusion.serving.max_serve import ARCHITECTURES
 from max_diffusion.serving.max_serve.architecture import PictureTokenizer
 from max_diffusion.serving.max_serve.requests import from_json, to_json, to_request
@@ -375,7 +375,7 @@ def test_requests_cross_to_the_worker_whole(cache: AbstractCacheConfig | None) -
         true_cfg_scale=1 / 3,
         seed=2**64 - 1,
         seeds=(1, -2, 2**64 - 1, 4, 5, 6),
-        max_sequence_length=7,
+        options={"max_sequence_length": 7},
         num_images_per_prompt=3,
         sigmas=(1.0, 0.1 + 0.2),
         cache=cache,

@@ -309,7 +309,8 @@ def test_texts_and_seeds_of_each_picture_equal_diffusers(odd: Pair) -> None:
         assert psnr(drawn, wanted) >= 50
     report = ours.report
     assert (report.seed, report.seeds) == (3, tuple(seeds))
-    assert report.max_sequence_length == report.text_tokens == 11
+    assert report.options == {"max_sequence_length": report.text_tokens}
+    assert report.text_tokens == report.to_dict()["max_sequence_length"] == 11
     assert report.prompt_2 == ("an orange heart", "")
     assert report.negative_prompt == ("a gray background", "not a purple one")
     # Any of them again, alone.
@@ -515,7 +516,7 @@ def test_defaults_are_the_models_and_told(
         width=16,
         sigmas=(1.0, 0.5),
         guidance_scale=1.0,
-        max_sequence_length=5,
+        options={"max_sequence_length": 5},
     )
     assert demo.create_context(all_given).defaults == {}
     assert flux.generate("a").report.defaults == few.defaults
@@ -620,8 +621,13 @@ def test_a_long_negative_prompt_of_all_is_said_once(flux: TextToImagePipeline) -
             {"max_sequence_length": 33},
             "max_sequence_length must be 1 to 32 for this model, got 33",
         ),
-        ({"seed": [1, 2]}, "one for each of the 1 pictures, got 2"),
-        ({"seed": []}, "one for each of the 1 pictures, got 0"),
+        ({"max_sequence_length": 2.0}, "must be a whole number, got 2.0"),
+        (
+            {"frames": 9},
+            "frames is no option of FluxPipeline; it has max_sequence_length",
+        ),
+        ({"seed": [1, 2]}, "2 seeds for pictures: 1; give one for each"),
+        ({"seed": []}, "0 seeds for pictures: 1; give one for each"),
         ({"seed": "12"}, "seed must be a whole number, got '12'"),
         ({"prompt_2": ["a", "b"]}, "prompt_2 must be one text, or .* 1; got 2"),
         ({"sigmas": [0.2, 0.9]}, "decreas"),

@@ -304,7 +304,7 @@ def test_answers_name_the_model_as_it_is_served(demo: TextToImagePipeline) -> No
             {"prompt": "x", "max_sequence_length": 512},
             400,
             "max_sequence_length",
-            "max_sequence_length must be",
+            "max_sequence_length must be 1 to",
         ),
         (
             {

@@ -22,8 +22,9 @@ from max_diffusion import (
 )
 from max_diffusion.caches.cache_file import write_cache_file
 from max_diffusion.checkpoint.folder import read_json
-from max_diffusion.cli.evaluation import _prompts
-from max_diffusion.cli.main import _parser, resolve
+from max_diffusion.cli.evaluating import read_prompts
+from max_diffusion.cli.generate import resolve
+from max_diffusion.cli.main import parse
 from max_diffusion.cli.options import chosen_cache
 from max_diffusion.cli.serve import SERVE
 from max_diffusion.cli.terminal import Interruption
@@ -80,7 +81,7 @@ def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path, end: bytes) -> N
     assert chosen_cache(None, (), str(path)) == TaylorSeerConfig(cache_interval=4)
     assert read_json(path)["options"] == {"cache_interval": 4}
     path.write_bytes(b"\xef\xbb\xbfa red circle\r\n\r\na star" + end)
-    assert _prompts([], str(path)) == ("a red circle", "a star")
+    assert read_prompts([], str(path)) == ("a red circle", "a star")
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_a_file_and_a_cache_are_too_much(
 def test_generate_takes_a_file(file: str, tmp_path: Path) -> None:
     def cache_of(*words: str) -> AbstractCacheConfig:
         args = ["generate", "a", "--output", str(tmp_path / "x.png"), *words]
-        return resolve(_parser().parse_args(args)).cache
+        return resolve(parse(args)).cache
 
     assert cache_of("--cache-file", file) == VARIED["auto"]
     for more in (("--cache", "none"), ("--cache-option", "max_order=2")):
@@ -207,7 +208,7 @@ def test_serve_takes_a_file(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def run(*words: str) -> None:
         with Interruption() as interruption:
-            SERVE.run(_parser().parse_args(["serve", *words]), interruption)
+            SERVE.run(parse(["serve", *words]), interruption)
 
     run("--cache-file", file)
     run("--cache", "auto", "--cache-option", "max_order=2")

@@ -23,7 +23,8 @@ from graphs.weights import WeightSlot, WeightSpec
 from max_diffusion import ModelLoadError, load_pipeline, open_model
 from max_diffusion.checkpoint import ComponentWeights, ModelFolder, find_model
 from max_diffusion.core.buffers import to_numpy
-from max_diffusion.pipelines.registry import PIPELINES, open_folder
+from max_diffusion.pipelines.families import PIPELINES
+from max_diffusion.pipelines.opening import open_folder
 
 FLOATS = {
     torch.float32: DType.float32,

@@ -42,7 +42,7 @@ NEEDED = {
 OPEN = """
 import json, sys
 from max_diffusion.errors import ModelLoadError
-from max_diffusion.pipelines.registry import open_folder
+from max_diffusion.pipelines.opening import open_folder
 for arguments in json.loads(sys.argv[1]):
     try:
         folder, kind = open_folder(**arguments)

@@ -262,8 +262,12 @@ def test_every_field_of_a_report_is_a_setting_or_a_measurement() -> None:
         *("model", "device", "dtype", "prompts", "negative_prompt", "height", "width"),
         *("num_inference_steps", "guidance_scale", "true_cfg_scale", "seed"),
         *("num_images", "cache", "versions", "sigmas", "picture", "seeds"),
-        *("prompt_2", "negative_prompt_2", "max_sequence_length"),
+        *("prompt_2", "negative_prompt_2"),
     }
+    own = make_report(options={"max_sequence_length": 7})
+    settings = json.loads(text_chunks(own, 0)["max_diffusion"])
+    assert settings["max_sequence_length"] == 7
+    assert "options" not in settings
 
 
 @pytest.mark.parametrize(("length", "parts"), [(30_000, 2), (40_000, 1), (70_000, 0)])

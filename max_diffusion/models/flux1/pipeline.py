@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, final
 
@@ -26,6 +27,7 @@ from ...components import (
 from ...core.buffers import to_numpy
 from ...core.grid import Grid
 from ...core.noise import TorchCpuGenerator
+from ...core.options import RequestOptions, option
 from ...core.request import GenerationContext, GenerationRequest, PromptTexts
 from ...errors import ModelLoadError, RequestError
 from ...pipelines import TextToImagePipeline, Tokenized
@@ -38,6 +40,19 @@ _MAX_TEXT_TOKENS: Final = 512
 # diffusers' defaults: of FLUX.1-dev, and of FLUX.1-schnell, which has no embedding.
 _STEPS: Final = 28
 _DISTILLED_STEPS: Final = 4
+
+
+@final
+@dataclass(frozen=True)
+class Flux1Options(RequestOptions):
+    """What requests may set on FLUX.1 only."""
+
+    max_sequence_length: int | None = option(
+        "text tokens that T5 reads, padding included; default: the model's most. It "
+        "changes the picture: FLUX.1-schnell is usually run at 256",
+        minimum=1,
+        maximum=_MAX_TEXT_TOKENS,
+    )
 
 
 @final
@@ -71,6 +86,7 @@ class Flux1Pipeline(TextToImagePipeline):
             "vae": ("AutoencoderKL",),
         }
     )
+    options_class = Flux1Options
     # Encoder halves and buffers that checkpoints hold and text-to-image does not use.
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {
@@ -143,16 +159,22 @@ class Flux1Pipeline(TextToImagePipeline):
             sources["guidance_scale"] = "diffusers"
         return sources
 
-    def text_length(self, max_sequence_length: int | None) -> int:
+    def text_length(self, options: RequestOptions) -> int:
         """Tokens of T5, padding included."""
-        if max_sequence_length is None:
+        assert isinstance(options, Flux1Options)
+        asked = options.max_sequence_length
+        if asked is None:
             return self._text_limit
-        if max_sequence_length > self._text_limit:
+        if asked > self._text_limit:
             raise RequestError(
-                f"flux1: max_sequence_length must be 1 to {self._text_limit} for this "
-                f"model, got {max_sequence_length}"
+                f"request: max_sequence_length must be 1 to {self._text_limit} for "
+                f"this model, got {asked}"
             )
-        return max_sequence_length
+        return asked
+
+    def resolved_options(self, context: GenerationContext) -> Mapping[str, object]:
+        """The options of a request, with the model's own choices in place of none."""
+        return {"max_sequence_length": context.text_tokens}
 
     def tokenize(self, texts: PromptTexts, length: int, what: str) -> Tokenized:
         """CLIP's ids of the first texts, T5's of the second."""

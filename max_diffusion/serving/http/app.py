@@ -23,6 +23,7 @@ from ...caches import CACHES, cache_from_options
 from ...core.request import GenerationRequest
 from ...engine import SubmitOptions
 from ...errors import MaxDiffusionError, RequestError
+from ...pipelines.families import declared_by_all
 from .answers import Answers
 from .backend import Backend, ModelDescription
 from .errors import ApiError, on_api_error, on_http_error, on_not_valid
@@ -34,6 +35,8 @@ from .schemas import (
     ImagesResponse,
     ModelCard,
     ModelList,
+    field_names,
+    request_model,
 )
 from .settings import ServerSettings
 from .store import ImageStore
@@ -110,7 +113,10 @@ def create_app(
     app.add_exception_handler(RequestValidationError, on_not_valid)
     app.add_exception_handler(HTTPException, on_http_error)
     store = ImageStore(settings.image_bytes, settings.image_seconds)
-    _add_images(app, backend, settings, store)
+    # Of every family: which one is served, is not known before it is loaded.
+    body = request_model(declared_by_all())
+    app.state.field_names = field_names(body)
+    _add_images(app, backend, settings, store, body)
     _add_models(app, backend, settings)
     _add_state(app, backend, settings)
     _add_pages(app)
@@ -118,16 +124,12 @@ def create_app(
 
 
 def _add_images(
-    app: FastAPI, backend: Backend, settings: ServerSettings, store: ImageStore
+    app: FastAPI,
+    backend: Backend,
+    settings: ServerSettings,
+    store: ImageStore,
+    schema: type[ImageGenerationRequest],
 ) -> None:
-    @app.post(
-        "/v1/images/generations",
-        dependencies=_documented_key(settings),
-        response_model=ImagesResponse,
-        response_model_exclude_none=True,
-        responses={**_ERRORS, 200: _STREAM},
-        summary="Draw pictures",
-    )
     async def generate(body: ImageGenerationRequest, request: Request) -> Any:
         model = await _description(backend)
         check_limits(body, settings, model)
@@ -142,6 +144,17 @@ def _add_images(
         if result is None:
             return Response(status_code=499)  # nobody is there to read it
         return await asyncio.to_thread(answers.response, result)
+
+    # Read by FastAPI: the schema's fields are only known when the server is made.
+    generate.__annotations__["body"] = schema
+    app.post(
+        "/v1/images/generations",
+        dependencies=_documented_key(settings),
+        response_model=ImagesResponse,
+        response_model_exclude_none=True,
+        responses={**_ERRORS, 200: _STREAM},
+        summary="Draw pictures",
+    )(generate)
 
     @app.get("/images/{name}", include_in_schema=False)
     async def image(name: str) -> Response:
@@ -337,7 +350,6 @@ def to_request(
     request = GenerationRequest(
         prompts=(body.prompt,),
         negative_prompt=body.negative_prompt,
-        max_sequence_length=body.max_sequence_length,
         height=height,
         width=width,
         num_inference_steps=steps,
@@ -346,6 +358,7 @@ def to_request(
         seed=secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed,
         num_images_per_prompt=body.n or 1,
         cache=cache,
+        options=body.options(),
     )
     options = SubmitOptions(
         priority=body.priority or 0,
@@ -365,6 +378,7 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
         cache_summaries=dict(model.cache_summaries),
         default_cache=model.default_cache,
         default_cache_options=dict(model.default_cache_options),
+        options=list(model.options),
         default_size=f"{width}x{height}",
         default_steps=min(model.default_steps, settings.max_steps),
         max_size=settings.max_size,

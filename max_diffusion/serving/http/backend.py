@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self, final
 
+from ...core.options import declared_options
 from ...core.request import GenerationRequest
 from ...engine import Engine, Event, Failed, Finished, RequestHandle, SubmitOptions
 from ...pipelines.text_to_image import TextToImagePipeline
@@ -31,6 +32,8 @@ class ModelDescription:
     """A sentence of each."""
     default_cache: str
     default_cache_options: Mapping[str, Any]
+    options: tuple[str, ...]
+    """Names of what requests may set on some models only, and on this one."""
 
     @classmethod
     def of(cls, pipeline: TextToImagePipeline) -> ModelDescription:
@@ -45,6 +48,7 @@ class ModelDescription:
             cache_summaries={name: config.summary for name, config in caches.items()},
             default_cache=default.name,
             default_cache_options=asdict(default),
+            options=tuple(declared_options(pipeline.options_class)),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -20,8 +21,9 @@ from ...errors import (
     RequestCancelled,
     RequestError,
 )
-from .schemas import ALIASES, FIELDS, FIXES, OTHERS, TwoNamesError, shown
+from .schemas import ALIASES, FIXES, OTHERS, TwoNamesError, shown
 
+_OF_FIELD: Final = re.compile(r"request: ([a-z][a-z0-9_]*) (?:must|is no option)")
 _ENDS: Final = ("/images/generations", "/models")
 
 
@@ -91,16 +93,19 @@ def api_error(error: Exception) -> ApiError:
 
 def _field(message: str) -> str | None:
     """The field of the body that an error of a request or of its cache is about."""
-    where, _, rest = message.partition(": ")
-    if where in ("cache", *CACHES):
+    if message.partition(":")[0] in ("cache", *CACHES):
         return "cache"
-    name = rest.partition(" ")[0]
-    name = ALIASES.get(name, name)
-    return name if where == "request" and name in FIELDS else None
+    found = _OF_FIELD.match(message)
+    return ALIASES.get(found[1], found[1]) if found else None
 
 
-def not_valid(error: RequestValidationError) -> ApiError:
-    """The answer to a body that is not what the schema says: its first error."""
+def not_valid(error: RequestValidationError, names: Sequence[str]) -> ApiError:
+    """The answer to a body that is not what the schema says: its first error.
+
+    Args:
+        error: All of them.
+        names: Of the fields that the schema has.
+    """
     first: Mapping[str, Any] = error.errors()[0]
     place: Sequence[object] = first["loc"]
     if first["type"] == "json_invalid":
@@ -119,7 +124,9 @@ def not_valid(error: RequestValidationError) -> ApiError:
         return ApiError(422, str(cause), code="invalid_value", param=cause.param)
     message = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     if first["type"] == "extra_forbidden":
-        message = f"{where}: no such field; {_instead(where)}GET /docs lists them"
+        message = (
+            f"{where}: no such field; {_instead(where, names)}GET /docs lists them"
+        )
     elif first["type"] != "missing" and len(repr(first["input"])) <= 80:
         message += f", got {shown(first['input'])}"
     if where in FIXES and first["type"] != "extra_forbidden":
@@ -127,11 +134,11 @@ def not_valid(error: RequestValidationError) -> ApiError:
     return ApiError(422, message, code=str(first["type"]), param=where)
 
 
-def _instead(unknown: str) -> str:
+def _instead(unknown: str, names: Sequence[str]) -> str:
     """What may have been meant by a field that is none."""
     if unknown in OTHERS:
         return f"{OTHERS[unknown]}; "
-    near = difflib.get_close_matches(unknown, FIELDS, n=1)
+    near = difflib.get_close_matches(unknown, names, n=1)
     return f"did you mean {near[0]}? " if near else ""
 
 
@@ -143,7 +150,7 @@ async def on_api_error(request: Request, error: Exception) -> Response:
 async def on_not_valid(request: Request, error: Exception) -> Response:
     """Handler of bodies that do not validate."""
     assert isinstance(error, RequestValidationError)
-    return not_valid(error).response
+    return not_valid(error, request.app.state.field_names).response
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:

@@ -22,7 +22,7 @@ import uvicorn
 from ...caches import AbstractCacheConfig
 from ...engine import Engine, EngineConfig
 from ...errors import MaxDiffusionError, RequestError
-from ...pipelines.registry import load_pipeline
+from ...pipelines.opening import load_pipeline
 from .app import create_app
 from .backend import LocalBackend
 from .settings import ServerSettings

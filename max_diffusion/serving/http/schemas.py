@@ -8,11 +8,20 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    create_model,
+    model_validator,
+)
 
 from ...core.noise import MAX_SEED
+from ...core.options import DeclaredOption
 from ...core.request import MAX_SIZE, MAX_STEPS
 from ...engine import MAX_PREVIEWS, MAX_PRIORITY
+from ...errors import RequestError
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -182,10 +191,6 @@ class ImageGenerationRequest(BaseModel):
         ),
     ] = None
     negative_prompt: str | None = None
-    max_sequence_length: Annotated[
-        int | None,
-        Field(ge=1, le=512, description="Text tokens; the most the model reads."),
-    ] = None
     cache: Annotated[
         str | None, Field(description="Denoising cache: a name GET /v1/models lists.")
     ] = None
@@ -246,6 +251,11 @@ class ImageGenerationRequest(BaseModel):
             return self.width, self.height
         return int(match[1]), int(match[2])
 
+    def options(self) -> dict[str, object]:
+        """What only some models have."""
+        common = ImageGenerationRequest.model_fields
+        return {name: value for name, value in self if name not in common}
+
     def warnings(self) -> Iterator[str]:
         """What is taken and has no effect."""
         if self.style is not None:
@@ -261,8 +271,47 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else text[:79] + "…"
 
 
-FIELDS: Final = (*ImageGenerationRequest.model_fields, *ALIASES)
-"""All names that a request may use."""
+def field_names(body: type[ImageGenerationRequest]) -> tuple[str, ...]:
+    """All names that a request may use."""
+    return (*body.model_fields, *ALIASES)
+
+
+def request_model(
+    options: Mapping[str, DeclaredOption],
+) -> type[ImageGenerationRequest]:
+    """The body's schema with the options that only some models have.
+
+    Args:
+        options: By name.
+
+    Raises:
+        RequestError: One of them has the name of a field.
+    """
+    found: dict[str, Any] = {}
+    for name, declared in options.items():
+        if name in ImageGenerationRequest.model_fields or name in ALIASES:
+            raise RequestError(
+                f"{name}: an option of a model family has the name of a field of every "
+                "request; rename it"
+            )
+        description = f"{declared.help[:1].upper()}{declared.help[1:]}."
+        is_number = declared.kind in (int, float)
+        limits: dict[str, Any] = {
+            "ge": declared.minimum,
+            "le": declared.maximum,
+            "allow_inf_nan": False if declared.kind is float else None,
+        }
+        given = {k: v for k, v in limits.items() if is_number and v is not None}
+        found[name] = (
+            Annotated[declared.kind | None, Field(description=description, **given)],
+            None,
+        )
+    return create_model(
+        ImageGenerationRequest.__name__,
+        __base__=ImageGenerationRequest,
+        __doc__=ImageGenerationRequest.__doc__,
+        **found,
+    )
 
 
 class ImageData(BaseModel):
@@ -347,6 +396,9 @@ class ModelCard(BaseModel):
     default_cache: str
     default_cache_options: dict[str, Any] = Field(
         description="Of requests that name no cache; one that does starts from caches."
+    )
+    options: list[str] = Field(
+        description="Fields of requests that only some models have, and this one does."
     )
     default_size: str
     default_steps: int

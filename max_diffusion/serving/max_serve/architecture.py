@@ -27,7 +27,8 @@ from max.serve.config import APIType, Settings
 
 from ...caches import DenoisingCacheConfig, label_of
 from ...errors import CacheNotLoadedError, DeviceError, MaxDiffusionError, RequestError
-from ...pipelines.registry import PIPELINES, load_pipeline, open_model
+from ...pipelines.families import PIPELINES
+from ...pipelines.opening import load_pipeline, open_model
 from ...pipelines.text_to_image import GenerationResult, TextToImagePipeline
 from .requests import from_json, image_options, to_json, to_request
 from .settings import ServeSettings

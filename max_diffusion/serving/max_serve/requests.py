@@ -14,6 +14,7 @@ from max.pipelines.request.provider_options import ImageProviderOptions
 from ...caches import AbstractCacheConfig, cache_from_options
 from ...core.request import GenerationRequest
 from ...errors import RequestError
+from ...pipelines.families import declared_by_all
 from .settings import ServeSettings
 
 OUTPUT_FORMATS: Final = ("jpeg", "png", "webp")
@@ -148,6 +149,8 @@ def _knobs(metadata: Mapping[str, str], max_length: int) -> dict[str, Any]:
     """Fields of ``GenerationRequest`` that MAX has none for."""
     options: dict[str, object] = {}
     knobs: dict[str, Any] = {}
+    own: dict[str, object] = {}
+    declared = declared_by_all()
     for key, text in metadata.items():
         if len(key) + len(text) > max_length:
             raise RequestError(
@@ -158,17 +161,20 @@ def _knobs(metadata: Mapping[str, str], max_length: int) -> dict[str, Any]:
             continue
         if key.startswith(_OPTION):
             options[key.removeprefix(_OPTION)] = _value(text)
-        elif key in ("cache_memory_limit", "max_sequence_length"):
+        elif key == "cache_memory_limit":
             knobs[key] = _value(text)
+        elif key in declared:
+            own[key] = _value(text)
         elif key == "sigmas":
             knobs[key] = _list(key, _value(text))
         else:
             hint = "; it is a field of provider_options.image"
             raise RequestError(
                 f"metadata: expected cache, {_OPTION}NAME, cache_memory_limit, "
-                f"max_sequence_length or sigmas, got {key!r}"
+                f"sigmas or {', '.join(declared)}, got {key!r}"
                 f"{hint if key in _IMAGE_USED else ''}"
             )
+    knobs["options"] = own
     knobs["cache"] = _cache(metadata.get("cache"), options)
     return knobs
 

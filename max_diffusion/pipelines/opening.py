@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final
 
 from ..caches import (
     CACHES,
@@ -21,58 +18,12 @@ from ..caches import (
 from ..checkpoint import ModelFolder, find_model
 from ..errors import ModelLoadError, RequestError
 from ..execution.compiler import resolve_device, resolve_dtype
+from .families import OTHER_TASKS, PIPELINES, pipeline_class
 from .loading import LEAN_CACHES, PipelineConfig
 from .outputs import OnEvent
 from .text_to_image import TextToImagePipeline
 
 logger = logging.getLogger(__name__)
-
-# Saved by diffusers' classes for other tasks, with the parts of FluxPipeline. Not
-# FluxKontext's: its transformer, of the same class, was trained to edit pictures.
-_OTHER_TASKS = ("FluxImg2ImgPipeline", "FluxInpaintPipeline")
-# A family of the package is imported when a folder needs it. The one thing that grows:
-# like an import, a registration is of the whole process.
-_kinds: Final[dict[str, tuple[str, str] | type[TextToImagePipeline]]] = dict.fromkeys(
-    ("FluxPipeline", *_OTHER_TASKS), ("max_diffusion.models.flux1", "Flux1Pipeline")
-)
-PIPELINES: Final[Mapping[str, tuple[str, str] | type[TextToImagePipeline]]] = (
-    MappingProxyType(_kinds)
-)
-"""Pipelines by the ``_class_name`` that a model folder's ``model_index.json`` has;
-shows what is registered later, too."""
-
-
-def register_model(class_name: str, kind: type[TextToImagePipeline]) -> None:
-    """Makes a model family known, by what its folders call themselves.
-
-    From then on ``load_pipeline``, the command line, the engine and the servers take
-    such folders as they take the package's own families.
-
-    Args:
-        class_name: ``_class_name`` in the folder's ``model_index.json``.
-        kind: The family's pipeline, with ``components`` and ``class_names``.
-
-    Raises:
-        RequestError: It lacks something, or the name is taken.
-    """
-    where = f"register_model: {class_name}"
-    if not (isinstance(kind, type) and issubclass(kind, TextToImagePipeline)):
-        raise RequestError(
-            f"{where}: expected a subclass of TextToImagePipeline, got {kind!r}"
-        )
-    missing = sorted(kind.__abstractmethods__)
-    if missing:
-        raise RequestError(f"{where}: {kind.__qualname__} lacks {', '.join(missing)}")
-    roles = set(kind.components or ())
-    if not roles or not roles <= set(getattr(kind, "class_names", ())):
-        raise RequestError(
-            f"{where}: {kind.__qualname__} must have components, and their classes in "
-            "class_names"
-        )
-    known = _kinds.get(class_name)
-    if known is not None and known is not kind:
-        raise RequestError(f"{where} is taken already; choose another name")
-    _kinds[class_name] = kind
 
 
 def demo_model_path() -> Path:
@@ -269,7 +220,7 @@ def open_folder(
         needs=_needs,
         extras=(CALIBRATION_FILE,),
     )
-    if folder.class_name in _OTHER_TASKS:
+    if folder.class_name in OTHER_TASKS:
         logger.info(
             "%s: saved by %s; loaded for text to image",
             folder.name,
@@ -285,12 +236,7 @@ def _kind(folder: ModelFolder) -> type[TextToImagePipeline]:
             f"{folder.name}: model_index.json names {folder.class_name!r}; "
             f"supported are {', '.join(PIPELINES)}"
         )
-    found = PIPELINES[folder.class_name]
-    if isinstance(found, tuple):
-        module, name = found
-        kind: type[TextToImagePipeline] = vars(import_module(module))[name]
-        return kind
-    return found
+    return pipeline_class(folder.class_name)
 
 
 def _needs(folder: ModelFolder) -> dict[str, bool]:

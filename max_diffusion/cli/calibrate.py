@@ -1,0 +1,113 @@
+"""``max-diffusion calibrate``: measures what some caches need to know of a model."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from .command import Command, add_loading_options
+from .terminal import Interruption, Progress
+
+if TYPE_CHECKING:
+    from ..caches import Calibration
+
+
+def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
+    from ..caches import CALIBRATION_FILE, Calibration
+    from ..evaluation.calibration import PROMPTS, calibrate, calibration_requests
+    from ..media.images import check_writable
+    from ..pipelines.opening import open_folder, open_model
+
+    is_shown = sys.stderr.isatty()
+    prompts = args.prompts or PROMPTS
+    settings = {
+        "num_inference_steps": args.steps,
+        "seed": args.seed,
+        "height": args.height,
+        "width": args.width,
+    }
+    # Loading and compiling take minutes: a slip is told before.
+    requests = calibration_requests(prompts, **settings)
+    if args.output is None:
+        folder, _ = open_folder(
+            args.model,
+            variant=args.variant,
+            revision=args.revision,
+            show_progress=is_shown,
+        )
+        output = folder.path / CALIBRATION_FILE
+    else:
+        output = Path(args.output)
+    check_writable(output, "--output", ".json")
+    with ExitStack() as stack:
+        progress = Progress(stack, is_shown=is_shown, word="measuring")
+        pipeline = open_model(
+            args.model,
+            device=args.device,
+            dtype=args.dtype,
+            caches=("none", "magcache"),
+            calibration=Calibration(),  # not the model's own: it may be damaged
+            variant=args.variant,
+            revision=args.revision,
+            show_progress=is_shown,
+            on_event=progress.on_event,
+        )
+        for request in requests:
+            pipeline.create_context(request)
+        pipeline.compile()
+
+        def on_step(done: int, total: int) -> None:
+            progress.on_step(done, total)
+            interruption.check()
+
+        interruption.check()
+        result = calibrate(pipeline, prompts, **settings, on_step=on_step)
+    if args.output is None and output.is_symlink():
+        output.unlink()  # leads into the hub's cache, to a file named by its contents
+    result.write(output)
+    if args.json:
+        print(json.dumps({"file": str(output), **asdict(result)}))
+        return
+    print(f"{output}: {_summary(result)}")
+
+
+def _summary(result: Calibration) -> str:
+    from ..caches.teacache import MIN_R2
+
+    ratios = result.magcache_ratios[1:]
+    verdict = "" if result.teacache_r2 >= MIN_R2 else ", too little, so it is refused"
+    return (
+        f"{result.num_pictures} pictures of {result.num_inference_steps} steps; "
+        f"magcache ratios {min(ratios):.3f} to {max(ratios):.3f}; teacache's fit "
+        f"explains R² {result.teacache_r2:.2f}{verdict}"
+    )
+
+
+def _add_calibrate_options(add: Callable[..., Any]) -> None:
+    add("prompts", nargs="*", metavar="PROMPT", help="default: eight plain ones")
+    add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
+    add(
+        "--output",
+        metavar="FILE.json",
+        help="default: in the model's folder",
+    )
+    add(
+        "--steps",
+        type=int,
+        help="denoising steps of each picture; default: the model's",
+    )
+    add("--seed", type=int, default=0, help="of the first picture")
+    add_loading_options(add)
+
+
+CALIBRATE: Final = Command(
+    "measure what magcache and teacache need to know of a model",
+    _add_calibrate_options,
+    _calibrate,
+)

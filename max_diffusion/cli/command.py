@@ -1,0 +1,72 @@
+"""What a command of the command line is, and options that several have."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from .terminal import Interruption
+
+_MODEL_OPTION: Final = "model_option."
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its help line, its options, and what it does."""
+
+    help: str
+    add_options: Callable[[Callable[..., Any]], None]
+    run: Callable[[argparse.Namespace, Interruption], None]
+    takes_cache_options: bool = False
+    """Whether its help lists the options of every cache."""
+    takes_model_options: bool = False
+    """Whether it takes the options that only some models have."""
+
+
+def add_loading_options(add: Callable[..., Any]) -> None:
+    """Add the options that say how a model is loaded.
+
+    Args:
+        add: A parser's `add_argument`.
+    """
+    add("--variant", help="weight files' variant, for example fp16")
+    add("--revision", help="branch, tag or commit of a model of the hub")
+    add("--height", type=int, help="pixels; default: the model's")
+    add("--width", type=int, help="pixels; default: the model's")
+    add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
+    add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
+    add("--json", action="store_true", help="print the result as JSON")
+    add("--debug", action="store_true", help="show tracebacks of errors")
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what only some models have, in a group of its own.
+
+    Args:
+        parser: Of a command that draws with one model.
+    """
+    from ..pipelines.families import declared_by_all
+
+    group = parser.add_argument_group("options of some models only")
+    for name, declared in declared_by_all().items():
+        flag, dest = f"--{name.replace('_', '-')}", f"{_MODEL_OPTION}{name}"
+        text = declared.help.replace("%", "%%")
+        if declared.kind is bool:
+            action = argparse.BooleanOptionalAction
+            group.add_argument(flag, dest=dest, action=action, help=text)
+        else:
+            unit = declared.kind.__name__.upper()
+            group.add_argument(
+                flag, dest=dest, type=declared.kind, metavar=unit, help=text
+            )
+
+
+def model_options(args: argparse.Namespace) -> dict[str, object]:
+    """What was given of the options that :func:`add_model_options` added."""
+    return {
+        name.removeprefix(_MODEL_OPTION): value
+        for name, value in vars(args).items()
+        if name.startswith(_MODEL_OPTION) and value is not None
+    }

@@ -1,0 +1,120 @@
+"""What ``compare`` and ``tune`` have in common."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.files import read_lines
+from ..errors import RequestError
+from .command import add_loading_options
+from .terminal import Interruption, Progress
+
+if TYPE_CHECKING:
+    from ..caches import AbstractCacheConfig
+    from ..evaluation import Judge
+    from ..evaluation.drawing import OnProgress
+    from ..pipelines.text_to_image import TextToImagePipeline
+
+
+def read_prompts(given: Sequence[str], file: str | None) -> tuple[str, ...] | None:
+    """Prompts of the command line, or of a file, one a line."""
+    if file is None:
+        return tuple(given) or None
+    if given:
+        raise RequestError("--prompts-file: give prompts there or as words, not both")
+    try:
+        lines = read_lines(Path(file))
+    except OSError as err:
+        raise RequestError(f"{file} cannot be read ({err.strerror})") from err
+    except UnicodeDecodeError as err:
+        raise RequestError(f"{file} is no UTF-8 text; write one prompt a line") from err
+    prompts = tuple(line.strip() for line in lines if line.strip())
+    if not prompts:
+        raise RequestError(f"{file} holds no prompt; write one a line")
+    return prompts
+
+
+def drawn_alike(args: argparse.Namespace) -> dict[str, Any]:
+    """How every picture is drawn, by the names that Python has for it."""
+    return {
+        "num_inference_steps": args.steps,
+        "seed": args.seed,
+        "guidance_scale": args.guidance,
+        "height": args.height,
+        "width": args.width,
+    }
+
+
+@contextmanager
+def loaded_model(
+    args: argparse.Namespace,
+    caches: Sequence[str | AbstractCacheConfig] | None,
+    word: str,
+    interruption: Interruption,
+    check: Callable[[TextToImagePipeline], None],
+) -> Iterator[tuple[TextToImagePipeline, OnProgress]]:
+    """The model with what the caches need, by default with what all do; and progress.
+
+    ``check`` sees the opened model before its compile, which takes minutes. Progress is
+    shown, and heeds Ctrl-C, until the end of the block.
+    """
+    from ..caches import CACHES
+    from ..pipelines.opening import open_model
+
+    with ExitStack() as stack:
+        progress = Progress(stack, is_shown=sys.stderr.isatty(), word=word)
+        pipeline = open_model(
+            args.model,
+            device=args.device,
+            dtype=args.dtype,
+            caches=tuple(CACHES) if caches is None else ("none", *caches),
+            calibration=args.calibration,
+            variant=args.variant,
+            revision=args.revision,
+            show_progress=sys.stderr.isatty(),
+            on_event=progress.on_event,
+        )
+        check(pipeline)
+        pipeline.compile()
+        interruption.check()
+        yield pipeline, _teller(progress, interruption)
+
+
+def _teller(progress: Progress, interruption: Interruption) -> OnProgress:
+    """Shows how far it is, and stops where the user wants it."""
+
+    def tell(share: float, what: str) -> None:
+        progress.on_share(share, what)
+        interruption.check()
+
+    return tell
+
+
+def judge_of(pipeline: TextToImagePipeline) -> Judge | None:
+    """Who tells whether the model's images show their prompts, if anyone can."""
+    from ..demo import judge
+    from ..pipelines.opening import is_demo_model
+
+    return judge if is_demo_model(pipeline.pipeline_config.path) else None
+
+
+def add_evaluation_options(add: Callable[..., Any]) -> None:
+    """Adds the options that both commands have.
+
+    Args:
+        add: A parser's `add_argument`.
+    """
+    add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
+    add("--prompts-file", metavar="FILE", help="prompts, one a line")
+    add("--steps", type=int, help="denoising steps; default: the model's")
+    add("--guidance", type=float, help="guidance scale of distilled models, 3.5")
+    add(
+        "--seed", type=int, default=0, help="of the first prompt; the next has the next"
+    )
+    add("--calibration", metavar="FILE", help="measurements instead of the model's")
+    add_loading_options(add)

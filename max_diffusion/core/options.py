@@ -1,0 +1,146 @@
+"""What requests may set on some models only, declared by the family as a dataclass.
+
+A family's options are a frozen subclass of :class:`RequestOptions` whose fields are
+made by :func:`option`. The command line, the HTTP schema and ``generate`` are made from
+these fields, and every model refuses by name what it does not declare.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, Final, get_type_hints
+
+from ..errors import RequestError
+from .validation import finite, text, whole
+
+_KINDS: Final[Mapping[object, type]] = MappingProxyType(
+    {int | None: int, float | None: float, str | None: str, bool | None: bool}
+)
+_NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """The options of a family that has none; the base of those that have.
+
+    A subclass is a frozen dataclass; its fields are of type ``int | None``,
+    ``float | None``, ``str | None`` or ``bool | None``, where ``None`` leaves the
+    choice to the model.
+    """
+
+
+@dataclass(frozen=True)
+class DeclaredOption:
+    """One option as its family declares it."""
+
+    name: str
+    """The keyword of ``generate`` and the field over HTTP; on the command line with
+    hyphens."""
+    kind: type
+    """``int``, ``float``, ``str`` or ``bool``."""
+    help: str
+    """One line that says what it does, in which unit."""
+    minimum: float | None
+    """The least number that any model takes, if there is one."""
+    maximum: float | None
+    """The largest number that any model takes, if there is one."""
+
+
+def option(
+    help: str,  # as argparse calls it
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """Declares a field of a :class:`RequestOptions` subclass; its default is ``None``.
+
+    Args:
+        help: One line that says what the option does, in which unit.
+        minimum: The least number that is taken, of a number.
+        maximum: The largest number that is taken; a model may take less.
+    """
+    said = {"help": help, "minimum": minimum, "maximum": maximum}
+    return field(default=None, metadata=said)
+
+
+def declared_options(
+    kind: type[RequestOptions], taken: frozenset[str] = frozenset()
+) -> Mapping[str, DeclaredOption]:
+    """The options of a family, by name.
+
+    Args:
+        kind: Where they are declared.
+        taken: Names that mean something else already.
+
+    Raises:
+        RequestError: A declaration is malformed, or a name is taken.
+    """
+    hints = get_type_hints(kind)
+    found: dict[str, DeclaredOption] = {}
+    for item in fields(kind):
+        where = f"{kind.__qualname__}.{item.name}"
+        value = _KINDS.get(hints[item.name])
+        if value is None or "help" not in item.metadata:
+            raise RequestError(
+                f"{where}: expected a field made by option(), of type int | None, "
+                f"float | None, str | None or bool | None, got {hints[item.name]}"
+            )
+        if not _NAME.fullmatch(item.name) or item.name in taken:
+            raise RequestError(
+                f"{where}: expected lower-case words joined by underscores that no "
+                "setting of all models has for its name; choose another"
+            )
+        found[item.name] = DeclaredOption(item.name, value, **item.metadata)
+    return found
+
+
+def read_options(
+    kind: type[RequestOptions], given: Mapping[str, object], owner: str
+) -> RequestOptions:
+    """What a request asks for, as the family's own dataclass.
+
+    Args:
+        kind: The family's dataclass.
+        given: Values by name; ``None`` is as good as nothing.
+        owner: What the model is called in messages.
+
+    Raises:
+        RequestError: The model has no such option, or a value is of another type or out
+            of range.
+    """
+    known = declared_options(kind)
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name not in known:
+            raise RequestError(
+                f"request: {name} is no option of {owner}; it has "
+                f"{', '.join(known) or 'none beyond those of every model'}"
+            )
+        values[name] = _checked(known[name], value)
+    return kind(**values)
+
+
+def _checked(declared: DeclaredOption, value: Any) -> Any:
+    where = f"request: {declared.name}"
+    if declared.kind is str:
+        return text(where, value)
+    if declared.kind is bool:
+        if not isinstance(value, bool):
+            raise RequestError(f"{where} must be true or false, got {value!r}")
+        return value
+    check = whole if declared.kind is int else finite
+    number = check(where, value)
+    if declared.minimum is not None and number < declared.minimum:
+        raise RequestError(
+            f"{where} must be at least {declared.minimum:g}, got {number}"
+        )
+    if declared.maximum is not None and number > declared.maximum:
+        raise RequestError(
+            f"{where} must be at most {declared.maximum:g}, got {number}"
+        )
+    return number
