@@ -157,13 +157,13 @@ class ToyPipeline(md.TextToImagePipeline):
         """A token's 12 channels are 2 x 2 pixels of 3 colours."""
         rows, columns = context.grid.rows, context.grid.columns
         cells = latents.to_numpy().reshape(-1, rows, columns, 2, 2, 3)
-        shape = -1, context.height, context.width, 3
+        shape = -1, 1, context.height, context.width, 3
         pixels = cells.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
         return np.clip(pixels.round(), 0, 255).astype(np.uint8)
 
-    def decode_bytes(self, height: int, width: int) -> int:
+    def decode_bytes(self, height: int, width: int, num_frames: int) -> int:
         """Three floats a pixel, twice."""
-        return 24 * height * width
+        return 24 * num_frames * height * width
 
 
 def write_folder(path: Path) -> Path:

@@ -85,7 +85,7 @@ class Painter:
         picture = picture_of(request.seed)
         picture += _off(error).reshape(picture.shape)
         report = report_of(request, steps, seconds)
-        return GenerationResult(picture[None], report)
+        return GenerationResult(picture[None, None], report)
 
 
 def picture_of(seed: int) -> np.ndarray:

@@ -38,7 +38,7 @@ class Sketch(Events):
         steps: list[Event] = [
             StepTaken(record.step + 1, STEPS, (record,)) for record in report.steps
         ]
-        picture = GenerationResult(picture_of(request.seed)[None], report)
+        picture = GenerationResult(picture_of(request.seed)[None, None], report)
         self.left = [*steps, Finished(picture)]
         self.is_closed = False
 
@@ -89,7 +89,7 @@ class Sketcher(Backend):
 
     async def describe(self) -> ModelDescription | None:
         return ModelDescription(
-            (128, 128), 50, {"none": {}}, {"none": "Draws."}, "none", {}
+            (128, 128), 50, {"none": {}}, {"none": "Draws."}, "none", {}, ()
         )
 
     async def health(self, model: str) -> Health:

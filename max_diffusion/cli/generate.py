@@ -55,7 +55,8 @@ def resolve(args: argparse.Namespace) -> Job:
         RequestError: A value is malformed or out of range, or a file cannot be written.
     """
     from ..core.request import GenerationRequest
-    from ..media.images import PICTURE_KINDS, check_sides, check_writable, output_paths
+    from ..media.images import check_writable, output_paths
+    from ..media.writers import FORMATS, check_sides
 
     like = None
     if args.like is not None:
@@ -118,7 +119,7 @@ def resolve(args: argparse.Namespace) -> Job:
     if timeline and timeline.resolve() in {file.resolve() for file in files}:
         raise RequestError(f"--timeline: {timeline} is a picture's name already")
     for path in files:
-        check_writable(path, "--output", *PICTURE_KINDS)
+        check_writable(path, "--output", *FORMATS)
         check_sides(path, request.height, request.width, "--output")
     if timeline:
         check_writable(timeline, "--timeline")
@@ -144,6 +145,7 @@ def _cache(args: argparse.Namespace, like: Likeness | None) -> AbstractCacheConf
 
 def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
     job = resolve(args)
+    from ..media.writers import check_frames
     from ..pipelines.opening import open_model
 
     request, is_shown = job.request, sys.stderr.isatty()
@@ -161,7 +163,8 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             on_event=progress.on_event,
         )
         # Compiling takes minutes: a size that the model cannot draw is told before.
-        pipeline.create_context(request)
+        context = pipeline.create_context(request)
+        check_frames(job.output, context.num_frames, "--output")
         pipeline.compile()
 
         def on_step(done: int, total: int) -> None:
@@ -175,19 +178,20 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
 
 
 def _save(job: Job, result: GenerationResult, *, is_json: bool) -> None:
-    from ..media.images import output_paths, save_atomically, save_picture
+    from ..media.images import output_paths, save_atomically
     from ..media.metadata import exif_and_xmp, text_chunks
+    from ..media.writers import format_of, save_frames
 
     report = result.report
     warnings = [*report.warnings, *(job.like.differences(report) if job.like else ())]
-    wanted = list(enumerate(result.images))
+    wanted = list(enumerate(result.frames))
     if job.like is not None and job.is_one:
         wanted = wanted[job.like.picture :][:1]
     paths = output_paths(job.output, len(wanted))
-    for path, (index, picture) in zip(paths, wanted, strict=True):
+    for path, (index, frames) in zip(paths, wanted, strict=True):
         text = text_chunks(report, index)
-        save_picture(path, picture, text)
-        is_jpeg = path.suffix.lower() in (".jpg", ".jpeg")
+        save_frames(path, frames, text, result.fps)
+        is_jpeg = format_of(path).kind == "jpeg"
         if is_jpeg and len(exif_and_xmp("jpeg", text)) < 2:
             warnings.append(
                 f"{path}: a JPEG has no room for all of its settings; write a .png or "
@@ -222,7 +226,8 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     add(
         "--output",
         default="out.png",
-        help=".png, .jpg, .jpeg or .webp; several pictures: out-1.png ...",
+        help=".png, .jpg, .jpeg, .webp or .gif, of videos .mp4, .webp or .gif; of "
+        "several: out-1.png ...",
     )
     add("--height", type=int, help="pixels; default: the model's")
     add("--width", type=int, help="pixels; default: the model's")

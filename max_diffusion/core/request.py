@@ -190,6 +190,10 @@ class GenerationContext:
     ``B = P * num_images_per_prompt``."""
     options: RequestOptions
     """What only some models have."""
+    num_frames: int
+    """Frames of each sample; 1 of images."""
+    fps: float | None
+    """Frames a second; ``None`` of images."""
     grid: Grid
     """Where the image tokens lie."""
     cache: BoundCache

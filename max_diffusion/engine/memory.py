@@ -90,7 +90,8 @@ class MemoryPlan:
         pipeline = self._pipeline
         held = LATENT_BUFFERS * latents.nbytes
         # Its pictures, and a preview of each.
-        held += 2 * 3 * latents.shape[0] * context.height * context.width
+        samples = latents.shape[0] * context.num_frames
+        held += 2 * 3 * samples * context.height * context.width
         if pipeline.denoiser is not None:
             branches = 1 if context.negative_tokens is None else 2
             shape = (*latents.shape[:2], context.text_tokens)
@@ -99,7 +100,9 @@ class MemoryPlan:
             held += cache.state_bytes(sizes)
             held += _STREAM_BUFFERS * (sizes.image + sizes.text)
             held += branches * sizes.text
-        decode = pipeline.decode_bytes(context.height, context.width)
+        decode = pipeline.decode_bytes(
+            context.height, context.width, context.num_frames
+        )
         needed = Needed(int(held), decode)
         if needed.total > self.limit:
             pictures = latents.shape[0]

@@ -84,8 +84,8 @@ class Preview:
     """Number of steps taken, from 1."""
     index: int
     """Place among this request's previews, from 0."""
-    images: np.ndarray
-    """Pictures, uint8 ``(B, H, W, 3)``."""
+    frames: np.ndarray
+    """uint8 ``(B, F, H, W, 3)``; an image is one frame."""
 
 
 @dataclass(frozen=True)

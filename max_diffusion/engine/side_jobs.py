@@ -81,8 +81,8 @@ class SideJobs:
         index = job.preview_steps.index(done)
 
         def preview() -> None:
-            images = self._pictures(job, latents)
-            self._notifier.emit(job, Preview(done, index, images))
+            frames = self._frames(job, latents)
+            self._notifier.emit(job, Preview(done, index, frames))
 
         self.previews.pop(job, None)  # to the end of the line
         self.previews[job] = preview
@@ -141,10 +141,10 @@ class SideJobs:
     def _decode(self, job: Job, denoising: Denoising) -> None:
         started = time.perf_counter()
         denoised = self._pipeline.finish(denoising)
-        images = self._pictures(job, denoised.latents)
+        frames = self._frames(job, denoised.latents)
         job.seconds["decode"] = time.perf_counter() - started
         output = DiffusionPipelineOutput(
-            images, denoised.steps, denoised.cache_bytes, job.seconds
+            frames, denoised.steps, denoised.cache_bytes, job.seconds
         )
         report = report_of(
             self._pipeline,
@@ -153,9 +153,9 @@ class SideJobs:
             output,
             time.monotonic() - job.submitted,
         )
-        self._finish(job, GenerationResult(images, report))
+        self._finish(job, GenerationResult(frames, report, job.context.fps))
 
-    def _pictures(self, job: Job, latents: Buffer) -> np.ndarray:
-        """Latents to uint8 ``(B, H, W, 3)``, in the room that there is now."""
+    def _frames(self, job: Job, latents: Buffer) -> np.ndarray:
+        """Latents to uint8 ``(B, F, H, W, 3)``, in the room that there is now."""
         room = self._admission.room_to_decode()
         return decode_in_goes(self._pipeline, job.context, latents, room)

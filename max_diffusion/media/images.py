@@ -1,28 +1,14 @@
-"""Pictures to files that say how they were made."""
+"""Files of images: their names, and whether they could be written."""
 
 from __future__ import annotations
 
-import io
 import os
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Final
 
-import numpy as np
 from PIL import Image
 
 from ..core.files import write_file, written_file
 from ..errors import RequestError
-from .metadata import exif_and_xmp, png_info
-
-PICTURE_KINDS: Final[Mapping[str, str]] = MappingProxyType(
-    {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-)
-"""Formats by the suffix of a file's name."""
-_MAX_SIDES: Final = MappingProxyType({"png": 2**31 - 1, "jpeg": 65_535, "webp": 16_383})
-"""Pixels of a side that a format has room for."""
-_FILE_QUALITY: Final = 95
 
 
 def check_writable(path: Path, where: str, *suffixes: str) -> None:
@@ -68,60 +54,6 @@ def output_paths(path: Path, count: int) -> list[Path]:
     if count == 1:
         return [path]
     return [path.with_stem(f"{path.stem}-{index + 1}") for index in range(count)]
-
-
-def check_sides(path: Path, height: int | None, width: int | None, where: str) -> None:
-    """Refuses a picture that is too large for the format of its file.
-
-    Raises:
-        RequestError: A side has more pixels than the format can say.
-    """
-    kind = PICTURE_KINDS[path.suffix.lower()]
-    for name, size in (("height", height), ("width", width)):
-        if size is not None and size > _MAX_SIDES[kind]:
-            raise RequestError(
-                f"{where}: {path}: expected a {name} of at most {_MAX_SIDES[kind]} "
-                f"pixels, all that {kind} has room for, got {size}; write a .png"
-            )
-
-
-def encoded(
-    picture: np.ndarray, kind: str, quality: int, text: Mapping[str, str]
-) -> bytes:
-    """One picture as the bytes of a file.
-
-    Args:
-        picture: uint8 ``(H, W, 3)``.
-        kind: ``png``, ``jpeg`` or ``webp``.
-        quality: 0 to 100, of the latter two.
-        text: Of :func:`~max_diffusion.media.metadata.text_chunks`.
-    """
-    buffer = io.BytesIO()
-    image = Image.fromarray(picture)
-    if kind == "png":
-        # Half the default's time; a fifth larger.
-        image.save(buffer, "PNG", pnginfo=png_info(text), compress_level=3)
-    else:
-        said = exif_and_xmp(kind, text)
-        image.save(buffer, kind.upper(), quality=quality, **said)
-    return buffer.getvalue()
-
-
-def save_picture(path: Path, picture: np.ndarray, text: Mapping[str, str]) -> None:
-    """Writes one picture in the format of the file's suffix; whole or not at all.
-
-    JPEG and WebP in quality 95.
-
-    Args:
-        path: File to write; replaced if it is there.
-        picture: uint8 ``(H, W, 3)``.
-        text: Of :func:`~max_diffusion.media.metadata.text_chunks`; any Unicode.
-
-    Raises:
-        RequestError: The file cannot be written.
-    """
-    data = encoded(picture, PICTURE_KINDS[path.suffix.lower()], _FILE_QUALITY, text)
-    write_file(path, lambda file: file.write(data))
 
 
 def save_atomically(path: Path, image: Image.Image) -> None:

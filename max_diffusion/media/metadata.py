@@ -1,10 +1,10 @@
 """What a picture says of itself, in the places that other programs look at.
 
-| | PNG | JPEG, WebP |
-|---|---|---|
-| for people and their programs | text ``parameters`` | EXIF ``UserComment`` |
-| all of it, as JSON | text ``max_diffusion`` | XMP ``SETTINGS_NAMESPACE`` |
-| the program | text ``Software`` | EXIF ``Software`` |
+| | PNG | JPEG, WebP | GIF, MP4 |
+|---|---|---|---|
+| for people and their programs | text ``parameters`` | EXIF ``UserComment`` | |
+| all of it, as JSON | text ``max_diffusion`` | XMP ``SETTINGS_NAMESPACE`` | comment |
+| the program | text ``Software`` | EXIF ``Software`` | |
 
 The first has the form that AUTOMATIC1111's web UI gave it, which Civitai, SD Prompt
 Reader and others read: the prompt, ``Negative prompt:`` and a last line of ``Key:
@@ -100,7 +100,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     """The settings that a picture of this package was drawn with.
 
     Args:
-        path: A PNG, JPEG or WebP file.
+        path: A PNG, JPEG, WebP, GIF or MP4 file.
 
     Returns:
         Fields of the :class:`RunReport` that are no measurements, and ``picture``, the
@@ -110,15 +110,12 @@ def read_settings(path: Path) -> dict[str, Any]:
         RequestError: It cannot be read, or holds no settings.
     """
     try:
-        with Image.open(path) as image:
-            text = image.info.get(SETTINGS_KEY)
-            if text is None and isinstance(image.info.get("xmp"), bytes):
-                text = _from_xmp(image.info["xmp"])
+        text = _from_mp4(path) if path.suffix.lower() == ".mp4" else _from_image(path)
     except OSError as err:
         reason = err.strerror or "it is no picture"
         raise RequestError(
-            f"{path}: expected a PNG, JPEG or WebP file, but {reason}; give a picture "
-            "that max-diffusion has written"
+            f"{path}: expected a PNG, JPEG, WebP, GIF or MP4 file, but {reason}; give "
+            "one that max-diffusion has written"
         ) from err
     except Exception as err:  # Pillow's plugins raise what they like on damaged files
         raise RequestError(
@@ -190,6 +187,24 @@ def _xmp(settings: str) -> bytes:
         '</x:xmpmeta><?xpacket end="w"?>'
     )
     return packet.encode()
+
+
+def _from_image(path: Path) -> object:
+    with Image.open(path) as image:
+        if image.format == "GIF":
+            comment = image.info.get("comment", b"")
+            return bytes(comment).decode("utf-8")
+        text = image.info.get(SETTINGS_KEY)
+        if text is None and isinstance(image.info.get("xmp"), bytes):
+            return _from_xmp(image.info["xmp"])
+        return text
+
+
+def _from_mp4(path: Path) -> object:
+    import av  # takes a while, and few need it
+
+    with av.open(path) as container:
+        return container.metadata.get("comment")
 
 
 def _from_xmp(packet: bytes) -> str | None:

@@ -37,7 +37,9 @@ def make_context(
     Raises:
         RequestError: See :meth:`TextToImagePipeline.create_context`.
     """
-    grid = pipeline.grid_of(request.height, request.width)
+    options = pipeline.read_options(request.options)
+    num_frames = pipeline.num_frames(options)
+    grid = pipeline.grid_of(request.height, request.width, num_frames)
     height, width = grid.rows * pipeline.cell, grid.columns * pipeline.cell
     steps = request.num_inference_steps
     if steps is None and request.sigmas is None:
@@ -45,7 +47,6 @@ def make_context(
     schedule = pipeline.sampler.schedule(
         steps, image_seq_len=grid.num_tokens, sigmas=request.sigmas
     )
-    options = pipeline.read_options(request.options)
     length = pipeline.text_length(options)
     scale = request.true_cfg_scale
     scale = pipeline.default_true_cfg_scale if scale is None else scale
@@ -61,7 +62,8 @@ def make_context(
     if has_negative and negative is not None:
         unwanted = _tokenize_once(pipeline, negative, length)
     latent_bytes = 4 * grid.num_tokens * pipeline.token_channels
-    check_room(pipeline, request.num_images, height, width, latent_bytes)
+    size = (request.num_images, num_frames, height, width)
+    check_room(pipeline, size, latent_bytes)
     if request.cache_memory_limit is not None:
         pipeline.caches.check_memory(
             cache.config,
@@ -75,6 +77,8 @@ def make_context(
         text_tokens=length,
         latents=pipeline.draw_noise(request, grid),
         options=options,
+        num_frames=num_frames,
+        fps=pipeline.fps(options),
         grid=grid,
         cache=cache,
         sigmas=schedule.sigmas,

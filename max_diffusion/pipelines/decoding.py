@@ -38,33 +38,31 @@ def decode_in_goes(
         room: Bytes for decoding; one image at a time is the least.
 
     Returns:
-        uint8 ``(B, H, W, 3)``.
+        Frames, uint8 ``(B, F, H, W, 3)``.
     """
-    batch, pixels = int(latents.shape[0]), context.height * context.width
-    count = max(1, _GO_PIXELS // pixels)
+    batch, size = int(latents.shape[0]), (context.height, context.width)
+    count = max(1, _GO_PIXELS // (context.num_frames * size[0] * size[1]))
     if room is not None:
-        each = pipeline.decode_bytes(context.height, context.width)
+        each = pipeline.decode_bytes(*size, context.num_frames)
         count = min(count, max(1, room // each))
     if count >= batch:
         return pipeline.decode(context, latents)
-    images = np.empty((batch, context.height, context.width, 3), np.uint8)
+    frames = np.empty((batch, context.num_frames, *size, 3), np.uint8)
     for start in range(0, batch, count):
         rows = range(start, min(start + count, batch))
-        images[start : rows.stop] = pipeline.decode(context, take_rows(latents, rows))
-    return images
+        frames[start : rows.stop] = pipeline.decode(context, take_rows(latents, rows))
+    return frames
 
 
 def check_room(
-    pipeline: TextToImagePipeline, batch: int, height: int, width: int, each: int
+    pipeline: TextToImagePipeline, size: tuple[int, int, int, int], each: int
 ) -> None:
     """Refuses a request that could never fit this machine's memory.
 
     Args:
         pipeline: What would run it.
-        batch: Images.
-        height: Pixels.
-        width: Pixels.
-        each: Bytes of the latents of an image.
+        size: Samples, frames of each, height and width in pixels.
+        each: Bytes of the latents of a sample.
 
     Raises:
         RequestError: All its latents and images, and what decoding one image takes,
@@ -72,11 +70,14 @@ def check_room(
     """
     if not pipeline.device.is_host:
         return  # what its memory manager holds is not known
-    held = batch * (LATENT_BUFFERS * each + 3 * height * width)
-    needed, there = held + pipeline.decode_bytes(height, width), host_memory()
+    batch, num_frames, height, width = size
+    held = batch * (LATENT_BUFFERS * each + 3 * num_frames * height * width)
+    needed = held + pipeline.decode_bytes(height, width, num_frames)
+    there = host_memory()
     if needed > there:
+        frames = f" of {num_frames} frames" if num_frames > 1 else ""
         raise RequestError(
-            f"request: {batch} pictures of {width} x {height} need at least "
+            f"request: {batch} pictures{frames} of {width} x {height} need at least "
             f"{needed >> 20} MiB, and this process may have {there >> 20}; ask for "
             "fewer or smaller ones"
         )

@@ -9,6 +9,7 @@ import numpy as np
 from max.driver import Buffer
 
 from ..core.report import StepRecord
+from ..errors import MaxDiffusionError
 
 OnStep = Callable[[int, int], None]
 """Called with ``(steps done, steps)``."""
@@ -18,16 +19,39 @@ OnEvent = Callable[[str, str], None]
 
 @dataclass(frozen=True)
 class DiffusionPipelineOutput:
-    """Finished images."""
+    """Finished images or videos."""
 
-    images: np.ndarray
-    """uint8 ``(B, H, W, 3)``."""
+    frames: np.ndarray
+    """uint8 ``(B, F, H, W, 3)``; an image is one frame."""
     steps: tuple[StepRecord, ...] = ()
     """What each step did."""
     cache_bytes: int = 0
     """Most bytes of cache state held at once, all branches together."""
     seconds: Mapping[str, float] | None = None
     """By stage: encode, denoise, decode."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """The frames of images, uint8 ``(B, H, W, 3)``.
+
+        Raises:
+            MaxDiffusionError: There is more than one frame of each.
+        """
+        return images_of(self.frames)
+
+
+def images_of(frames: np.ndarray) -> np.ndarray:
+    """Frames ``(B, 1, H, W, 3)`` as images ``(B, H, W, 3)``; a view.
+
+    Raises:
+        MaxDiffusionError: There is more than one frame of each.
+    """
+    if frames.shape[1] != 1:
+        raise MaxDiffusionError(
+            f"images: expected one frame of each, got videos of {frames.shape[1]}; use "
+            "frames"
+        )
+    return frames[:, 0]
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def report_of(
         true_cfg_scale=context.true_cfg_scale,
         seed=request.seed,
         seeds=request.seeds or (),
-        num_images=len(output.images),
+        num_images=len(output.frames),
         image_tokens=context.grid.num_tokens,
         text_tokens=context.text_tokens,
         options=pipeline.resolved_options(context),

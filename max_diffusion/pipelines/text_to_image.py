@@ -33,7 +33,7 @@ from ..execution.compiler import memory_errors_said
 from ..sampling import Schedule
 from .context import Tokenized, make_context
 from .decoding import decode_in_goes
-from .outputs import DiffusionPipelineOutput, OnStep
+from .outputs import DiffusionPipelineOutput, OnStep, images_of
 from .pipeline import DiffusionPipeline
 from .reporting import report_of
 
@@ -43,12 +43,24 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """Images and how they came about."""
+    """Images or videos, and how they came about."""
 
-    images: np.ndarray
-    """uint8 ``(B, H, W, 3)``; all images of the first prompt first."""
+    frames: np.ndarray
+    """uint8 ``(B, F, H, W, 3)``; all of the first prompt first. An image is one
+    frame."""
     report: RunReport
     """What ``--json`` prints, by ``to_dict()``."""
+    fps: float | None = None
+    """Frames a second of videos."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """The frames of images, uint8 ``(B, H, W, 3)``.
+
+        Raises:
+            MaxDiffusionError: There is more than one frame of each.
+        """
+        return images_of(self.frames)
 
 
 @dataclass(frozen=True)
@@ -159,11 +171,27 @@ class TextToImagePipeline(DiffusionPipeline):
 
     @abstractmethod
     def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
-        """Latents ``(B, S_img, C)`` to images, uint8 ``(B, H, W, 3)``, in one go."""
+        """Latents ``(B, S_img, C)`` to frames, uint8 ``(B, F, H, W, 3)``, in one go."""
 
     @abstractmethod
-    def decode_bytes(self, height: int, width: int) -> int:
-        """Bytes that :meth:`decode` takes for each image while it runs."""
+    def decode_bytes(self, height: int, width: int, num_frames: int) -> int:
+        """Bytes that :meth:`decode` takes for each sample while it runs."""
+
+    def num_frames(self, options: RequestOptions) -> int:
+        """Frames of each sample: 1 of a model that draws images.
+
+        Args:
+            options: Of the request, an instance of :attr:`options_class`.
+        """
+        return 1
+
+    def fps(self, options: RequestOptions) -> float | None:
+        """Frames a second; ``None`` of images."""
+        return None
+
+    def latent_frames(self, num_frames: int) -> int:
+        """Frames of the grid of tokens for so many frames; as many by default."""
+        return num_frames
 
     def read_options(self, given: Mapping[str, object]) -> RequestOptions:
         """What a request asks for beyond the settings of every model.
@@ -197,7 +225,9 @@ class TextToImagePipeline(DiffusionPipeline):
         """
         return make_context(self, request)
 
-    def grid_of(self, height: int | None, width: int | None) -> Grid:
+    def grid_of(
+        self, height: int | None, width: int | None, num_frames: int = 1
+    ) -> Grid:
         """The image tokens of a size in pixels.
 
         Raises:
@@ -216,7 +246,7 @@ class TextToImagePipeline(DiffusionPipeline):
                     f"nearest: {' or '.join(near)}"
                 )
             sides.append(size // cell)
-        return Grid(1, *sides)
+        return Grid(self.latent_frames(num_frames), *sides)
 
     def token_counts(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Image tokens of a size in pixels, and the most text tokens.
@@ -224,9 +254,9 @@ class TextToImagePipeline(DiffusionPipeline):
         Raises:
             RequestError: A size that the model cannot draw.
         """
-        return self.grid_of(height, width).num_tokens, self.text_length(
-            self.options_class()
-        )
+        options = self.options_class()
+        grid = self.grid_of(height, width, self.num_frames(options))
+        return grid.num_tokens, self.text_length(options)
 
     def prepare_inputs(self, context: GenerationContext) -> GenerationInputs:
         """Noise and tables to the device."""
@@ -270,9 +300,9 @@ class TextToImagePipeline(DiffusionPipeline):
         self.run_steps(denoising, **kwargs)
         denoised = self.finish(denoising)
         ended = time.perf_counter()
-        images = decode_in_goes(self, model_inputs.context, denoised.latents)
+        frames = decode_in_goes(self, model_inputs.context, denoised.latents)
         return DiffusionPipelineOutput(
-            images,
+            frames,
             denoised.steps,
             denoised.cache_bytes,
             {
@@ -379,7 +409,7 @@ class TextToImagePipeline(DiffusionPipeline):
             output = self.execute(self.prepare_inputs(context), on_step=on_step)
         seconds = time.perf_counter() - started
         report = report_of(self, request, context, output, seconds)
-        return GenerationResult(output.images, report)
+        return GenerationResult(output.frames, report, context.fps)
 
     def _branch(
         self, name: str, inputs: GenerationInputs, tokens: Mapping[str, np.ndarray]

@@ -33,7 +33,7 @@ from max_diffusion.caches import cache_from_text
 from max_diffusion.caches.converters import CONVERTERS
 from max_diffusion.cli.generate import resolve
 from max_diffusion.cli.main import parse as parse_words
-from max_diffusion.media.images import save_picture
+from max_diffusion.media.writers import save_frames
 
 ROOT = Path(__file__).parents[2]
 # Beside the interpreter, as installed: this is what people type.
@@ -566,7 +566,7 @@ def rewritten(path: Path, change: dict[str, Any]) -> None:
         **{"device": "cpu", "versions": {"max-diffusion": "0.1.0", "max": "26.7.0"}},
     }
     text = {"max_diffusion": json.dumps(settings | change)}
-    save_picture(path, np.zeros((2, 2, 3), np.uint8), text)
+    save_frames(path, np.zeros((1, 2, 2, 3), np.uint8), text)
 
 
 @pytest.mark.parametrize(

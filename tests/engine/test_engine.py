@@ -340,7 +340,7 @@ def test_previews_come_on_the_way(flux: TextToImagePipeline) -> None:
         previews = [e for e in handle.events() if isinstance(e, Preview)]
     assert [preview.index for preview in previews] == [0, 1, 2]
     assert [preview.step for preview in previews] == [2, 4, 6]
-    assert all(preview.images.shape == (1, 32, 32, 3) for preview in previews)
+    assert all(preview.frames.shape == (1, 1, 32, 32, 3) for preview in previews)
 
 
 def test_previews_do_not_keep_others_waiting(flux: TextToImagePipeline) -> None:
@@ -387,8 +387,8 @@ def test_the_last_preview_is_close_to_the_picture(demo: TextToImagePipeline) -> 
         options = SubmitOptions(num_previews=4)
         each = request(prompts=("a red circle",), num_inference_steps=20, seed=3)
         handle = engine.submit(each, options)
-        image = handle.result(120).images
-        previews = [e.images for e in handle.events() if isinstance(e, Preview)]
+        image = handle.result(120).frames
+        previews = [e.frames for e in handle.events() if isinstance(e, Preview)]
     likeness = [psnr(preview, image) for preview in previews]
     assert likeness == sorted(likeness)
     assert likeness[-1] > 25

@@ -30,8 +30,8 @@ def test_pictures_are_the_same_to_the_bit_in_any_number_of_goes(
     known = context(demo, height=height, width=width, num_images_per_prompt=5, seed=3)
     latents = to_device(known.latents, demo.device)
     at_once = demo.decode(known, latents)
-    assert at_once.shape == (5, height, width, 3)
-    each = demo.decode_bytes(height, width)
+    assert at_once.shape == (5, 1, height, width, 3)
+    each = demo.decode_bytes(height, width, 1)
     for room in (None, 0, each, 2 * each + 1, 3 * each, 5 * each):
         assert np.array_equal(decode_in_goes(demo, known, latents, room), at_once)
 
@@ -49,7 +49,7 @@ def test_a_go_has_no_more_pictures_than_there_is_room_for(
     monkeypatch.setattr(demo, "decode", counted)
     known = context(demo, height=64, width=64, num_images_per_prompt=5)
     latents = to_device(known.latents, demo.device)
-    each = demo.decode_bytes(64, 64)
+    each = demo.decode_bytes(64, 64, 1)
     for room, goes in (
         (None, [5]),
         (2 * each, [2, 2, 1]),
@@ -81,7 +81,7 @@ status = Path("/proc/self/status")
 peak = lambda: int(re.search("VmHWM:\\s+(\\d+)", status.read_text())[1]) * 1024
 before = peak()
 images = decode_in_goes(pipeline, context, latents)
-print((peak() - before - images.nbytes) / pipeline.decode_bytes(1024, 1024))
+print((peak() - before - images.nbytes) / pipeline.decode_bytes(1024, 1024, 1))
 """
 
 
@@ -117,7 +117,7 @@ def test_a_request_counts_its_pictures_and_their_decoding(
     plan = MemoryPlan(demo, 2**40)
     one = plan.needed_by(context(demo, height=512, width=512))
     ten = plan.needed_by(context(demo, height=512, width=512, num_images_per_prompt=10))
-    assert one.decode == ten.decode == demo.decode_bytes(512, 512)
+    assert one.decode == ten.decode == demo.decode_bytes(512, 512, 1)
     assert 660 * 512 * 512 <= one.decode <= 750 * 512 * 512
     assert ten.held >= 10 * 512 * 512 * 3
     assert ten.held == pytest.approx(10 * one.held, rel=0.01)
@@ -154,7 +154,7 @@ def test_pictures_and_previews_are_the_same_where_there_is_room_for_one_only(
         with Engine(demo, EngineConfig(memory_limit=limit)) as engine:
             options = SubmitOptions(num_previews=1)
             engine.submit(request, options, listener=events.append).result(60)
-        previews = [event.images for event in events if isinstance(event, Preview)]
+        previews = [event.frames for event in events if isinstance(event, Preview)]
         (end,) = [event for event in events if isinstance(event, Finished)]
         found.append((end.result.images, previews[0]))
     assert np.array_equal(found[0][0], found[1][0])

@@ -234,7 +234,7 @@ class Counting:
 
 def opened(engine: Counting, monkeypatch: pytest.MonkeyPatch) -> LocalBackend:
     backend = LocalBackend()
-    description = ModelDescription((16, 16), 1, {}, {}, "none", {})
+    description = ModelDescription((16, 16), 1, {}, {}, "none", {}, ())
     monkeypatch.setattr(ModelDescription, "of", lambda pipeline: description)
     pipeline = SimpleNamespace(seconds={"load": 0.0, "compile": 0.0})
     engine.pipeline = pipeline  # type: ignore[attr-defined]

@@ -12,20 +12,18 @@ from PIL import Image
 
 from max_diffusion.errors import RequestError
 from max_diffusion.media.images import (
-    PICTURE_KINDS,
-    check_sides,
     check_writable,
     output_paths,
     save_atomically,
-    save_picture,
 )
+from max_diffusion.media.writers import FORMATS, check_sides, save_frames
 
 PICTURE = np.random.default_rng(5).integers(0, 256, (9, 7, 3), np.uint8)
 
 
-def test_save_picture_keeps_every_pixel_and_any_text(tmp_path: Path) -> None:
+def test_a_saved_image_keeps_every_pixel_and_any_text(tmp_path: Path) -> None:
     text = {"prompt": "zwei Sterne ★\n「赤い丸」", "seed": "7", "empty": ""}
-    save_picture(tmp_path / "x.png", PICTURE, text)
+    save_frames(tmp_path / "x.png", PICTURE[None], text)
     with Image.open(tmp_path / "x.png") as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), PICTURE)
@@ -33,11 +31,13 @@ def test_save_picture_keeps_every_pixel_and_any_text(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["x.png"]
 
 
-def test_save_picture_replaces_a_picture_with_usual_permissions(tmp_path: Path) -> None:
+def test_a_saved_image_replaces_one_with_usual_permissions(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "x.png").write_bytes(b"old")
     other = tmp_path / "plain"
     other.touch()
-    save_picture(tmp_path / "x.png", PICTURE, {})
+    save_frames(tmp_path / "x.png", PICTURE[None], {})
     with Image.open(tmp_path / "x.png") as image:
         assert image.size == (7, 9)
     assert stat.S_IMODE((tmp_path / "x.png").stat().st_mode) == stat.S_IMODE(
@@ -45,7 +45,7 @@ def test_save_picture_replaces_a_picture_with_usual_permissions(tmp_path: Path) 
     )
 
 
-def test_save_picture_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
+def test_a_saved_image_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> None:
     class Broken(Image.Image):
         def save(self, fp: object, *args: object, **kwargs: object) -> None:
             fp.write(b"half")  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ def test_save_picture_that_fails_leaves_the_old_file_alone(tmp_path: Path) -> No
     assert (tmp_path / "x.png").read_bytes() == b"old"
 
 
-def test_save_picture_stopped_half_way_leaves_nothing(tmp_path: Path) -> None:
+def test_a_saved_image_stopped_half_way_leaves_nothing(tmp_path: Path) -> None:
     class Stopped(Image.Image):
         def save(self, fp: object, *args: object, **kwargs: object) -> None:
             raise KeyboardInterrupt
@@ -126,7 +126,7 @@ def test_the_suffix_is_the_format(
 ) -> None:
     rows, columns = np.mgrid[:64, :48]
     smooth = np.stack([rows * 3, columns * 5, rows + columns], axis=2).astype(np.uint8)
-    save_picture(tmp_path / name, smooth, {})
+    save_frames(tmp_path / name, smooth[None], {})
     with Image.open(tmp_path / name) as image:
         assert image.format == form
         shown = np.asarray(image.convert("RGB")).astype(int)
@@ -136,14 +136,14 @@ def test_the_suffix_is_the_format(
 
 def test_check_writable_names_all_formats(tmp_path: Path) -> None:
     for name in ("x.png", "x.jpg", "x.JPEG", "x.webp"):
-        check_writable(tmp_path / name, "output", *PICTURE_KINDS)
+        check_writable(tmp_path / name, "output", *FORMATS)
     for name, got in (("x.bmp", ".bmp"), ("x", "no suffix"), ("x.avif", ".avif")):
         message = (
-            f"output: {tmp_path / name} must end in .png, .jpg, .jpeg or .webp, the "
-            f"formats written, got {got}"
+            f"output: {tmp_path / name} must end in .png, .jpg, .jpeg, .webp, .gif "
+            f"or .mp4, the formats written, got {got}"
         )
         with pytest.raises(RequestError) as caught:
-            check_writable(tmp_path / name, "output", *PICTURE_KINDS)
+            check_writable(tmp_path / name, "output", *FORMATS)
         assert str(caught.value) == message
 
 

@@ -35,14 +35,14 @@ def layer(name: str) -> int:
 
 
 def test_walk_finds_what_it_should() -> None:
-    names = set(imported(ROOT / "max_diffusion/cli/main.py"))
+    names = set(imported(ROOT / "max_diffusion/cli/generate.py"))
     assert len(FILES) > 30
     assert "max_diffusion.pipelines.opening" in names  # inside a function
     assert "max_diffusion.errors" in names
     # For the type checker only.
     assert "max_diffusion.pipelines.text_to_image" not in names
     assert "max_diffusion.pipelines.text_to_image" in set(
-        imported(ROOT / "max_diffusion/cli/main.py", when_typing=True)
+        imported(ROOT / "max_diffusion/cli/generate.py", when_typing=True)
     )
 
 

@@ -17,8 +17,8 @@ from PIL import Image
 from test_report import make_report
 
 from max_diffusion.errors import RequestError
-from max_diffusion.media.images import encoded
 from max_diffusion.media.metadata import read_settings, text_chunks
+from max_diffusion.media.writers import encoded
 
 PICTURE = np.random.default_rng(5).integers(0, 256, (9, 7, 3), np.uint8)
 PROMPTS = [
@@ -320,7 +320,10 @@ def broken_xml(path: Path) -> None:
     [
         (damaged, "it is no picture|damaged"),
         (foreign, "expected the settings that max-diffusion writes"),
-        (text_file, "expected a PNG, JPEG or WebP file, but it is no picture"),
+        (
+            text_file,
+            "expected a PNG, JPEG, WebP, GIF or MP4 file, but it is no picture",
+        ),
         (broken_json, "expected the settings that max-diffusion writes"),
         (other_json, "expected the settings that max-diffusion writes"),
         (deep_json, "expected the settings that max-diffusion writes"),

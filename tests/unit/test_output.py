@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from max_diffusion import RequestError, RunReport, StepRecord
-from max_diffusion.media.images import check_writable, output_paths, save_picture
+from max_diffusion.media.images import check_writable, output_paths
 from max_diffusion.media.timeline import draw_timeline
+from max_diffusion.media.writers import save_frames
 
 
 def make_report(samples: int = 2, steps: int = 6) -> RunReport:
@@ -90,10 +91,10 @@ def test_unwritable_paths_are_said_first(tmp_path: Path) -> None:
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
-    picture = np.zeros((2, 2, 3), np.uint8)
+    frames = np.zeros((1, 2, 2, 3), np.uint8)
     (tmp_path / "x.png").mkdir()
     with pytest.raises(RequestError, match="cannot be written"):
-        save_picture(tmp_path / "x.png", picture, {})
+        save_frames(tmp_path / "x.png", frames, {})
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
 
 

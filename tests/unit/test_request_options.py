@@ -114,7 +114,7 @@ def test_a_body_has_the_options_as_fields() -> None:
     }
     given = {"frames": 9, "loops": True}
     read = body.model_validate({"prompt": "x", **given})
-    assert {k: v for k, v in read.options().items() if v is not None} == given
+    assert read.options() == given
     for wrong in ({"frames": 0}, {"frames": 1.5}, {"strength": float("inf")}):
         with pytest.raises(ValidationError):
             body.model_validate({"prompt": "x", **wrong})

@@ -230,12 +230,13 @@ class Flux1Pipeline(TextToImagePipeline):
         }
 
     def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
-        """Latents ``(B, S_img, C)`` to images, uint8 ``(B, H, W, 3)``, in one go."""
+        """Latents ``(B, S_img, C)`` to frames, uint8 ``(B, 1, H, W, 3)``, in one go."""
         decoder, grid = self.loaded["vae"], context.grid
         assert isinstance(decoder, AutoencoderKLDecoder)
-        return to_numpy(decoder.decode(latents, grid.rows, grid.columns)).copy()
+        images = to_numpy(decoder.decode(latents, grid.rows, grid.columns))
+        return images[:, None].copy()
 
-    def decode_bytes(self, height: int, width: int) -> int:
+    def decode_bytes(self, height: int, width: int, num_frames: int) -> int:
         """Bytes that :meth:`decode` takes for each image while it runs.
 
         At its widest, a residual block holds three tensors of its input's channels and
@@ -251,7 +252,7 @@ class Flux1Pipeline(TextToImagePipeline):
         )
         size = 4 if self.device.is_host else self.dtype.size_in_bytes
         a_pixel = math.ceil(channels * size) + 4 * 3 + 2 * 3
-        return height * width * a_pixel * 3 // 2
+        return num_frames * height * width * a_pixel * 3 // 2
 
 
 def _check_ids(role: str, tokenizer: AbstractTokenizer, rows: int) -> None:

@@ -12,8 +12,9 @@ import numpy as np
 
 from ...core.report import RunReport
 from ...engine import Event, Failed, Finished, Preview, Started, StepTaken
-from ...media.images import encoded
 from ...media.metadata import text_chunks
+from ...media.writers import encoded
+from ...pipelines.outputs import images_of
 from ...pipelines.text_to_image import GenerationResult
 from .errors import api_error
 from .schemas import (
@@ -74,7 +75,7 @@ class Answers:
             return [
                 self._image_event("partial_image", picture, {}, index)
                 | {"partial_image_index": event.index, "step": event.step}
-                for index, picture in enumerate(event.images)
+                for index, picture in enumerate(images_of(event.frames))
             ]
         if isinstance(event, Finished):
             report = replace(event.result.report, model=self.model)

@@ -252,9 +252,9 @@ class ImageGenerationRequest(BaseModel):
         return int(match[1]), int(match[2])
 
     def options(self) -> dict[str, object]:
-        """What only some models have."""
+        """What is given of the options that only some models have."""
         common = ImageGenerationRequest.model_fields
-        return {name: value for name, value in self if name not in common}
+        return {k: v for k, v in self if k not in common and v is not None}
 
     def warnings(self) -> Iterator[str]:
         """What is taken and has no effect."""

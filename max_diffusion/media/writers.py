@@ -1,0 +1,220 @@
+"""Frames to the bytes of a file, in the format that its suffix names."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import MappingProxyType
+from typing import Final, final
+
+import numpy as np
+from PIL import Image
+
+from ..core.files import write_file
+from ..errors import RequestError
+from .metadata import SETTINGS_KEY, exif_and_xmp, png_info
+
+_FILE_QUALITY: Final = 95
+_DEFAULT_FPS: Final = 8.0
+# x264's constant quality; 17 is taken for visually lossless.
+_MP4_QUALITY: Final = "17"
+
+
+@final
+@dataclass(frozen=True)
+class Format:
+    """What a kind of file can hold."""
+
+    kind: str
+    """Its name, as Pillow and av have it in lower case."""
+    max_side: int
+    """Most pixels of a side."""
+    holds_image: bool
+    """Whether it can hold a single frame."""
+    holds_video: bool
+    """Whether it can hold several frames."""
+
+
+_PNG: Final = Format("png", 2**31 - 1, holds_image=True, holds_video=False)
+_JPEG: Final = Format("jpeg", 65_535, holds_image=True, holds_video=False)
+
+FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
+    {
+        ".png": _PNG,
+        ".jpg": _JPEG,
+        ".jpeg": _JPEG,
+        ".webp": Format("webp", 16_383, holds_image=True, holds_video=True),
+        ".gif": Format("gif", 65_535, holds_image=True, holds_video=True),
+        ".mp4": Format("mp4", 16_384, holds_image=False, holds_video=True),
+    }
+)
+"""Formats by the suffix of a file's name."""
+
+
+def format_of(path: Path) -> Format:
+    """The format of a file whose suffix is one of :data:`FORMATS`."""
+    return FORMATS[path.suffix.lower()]
+
+
+def check_sides(path: Path, height: int | None, width: int | None, where: str) -> None:
+    """Refuses frames that are too large for the format of their file.
+
+    Args:
+        path: The file; its suffix is known.
+        height: Pixels, if they are known.
+        width: Pixels, if they are known.
+        where: Where the file was given, for messages.
+
+    Raises:
+        RequestError: A side has more pixels than the format can say.
+    """
+    found = format_of(path)
+    for name, size in (("height", height), ("width", width)):
+        if size is not None and size > found.max_side:
+            raise RequestError(
+                f"{where}: {path}: expected a {name} of at most {found.max_side} "
+                f"pixels, all that {found.kind} has room for, got {size}; write a .png"
+            )
+
+
+def check_frames(path: Path, num_frames: int, where: str) -> None:
+    """Refuses a file whose format cannot hold so many frames.
+
+    Args:
+        path: The file; its suffix is known.
+        num_frames: Frames of what is written into it.
+        where: Where the file was given, for messages.
+
+    Raises:
+        RequestError: It is one frame, and the format is for videos; or the reverse.
+    """
+    found = format_of(path)
+    is_video = num_frames > 1
+    if found.holds_video if is_video else found.holds_image:
+        return
+    fitting = [
+        suffix
+        for suffix, other in FORMATS.items()
+        if (other.holds_video if is_video else other.holds_image)
+    ]
+    what = f"a video of {num_frames} frames" if is_video else "an image"
+    raise RequestError(
+        f"{where}: {path}: {found.kind} cannot hold {what}; write "
+        f"{', '.join(fitting[:-1])} or {fitting[-1]}"
+    )
+
+
+def encoded(
+    image: np.ndarray, kind: str, quality: int, text: Mapping[str, str]
+) -> bytes:
+    """One image as the bytes of a file.
+
+    Args:
+        image: uint8 ``(H, W, 3)``.
+        kind: ``png``, ``jpeg`` or ``webp``.
+        quality: 0 to 100, of the latter two.
+        text: Of :func:`~max_diffusion.media.metadata.text_chunks`.
+    """
+    buffer, shown = io.BytesIO(), Image.fromarray(image)
+    if kind == "png":
+        # Half the default's time; a fifth larger.
+        shown.save(buffer, "PNG", pnginfo=png_info(text), compress_level=3)
+    else:
+        shown.save(buffer, kind.upper(), quality=quality, **exif_and_xmp(kind, text))
+    return buffer.getvalue()
+
+
+def encoded_video(
+    frames: np.ndarray, kind: str, fps: float | None, text: Mapping[str, str]
+) -> bytes:
+    """Frames as the bytes of a file that shows one after the other.
+
+    A GIF's frames last a multiple of 10 ms each, all together as long as they should.
+    H.264 halves the resolution of colours
+    where both sides are even, and keeps it where one is odd, which fewer players show.
+
+    Args:
+        frames: uint8 ``(F, H, W, 3)``.
+        kind: ``gif``, ``webp`` or ``mp4``; the first two are shown again and again.
+        fps: Frames a second; 8 where that is not known.
+        text: Of :func:`~max_diffusion.media.metadata.text_chunks`.
+    """
+    rate = _DEFAULT_FPS if fps is None else fps
+    if kind == "mp4":
+        return _mp4(frames, rate, text)
+    first, *rest = map(Image.fromarray, frames)
+    said: dict[str, object] = {}
+    if kind == "webp":
+        said = {"quality": _FILE_QUALITY, **exif_and_xmp(kind, text)}
+    elif SETTINGS_KEY in text:
+        said = {"comment": text[SETTINGS_KEY].encode()}
+    buffer = io.BytesIO()
+    first.save(
+        buffer,
+        kind.upper(),
+        save_all=True,
+        append_images=rest,
+        duration=_durations(len(frames), rate, 10 if kind == "gif" else 1),
+        loop=0,
+        **said,
+    )
+    return buffer.getvalue()
+
+
+def save_frames(
+    path: Path, frames: np.ndarray, text: Mapping[str, str], fps: float | None = None
+) -> None:
+    """Writes one sample in the format of the file's suffix; whole or not at all.
+
+    JPEG and WebP in quality 95.
+
+    Args:
+        path: File to write; replaced if it is there. :func:`check_frames` was passed.
+        frames: uint8 ``(F, H, W, 3)``.
+        text: Of :func:`~max_diffusion.media.metadata.text_chunks`; any Unicode.
+        fps: Frames a second, of a video.
+
+    Raises:
+        RequestError: The file cannot be written.
+    """
+    kind = format_of(path).kind
+    if len(frames) == 1 and kind != "gif":
+        data = encoded(frames[0], kind, _FILE_QUALITY, text)
+    else:
+        data = encoded_video(frames, kind, fps, text)
+    write_file(path, lambda file: file.write(data))
+
+
+def _durations(count: int, fps: float, unit: int) -> list[int]:
+    """Milliseconds of each frame, in whole units, that do not drift."""
+    ends = [round(index * 1000 / fps / unit) * unit for index in range(count + 1)]
+    return [end - start for start, end in pairwise(ends)]
+
+
+def _mp4(frames: np.ndarray, fps: float, text: Mapping[str, str]) -> bytes:
+    import av  # takes a while, and few need it
+
+    _, height, width, _ = frames.shape
+    with TemporaryDirectory() as folder:
+        # A file, since the index is moved to its beginning, for players that stream.
+        file = Path(folder) / "video.mp4"
+        options = {"movflags": "+faststart"}
+        with av.open(file, "w", format="mp4", options=options) as container:
+            if SETTINGS_KEY in text:
+                container.metadata["comment"] = text[SETTINGS_KEY]
+            rate = Fraction(fps).limit_denominator(1001)
+            stream = container.add_stream("libx264", rate=rate)
+            stream.width, stream.height = width, height
+            is_even = height % 2 == width % 2 == 0
+            stream.pix_fmt = "yuv420p" if is_even else "yuv444p"
+            stream.options = {"crf": _MP4_QUALITY}
+            for frame in frames:
+                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode())
+        return file.read_bytes()

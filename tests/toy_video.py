@@ -1,0 +1,53 @@
+"""The example's family with frames: a plugin of its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import new_model
+import numpy as np
+from max.driver import Buffer
+from new_model import ToyPipeline
+
+from max_diffusion import GenerationContext, RequestOptions, option
+
+
+@dataclass(frozen=True)
+class ToyVideoOptions(RequestOptions):
+    num_frames: int | None = option("frames of a video", minimum=1, maximum=9)
+    fps: float | None = option("frames a second", minimum=1.0, maximum=60.0)
+
+
+class ToyVideoPipeline(ToyPipeline):
+    """The same gray in every frame, a token a 2 x 2 pixels of each."""
+
+    options_class = ToyVideoOptions
+
+    def num_frames(self, options: RequestOptions) -> int:
+        assert isinstance(options, ToyVideoOptions)
+        return 3 if options.num_frames is None else options.num_frames
+
+    def fps(self, options: RequestOptions) -> float | None:
+        assert isinstance(options, ToyVideoOptions)
+        return 8.0 if options.fps is None else options.fps
+
+    def resolved_options(self, context: GenerationContext) -> dict[str, object]:
+        return {"num_frames": context.num_frames, "fps": context.fps}
+
+    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
+        grid = context.grid
+        assert grid.frames == context.num_frames
+        cells = latents.to_numpy().reshape(-1, *vars(grid).values(), 2, 2, 3)
+        shape = -1, context.num_frames, context.height, context.width, 3
+        pixels = cells.transpose(0, 1, 2, 4, 3, 5, 6).reshape(shape)
+        return np.clip(pixels.round(), 0, 255).astype(np.uint8)
+
+
+def write_folder(path: Path) -> Path:
+    new_model.write_folder(path)
+    index = json.loads((path / "model_index.json").read_text())
+    index["_class_name"] = "ToyVideoPipeline"
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path
