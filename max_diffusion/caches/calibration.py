@@ -6,12 +6,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from types import MappingProxyType
+from typing import Any, Final, get_type_hints
 
 from ..core.files import write_text
+from ..core.json_values import WrongTypeError, typed
 from ..errors import ModelLoadError
 
 _LARGEST: Final = 1e300
+_EXPECTED: Final[Mapping[object, str]] = MappingProxyType(
+    {
+        int: "a whole number of 0 or more",
+        float: "a finite number",
+        tuple[float, ...]: "finite numbers",
+    }
+)
 CALIBRATION_FILE: Final = "cache_calibration.json"
 
 
@@ -49,16 +58,15 @@ class Calibration:
             ) from err
         except (ValueError, RecursionError) as err:
             raise ModelLoadError(f"calibration: {path} is no JSON: {err}") from err
-        known = cls()
-        wanted = asdict(known)
+        wanted = get_type_hints(cls)
         if not isinstance(entries, Mapping) or set(entries) != set(wanted):
             raise ModelLoadError(
                 f"calibration: {path} must hold {', '.join(wanted)} and nothing else; "
                 "write it with max-diffusion calibrate"
             )
         values = {
-            name: _checked(path, name, entries[name], default)
-            for name, default in wanted.items()
+            name: _checked(path, name, entries[name], kind)
+            for name, kind in wanted.items()
         }
         result = cls(**values)
         for name, is_in_range, expected in (
@@ -90,25 +98,17 @@ class Calibration:
         write_text(path, json.dumps(asdict(self), indent=1) + "\n", "calibration")
 
 
-def _checked(path: Path, name: str, value: Any, default: Any) -> Any:
-    """A file's value, of the type that the default has."""
-    if isinstance(default, tuple):
-        if isinstance(value, list) and all(_is_number(item) for item in value):
-            return tuple(float(item) for item in value)
-        expected = "finite numbers"
-    elif type(default) is int:
-        if type(value) is int and value >= 0:
-            return value
-        expected = "a whole number of 0 or more"
-    else:
-        if _is_number(value):
-            return float(value)
-        expected = "a finite number"
+def _checked(path: Path, name: str, value: Any, kind: Any) -> Any:
+    """A file's value, of the type that the field has: finite, a count 0 or more."""
+    try:
+        found = typed(value, kind)
+    except WrongTypeError:
+        found = None
+    numbers = found if isinstance(found, tuple) else (found,)
+    is_finite = all(n is not None and abs(n) < _LARGEST for n in numbers)
+    if is_finite and (kind is not int or found >= 0):
+        return found
     raise ModelLoadError(
-        f"calibration: {name} in {path} must be {expected}, got {value!r}; write it "
-        "with max-diffusion calibrate"
+        f"calibration: {name} in {path} must be {_EXPECTED[kind]}, got {value!r}; "
+        "write it with max-diffusion calibrate"
     )
-
-
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < _LARGEST

@@ -32,16 +32,3 @@ CONVERTERS: Final[Mapping[object, tuple[Callable[[str], Any], str]]] = MappingPr
     }
 )
 """What turns text into a value, and words for what it expects."""
-
-JSON_KINDS: Final[Mapping[object, tuple[tuple[type, ...], str]]] = MappingProxyType(
-    {
-        bool: ((bool,), "true or false"),
-        int: ((int,), "a whole number"),
-        float: ((int, float), "a number"),
-        str: ((str,), "text"),
-        tuple[int, ...]: ((tuple,), "a list of whole numbers"),
-        tuple[float, ...]: ((tuple,), "a list of numbers"),
-        tuple[int, ...] | str: ((tuple, str), "a list of step indices or a policy"),
-    }
-)
-"""What JSON may give, lists as tuples, and words for it."""

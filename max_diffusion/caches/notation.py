@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Final, get_args, get_type_hints
+from types import MappingProxyType
+from typing import Any, Final, get_type_hints
 
+from ..core.json_values import WrongTypeError, typed
 from ..core.report import plain
 from ..errors import RequestError
 from .config import AbstractCacheConfig
-from .converters import CONVERTERS, JSON_KINDS
+from .converters import CONVERTERS
 from .registry import CACHES
 
 _ALL: Final = "all"
+_WORDS: Final[Mapping[object, str]] = MappingProxyType(
+    {tuple[int, ...] | str: "a list of step indices or a policy"}
+)
 
 
 def cache_from_options(
@@ -133,20 +138,11 @@ def _from_json(where: str, value: object, hint: object) -> object:
     Raises:
         RequestError: It is of another type.
     """
-    given = value
-    if isinstance(value, list):
-        value = tuple(value)
-    kinds, expected = JSON_KINDS[hint]
-    is_fitting = isinstance(value, kinds) and (
-        hint is bool or not isinstance(value, bool)
-    )
-    if is_fitting and int in get_args(hint) and isinstance(value, tuple):
-        is_fitting = all(type(number) is int for number in value)
-    if is_fitting and tuple[int, ...] in get_args(hint) and isinstance(value, tuple):
-        is_fitting = all(type(step) is int for step in value)
-    if not is_fitting:
-        raise RequestError(f"{where} must be {expected}, got {_shown(given)}")
-    return value
+    try:
+        return typed(value, hint)
+    except WrongTypeError as err:
+        expected = _WORDS.get(hint, err.expected)
+        raise RequestError(f"{where} must be {expected}, got {_shown(value)}") from err
 
 
 def _shown(value: object) -> str:

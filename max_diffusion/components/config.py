@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
+from ..core.json_values import WrongTypeError, typed
 from ..errors import ModelLoadError
 
 ConfigT = TypeVar("ConfigT")
@@ -54,20 +55,11 @@ def require_one_of(where: str, key: str, value: str, choices: tuple[str, ...]) -
 
 def _typed(where: str, value: Any, kind: Any) -> Any:
     """``value`` if it is what a field of type ``kind`` holds; sizes are positive."""
-    if get_origin(kind) is tuple:
-        if isinstance(value, list) and value:
-            return tuple(_typed(where, item, get_args(kind)[0]) for item in value)
-        wanted = "a list"
-    elif kind is int:
-        if type(value) is int and value > 0:
-            return value
-        wanted = "a whole number above 0"
-    elif kind is float:
-        if type(value) in (int, float):
-            return float(value)
-        wanted = "a number"
-    else:
-        if isinstance(value, kind):
-            return value
-        wanted = {bool: "true or false", str: "text"}[kind]
-    raise ModelLoadError(f"{where} must be {wanted}, got {value!r}")
+    try:
+        found = typed(value, kind)
+    except WrongTypeError as err:
+        raise ModelLoadError(f"{where} must be {err.expected}, got {value!r}") from err
+    sizes = found if isinstance(found, tuple) else (found,)
+    if not sizes or any(type(size) is int and size < 1 for size in sizes):
+        raise ModelLoadError(f"{where} must be above 0, got {value!r}")
+    return found

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Final, Literal, Self, TypeAlias, final
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Self, TypeAlias, final, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from max.graph import DeviceRef, Module
 
 from graphs.sampler import add_euler_step
 
+from ..core.json_values import WrongTypeError, typed
 from ..errors import ModelLoadError, RequestError
 from .euler import GRAPH, EulerState
 from .foreign import FOREIGN_SETTINGS
@@ -169,7 +170,7 @@ class FlowMatchEulerConfig:
             ModelLoadError: A name is unknown, a value has the wrong type or breaks a
                 rule of this class.
         """
-        defaults = {field.name: field.default for field in fields(cls)}
+        kinds = get_type_hints(cls)
         unset = mapping.get("_use_default_values", [])
         is_list = isinstance(unset, list)
         _require(is_list, "_use_default_values", "a list of names", unset)
@@ -179,19 +180,21 @@ class FlowMatchEulerConfig:
             for name, value in mapping.items()
             if not name.startswith("_")
             and name not in unset
-            and (name in defaults or name not in FOREIGN_SETTINGS)
+            and (name in kinds or name not in FOREIGN_SETTINGS)
         }
-        unknown = sorted(settings.keys() - defaults.keys())
+        unknown = sorted(settings.keys() - kinds.keys())
         if unknown:
             raise ModelLoadError(
                 f"scheduler: unknown settings {', '.join(unknown)} in "
-                "scheduler_config.json; known are " + ", ".join(sorted(defaults)) + "."
+                "scheduler_config.json; known are " + ", ".join(sorted(kinds)) + "."
             )
-        typed = {
-            name: _typed(name, value, defaults[name])
-            for name, value in settings.items()
-        }
-        return cls(**typed)  # type: ignore[arg-type]  # _typed checked each of them
+        values: dict[str, Any] = {}
+        for name, value in settings.items():
+            try:
+                values[name] = typed(value, kinds[name])
+            except WrongTypeError as err:
+                _require(False, name, err.expected, value)
+        return cls(**values)
 
 
 @final
@@ -380,27 +383,6 @@ class FlowMatchEulerSampler(AbstractSampler):
             quantiles = special.betaincinv(_BETA_SHAPE, _BETA_SHAPE, 1 - ramp)
             return np.asarray(last + quantiles * (first - last))
         return sigmas
-
-
-def _typed(name: str, value: object, default: object) -> object:
-    """Returns ``value`` if its type fits the setting, whole numbers as float."""
-    if isinstance(default, bool):
-        expected, fits = "true or false", isinstance(value, bool)
-    elif isinstance(default, str):
-        expected, fits = "a string", isinstance(value, str)
-    elif isinstance(default, int):
-        expected, fits = "a whole number", type(value) is int
-    elif default is None and value is None:
-        return None
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    else:
-        expected, fits = (
-            "a number" if default is not None else "a number or null",
-            False,
-        )
-    _require(fits, name, expected, value)
-    return value
 
 
 def _require(holds: bool, name: str, expected: str, got: object) -> None:

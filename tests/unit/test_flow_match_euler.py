@@ -438,7 +438,10 @@ def test_config_has_the_defaults_of_diffusers() -> None:
         ({"num_train_timesteps": 1000.5}, "must be a whole number, got 1000.5"),
         ({"num_train_timesteps": 0}, "num_train_timesteps must be at least 1, got 0"),
         ({"time_shift_type": "cubic"}, "one of exponential, linear, got 'cubic'"),
-        ({"time_shift_type": None}, "time_shift_type must be a string, got None"),
+        (
+            {"time_shift_type": None},
+            "time_shift_type must be one of exponential, linear, got None",
+        ),
         ({"shift_terminal": 1}, r"in \[0, 1\) or null, got 1.0"),
         ({"shift_terminal": "x"}, "shift_terminal must be a number or null"),
         (

@@ -78,7 +78,9 @@ def test_report_without_steps_counts_nothing() -> None:
 def test_to_dict_has_every_field_and_the_counts() -> None:
     plain = make_report((make_step(),)).to_dict()
     names = {item.name for item in fields(RunReport)}
-    assert set(plain) == names | {"full_passes", "total_passes"}
+    assert set(plain) == names - {"options"} | {"full_passes", "total_passes"}
+    own = make_report((), options={"strength": 0.5}).to_dict()
+    assert own["strength"] == 0.5
     assert set(plain["steps"][0]) == {item.name for item in fields(StepRecord)}
     assert plain["prompts"] == ["a red circle"]
 
