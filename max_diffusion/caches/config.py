@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, TypeAlias
+
+from ..errors import RequestError
 
 if TYPE_CHECKING:
     from .calibration import Calibration
@@ -23,6 +26,10 @@ THRESHOLDS: Final = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.
 """Relative changes to try, for ladders."""
 
 
+# Those of matplotlib that have an area.
+_MARKERS: Final = "osDdv^<>pPhH8*X"
+
+
 @dataclass(frozen=True)
 class ChartStyle:
     """How a cache is drawn among others.
@@ -34,6 +41,18 @@ class ChartStyle:
 
     colour: str
     marker: str
+
+    def __post_init__(self) -> None:
+        """Refuses what matplotlib could not draw, long before it is asked to."""
+        if not re.fullmatch("#[0-9a-f]{6}", self.colour):
+            raise RequestError(
+                "ChartStyle: colour must be six lower-case hexadecimal digits after a "
+                f"#, got {self.colour!r}"
+            )
+        if len(self.marker) != 1 or self.marker not in _MARKERS:
+            raise RequestError(
+                f"ChartStyle: marker must be one of {_MARKERS}, got {self.marker!r}"
+            )
 
 
 OTHER_STYLE: Final = ChartStyle("#3d4451", "X")

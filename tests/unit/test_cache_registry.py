@@ -16,6 +16,7 @@ import max_diffusion.caches.registry as registry
 from max_diffusion import (
     CACHES,
     AbstractCacheConfig,
+    ChartStyle,
     RequestError,
     StepMaskConfig,
     register_cache,
@@ -29,6 +30,7 @@ from max_diffusion.caches import (
     caches_from_text,
     label_of,
 )
+from max_diffusion.caches.config import _MARKERS
 from max_diffusion.plugins import load_plugins
 
 
@@ -180,3 +182,27 @@ def test_a_plugin_does_not_replace_another_module(tmp_path: Any) -> None:
     path.write_text("")
     with pytest.raises(RequestError, match="has the name of a module that is loaded"):
         load_plugins([str(path)])
+
+
+@pytest.mark.parametrize(
+    ("colour", "marker", "message"),
+    [
+        ("red", "o", "colour must be six .* got 'red'"),
+        ("#FF0000", "o", "colour must be six .* got '#FF0000'"),
+        ("#ff00", "o", "colour must be six .* got '#ff00'"),
+        ("#ff0000", "circle", "marker must be one of .* got 'circle'"),
+        ("#ff0000", "", "marker must be one of .* got ''"),
+    ],
+)
+def test_a_style_that_no_chart_could_draw_is_refused(
+    colour: str, marker: str, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        ChartStyle(colour, marker)
+
+
+def test_every_marker_that_is_allowed_can_be_drawn() -> None:
+    from matplotlib.markers import MarkerStyle
+
+    for marker in _MARKERS:
+        assert MarkerStyle(marker).is_filled()
