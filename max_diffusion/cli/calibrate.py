@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ..core.setting_names import flags
 from .command import Command, add_loading_options
 from .terminal import Interruption, Progress
 
@@ -27,7 +28,7 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
     is_shown = sys.stderr.isatty()
     prompts = args.prompts or PROMPTS
     settings = {
-        "num_inference_steps": args.steps,
+        "num_inference_steps": args.num_inference_steps,
         "seed": args.seed,
         "height": args.height,
         "width": args.width,
@@ -98,8 +99,10 @@ def _add_calibrate_options(add: Callable[..., Any]) -> None:
         help="default: in the model's folder",
     )
     add(
-        "--steps",
+        *flags("num_inference_steps"),
+        dest="num_inference_steps",
         type=int,
+        metavar="N",
         help="denoising steps of each picture; default: the model's",
     )
     add("--seed", type=int, default=0, help="of the first picture")

@@ -60,7 +60,7 @@ def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
     folder = check_folder(args.output)
 
     def check(pipeline: TextToImagePipeline) -> None:
-        steps = args.steps or pipeline.default_num_inference_steps
+        steps = args.num_inference_steps or pipeline.default_num_inference_steps
         for count in fewer:
             whole("--fewer-steps", count, minimum=1, maximum=steps - 1)
         runnable_caches(pipeline, caches, steps)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..core.files import read_lines
+from ..core.setting_names import flags
 from ..errors import RequestError
 from .command import add_loading_options
 from .terminal import Interruption, Progress
@@ -42,9 +43,9 @@ def read_prompts(given: Sequence[str], file: str | None) -> tuple[str, ...] | No
 def drawn_alike(args: argparse.Namespace) -> dict[str, Any]:
     """How every picture is drawn, by the names that Python has for it."""
     return {
-        "num_inference_steps": args.steps,
+        "num_inference_steps": args.num_inference_steps,
         "seed": args.seed,
-        "guidance_scale": args.guidance,
+        "guidance_scale": args.guidance_scale,
         "height": args.height,
         "width": args.width,
     }
@@ -111,8 +112,20 @@ def add_evaluation_options(add: Callable[..., Any]) -> None:
     """
     add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
     add("--prompts-file", metavar="FILE", help="prompts, one a line")
-    add("--steps", type=int, help="denoising steps; default: the model's")
-    add("--guidance", type=float, help="guidance scale of distilled models, 3.5")
+    add(
+        *flags("num_inference_steps"),
+        dest="num_inference_steps",
+        type=int,
+        metavar="N",
+        help="denoising steps; default: the model's",
+    )
+    add(
+        *flags("guidance_scale"),
+        dest="guidance_scale",
+        type=float,
+        metavar="SCALE",
+        help="guidance scale of distilled models, 3.5",
+    )
     add(
         "--seed", type=int, default=0, help="of the first prompt; the next has the next"
     )

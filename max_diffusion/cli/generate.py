@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ..core.setting_names import flags
 from ..errors import RequestError
 from .command import Command, model_options
 from .options import chosen_cache, memory_size, one_or_several, parse_seeds
@@ -71,12 +72,12 @@ def resolve(args: argparse.Namespace) -> Job:
         "negative_prompt_2": one_or_several(list(map(_typed, args.negative_prompt_2))),
         "height": args.height,
         "width": args.width,
-        "num_inference_steps": args.steps,
-        "guidance_scale": args.guidance,
-        "true_cfg_scale": args.true_cfg,
+        "num_inference_steps": args.num_inference_steps,
+        "guidance_scale": args.guidance_scale,
+        "true_cfg_scale": args.true_cfg_scale,
         "seed": seeds[0] if seeds else None,
         "seeds": seeds if seeds and len(seeds) > 1 else None,
-        "num_images_per_prompt": args.num_images,
+        "num_images_per_prompt": args.num_images_per_prompt,
         "options": model_options(args) or None,
         "cache_memory_limit": memory_size(
             "--cache-memory-limit", args.cache_memory_limit
@@ -231,9 +232,27 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     )
     add("--height", type=int, help="pixels; default: the model's")
     add("--width", type=int, help="pixels; default: the model's")
-    add("--steps", type=int, help="denoising steps; default: the model's, 28 or 4")
-    add("--guidance", type=float, help="guidance scale of distilled models, 3.5")
-    add("--true-cfg", type=float, help="classifier-free guidance; default 1, off")
+    add(
+        *flags("num_inference_steps"),
+        dest="num_inference_steps",
+        type=int,
+        metavar="N",
+        help="denoising steps; default: the model's, 28 or 4",
+    )
+    add(
+        *flags("guidance_scale"),
+        dest="guidance_scale",
+        type=float,
+        metavar="SCALE",
+        help="guidance scale of distilled models, 3.5",
+    )
+    add(
+        *flags("true_cfg_scale"),
+        dest="true_cfg_scale",
+        type=float,
+        metavar="SCALE",
+        help="classifier-free guidance; default 1, off",
+    )
     several = {"action": "append", "default": [], "metavar": "TEXT"}
     add(
         "--negative-prompt",
@@ -248,7 +267,13 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         help="one, or one of each picture, which is then the same when drawn alone; "
         "default, and -1: random, printed and stored in the picture",
     )
-    add("--num-images", type=int, help="pictures of each prompt, default 1")
+    add(
+        *flags("num_images_per_prompt"),
+        dest="num_images_per_prompt",
+        type=int,
+        metavar="N",
+        help="pictures of each prompt, default 1",
+    )
     add(
         "--cache",
         metavar="NAME",

@@ -33,6 +33,7 @@ from max_diffusion.caches import cache_from_text
 from max_diffusion.caches.converters import CONVERTERS
 from max_diffusion.cli.generate import resolve
 from max_diffusion.cli.main import parse as parse_words
+from max_diffusion.core.setting_names import SHORT_FORMS
 from max_diffusion.media.writers import save_frames
 
 ROOT = Path(__file__).parents[2]
@@ -66,6 +67,20 @@ def test_arguments_become_a_job(tmp_path: Path) -> None:
     assert job.pictures == 6
     assert job.cache == FirstBlockConfig()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_settings_have_diffusers_names_and_short_ones(tmp_path: Path) -> None:
+    output = ("--output", str(tmp_path / "x.png"), "--seed", "1")
+    values = {"steps": "7", "guidance": "2.5", "true-cfg": "3", "num-images": "2"}
+    assert [short.replace("-", "_") for short in values] == list(SHORT_FORMS.values())
+    short = [word for name, value in values.items() for word in (f"--{name}", value)]
+    pairs = zip(SHORT_FORMS, values.values(), strict=True)
+    long = [word for name, value in pairs for word in (f"--{name}", value)]
+    hyphens = [word.replace("_", "-") for word in long]
+    one = parse("a", *output, *short).request
+    assert one == parse("a", *output, *hyphens).request
+    assert (one.num_inference_steps, one.guidance_scale) == (7, 2.5)
+    assert (one.true_cfg_scale, one.num_images_per_prompt) == (3.0, 2)
 
 
 def test_texts_and_seeds_of_each_picture(tmp_path: Path) -> None:

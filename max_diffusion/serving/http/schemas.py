@@ -20,6 +20,7 @@ from pydantic import (
 from ...core.noise import MAX_SEED
 from ...core.options import DeclaredOption
 from ...core.request import MAX_SIZE, MAX_STEPS
+from ...core.setting_names import SHORT_FORMS
 from ...engine import MAX_PREVIEWS, MAX_PRIORITY
 from ...errors import RequestError
 
@@ -27,12 +28,7 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
 ALIASES: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "num_inference_steps": "steps",
-        "guidance_scale": "guidance",
-        "true_cfg_scale": "true_cfg",
-        "num_images_per_prompt": "n",
-    }
+    {**SHORT_FORMS, "num_images_per_prompt": "n"}
 )
 """Our fields by the names that diffusers has for them, and servers after it."""
 OTHERS: Final[Mapping[str, str]] = MappingProxyType(
