@@ -33,7 +33,7 @@ def compiled() -> Mapping[str, Model]:
     for rule in (LinearGuidance(), RescaledGuidance()):
         rule.add_graphs(module, DType.float32, DeviceRef.CPU())
     graphs = CompiledGraphs(InferenceSession(devices=[CPU()]), CPU())
-    graphs.add(module, {}, {})
+    graphs.add({"graphs": module}, {}, {})
     return graphs.models
 
 

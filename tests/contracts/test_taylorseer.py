@@ -52,7 +52,7 @@ def models() -> Mapping[str, Model]:
     add_series_graphs(module, DType.float32, DeviceRef.CPU())
     session = InferenceSession(devices=[CPU()])
     graphs = CompiledGraphs(session, CPU())
-    graphs.add(module, {}, {})
+    graphs.add({"graphs": module}, {}, {})
     return graphs.models
 
 
