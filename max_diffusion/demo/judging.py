@@ -26,7 +26,7 @@ def judge(prompt: str, image: np.ndarray) -> Verdict | None:
 
 
 def held_out_prompts(count: int = 12) -> tuple[str, ...]:
-    """Captions of scenes whose combinations the demo model was never trained on.
+    """Returns captions of scenes that the demo model was never trained on.
 
     Args:
         count: How many, at least 1; the first are the same for any count.
