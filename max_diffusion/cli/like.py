@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RequestError
 from ..media.metadata import read_settings
 
-# See cli.py for why.
+# What needs MAX is imported where it is used, so that most mistakes are answered at
+# once.
 if TYPE_CHECKING:
     from ..caches import AbstractCacheConfig
     from ..core.report import RunReport
