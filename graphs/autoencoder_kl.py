@@ -1,4 +1,4 @@
-"""AutoencoderKL: pictures to latents and back, NHWC.
+"""AutoencoderKL: from images to latents and back, NHWC.
 
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022,
 arXiv:2112.10752; weight names are those of diffusers' ``AutoencoderKL``.
@@ -18,7 +18,7 @@ from .weights import WeightScope
 
 @dataclass(frozen=True)
 class AutoencoderKLConfig:
-    """Sizes, named as in ``config.json``."""
+    """Sizes of an autoencoder, named as in its ``config.json``."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -39,10 +39,10 @@ class AutoencoderKLConfig:
 def decoder_grids(
     config: AutoencoderKLConfig, device: DeviceRef
 ) -> dict[str, TensorType]:
-    """Inputs of :func:`decode_packed` that carry sizes.
+    """Returns the input types of :func:`decode_packed` that carry sizes.
 
     Tokens ``(rows, columns)``, then ``(height, width)`` of every level of the decoder,
-    latents first and pictures last; each level is twice the one before.
+    latents first and images last; each level is twice the one before.
     """
     levels = range(len(config.block_out_channels))
     shapes = {"grid": ("rows", "columns")}
@@ -59,14 +59,14 @@ def decode_packed(
     grid: TensorValue,
     *levels: TensorValue,
 ) -> TensorValue:
-    """Packed latents as the transformer leaves them, to pictures.
+    """Decodes packed latents as the transformer leaves them, to images.
 
     Args:
-        config: Sizes.
-        w: Weights.
-        tokens: float32 ``(B, rows * columns, 4 C)``.
-        grid: The first of :func:`decoder_grids`.
-        levels: The others.
+        config: Sizes of the autoencoder.
+        w: Its weights.
+        tokens: Packed latents, float32 ``(B, rows * columns, 4 C)``.
+        grid: The first input of :func:`decoder_grids`.
+        levels: The other inputs of :func:`decoder_grids`.
 
     Returns:
         uint8 ``(B, H, W, 3)``.
@@ -80,7 +80,7 @@ def decode_packed(
 def unpack_latents(
     config: AutoencoderKLConfig, tokens: TensorValue, rows: Dim, columns: Dim
 ) -> TensorValue:
-    """``(B, rows * columns, 4 C)`` to ``(B, 2 rows, 2 columns, C)``.
+    """Unpacks ``(B, rows * columns, 4 C)`` to ``(B, 2 rows, 2 columns, C)``.
 
     A token holds its four cells channel by channel, as diffusers packs them.
     """
@@ -98,7 +98,7 @@ def decode(
     latents: TensorValue,
     levels: Sequence[TensorValue],
 ) -> TensorValue:
-    """Unscaled latents ``(B, h, w, C)`` to pictures ``(B, H, W, 3)``, about -1..1.
+    """Decodes unscaled ``(B, h, w, C)`` to images ``(B, H, W, 3)``, about -1..1.
 
     ``levels`` carry the sizes of every level, see :func:`decoder_grids`.
     """
@@ -127,10 +127,10 @@ def encode(
     picture: TensorValue,
     levels: Sequence[TensorValue],
 ) -> tuple[TensorValue, TensorValue]:
-    """Pictures ``(B, H, W, 3)`` in -1..1 to the latents' mean and log-variance.
+    """Encodes images ``(B, H, W, 3)`` in -1..1 as latents' mean and log-variance.
 
     Both ``(B, h, w, C)``, unscaled; the log-variance is clamped to -30..20. ``levels``
-    carry the sizes of every level, as for :func:`decode` but pictures first.
+    carry the sizes of every level, as for :func:`decode` but images first.
     """
     scope = w / "encoder"
     widths = config.block_out_channels
@@ -157,7 +157,7 @@ def encode(
 
 
 def to_uint8(x: TensorValue) -> TensorValue:
-    """Pictures in -1..1 to uint8, rounded to nearest even as numpy does."""
+    """Converts images in -1..1 to uint8, rounded to nearest even as numpy does."""
     scaled = _clamp(x.cast(DType.float32) * 0.5 + 0.5, 0.0, 1.0) * 255.0
     return ops.round(scaled).cast(DType.uint8)
 
@@ -173,7 +173,7 @@ def _middle(config: AutoencoderKLConfig, w: WeightScope, x: TensorValue) -> Tens
 def _self_attention(
     config: AutoencoderKLConfig, w: WeightScope, x: TensorValue
 ) -> TensorValue:
-    """One head over all cells."""
+    """Computes attention of one head over all cells, without the residual."""
     batch, height, width, channels = x.shape
     size = int(channels)
     y = group_norm(w / "group_norm", x, config.norm_num_groups)
@@ -201,13 +201,13 @@ def _resnet(
 
 
 def _sized(x: TensorValue, level: TensorValue) -> TensorValue:
-    """``x`` (B, h, w, C) with the height and width of a carrier; checked when run."""
+    """Gives ``x`` (B, h, w, C) a carrier's height and width; checked when run."""
     batch, _, _, channels = x.shape
     return ops.rebind(x, (batch, *level.shape, channels))
 
 
 def _double(x: TensorValue) -> TensorValue:
-    """Every cell four times: ``(B, h, w, C)`` to ``(B, 2h, 2w, C)``."""
+    """Repeats every cell four times: ``(B, h, w, C)`` to ``(B, 2h, 2w, C)``."""
     batch, height, width, channels = x.shape
     x = ops.reshape(x, (batch, height, 1, width, 1, channels))
     x = ops.broadcast_to(x, (batch, height, 2, width, 2, channels))

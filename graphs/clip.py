@@ -1,4 +1,4 @@
-"""CLIP's text encoder, pooled.
+"""CLIP's text encoder, which ends in one pooled vector per prompt.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language
 Supervision", 2021, arXiv:2103.00020; weight names are transformers'.
@@ -19,7 +19,7 @@ _MASKED = -1e30
 
 @dataclass(frozen=True)
 class ClipTextConfig:
-    """Sizes, named as in ``config.json``."""
+    """Sizes of a CLIP text encoder, named as in its ``config.json``."""
 
     vocab_size: int = 49408
     hidden_size: int = 512
@@ -35,7 +35,7 @@ class ClipTextConfig:
 def clip_host_inputs(
     config: ClipTextConfig, token_ids: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What follows from the ids ``(B, S)`` alone and is cheaper on the host.
+    """Computes inputs that follow from ids ``(B, S)`` alone, cheaper on the host.
 
     Returns:
         Positions int64 ``(S,)``; the causal bias float32 ``(S, S)``, 0 up to the query
@@ -59,7 +59,7 @@ def clip_text_encoder(
     causal_bias: TensorValue,
     at_end: TensorValue,
 ) -> TensorValue:
-    """Token ids int64 ``(B, S)`` to the state at the end token, ``(B, D)``.
+    """Encodes ids int64 ``(B, S)`` as the end token's state, ``(B, D)``.
 
     The other inputs are those of :func:`clip_host_inputs`. The bias has to be an input:
     MAX 26.7 on CPU fuses the attention below into one kernel and loses a bias that is

@@ -46,7 +46,7 @@ from .weights import WeightScope
 
 ConditioningT = TypeVar("ConditioningT")
 ModuleLevel = Literal["attention", "modules"]
-"""Which module outputs are taken or given: those of attention; or all that a block adds
+"""Which module outputs are taken or given: those of attention, or all that a block adds
 to its streams, the feed-forward layers' too."""
 
 
@@ -55,11 +55,11 @@ class Streams:
     """Hidden states between two blocks."""
 
     image: TensorValue
-    """``(B, S_img, D)``."""
+    """Hidden states of the image tokens, ``(B, S_img, D)``."""
     text: TensorValue
-    """``(B, S_txt, D)``."""
+    """Hidden states of the text tokens, ``(B, S_txt, D)``."""
     joint: TensorValue | None = None
-    """Text then image as one sequence, if the last block left them so."""
+    """Text then image as one sequence; ``None`` unless the last block left them so."""
 
 
 class AbstractBlock(ABC):
@@ -70,34 +70,35 @@ class AbstractBlock(ABC):
 
     @abstractmethod
     def modulated_input(self) -> TensorValue:
-        """The normed and modulated image stream ``(B, S, D)`` that attention reads."""
+        """Returns the normed and modulated ``(B, S, D)`` that attention reads."""
 
     @abstractmethod
     def attention(self) -> tuple[TensorValue, ...]:
-        """What the attention gives, each ``(B, S, D)``."""
+        """Returns the outputs of the attention, each ``(B, S, D)``."""
 
     @abstractmethod
     def outputs(self, attention: tuple[TensorValue, ...]) -> tuple[TensorValue, ...]:
-        """All that the block adds to its streams before gates, each ``(B, S, D)``."""
+        """Returns all that the block adds before gates, each ``(B, S, D)``."""
 
     @abstractmethod
     def add(self, outputs: tuple[TensorValue, ...]) -> Streams:
-        """The streams with the outputs added, through gates of the present step."""
+        """Adds the outputs to the streams, through gates of the present step."""
 
     def run(self) -> Streams:
-        """The whole block."""
+        """Runs the whole block and returns the streams after it."""
         return self.add(self.outputs(self.attention()))
 
 
 class AbstractDenoiser(ABC, Generic[ConditioningT]):
-    """A transformer in pieces. Pure: every call adds nodes to the current graph."""
+    """Describes a transformer in pieces; every call adds nodes to the open graph."""
 
     num_blocks: int
     width: int
     dtype: DType
     device: DeviceRef
     block_inputs: tuple[str, ...] = ()
-    """Inputs that blocks and output read themselves, beside the condition."""
+    """Names of the inputs that blocks and output read themselves, beside the
+    condition."""
 
     @abstractmethod
     def input_types(
@@ -106,43 +107,43 @@ class AbstractDenoiser(ABC, Generic[ConditioningT]):
         image_seq_len: int | str = "image_seq_len",
         text_seq_len: int | str = "text_seq_len",
     ) -> dict[str, TensorType]:
-        """Named inputs of a step, in graph order; ``latents`` comes first."""
+        """Returns a step's inputs by name, in graph order, ``latents`` first."""
 
     @abstractmethod
     def condition(
         self, w: WeightScope, inputs: dict[str, TensorValue]
     ) -> tuple[TensorValue, ...]:
-        """What is computed once a step for all blocks: of time and guidance, say."""
+        """Computes what all blocks of a step share, from time and guidance, say."""
 
     @abstractmethod
     def conditioning(
         self, condition: tuple[TensorValue, ...], inputs: dict[str, TensorValue]
     ) -> ConditioningT:
-        """What blocks read, from :meth:`condition` and the :attr:`block_inputs`."""
+        """Returns what blocks read, of the condition and :attr:`block_inputs`."""
 
     @abstractmethod
     def embed(self, w: WeightScope, inputs: dict[str, TensorValue]) -> Streams:
-        """Inputs to hidden states."""
+        """Turns the inputs into the hidden states before the first block."""
 
     @abstractmethod
     def block(
         self, w: WeightScope, index: int, streams: Streams, conditioning: ConditioningT
     ) -> AbstractBlock:
-        """Transformer block ``index``, on these hidden states."""
+        """Creates the transformer block ``index`` on these hidden states."""
 
     @abstractmethod
     def output(
         self, w: WeightScope, image: TensorValue, conditioning: ConditioningT
     ) -> TensorValue:
-        """Image stream to the prediction ``(B, S_img, C)``."""
+        """Turns the image stream into the prediction ``(B, S_img, C)``."""
 
 
 class StepGraphs(Generic[ConditioningT]):
     """Adds the step graphs of one denoiser to a module.
 
     Args:
-        module: Receives the graphs.
-        denoiser: The model.
+        module: Module that receives the graphs.
+        denoiser: The transformer.
         w: Its weights.
         sizes: ``(B, S_img, S_txt)`` of the graphs of single blocks, symbolic unless
             their shapes are to be looked at.
@@ -257,14 +258,14 @@ class StepGraphs(Generic[ConditioningT]):
         return value.shape
 
     def _name(self, piece: str) -> str:
-        """A graph's name in the module, where other components have theirs."""
+        """Returns a graph's name in the module, which other components share."""
         return f"{self._w.prefix}.{piece}"
 
     @contextmanager
     def _on_hidden(
         self, name: str, extra: Sequence[TensorType] = ()
     ) -> Iterator[tuple[Graph, Streams, ConditioningT, list[TensorValue]]]:
-        """An open graph on hidden states, and what its inputs mean."""
+        """Opens a graph on hidden states, and yields what its inputs mean."""
         denoiser = self._denoiser
         batch, *lengths = self._sizes
         hidden = [
@@ -286,7 +287,7 @@ class StepGraphs(Generic[ConditioningT]):
 
 
 def _plain(shape: Shape, name: str) -> list[Dim | str]:
-    """A shape whose expressions are replaced by names of their own."""
+    """Returns a shape with names of their own in place of expressions."""
     return [
         f"{name}_{axis}" if isinstance(dim, AlgebraicDim) else dim
         for axis, dim in enumerate(shape)

@@ -49,7 +49,7 @@ class Flux1Config:
 
     @property
     def width(self) -> int:
-        """Model width D."""
+        """Model width D, the channels of each hidden state."""
         return self.num_attention_heads * self.attention_head_dim
 
 
@@ -60,7 +60,8 @@ class Flux1Conditioning:
     embedding: TensorValue
     """SiLU of the time, guidance and text embedding, ``(B, D)``."""
     rotary: tuple[TensorValue, TensorValue]
-    """Cosines and sines for text then image tokens, ``(S_txt + S_img, 1, Dh)``."""
+    """Cosines and sines of the rotary angles for text then image tokens, each ``(S_txt
+    + S_img, 1, Dh)``."""
 
 
 @final
@@ -68,9 +69,9 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
     """Builds the pieces of one FLUX.1 transformer.
 
     Args:
-        config: Sizes.
+        config: Sizes of the transformer.
         dtype: Dtype of weights, hidden states and prediction.
-        device: Where the graphs run.
+        device: Device that the graphs run on.
     """
 
     def __init__(self, config: Flux1Config, dtype: DType, device: DeviceRef) -> None:
@@ -87,7 +88,7 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
         image_seq_len: int | str = "image_seq_len",
         text_seq_len: int | str = "text_seq_len",
     ) -> dict[str, TensorType]:
-        """Inputs by name; integers make the graph static for a hot shape.
+        """Returns a step's inputs by name; integers fix a size at compile time.
 
         ``latents`` packed, float32 ``(B, S_img, C)``; ``timestep`` float32 ``(B,)`` in
         0..1000; ``guidance`` float32 ``(B,)``, only with a guidance embedding; ``text``
@@ -116,7 +117,7 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
     def condition(
         self, w: WeightScope, inputs: dict[str, TensorValue]
     ) -> tuple[TensorValue]:
-        """Time, guidance and pooled text to one vector ``(B, D)``."""
+        """Combines time, guidance and pooled text in one vector ``(B, D)``."""
         scope = w / "time_text_embed"
         embedding = self._embed_scalar(scope / "timestep_embedder", inputs["timestep"])
         if self.config.guidance_embeds:
@@ -133,13 +134,13 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
     def conditioning(
         self, condition: tuple[TensorValue, ...], inputs: dict[str, TensorValue]
     ) -> Flux1Conditioning:
-        """The vector, and the rotary tables side by side."""
+        """Returns that vector, and the rotary tables of both sequences joined."""
         table = ops.concat([inputs["text_rotary"], inputs["image_rotary"]], axis=1)
         table = ops.unsqueeze(table, 2)  # 2, S_txt + S_img, 1, Dh
         return Flux1Conditioning(condition[0], (table[0], table[1]))
 
     def embed(self, w: WeightScope, inputs: dict[str, TensorValue]) -> Streams:
-        """Latents and text states to the model's width."""
+        """Projects latents and text states to the model's width."""
         config = self.config
         latents = inputs["latents"].cast(self.dtype)
         image = linear(w / "x_embedder", latents, config.in_channels, self.width)
@@ -158,7 +159,7 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
         streams: Streams,
         conditioning: Flux1Conditioning,
     ) -> DoubleBlock | SingleBlock:
-        """Block ``index`` of double blocks first, then single blocks."""
+        """Creates block ``index``, counting double blocks first, then single ones."""
         if index < self.config.num_layers:
             scope = w / "transformer_blocks" / index
             return DoubleBlock(self.config, scope, streams, conditioning)
@@ -168,7 +169,7 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
     def output(
         self, w: WeightScope, image: TensorValue, conditioning: Flux1Conditioning
     ) -> TensorValue:
-        """Image stream to the velocity prediction ``(B, S_img, C)``."""
+        """Turns the image stream into the velocity ``(B, S_img, C)``."""
         config = self.config
         # The final norm stores scale before shift, unlike the blocks.
         scope = w / "norm_out" / "linear"
@@ -189,7 +190,7 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
 
 
 class Flux1Block(AbstractBlock):
-    """What double and single blocks share."""
+    """Base of double and single blocks, with what both need."""
 
     def __init__(
         self,
@@ -203,13 +204,13 @@ class Flux1Block(AbstractBlock):
         self.streams, self.conditioning = streams, conditioning
 
     def modulation(self, w: WeightScope, count: int) -> list[TensorValue]:
-        """``count`` tensors ``(B, 1, D)`` from the conditioning."""
+        """Computes ``count`` tensors ``(B, 1, D)`` from the conditioning."""
         return _modulation(w, self.conditioning, self.width, count)
 
     def qkv(
         self, w: WeightScope, x: TensorValue, names: tuple[str, str, str], norm: str
     ) -> tuple[TensorValue, TensorValue, TensorValue]:
-        """Query and key, normed, and value, each ``(B, S, heads, head_dim)``."""
+        """Computes normed query and key, and value, ``(B, S, heads, head_dim)``."""
         heads, head_dim = (
             self.config.num_attention_heads,
             self.config.attention_head_dim,
@@ -224,7 +225,7 @@ class Flux1Block(AbstractBlock):
     def attend(
         self, query: TensorValue, key: TensorValue, value: TensorValue
     ) -> TensorValue:
-        """Attention with rotary positions: ``(B, S, D)``."""
+        """Computes attention with rotary positions, ``(B, S, D)``."""
         query = _rotate(query, self.conditioning.rotary)
         key = _rotate(key, self.conditioning.rotary)
         scale = self.config.attention_head_dim**-0.5
@@ -233,7 +234,7 @@ class Flux1Block(AbstractBlock):
 
 @final
 class DoubleBlock(Flux1Block):
-    """Two streams with weights of their own and joint attention."""
+    """A block of two streams with weights of their own and joint attention."""
 
     def __init__(
         self,
@@ -247,12 +248,12 @@ class DoubleBlock(Flux1Block):
         self._text_mod = self.modulation(w / "norm1_context" / "linear", 6)
 
     def modulated_input(self) -> TensorValue:
-        """Of the image stream, ``(B, S_img, D)``."""
+        """Returns the image stream's input of attention, ``(B, S_img, D)``."""
         x = layer_norm(self.streams.image, self.width)
         return _modulate(x, *self._image_mod[:2])
 
     def attention(self) -> tuple[TensorValue, ...]:
-        """Of image and text, after their own projections."""
+        """Returns the image's and the text's attention after their own projections."""
         text = self.streams.text
         text_in = _modulate(layer_norm(text, self.width), *self._text_mod[:2])
         scope = self.w / "attn"
@@ -271,14 +272,14 @@ class DoubleBlock(Flux1Block):
         )
 
     def outputs(self, attention: tuple[TensorValue, ...]) -> tuple[TensorValue, ...]:
-        """Attention and feed-forward of image and text."""
+        """Returns attention and feed-forward outputs, image before text each."""
         image, text = self._attended(attention)
         image_ff = self._feed_forward(self.w / "ff", image, self._image_mod)
         text_ff = self._feed_forward(self.w / "ff_context", text, self._text_mod)
         return (*attention, image_ff, text_ff)
 
     def add(self, outputs: tuple[TensorValue, ...]) -> Streams:
-        """Each through its gate."""
+        """Adds each output to its stream, through its own gate."""
         image, text = self._attended(outputs[:2])
         return Streams(
             image + self._image_mod[5] * outputs[2],
@@ -307,7 +308,7 @@ class DoubleBlock(Flux1Block):
 
 @final
 class SingleBlock(Flux1Block):
-    """Both streams as one sequence, attention and feed-forward side by side."""
+    """A block of one joint sequence, attention and feed-forward side by side."""
 
     def __init__(
         self,
@@ -325,16 +326,16 @@ class SingleBlock(Flux1Block):
         self._normed = _modulate(layer_norm(joint, self.width), shift, scale)
 
     def modulated_input(self) -> TensorValue:
-        """Of the joint sequence, ``(B, S_txt + S_img, D)``."""
+        """Returns the joint input of attention, ``(B, S_txt + S_img, D)``."""
         return self._normed
 
     def attention(self) -> tuple[TensorValue, ...]:
-        """Of the joint sequence, before the block's one projection."""
+        """Returns the joint attention, before the block's one projection."""
         names = ("to_q", "to_k", "to_v")
         return (self.attend(*self.qkv(self.w / "attn", self._normed, names, "norm_")),)
 
     def outputs(self, attention: tuple[TensorValue, ...]) -> tuple[TensorValue, ...]:
-        """The projection of attention and feed-forward together."""
+        """Returns the one projection of attention and feed-forward together."""
         width, hidden = self.width, _MLP_RATIO * self.width
         mlp = linear(self.w / "proj_mlp", self._normed, width, hidden)
         mlp = ops.gelu(mlp, approximate="tanh")
@@ -348,14 +349,14 @@ class SingleBlock(Flux1Block):
         return (out + mlp @ ops.transpose(second, 0, 1),)
 
     def add(self, outputs: tuple[TensorValue, ...]) -> Streams:
-        """Through the gate, to the joint sequence."""
+        """Adds the output to the joint sequence, through the gate."""
         joint = self._joint + self._gate * outputs[0]
         text, image = _cut(joint, self.streams.text.shape[1])
         return Streams(image, text, joint)
 
 
 def rotary_table(ids: np.ndarray, axes_dims: tuple[int, ...]) -> np.ndarray:
-    """Cosines and sines of the rotary angles for token positions.
+    """Computes cosines and sines of the rotary angles for token positions.
 
     Angles are formed in float64 as diffusers does on CPU.
 
@@ -377,7 +378,7 @@ def rotary_table(ids: np.ndarray, axes_dims: tuple[int, ...]) -> np.ndarray:
 
 
 def image_ids(rows: int, columns: int) -> np.ndarray:
-    """Positions of packed latents in reading order: float32 ``(rows * columns, 3)``."""
+    """Returns packed latents' positions by row, float32 ``(rows * columns, 3)``."""
     ids = np.zeros((rows, columns, 3), np.float32)
     ids[..., 1] = np.arange(rows)[:, None]
     ids[..., 2] = np.arange(columns)[None, :]
@@ -410,6 +411,6 @@ def _rotate(x: TensorValue, rotary: tuple[TensorValue, TensorValue]) -> TensorVa
 
 
 def _cut(x: TensorValue, first: Dim) -> tuple[TensorValue, TensorValue]:
-    """The first tokens of ``(B, S, D)``, and the others."""
+    """Splits ``(B, S, D)`` into the first tokens and the others."""
     # By their sizes: bounds that are tensors would each be compiled to be folded.
     return x[:, :first, :], x[:, first:, :]

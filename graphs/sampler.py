@@ -61,7 +61,7 @@ def add_rescaled_guidance(
 def _guidance_graph(
     module: Module, name: str, dtype: DType, device: DeviceRef
 ) -> Iterator[tuple[Graph, tuple[TensorValue, TensorValue, TensorValue]]]:
-    """An open graph, and its inputs in float32."""
+    """Opens a graph of guidance, and yields it with its inputs in float32."""
     shape = ("batch", "image_seq_len", "channels")
     types = [
         TensorType(dtype, shape, device),
@@ -80,10 +80,10 @@ def _guided(
 
 
 def _length(x: TensorValue) -> TensorValue:
-    """Euclidean length over the channels, ``(B, S, 1)``."""
+    """Computes the Euclidean length over the channels, ``(B, S, 1)``."""
     return ops.sqrt(ops.sum(x * x, axis=-1))
 
 
 def per_sample(x: TensorValue) -> TensorValue:
-    """``(B,)`` to ``(B, 1, 1)``, to scale each sample of a ``(B, S, C)`` tensor."""
+    """Reshapes ``(B,)`` to ``(B, 1, 1)``, to scale the samples of ``(B, S, C)``."""
     return ops.unsqueeze(ops.unsqueeze(x, 1), 2)

@@ -1,4 +1,4 @@
-"""T5's encoder.
+"""T5's text encoder.
 
 Raffel et al., "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
 Transformer", 2020, arXiv:1910.10683; weight names are transformers'. No attention mask:
@@ -20,7 +20,7 @@ from .weights import WeightScope
 
 @dataclass(frozen=True)
 class T5Config:
-    """Sizes, named as in ``config.json``."""
+    """Sizes of a T5 encoder, named as in its ``config.json``."""
 
     vocab_size: int = 32128
     d_model: int = 512
@@ -35,10 +35,10 @@ class T5Config:
 
 
 def t5_relative_buckets(config: T5Config, length: int) -> np.ndarray:
-    """Bucket of key minus query position, int64 ``(S_txt, S_txt)``, query first.
+    """Returns buckets of key minus query position, int64 ``(S_txt, S_txt)``.
 
-    Half the buckets for each direction; in each, half exact, the rest logarithmic up to
-    ``relative_attention_max_distance``.
+    The query is the first axis. Half the buckets for each direction; in each, half
+    exact, the rest logarithmic up to ``relative_attention_max_distance``.
     """
     per_side = config.relative_attention_num_buckets // 2
     exact = per_side // 2
@@ -60,12 +60,12 @@ def t5_encoder(
     *,
     embedding_name: str = "shared.weight",
 ) -> TensorValue:
-    """Token ids int64 ``(B, S_txt)`` to states ``(B, S_txt, D)``.
+    """Encodes token ids int64 ``(B, S_txt)`` as states ``(B, S_txt, D)``.
 
     Args:
-        config: Sizes.
-        w: Weights.
-        token_ids: int64 ``(B, S_txt)``.
+        config: Sizes of the encoder.
+        w: Its weights.
+        token_ids: Token ids, int64 ``(B, S_txt)``.
         relative_buckets: From :func:`t5_relative_buckets`.
         embedding_name: The token table's name in the checkpoint.
     """

@@ -1,1 +1,1 @@
-"""The small graphs of the denoising caches."""
+"""The small graphs of their own that denoising caches need."""

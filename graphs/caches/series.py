@@ -46,6 +46,6 @@ def add_relative_error(
 
 
 def magnitude(x: TensorValue) -> TensorValue:
-    """Mean absolute value of each sample of ``(B, S, C)``, float32 ``(B,)``."""
+    """Computes each sample's mean absolute value: ``(B, S, C)`` to float32 ``(B,)``."""
     absolute = ops.abs(x.cast(DType.float32))
     return ops.squeeze(ops.squeeze(ops.mean(ops.mean(absolute, 2), 1), 2), 1)

@@ -1,4 +1,4 @@
-"""The denoising caches: one configuration class a method, known by its name.
+"""The denoising caches: one configuration class per method, known by its name.
 
 A cache is one file here (and one of ``graphs/caches`` if it has a graph of its own),
 and a line of ``registry``. Its kind, see ``kinds``, says how a step runs under it.

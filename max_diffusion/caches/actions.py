@@ -1,4 +1,4 @@
-"""What a denoising step did with a sample."""
+"""The words for what a denoising step did with a sample."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import final
 @final
 @unique
 class Action(StrEnum):
-    """One word a sample and step, as reports, timelines and the server's page show it.
+    """Names what a step did with a sample, for reports, timelines and the web page.
 
     Members are strings, so that a report is JSON as it is.
 
     Attributes:
-        words: What it means, for a legend.
-        letter: The same in one letter, where colour may not be seen.
-        colour: ``#rrggbb``, which people with any colour vision tell from the others'.
+        words: The action in a few words, for a legend.
+        letter: The action in one letter, where colour may not be seen.
+        colour: Colour of the action as ``#rrggbb``, which people with any colour vision
+            tell from the others'.
     """
 
     words: str
@@ -30,12 +31,12 @@ class Action(StrEnum):
     REUSE = "reuse", "front computed, tail reused", "R", "#5fbf8f"
     """The first blocks ran, and what the others add was known."""
     PARTIAL = "partial", "known attention or modules", "P", "#b07aa1"
-    """All blocks ran, and some of what is inside of them was known."""
+    """All blocks ran, and the output of some of their modules was known."""
     ESTIMATE = "estimate", "estimated from the other branch", "E", "#8c6d46"
     """The unconditional prediction was estimated from the conditional one."""
 
     def __new__(cls, value: str, words: str, letter: str, colour: str) -> Action:
-        """A member that is its word."""
+        """Creates a member whose string value is its word."""
         member = str.__new__(cls, value)
         member._value_ = value
         member.words, member.letter, member.colour = words, letter, colour

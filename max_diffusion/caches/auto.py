@@ -23,7 +23,8 @@ from .series import COEFFICIENTS, checked_coefficients, exact_degree
 from .series_cache import SeriesCache, SeriesState
 
 MAX_INTERVAL: Final = 1_000_000
-"""Beyond any run; arithmetic of gaps stays exact."""
+"""Largest ``max_interval`` in steps: beyond any run, yet small enough that arithmetic
+with gaps stays exact."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class AutoConfig(StepRules):
         warmup_steps: Steps at the start that always compute, at least 2: the first
             forecast that can be measured needs one step before it.
         max_order: Highest order of the forecast, 0 to 4.
-        max_interval: A step in this many is computed at least.
-        coefficients: See :class:`TaylorSeerConfig`.
+        max_interval: At least one step in this many is computed; 1 computes all.
+        coefficients: Coefficients of the forecast, see :class:`TaylorSeerConfig`.
     """
 
     name: ClassVar[str] = "auto"
@@ -66,7 +67,7 @@ class AutoConfig(StepRules):
     coefficients: str = "finite_difference"
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Checks the range of each option."""
         super().__post_init__()
         if not not_negative("auto: tolerance", self.tolerance):
             raise RequestError("auto: tolerance must be above 0, got 0")
@@ -76,15 +77,15 @@ class AutoConfig(StepRules):
         checked_coefficients("auto", self.coefficients)
 
     def state_bytes(self, sizes: StateSizes) -> int:
-        """Most bytes of state that a request holds, of all branches."""
+        """Returns the most bytes of state that a request holds, over all branches."""
         return sizes.branches * (self.max_order + 1) * sizes.prediction
 
     def is_repetition(self) -> bool:
-        """Up to order 1 all coefficients are the same."""
+        """Returns True for ``newton`` up to order 1, the same as the default."""
         return self.coefficients == "newton" and self.max_order < 2
 
     def create_cache(self, calibration: Calibration) -> Auto:
-        """The policy."""
+        """Creates the policy; needs no calibration."""
         return Auto(self)
 
 
@@ -107,13 +108,13 @@ class Auto(SeriesCache):
         self.config = config
 
     def skippable_steps(self, run: Run) -> frozenset[int]:
-        """All after the warm-up, unless a gap may not be longer than one."""
+        """Returns the steps after the warm-up; none if ``max_interval`` is 1."""
         is_off = self.config.max_interval == 1
         first = self.config.warmup_steps
         return frozenset(s for s in run.later_steps if s >= first and not is_off)
 
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
-        """True for samples whose next computed step has come."""
+        """Returns True for the samples whose next computed step has come."""
         assert isinstance(state, SeriesState)
         if state.history.is_empty or step < self.config.warmup_steps:
             return np.ones(batch, bool)
@@ -126,7 +127,7 @@ class Auto(SeriesCache):
         step: int,
         rows: Sequence[int] | None = None,
     ) -> Routine[np.ndarray | None]:
-        """Keeps the prediction and returns how far its forecast was off."""
+        """Keeps the prediction and returns the relative error of its forecast."""
         assert isinstance(state, SeriesState)
         history = state.history
         if rows is None and not history.continues(noise_pred):

@@ -19,8 +19,8 @@ class BoundCache:
     """
 
     config: AbstractCacheConfig
-    """The options, complete."""
+    """The cache's complete options."""
     policy: AbstractCache
-    """What decides, and runs the steps."""
+    """The policy that decides what each step computes, and runs the steps."""
     required_steps: frozenset[int]
     """0-based steps that are computed whatever the policy says."""

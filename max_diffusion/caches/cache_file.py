@@ -15,10 +15,10 @@ from . import AbstractCacheConfig, cache_from_options
 
 
 def read_cache_file(path: str | Path) -> AbstractCacheConfig:
-    """The cache that a file names.
+    """Reads the cache that a file names.
 
     Args:
-        path: JSON: ``{"cache": "taylorseer", "options": {"cache_interval": 4}}``;
+        path: JSON file: ``{"cache": "taylorseer", "options": {"cache_interval": 4}}``;
             options that are left out have their defaults, and ``tuning`` is for
             people.
 
@@ -59,9 +59,9 @@ def write_cache_file(
     """Writes what :func:`read_cache_file` reads, whole or not at all.
 
     Args:
-        path: File; replaced if it is there.
-        cache: What it is to name, with all of its options.
-        tuning: How it was found, in JSON's types.
+        path: File to write; replaced if it exists.
+        cache: The cache that the file is to name, with all of its options.
+        tuning: How the cache was found, in JSON's types; ``None`` to leave it out.
 
     Raises:
         RequestError: The file cannot be written.

@@ -29,23 +29,25 @@ class Calibration:
     """Measurements of one model, as ``max-diffusion calibrate`` writes them."""
 
     num_inference_steps: int = 0
-    """Steps of the runs that were measured; 0 where nothing was."""
+    """Denoising steps of each measured run; 0 if nothing was measured."""
     num_pictures: int = 0
-    """Pictures that were measured."""
+    """Number of images that were measured."""
     magcache_ratios: tuple[float, ...] = ()
-    """Ratio of each step's residual to that of the step before, the first 1."""
+    """Ratio of the size of each step's residual to that of the step before, one per
+    step; the first is 1."""
     teacache_coefficients: tuple[float, ...] = ()
     """Polynomial from the change of the modulated input to the change of the residual,
-    highest power first."""
+    highest power first; empty if none was fitted."""
     teacache_r2: float = 0.0
-    """How much of the residual's change the polynomial explains, at most 1, where
+    """Share of the residual's change that the polynomial explains, at most 1, where
     every point is judged by a fit to the others."""
     teacache_range: tuple[float, ...] = ()
-    """Smallest and largest change of the input that the polynomial was fitted to."""
+    """Smallest and largest change of the modulated input that the polynomial was fitted
+    to; empty if none was fitted."""
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
-        """Reads a file.
+        """Reads the measurements from a file.
 
         Raises:
             ModelLoadError: It is missing or not what ``calibrate`` writes.
@@ -90,7 +92,7 @@ class Calibration:
         return result
 
     def write(self, path: Path) -> None:
-        """Writes the file, whole or not at all.
+        """Writes the measurements to a file, whole or not at all.
 
         Raises:
             RequestError: It cannot be written.
@@ -99,7 +101,7 @@ class Calibration:
 
 
 def _checked(path: Path, name: str, value: Any, kind: Any) -> Any:
-    """A file's value, of the type that the field has: finite, a count 0 or more."""
+    """Returns a file's value if it is finite and has its field's type and range."""
     try:
         found = typed(value, kind)
     except WrongTypeError:

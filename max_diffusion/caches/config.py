@@ -16,14 +16,15 @@ if TYPE_CHECKING:
     from .kinds import AbstractCache
 
 GraphGroup = Literal["full", "blocks", "attention", "modules", "series"]
-"""Graphs that come and go together: the whole transformer; its blocks one by one; the
-same with what their attention, or all their modules, gave; the forecasts."""
+"""Name of a set of graphs that are compiled together: the whole transformer; its blocks
+one by one; its blocks with known outputs of their attention, or of all their modules;
+the forecasts."""
 
 Ladders: TypeAlias = Mapping[str, tuple[Any, ...]]
-"""Values to try, by option."""
+"""Values to try when tuning, by the option's name."""
 
 THRESHOLDS: Final = (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.14, 0.2, 0.28, 0.4, 0.56)
-"""Relative changes to try, for ladders."""
+"""Relative changes that ladders of thresholds try, in increasing order."""
 
 
 # Those of matplotlib that have an area.
@@ -32,11 +33,12 @@ _MARKERS: Final = "osDdv^<>pPhH8*X"
 
 @dataclass(frozen=True)
 class ChartStyle:
-    """How a cache is drawn among others.
+    """The colour and mark with which charts draw one cache among others.
 
     Attributes:
-        colour: ``#rrggbb``, which people with any colour vision tell from the others'.
-        marker: One of matplotlib's markers.
+        colour: Colour as ``#rrggbb``, which people with any colour vision tell from the
+            others'.
+        marker: One of matplotlib's markers for points.
     """
 
     colour: str
@@ -56,30 +58,31 @@ class ChartStyle:
 
 
 OTHER_STYLE: Final = ChartStyle("#3d4451", "X")
-"""Of caches that choose none."""
+"""Style of caches that choose none of their own."""
 
 
 @dataclass(frozen=True)
 class StateSizes:
-    """Bytes of what a cache may keep of a request, each for its whole batch."""
+    """Bytes of each value that a cache may keep, for a request's whole batch."""
 
     prediction: int
-    """One prediction ``(B, S_img, C)``."""
+    """Bytes of one prediction ``(B, S_img, C)``."""
     image: int
-    """The image stream ``(B, S_img, D)``."""
+    """Bytes of the image stream ``(B, S_img, D)``."""
     text: int
-    """The text stream ``(B, S_txt, D)``."""
+    """Bytes of the text stream ``(B, S_txt, D)``."""
     modulated_input: int
-    """What TeaCache compares."""
+    """Bytes of the first block's modulated input, which TeaCache compares."""
     modules: Mapping[str, int]
-    """The outputs of all blocks' modules, by level."""
+    """Bytes of the outputs of all blocks' modules, by level: ``attention`` or
+    ``modules``."""
     branches: int = 1
-    """2 with true guidance."""
+    """Number of guidance branches: 2 with true guidance, else 1."""
 
 
 @dataclass(frozen=True)
 class AbstractCacheConfig(ABC):
-    """The options of one caching method, and all that the package knows of the method.
+    """Base of each caching method's options, and all that is known of the method.
 
     A subclass is a frozen dataclass whose fields, each with a default, are its options;
     the class attributes below say the rest. :func:`~max_diffusion.register_cache`
@@ -87,43 +90,47 @@ class AbstractCacheConfig(ABC):
     """
 
     name: ClassVar[str]
-    """Lower-case letters, digits and hyphens; what the command line calls it."""
+    """Name of the cache on the command line: lower-case letters, digits and hyphens."""
     summary: ClassVar[str]
-    """One sentence for people who choose among caches."""
+    """One sentence about the cache for people who choose among caches."""
     style: ClassVar[ChartStyle] = OTHER_STYLE
-    """How charts draw it."""
+    """How charts draw the cache."""
     signal_limit: ClassVar[str | None] = None
-    """The option that decisions hold their signal against, if one does."""
+    """Name of the option that decisions compare their signal with, ``None`` if there is
+    none."""
     ladders: ClassVar[Ladders] = MappingProxyType({})
-    """What :func:`~max_diffusion.evaluation.tune` climbs: options, each with values
-    from careful to bold, more or less. The default is among them, but for options of
+    """Options that :func:`~max_diffusion.evaluation.tune` varies, each with values from
+    careful to bold, more or less. The default is among them, but for options of
     :attr:`coarse`. A cache without ladders is not tuned."""
     coarse: ClassVar[Ladders] = MappingProxyType({})
-    """The options that say most, with the few values that the search starts from;
-    the others are at their defaults then."""
+    """Options that matter most, with the few values that the search starts from while
+    the other options are at their defaults."""
 
     @property
     @abstractmethod
     def graph_groups(self) -> tuple[GraphGroup, ...]:
-        """Graphs that a pipeline must have been compiled with."""
+        """Graphs that a pipeline must have compiled to run this cache."""
 
     @abstractmethod
     def state_bytes(self, sizes: StateSizes) -> int:
-        """Most bytes of state that a request holds on the device, of all branches."""
+        """Returns the most bytes of device memory that a request's state takes.
+
+        Counts all guidance branches.
+        """
 
     @abstractmethod
     def create_cache(self, calibration: Calibration) -> AbstractCache:
-        """The policy: what decides, and runs the steps.
+        """Creates the policy, which decides what each step computes and runs it.
 
         Args:
-            calibration: What was measured of the model.
+            calibration: Measurements of the model.
 
         Raises:
             RequestError: The model lacks a measurement, or it forbids this cache.
         """
 
     def required_steps(self, num_steps: int | None) -> frozenset[int]:
-        """Steps, 0-based, that a run of ``num_steps`` computes whatever is decided.
+        """Returns the 0-based steps that a run of ``num_steps`` always computes.
 
         Raises:
             RequestError: A rule names a step beyond the run, or needs a number of steps
@@ -132,7 +139,7 @@ class AbstractCacheConfig(ABC):
         return frozenset()
 
     def is_repetition(self) -> bool:
-        """Whether other options of this method compute the very same.
+        """Returns whether other options of this method compute the very same.
 
         Such settings are not tried when tuning.
         """

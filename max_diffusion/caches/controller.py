@@ -1,4 +1,4 @@
-"""How many steps to the next computed one, from the error of the last forecast."""
+"""How many steps lie before the next computed one, by the last forecast's error."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def next_gap(
     order: int | np.ndarray,
     max_gap: int,
 ) -> np.ndarray:
-    """The gap whose forecasts should err by ``tolerance``, one a sample.
+    """Returns the gap whose forecasts should err by ``tolerance``, one per sample.
 
     A series that is exact for polynomials of degree ``p`` errs by ``C gap**(p + 1)``,
     so one measured error tells ``C``. As with the step size of an ODE solver, the new

@@ -1,4 +1,4 @@
-"""How the options of caches are read, by the type they are declared with."""
+"""How the options of caches are read from text, by the type they are declared with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def _steps(text: str) -> tuple[int, ...] | str:
-    """Step indices separated by commas, or a policy's name."""
+    """Reads step indices separated by commas, or a policy's name."""
     return _whole_numbers(text) if text[:1].isdigit() else text
 
 
@@ -31,4 +31,4 @@ CONVERTERS: Final[Mapping[object, tuple[Callable[[str], Any], str]]] = MappingPr
         tuple[int, ...] | str: (_steps, "step indices like 0,5,9 or a policy"),
     }
 )
-"""What turns text into a value, and words for what it expects."""
+"""A converter from text for each type of option, and words for the text it expects."""

@@ -32,19 +32,20 @@ class FasterCacheConfig(StepRules):
             compute attention. With true guidance, so do all that compute the
             unconditional branch.
         attention_min_timestep: Lower end of the range that extrapolates attention.
-        attention_max_timestep: Upper end.
-        attention_weight: Attention is ``y1 + weight * (y1 - y2)`` of the last two.
+        attention_max_timestep: Upper end of that range.
+        attention_weight: Weight of the extrapolation: attention is
+            ``y1 + weight * (y1 - y2)`` of the last output ``y1`` and the one before it.
         guidance_interval: Within its range, steps whose index is a multiple of this
             compute the unconditional branch of true guidance; the others estimate it.
-        guidance_min_timestep: Lower end of the range that estimates it.
-        guidance_max_timestep: Upper end.
-        alpha_low: Factor on the low frequencies of the difference between branches, in
-            their range.
-        alpha_high: The same of the high frequencies.
+        guidance_min_timestep: Lower end of the range that estimates that branch.
+        guidance_max_timestep: Upper end of that range.
+        alpha_low: Factor on the low frequencies of the difference between branches,
+            within their range; 1 outside of it.
+        alpha_high: Factor on the high frequencies, within their range; 1 outside of it.
         low_min_timestep: Lower end of the range of ``alpha_low``.
-        low_max_timestep: Upper end.
+        low_max_timestep: Upper end of the range of ``alpha_low``.
         high_min_timestep: Lower end of the range of ``alpha_high``.
-        high_max_timestep: Upper end.
+        high_max_timestep: Upper end of the range of ``alpha_high``.
     """
 
     name: ClassVar[str] = "fastercache"
@@ -77,7 +78,7 @@ class FasterCacheConfig(StepRules):
     high_max_timestep: float = 301.0
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Checks the range of each option."""
         super().__post_init__()
         count("fastercache: attention_interval", self.attention_interval, minimum=1)
         count("fastercache: guidance_interval", self.guidance_interval, minimum=1)
@@ -88,7 +89,7 @@ class FasterCacheConfig(StepRules):
             ordered(f"fastercache: {part}", *ends)
 
     def estimated_steps(self, run: Run) -> frozenset[int]:
-        """Steps that estimate the unconditional branch, if there is one."""
+        """Returns the steps that estimate the unconditional branch, if there is one."""
         low, high = self.guidance_min_timestep, self.guidance_max_timestep
         return frozenset(
             step
@@ -100,7 +101,7 @@ class FasterCacheConfig(StepRules):
         )
 
     def extrapolated_steps(self, run: Run) -> frozenset[int]:
-        """Steps that extrapolate the attention of the conditional branch."""
+        """Returns the steps that extrapolate the conditional branch's attention."""
         low, high = self.attention_min_timestep, self.attention_max_timestep
         estimated = self.estimated_steps(run)
         return frozenset(
@@ -113,12 +114,12 @@ class FasterCacheConfig(StepRules):
         )
 
     def state_bytes(self, sizes: StateSizes) -> int:
-        """Most bytes of state that a request holds, of all branches."""
+        """Returns the most bytes of state that a request holds, over all branches."""
         difference = 2 * sizes.prediction if sizes.branches == 2 else 0
         return 2 * sizes.modules["attention"] + difference
 
     def create_cache(self, calibration: Calibration) -> FasterCache:
-        """The policy."""
+        """Creates the policy; needs no calibration."""
         return FasterCache(self)
 
 
@@ -140,27 +141,30 @@ class FasterCache(AbstractModuleCache):
         self.config = config
 
     def create_state(self, run: Run) -> ModuleState:
-        """Of the unconditional branch nothing is kept: what it runs, it computes."""
+        """Creates a branch's state; the unconditional branch's keeps no outputs.
+
+        That branch is computed in full at every step where it runs.
+        """
         if run.is_unconditional:
             return ModuleState(keeps_outputs=False)
         return ModuleState(self.config.extrapolated_steps(run))
 
     def skippable_steps(self, run: Run) -> frozenset[int]:
-        """Those of the plans of both branches."""
+        """Returns the steps that extrapolate attention or estimate the other branch."""
         config = self.config
         planned = config.extrapolated_steps(run) | config.estimated_steps(run)
         return planned & run.later_steps
 
     def create_memory(self) -> LastTwo:
-        """Of the last two outputs."""
+        """Creates the memory of a module's last two outputs."""
         return LastTwo(self.config.attention_weight)
 
     def decide(self, state: ModuleState, step: int) -> bool:
-        """By the plan."""
+        """Returns whether the plan computes the step's attention."""
         return step not in state.plan
 
     def create_guidance(self, run: Run) -> BranchDifference | None:
-        """What estimates the unconditional branch, if some steps do."""
+        """Creates the estimate of the unconditional branch, if any step needs it."""
         estimated = self.config.estimated_steps(run)
         if not estimated:
             return None
@@ -176,11 +180,11 @@ class LastTwo:
         self._last: tuple[Buffer, ...] = ()
 
     def push(self, value: Buffer, step: int) -> None:
-        """Takes in an output; the first one counts twice."""
+        """Takes in an output ``(B, S, D)``; the first one counts twice."""
         self._last = (self._last[-1] if self._last else value, value)
 
     def forecast(self, step: int) -> Routine[Buffer]:
-        """``y1 + weight * (y1 - y2)``, which it also takes in."""
+        """Returns ``y1 + weight * (y1 - y2)`` and takes it in as the latest output."""
         before, last = self._last
         value = yield from weighted_sum(
             [[1 + self._weight, -self._weight]], [last, before]
@@ -190,14 +194,14 @@ class LastTwo:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of both outputs."""
+        """Bytes of device memory that both outputs take."""
         distinct = {id(value): value for value in self._last}
         return sum(num_bytes(value) for value in distinct.values())
 
 
 @final
 class BranchDifference:
-    """The unconditional prediction from the conditional one and their last difference.
+    """Estimates the unconditional prediction from the conditional one.
 
     Belongs to one request. ``conditional + a low(d) + b high(d)`` with ``d`` the
     difference at the last step that computed both, its low frequencies those in a disk
@@ -225,7 +229,7 @@ class BranchDifference:
         self._high = from_numpy(difference - low, dtype, device)
 
     def estimate(self, conditional: Buffer, step: int) -> Routine[Buffer]:
-        """The unconditional prediction ``(B, S_img, C)`` of one of :attr:`steps`."""
+        """Estimates the unconditional prediction ``(B, S_img, C)`` of a step."""
         assert self._low is not None, "step 0 is never estimated"
         assert self._high is not None
         config, timestep = self._config, self._timesteps[step]
@@ -241,12 +245,12 @@ class BranchDifference:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the difference's two parts."""
+        """Bytes of device memory that the difference's two parts take."""
         return sum(num_bytes(part) for part in (self._low, self._high) if part)
 
 
 def low_frequencies(values: np.ndarray, grid: Grid) -> np.ndarray:
-    """The part of ``(B, S, C)`` that varies slowly over each frame of a grid.
+    """Returns the part of ``(B, S, C)`` that varies slowly over each frame.
 
     Frequencies in a disk of radius ``min(rows, columns) // 5`` about zero, inclusive.
     """

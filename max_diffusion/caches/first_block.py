@@ -33,7 +33,7 @@ class FirstBlockConfig(StepRules):
         tail_order: The tail is forecast by a series of this order from its last
             computed values, 0 to 4; 0 reuses the last one. The threshold decides
             when, the series what.
-        coefficients: Of that series, see :class:`TaylorSeerConfig`.
+        coefficients: Coefficients of that series, see :class:`TaylorSeerConfig`.
         front_blocks: Blocks at the start that always run; what they add is compared.
         back_blocks: Blocks at the end that always run, as in cache-dit's dual-block
             cache; what the blocks between add to the text is then reused as well.
@@ -71,7 +71,7 @@ class FirstBlockConfig(StepRules):
     back_blocks: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Checks the range of each option."""
         super().__post_init__()
         not_negative("first-block: threshold", self.threshold)
         count("first-block: warmup_steps", self.warmup_steps, minimum=0)
@@ -85,13 +85,13 @@ class FirstBlockConfig(StepRules):
         count("first-block: back_blocks", self.back_blocks, minimum=0)
 
     def state_bytes(self, sizes: StateSizes) -> int:
-        """Most bytes of state that a request holds, of all branches."""
+        """Returns the most bytes of state that a request holds, over all branches."""
         stream = sizes.image + (sizes.text if self.back_blocks else 0)
         tails = (self.tail_order + 1) * stream
         return sizes.branches * (sizes.image + tails)
 
     def create_cache(self, calibration: Calibration) -> FirstBlockCache:
-        """The policy."""
+        """Creates the policy; needs no calibration."""
         return FirstBlockCache(self)
 
 
@@ -119,18 +119,18 @@ class FirstBlockCache(AbstractResidualCache):
         self.back_blocks = config.back_blocks
 
     def create_state(self, run: Run) -> ResidualState:
-        """No residuals yet."""
+        """Creates a branch's state, without residuals."""
         return ResidualState(
             self._history(), self._history() if self.back_blocks else None
         )
 
     def skippable_steps(self, run: Run) -> frozenset[int]:
-        """All after the warm-up, unless no change is small enough."""
+        """Returns the steps after the warm-up; none if the threshold is 0."""
         is_off, first = self.config.threshold == 0, self.config.warmup_steps
         return frozenset(s for s in run.later_steps if s >= first and not is_off)
 
     def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
-        """True where the change reaches the threshold or a limit, or is no number."""
+        """Returns True where the change reaches the threshold or a limit, or is NaN."""
         config = self.config
         if step < config.warmup_steps:
             return np.ones(change.shape, bool)

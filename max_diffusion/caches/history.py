@@ -33,11 +33,12 @@ def add_series_graphs(
 def weighted_sum(
     weights: Sequence[Sequence[float]], values: Sequence[Buffer]
 ) -> Routine[Buffer]:
-    """``weight * value`` added up, in float32, of two to five ``(B, S, C)``.
+    """Adds up ``weight * value`` in float32, of two to five values ``(B, S, C)``.
 
     Args:
-        weights: A row of one weight a value for each sample; one row for all alike.
-        values: Of one shape and dtype.
+        weights: One row per sample with one weight per value; a single row serves all
+            samples.
+        values: Two to five values of one shape and dtype.
     """
     batch = int(values[0].shape[0])
     rows = np.array(weights, np.float32)
@@ -49,14 +50,14 @@ def weighted_sum(
 
 
 def relative_error(forecast: Buffer, actual: Buffer) -> Routine[np.ndarray]:
-    """``mean|forecast - actual| / mean|actual|`` of each sample, float32 ``(B,)``."""
+    """Measures ``mean|forecast - actual| / mean|actual|``, float32 ``(B,)``."""
     outputs = yield GraphCall("relative_error", (forecast, actual), actual.device)
     return to_numpy(outputs[0])
 
 
 @final
 class History:
-    """Up to ``max_order + 1`` computed values of each sample of a batch.
+    """Keeps up to ``max_order + 1`` computed values of each sample of a batch.
 
     Values are kept as they came, uncopied, in slots of the whole batch; a forecast is
     one weighted sum of slots. Where only some samples computed, their rows replace the
@@ -77,17 +78,17 @@ class History:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all slots."""
+        """Bytes of device memory that all slots take."""
         return len(self._slots) * num_bytes(self._slots[0]) if self._slots else 0
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was computed yet."""
+        """Whether no value was computed yet."""
         return not self._slots
 
     @property
     def last_steps(self) -> np.ndarray:
-        """Step each sample was last computed at, int64 ``(B,)``."""
+        """Last computed step of each sample, int64 ``(B,)``."""
         return np.asarray(self._steps.max(axis=1))
 
     @property
@@ -100,8 +101,8 @@ class History:
 
         Args:
             value: ``(B, S, C)``; with ``rows`` only theirs, ``(len(rows), S, C)``. A
-                value of all samples is kept itself, uncopied.
-            step: 0-based step it belongs to.
+                value of all samples is kept itself, without a copy.
+            step: 0-based step that the value belongs to.
             rows: Samples that were computed; ``None`` for all.
 
         Raises:
@@ -134,12 +135,12 @@ class History:
         self._steps[chosen, oldest[chosen]] = step
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Forgets all values."""
         self._slots = []
         self._steps = np.zeros((0, 0), np.int64)
 
     def forecast(self, step: int) -> Routine[Buffer]:
-        """The value ``(B, S, C)`` of every sample at ``step``.
+        """Returns the value ``(B, S, C)`` of every sample at ``step``.
 
         With one value so far this is that value's own buffer: do not write to it.
 
@@ -164,18 +165,21 @@ class History:
     def relative_error(
         self, value: Buffer, step: int, rows: Sequence[int] | None = None
     ) -> Routine[np.ndarray]:
-        """How far a forecast of ``value`` is off, float32 ``(B,)`` or of the rows."""
+        """Measures how far a forecast of ``value`` is off, float32 ``(B,)``.
+
+        With ``rows``, ``value`` and the result hold only these samples.
+        """
         forecast = yield from self.forecast(step)
         if rows is not None:
             forecast = take_rows(forecast, rows)
         return (yield from relative_error(forecast, value))
 
     def continues(self, value: Buffer) -> bool:
-        """Whether ``value`` has the shape of those before it."""
+        """Returns whether ``value`` has the shape of the values before it."""
         return bool(self._slots) and tuple(self._slots[0].shape) == tuple(value.shape)
 
     def _weights(self, step: int) -> list[list[float]]:
-        """One list a sample, one weight a slot; equal histories share the work."""
+        """Returns each sample's weights of slots; equal histories share the work."""
         histories = [tuple(history) for history in self._steps.tolist()]
         rows = {history: self._row(history, step) for history in set(histories)}
         return [rows[history] for history in histories]

@@ -26,9 +26,9 @@ class MagCacheConfig(StepRules):
         threshold: Most that the error of reused steps may add up to.
         max_consecutive_cached: Most reused steps in a row.
         retention_ratio: Share of the steps, at the start, that always compute, 0 to 1.
-        ratios: Of the size of each step's residual to that of the step before;
-            resampled where a run has another number of steps. Empty for the model's
-            own, which ``max-diffusion calibrate`` measures.
+        ratios: Ratio of the size of each step's residual to that of the step before,
+            one per step; resampled where a run has another number of steps. Empty for
+            the model's own, which ``max-diffusion calibrate`` measures.
     """
 
     name: ClassVar[str] = "magcache"
@@ -55,7 +55,7 @@ class MagCacheConfig(StepRules):
     ratios: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Checks the range of each option."""
         super().__post_init__()
         not_negative("magcache: threshold", self.threshold)
         count("magcache: max_consecutive_cached", self.max_consecutive_cached, 1)
@@ -69,7 +69,13 @@ class MagCacheConfig(StepRules):
     def computed_steps(
         self, ratios: Sequence[float], num_steps: int, required: Collection[int] = ()
     ) -> frozenset[int]:
-        """Which of ``num_steps`` steps compute, by ratios of any number of steps."""
+        """Returns the 0-based steps of a run that compute.
+
+        Args:
+            ratios: Ratios of any number of steps; resampled to ``num_steps``.
+            num_steps: Number of steps of the run.
+            required: 0-based steps that compute in any case.
+        """
         resampled = resample(ratios, num_steps)
         first = int(self.retention_ratio * num_steps + 0.5)
         computed = set()
@@ -88,11 +94,11 @@ class MagCacheConfig(StepRules):
         return frozenset(computed)
 
     def state_bytes(self, sizes: StateSizes) -> int:
-        """Most bytes of state that a request holds, of all branches."""
+        """Returns the most bytes of state that a request holds, over all branches."""
         return sizes.branches * sizes.image
 
     def create_cache(self, calibration: Calibration) -> MagCache:
-        """The policy.
+        """Creates the policy, with the model's ratios if none are configured.
 
         Raises:
             RequestError: Neither the configuration nor the model has ratios.
@@ -125,23 +131,26 @@ class MagCache(AbstractResidualCache):
         self._ratios = ratios
 
     def create_state(self, run: Run) -> ResidualState:
-        """The plan, and no residual yet."""
+        """Creates a branch's state: the plan of the run, and no residual yet."""
         steps = run.steps_for("magcache")
         computed = self.config.computed_steps(self._ratios, steps, run.required_steps)
         plan = frozenset(range(steps)) - computed
         return ResidualState(History(0, "finite_difference"), plan=plan)
 
     def skippable_steps(self, run: Run) -> frozenset[int]:
-        """Those of the plan."""
+        """Returns the steps that the plan reuses."""
         return self.create_state(run).plan
 
     def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
-        """All samples alike, by the plan."""
+        """Returns the plan's decision for the step, the same for all samples."""
         return np.full(change.shape, step not in state.plan)
 
 
 def resample(ratios: Sequence[float], num_steps: int) -> list[float]:
-    """Nearest neighbours at another number of steps; ties to even, as diffusers."""
+    """Resamples ratios to ``num_steps`` by nearest neighbours.
+
+    Ties round to even, as in diffusers.
+    """
     if len(ratios) == num_steps:
         return list(ratios)
     if num_steps == 1:

@@ -8,7 +8,8 @@ from types import MappingProxyType
 from typing import Final
 
 POLICIES: Final = ("slow", "medium", "fast", "ultra")
-"""From the one that computes most to the one that computes least."""
+"""Names of the policies, from the one that computes most to the one that computes
+least."""
 
 # Lengths of runs of steps, computed and skipped in turn, by number of steps and in the
 # order of POLICIES. 28 is stretched and cut, 15 cut; cache-dit has none at 1, 2, 3, 5
@@ -37,7 +38,7 @@ _RUNS: Final[Mapping[int, tuple[tuple[int, ...], ...]]] = MappingProxyType(
 
 
 def policy_steps(policy: str, num_steps: int) -> frozenset[int]:
-    """Steps that a policy computes in a run of ``num_steps``.
+    """Returns the steps that a policy computes in a run of ``num_steps``.
 
     Below 16 steps there are tables, up to 28 the mask of 28 steps is cut at its end,
     and above it is stretched, so that the share that is computed changes with the
@@ -46,7 +47,7 @@ def policy_steps(policy: str, num_steps: int) -> frozenset[int]:
 
     Args:
         policy: One of ``POLICIES``.
-        num_steps: At least 1.
+        num_steps: Number of steps of the run, at least 1.
 
     Returns:
         0-based steps; the first and the last are always among them.

@@ -17,7 +17,7 @@ from .kinds import AbstractCacheState, AbstractStepCache, Run
 
 @dataclass(frozen=True)
 class NoCacheConfig(AbstractCacheConfig):
-    """Computes every step."""
+    """The configuration without options whose cache computes every step."""
 
     name: ClassVar[str] = "none"
     summary: ClassVar[str] = (
@@ -27,46 +27,46 @@ class NoCacheConfig(AbstractCacheConfig):
     graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("full",)
 
     def state_bytes(self, sizes: StateSizes) -> int:
-        """Most bytes of state that a request holds, of all branches."""
+        """Returns 0: a request keeps no state."""
         return 0
 
     def create_cache(self, calibration: Calibration) -> NoCache:
-        """The policy."""
+        """Creates the policy; needs no calibration."""
         return NoCache()
 
 
 @final
 @dataclass
 class NoCacheState(AbstractCacheState):
-    """Nothing to remember."""
+    """The empty state of a policy that remembers nothing."""
 
     def restart(self, batch: int) -> None:
-        """Has nothing to forget."""
+        """Does nothing, because there is nothing to forget."""
 
     @property
     def num_bytes(self) -> int:
-        """Always 0."""
+        """Bytes of device memory that the state holds: always 0."""
         return 0
 
 
 @final
 class NoCache(AbstractStepCache):
-    """The policy that never skips."""
+    """The policy that computes every step."""
 
     def create_state(self, run: Run) -> NoCacheState:
-        """An empty state."""
+        """Creates an empty state."""
         return NoCacheState()
 
     def skippable_steps(self, run: Run) -> frozenset[int]:
-        """None."""
+        """Returns no steps: all are computed."""
         return frozenset()
 
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
-        """All of them."""
+        """Returns True for all samples."""
         return np.ones(batch, bool)
 
     def forecast(self, state: AbstractCacheState, step: int) -> Routine[Buffer]:
-        """Never reached: every step computes."""
+        """Raises AssertionError: every step computes, so nothing is forecast."""
         raise AssertionError("a cache that computes every step has nothing to forecast")
 
     def remember(
@@ -76,5 +76,5 @@ class NoCache(AbstractStepCache):
         step: int,
         rows: Sequence[int] | None = None,
     ) -> Routine[None]:
-        """Keeps nothing."""
+        """Keeps nothing of the prediction."""
         yield from ()

@@ -24,11 +24,12 @@ _WORDS: Final[Mapping[object, str]] = MappingProxyType(
 def cache_from_options(
     name: str, options: Mapping[str, object] | None = None, where: str = "cache"
 ) -> AbstractCacheConfig:
-    """A cache by name at its defaults, or with options as JSON has them.
+    """Creates a cache's configuration from its name and options as JSON has them.
 
     Args:
-        name: Of :data:`CACHES`.
-        options: Values by option; a list is taken for a tuple.
+        name: Name of one of :data:`CACHES`.
+        options: Values by option; a list is taken for a tuple. ``None`` for the
+            defaults.
         where: Where they were given, for messages.
 
     Raises:
@@ -50,10 +51,10 @@ def cache_from_text(
     where: str = "--cache",
     where_options: str = "--cache-option",
 ) -> AbstractCacheConfig:
-    """A cache by name and ``key=value`` options, as the command line has them.
+    """Creates a cache's configuration from its name and ``key=value`` options.
 
     Args:
-        name: Of :data:`CACHES`.
+        name: Name of one of :data:`CACHES`.
         options: ``key=value`` each.
         where: Where the name was given, for messages.
         where_options: Where the options were given, for messages.
@@ -86,7 +87,7 @@ def cache_from_text(
 def caches_from_text(
     text: str, where: str = "--caches"
 ) -> tuple[AbstractCacheConfig, ...]:
-    """Caches separated by commas, each ``NAME`` or ``NAME:KEY=VALUE:KEY=VALUE``.
+    """Reads caches separated by commas: ``NAME`` or ``NAME:KEY=VALUE:KEY=VALUE``.
 
     ``all`` stands for every cache at its defaults. A comma that no cache's name follows
     belongs to a value: in ``step-mask:compute_steps=0,5,9,auto`` are two.
@@ -130,7 +131,7 @@ def _no_such_option(
 
 
 def _from_json(where: str, value: object, hint: object) -> object:
-    """An option's value for a field of a type.
+    """Returns a JSON value as what an option's field of type ``hint`` holds.
 
     Its configuration checks it as well, but for Python: of what JSON has no name for,
     such as tuples, nobody is told who writes JSON.
@@ -146,14 +147,14 @@ def _from_json(where: str, value: object, hint: object) -> object:
 
 
 def _shown(value: object) -> str:
-    """As JSON has it, save for the quotes of text."""
+    """Formats a value for a message as JSON has it, save for the quotes of text."""
     if isinstance(value, str):
         return repr(value)
     return json.dumps(plain(value), default=repr)
 
 
 def label_of(cache: AbstractCacheConfig) -> str:
-    """A cache's name and what differs from its defaults, as ``--caches`` takes it."""
+    """Returns a cache's name and non-default options, as ``--caches`` takes them."""
     defaults = vars(type(cache)())
     changed = (
         f":{key}={_written(value)}"

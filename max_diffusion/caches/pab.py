@@ -21,7 +21,7 @@ class PabConfig(StepRules):
     Attributes:
         interval: Within the range, steps whose index is a multiple of this compute.
         min_timestep: Lower end of the range that reuses, 1000 at pure noise; excluded.
-        max_timestep: Upper end, excluded.
+        max_timestep: Upper end of that range, excluded.
     """
 
     name: ClassVar[str] = "pab"
@@ -43,13 +43,13 @@ class PabConfig(StepRules):
     max_timestep: float = 800.0
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Checks the range of each option."""
         super().__post_init__()
         count("pab: interval", self.interval, minimum=1)
         ordered("pab", self.min_timestep, self.max_timestep)
 
     def reused_steps(self, timesteps: tuple[float, ...]) -> frozenset[int]:
-        """Steps within the range, but for every ``interval``-th."""
+        """Returns the steps within the range that ``interval`` does not divide."""
         return frozenset(
             step
             for step, timestep in enumerate(timesteps)
@@ -57,11 +57,11 @@ class PabConfig(StepRules):
         )
 
     def state_bytes(self, sizes: StateSizes) -> int:
-        """Most bytes of state that a request holds, of all branches."""
+        """Returns the most bytes of state that a request holds, over all branches."""
         return sizes.branches * sizes.modules["attention"]
 
     def create_cache(self, calibration: Calibration) -> Pab:
-        """The policy."""
+        """Creates the policy; needs no calibration."""
         return Pab(self)
 
 
@@ -81,17 +81,17 @@ class Pab(AbstractModuleCache):
         self.config = config
 
     def create_state(self, run: Run) -> ModuleState:
-        """The plan, and no attention yet."""
+        """Creates a branch's state: the plan of the run, and no attention yet."""
         return ModuleState(self.config.reused_steps(run.timesteps_for("pab")))
 
     def skippable_steps(self, run: Run) -> frozenset[int]:
-        """Those of the plan, but for the first."""
+        """Returns the steps that the plan reuses, but for the first."""
         return self.create_state(run).plan & run.later_steps
 
     def create_memory(self) -> History:
-        """Of the last value only."""
+        """Creates the memory of a module's last output."""
         return History(0, "finite_difference")
 
     def decide(self, state: ModuleState, step: int) -> bool:
-        """By the plan."""
+        """Returns whether the plan computes the step's attention."""
         return step not in state.plan

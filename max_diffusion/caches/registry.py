@@ -38,7 +38,8 @@ _BUILT_IN: Final[Sequence[type[AbstractCacheConfig]]] = (
 _kinds: Final = {kind.name: kind for kind in _BUILT_IN}
 
 CACHES: Final[Mapping[str, type[AbstractCacheConfig]]] = MappingProxyType(_kinds)
-"""Configuration classes by name; shows what is registered later, too."""
+"""Configuration class of each cache by its name; a live view that also shows caches
+registered later."""
 
 
 def register_cache(kind: type[ConfigT]) -> type[ConfigT]:
@@ -69,7 +70,7 @@ def register_cache(kind: type[ConfigT]) -> type[ConfigT]:
 
 
 def _check(kind: type[AbstractCacheConfig]) -> None:
-    """Raises RequestError where a class does not say what it must."""
+    """Raises RequestError where a class does not declare what it must."""
     where = f"register_cache: {getattr(kind, '__qualname__', repr(kind))}"
     if not (isinstance(kind, type) and issubclass(kind, AbstractCacheConfig)):
         raise RequestError(f"{where}: expected a subclass of AbstractCacheConfig")

@@ -1,4 +1,4 @@
-"""Steps that must be computed whatever a cache thinks: masks, policies, cool-down."""
+"""Steps that must be computed whatever a cache decides: masks, policies, cool-down."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .masks import POLICIES, policy_steps
 
 @dataclass(frozen=True, kw_only=True)
 class StepRules(AbstractCacheConfig):
-    """What the configuration of every cache that skips has beside its own options.
+    """Options that every cache that skips steps has beside its own.
 
     Attributes:
         compute_steps: Steps that are always computed: their 0-based indices, or a
@@ -25,7 +25,7 @@ class StepRules(AbstractCacheConfig):
     compute_last: int = 0
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Checks the type and range of both rules."""
         count("cache: compute_last", self.compute_last, minimum=0)
         if isinstance(self.compute_steps, str):
             if self.compute_steps not in POLICIES:
@@ -43,7 +43,7 @@ class StepRules(AbstractCacheConfig):
             count("cache: a step of compute_steps", step, minimum=0)
 
     def required_steps(self, num_steps: int | None) -> frozenset[int]:
-        """Steps that must be computed in a run of ``num_steps``.
+        """Returns the 0-based steps that must be computed in a run of ``num_steps``.
 
         Raises:
             RequestError: A step beyond the run, or a rule that needs the number of

@@ -19,14 +19,14 @@ COEFFICIENTS: Final = ("finite_difference", "newton")
 
 
 def checked_coefficients(where: str, value: str) -> str:
-    """``value`` if it names coefficients, else a RequestError."""
+    """Returns ``value`` if it names coefficients, else raises RequestError."""
     return one_of(f"{where}: coefficients", value, COEFFICIENTS)
 
 
 def series_weights(
     steps: Sequence[int], step: int, coefficients: str = "finite_difference"
 ) -> list[float]:
-    """Weights of the values at ``steps`` in the forecast of the value at ``step``.
+    """Returns the weights of the values at ``steps`` in the forecast at ``step``.
 
     ``finite_difference`` is what all published TaylorSeer code computes: factor ``j``
     is the difference of factor ``j - 1`` over the *last* gap, whatever its order, and
@@ -40,7 +40,7 @@ def series_weights(
         coefficients: ``finite_difference`` or ``newton``.
 
     Returns:
-        One a step, in their order; they add up to 1.
+        One weight per step, in the steps' order; they add up to 1.
 
     Raises:
         CacheStateError: ``steps`` is empty or does not increase.
@@ -76,7 +76,7 @@ def series_weights(
 
 
 def exact_degree(order: int, coefficients: str = "finite_difference") -> int:
-    """Degree of polynomials that a series of ``order`` forecasts without error.
+    """Returns the degree of polynomials that a series forecasts without error.
 
     Finite differences are exact for lines only, see :func:`series_weights`.
     """
@@ -84,7 +84,7 @@ def exact_degree(order: int, coefficients: str = "finite_difference") -> int:
 
 
 def _lagrange(known: list[float], step: int) -> list[float]:
-    """Newton's polynomial, with the values as its basis."""
+    """Returns the weights of Newton's polynomial, with the values as its basis."""
     weights = []
     for index, at in enumerate(known):
         others = [*known[:index], *known[index + 1 :]]

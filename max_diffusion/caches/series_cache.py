@@ -1,4 +1,4 @@
-"""Step caches that forecast the prediction by a series: all but when they compute."""
+"""Step caches that forecast the prediction by a series, whatever their rule."""
 
 from __future__ import annotations
 
@@ -21,41 +21,43 @@ class SeriesState(AbstractCacheState):
 
     history: History
     due: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Next step to compute, int64 ``(B,)``, of caches that choose it ahead."""
+    """Next step to compute, one per sample, int64 ``(B,)``; only of caches that choose
+    it ahead."""
 
     def restart(self, batch: int) -> None:
-        """Forgets the predictions."""
+        """Forgets all predictions, so that the next step computes."""
         self.history.clear()
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all predictions kept."""
+        """Bytes of device memory that all kept predictions take."""
         return self.history.num_bytes
 
     @property
     def last_compute_step(self) -> int | None:
-        """Step last computed of any sample, ``None`` before the first."""
+        """Last computed step of any sample, 0-based; ``None`` before the first."""
         history = self.history
         return None if history.is_empty else int(history.last_steps.max())
 
 
 class SeriesCache(AbstractStepCache):
-    """Forecasts by a weighted sum of the last computed predictions.
+    """Base of caches that forecast by a weighted sum of the last predictions.
 
     Args:
         max_order: Highest order of a forecast.
-        coefficients: See :func:`~max_diffusion.caches.series.series_weights`.
+        coefficients: Coefficients of the forecast, see
+            :func:`~max_diffusion.caches.series.series_weights`.
     """
 
     def __init__(self, max_order: int, coefficients: str) -> None:
         self._max_order, self._coefficients = max_order, coefficients
 
     def create_state(self, run: Run) -> SeriesState:
-        """An empty state: nothing is allocated before the first computed step."""
+        """Creates an empty state; the first computed step fills it."""
         return SeriesState(History(self._max_order, self._coefficients))
 
     def forecast(self, state: AbstractCacheState, step: int) -> Routine[Buffer]:
-        """Sums the series at ``step``.
+        """Forecasts the prediction ``(B, S_img, C)`` at ``step``.
 
         Raises:
             CacheStateError: Nothing was computed yet.
@@ -76,6 +78,6 @@ class SeriesCache(AbstractStepCache):
 
 
 def history_of(state: AbstractCacheState) -> History:
-    """The history of a state that a series cache has made."""
+    """Returns the history of a state that a series cache has created."""
     assert isinstance(state, SeriesState)
     return state.history

@@ -13,7 +13,7 @@ from .taylorseer import TaylorSeerConfig
 
 @dataclass(frozen=True)
 class CacheDefaults:
-    """A model's own defaults for what the settings leave open."""
+    """A model's own defaults for the cache settings that are left open."""
 
     residual_threshold: float = 0.05
     taylorseer_cache_interval: int = 5
@@ -28,10 +28,10 @@ class DenoisingCacheConfig:
     Attributes:
         first_block_caching: Use the first-block cache.
         taylorseer: Use TaylorSeer; not both.
-        taylorseer_cache_interval: See :class:`TaylorSeerConfig`.
-        taylorseer_warmup_steps: See :class:`TaylorSeerConfig`.
-        taylorseer_max_order: See :class:`TaylorSeerConfig`.
-        residual_threshold: See :class:`FirstBlockConfig`.
+        taylorseer_cache_interval: ``cache_interval`` of :class:`TaylorSeerConfig`.
+        taylorseer_warmup_steps: ``warmup_steps`` of :class:`TaylorSeerConfig`.
+        taylorseer_max_order: ``max_order`` of :class:`TaylorSeerConfig`.
+        residual_threshold: ``threshold`` of :class:`FirstBlockConfig`.
     """
 
     first_block_caching: bool = False
@@ -42,7 +42,7 @@ class DenoisingCacheConfig:
     residual_threshold: float | None = None
 
     def resolve(self, defaults: CacheDefaults | None = None) -> AbstractCacheConfig:
-        """The one method these settings select, complete.
+        """Returns the complete options of the one method that the settings select.
 
         Raises:
             RequestError: Both methods are on, or a value is out of range.

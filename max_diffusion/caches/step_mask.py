@@ -26,7 +26,7 @@ class StepMaskConfig(StepRules):
     Attributes:
         max_order: Order of the forecast of the other steps, 0 to 4; 0 reuses the last
             computed prediction.
-        coefficients: See :class:`TaylorSeerConfig`.
+        coefficients: Coefficients of the forecast, see :class:`TaylorSeerConfig`.
     """
 
     name: ClassVar[str] = "step-mask"
@@ -51,7 +51,7 @@ class StepMaskConfig(StepRules):
     coefficients: str = "finite_difference"
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Checks the range of each option, and that some steps are named."""
         super().__post_init__()
         if not self.compute_steps:
             raise RequestError(
@@ -62,22 +62,25 @@ class StepMaskConfig(StepRules):
         checked_coefficients("step-mask", self.coefficients)
 
     def state_bytes(self, sizes: StateSizes) -> int:
-        """Most bytes of state that a request holds, of all branches."""
+        """Returns the most bytes of state that a request holds, over all branches."""
         return sizes.branches * (self.max_order + 1) * sizes.prediction
 
     def create_cache(self, calibration: Calibration) -> StepMask:
-        """The policy."""
+        """Creates the policy; needs no calibration."""
         return StepMask(self.max_order, self.coefficients)
 
 
 @final
 class StepMask(SeriesCache):
-    """Computes what the rules require, and the first step, nothing else.
+    """Computes the first step and the steps that the rules require, nothing else.
 
     References:
         cache-dit 1.5's step masks, which reuse; at ``max_order=0`` so does this.
     """
 
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
-        """Only without a history; the executor knows the rules."""
+        """Returns True for all samples without a history, else False.
+
+        Steps that the rules require never get here.
+        """
         return np.full(batch, history_of(state).is_empty)

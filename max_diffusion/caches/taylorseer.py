@@ -1,4 +1,4 @@
-"""TaylorSeer on the final prediction: forecast it from its last computed values."""
+"""TaylorSeer: forecast the prediction, or what modules give, from computed values."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class TaylorSeerConfig(StepRules):
     target: str = "prediction"
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Checks the range of each option."""
         super().__post_init__()
         count("taylorseer: cache_interval", self.cache_interval, minimum=1)
         count("taylorseer: warmup_steps", self.warmup_steps, minimum=1)
@@ -86,11 +86,14 @@ class TaylorSeerConfig(StepRules):
 
     @property
     def graph_groups(self) -> tuple[GraphGroup, ...]:
-        """Of the target."""
+        """Graphs that run the steps of the target, and the forecasts."""
         return (_GROUPS[self.target], "series")
 
     def should_skip(self, step: int) -> bool:
-        """Whether ``step`` (0-based) may be forecast: warm-up, interval, phase."""
+        """Returns whether a 0-based step may be forecast.
+
+        Follows from the warm-up, the interval and the phase.
+        """
         first = {
             "documented": self.warmup_steps + 1,
             "official": self.warmup_steps - 1,
@@ -99,21 +102,21 @@ class TaylorSeerConfig(StepRules):
         return step >= self.warmup_steps and (step - first) % self.cache_interval != 0
 
     def skippable_steps(self, run: Run) -> frozenset[int]:
-        """Steps that are forecast, unless they are required."""
+        """Returns the steps that are forecast, unless they are required."""
         return frozenset(step for step in run.later_steps if self.should_skip(step))
 
     def state_bytes(self, sizes: StateSizes) -> int:
-        """Most bytes of state that a request holds, of all branches."""
+        """Returns the most bytes of state that a request holds, over all branches."""
         is_final = self.target == "prediction"
         value = sizes.prediction if is_final else sizes.modules[self.target]
         return sizes.branches * (self.max_order + 1) * value
 
     def is_repetition(self) -> bool:
-        """Up to order 1 all coefficients are the same."""
+        """Returns True for ``newton`` up to order 1, the same as the default."""
         return self.coefficients == "newton" and self.max_order < 2
 
     def create_cache(self, calibration: Calibration) -> TaylorSeer | TaylorSeerModules:
-        """The policy."""
+        """Creates the policy of the target; needs no calibration."""
         if self.target == "prediction":
             return TaylorSeer(self)
         return TaylorSeerModules(self)
@@ -143,11 +146,11 @@ class TaylorSeer(SeriesCache):
         self.config = config
 
     def skippable_steps(self, run: Run) -> frozenset[int]:
-        """See :meth:`TaylorSeerConfig.skippable_steps`."""
+        """Returns the steps that are forecast, unless they are required."""
         return self.config.skippable_steps(run)
 
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
-        """All samples alike, by :meth:`TaylorSeerConfig.should_skip`."""
+        """Returns the step's decision, the same for all samples: whether to compute."""
         compute = history_of(state).is_empty or not self.config.should_skip(step)
         return np.full(batch, compute)
 
@@ -168,17 +171,17 @@ class TaylorSeerModules(AbstractModuleCache):
         self.level = "attention" if config.target == "attention" else "modules"
 
     def create_state(self, run: Run) -> ModuleState:
-        """No outputs yet."""
+        """Creates a branch's state, without module outputs."""
         return ModuleState()
 
     def skippable_steps(self, run: Run) -> frozenset[int]:
-        """See :meth:`TaylorSeerConfig.skippable_steps`."""
+        """Returns the steps that are forecast, unless they are required."""
         return self.config.skippable_steps(run)
 
     def create_memory(self) -> History:
-        """The last computed outputs of one module."""
+        """Creates the memory of one module's last computed outputs."""
         return History(self.config.max_order, self.config.coefficients)
 
     def decide(self, state: ModuleState, step: int) -> bool:
-        """By :meth:`TaylorSeerConfig.should_skip`."""
+        """Returns whether the warm-up, interval and phase have it computed."""
         return not self.config.should_skip(step)

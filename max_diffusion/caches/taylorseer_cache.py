@@ -35,7 +35,7 @@ class TaylorSeerCache:
         config: Cache settings with ``taylorseer=True``; interval, warm-up and order
             may be ``None`` for 5, 9 and 1.
         dtype: Dtype of the predictions and so of the factors.
-        device: Where they live.
+        device: Device of the predictions.
         session: Session to compile in.
 
     Raises:
@@ -72,7 +72,7 @@ class TaylorSeerCache:
     def create_state(
         self, batch_size: int, seq_len: int, output_dim: int
     ) -> SeriesState:
-        """Fresh state of one request.
+        """Creates the fresh state of one request.
 
         Holds no zero-filled factors: zeros would be taken for data by the first
         update. The sizes are those of the predictions to come.
@@ -80,11 +80,11 @@ class TaylorSeerCache:
         return self._cache.create_state(Run())
 
     def should_skip(self, step: int) -> bool:
-        """Whether ``step`` (0-based) can be forecast, by the documented rule."""
+        """Returns whether a 0-based step can be forecast, by the documented rule."""
         return self._cache.config.should_skip(step)
 
     def predict(self, state: SeriesState, step: int) -> Buffer:
-        """Forecasts the prediction of ``step``, ``(B, S_img, C)``; state unchanged.
+        """Forecasts the prediction ``(B, S_img, C)`` of ``step``; state unchanged.
 
         With one computed step so far this is that step's own buffer: do not write it.
 

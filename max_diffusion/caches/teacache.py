@@ -18,7 +18,8 @@ from .kinds import AbstractResidualCache, ResidualState, Run
 from .rules import StepRules
 
 MIN_R2: Final = 0.5
-"""Below this the input's change says too little about what would be reused."""
+"""Smallest share of the residual's change that a fit must explain: below it the input's
+change says too little about what would be reused."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class TeaCacheConfig(StepRules):
     """Options of TeaCache, beside those of :class:`StepRules`.
 
     Attributes:
-        threshold: What the rescaled changes of reused steps stay below, added up.
+        threshold: Limit that the sum of the rescaled changes of reused steps stays
+            below; 0 never reuses.
         coefficients: Polynomial that rescales them, highest power first. Empty for the
             model's own, which ``max-diffusion calibrate`` fits.
         compute_last: Steps at the end that are always computed.
@@ -52,17 +54,17 @@ class TeaCacheConfig(StepRules):
     compute_last: int = field(default=1, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Checks the range of each option."""
         super().__post_init__()
         not_negative("teacache: threshold", self.threshold)
         numbers("teacache: coefficients", self.coefficients, finite)
 
     def state_bytes(self, sizes: StateSizes) -> int:
-        """Most bytes of state that a request holds, of all branches."""
+        """Returns the most bytes of state that a request holds, over all branches."""
         return sizes.branches * (sizes.image + sizes.modulated_input)
 
     def create_cache(self, calibration: Calibration) -> TeaCache:
-        """The policy.
+        """Creates the policy, with the model's polynomial if none is configured.
 
         Raises:
             RequestError: Neither the configuration nor the model has coefficients, or
@@ -112,21 +114,21 @@ class TeaCache(AbstractResidualCache):
         self._coefficients = coefficients
 
     def create_state(self, run: Run) -> ResidualState:
-        """No residual yet."""
+        """Creates a branch's state, without residuals."""
         return ResidualState(History(0, "finite_difference"))
 
     def skippable_steps(self, run: Run) -> frozenset[int]:
-        """All but the first, unless no change is small enough."""
+        """Returns all steps but the first; none if the threshold is 0."""
         return run.later_steps if self.config.threshold > 0 else frozenset()
 
     def measure(self, change: np.ndarray) -> np.ndarray:
-        """The polynomial of the change; infinite above what it was fitted to."""
+        """Returns the polynomial of each change; infinite above the fitted range."""
         low, high = self._fitted
         known = np.maximum(change.astype(np.float64), low)
         rescaled = np.maximum(np.polyval(self._coefficients, known), 0)
         return np.where(known > high, np.inf, rescaled)
 
     def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
-        """True where the sum reaches the threshold, or is no number."""
+        """Returns True where the sum reaches the threshold, or is NaN."""
         total = state.accumulated + self.measure(change)
         return ~(total < self.config.threshold)

@@ -1,4 +1,4 @@
-"""What a command of the command line is, and options that several have."""
+"""The description of a command of the command line, and options that several have."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class Command:
     add_options: Callable[[Callable[..., Any]], None]
     run: Callable[[argparse.Namespace, Interruption], None]
     takes_cache_options: bool = False
-    """Whether its help lists the options of every cache."""
+    """Whether the command's help lists the options of every cache."""
     takes_model_options: bool = False
-    """Whether it takes the options that only some models have."""
+    """Whether the command takes the options that only some models have."""
 
 
 def add_loading_options(add: Callable[..., Any]) -> None:
-    """Add the options that say how a model is loaded.
+    """Adds the options that say how a model is loaded.
 
     Args:
-        add: A parser's `add_argument`.
+        add: The ``add_argument`` of a parser.
     """
     add("--variant", help="weight files' variant, for example fp16")
     add("--revision", help="branch, tag or commit of a model of the hub")
@@ -42,10 +42,10 @@ def add_loading_options(add: Callable[..., Any]) -> None:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Adds what only some models have, in a group of its own.
+    """Adds the options that only some models have, in a group of their own.
 
     Args:
-        parser: Of a command that draws with one model.
+        parser: Parser of a command that draws with one model.
     """
     from ..pipelines.families import declared_by_all
 
@@ -64,7 +64,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def model_options(args: argparse.Namespace) -> dict[str, object]:
-    """What was given of the options that :func:`add_model_options` added."""
+    """Returns what was given of the options of :func:`add_model_options`."""
     return {
         name.removeprefix(_MODEL_OPTION): value
         for name, value in vars(args).items()

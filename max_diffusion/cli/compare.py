@@ -134,7 +134,7 @@ def _print_comparison(comparison: Comparison) -> None:
 
 
 def _width(columns: Mapping[str, Sequence[str]]) -> int:
-    """Columns that a table takes on a terminal.
+    """Returns how many columns of a terminal a table takes.
 
     Long names of settings go on in a next line.
     """

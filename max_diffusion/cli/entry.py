@@ -1,4 +1,4 @@
-"""The first of the command line to be imported: what must hold before all else is."""
+"""The entry point: checks and sets what must hold before any import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def main() -> NoReturn:
-    """Entry point of ``max-diffusion``; exits with the error's code."""
+    """Runs ``max-diffusion`` and exits with the error's code."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # Until the command line has its own: no traceback from within an import.
         signal.signal(signal.SIGINT, _stop)

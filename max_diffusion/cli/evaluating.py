@@ -1,4 +1,4 @@
-"""What ``compare`` and ``tune`` have in common."""
+"""What the commands ``compare`` and ``tune`` have in common."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def read_prompts(given: Sequence[str], file: str | None) -> tuple[str, ...] | None:
-    """Prompts of the command line, or of a file, one a line."""
+    """Returns the command line's prompts, or a file's, which has one per line."""
     if file is None:
         return tuple(given) or None
     if given:
@@ -41,7 +41,7 @@ def read_prompts(given: Sequence[str], file: str | None) -> tuple[str, ...] | No
 
 
 def drawn_alike(args: argparse.Namespace) -> dict[str, Any]:
-    """How every picture is drawn, by the names that Python has for it."""
+    """Returns how every image is drawn, by the names of Python's keywords."""
     return {
         "num_inference_steps": args.num_inference_steps,
         "seed": args.seed,
@@ -59,7 +59,9 @@ def loaded_model(
     interruption: Interruption,
     check: Callable[[TextToImagePipeline], None],
 ) -> Iterator[tuple[TextToImagePipeline, OnProgress]]:
-    """The model with what the caches need, by default with what all do; and progress.
+    """Yields the model, compiled for the caches, and what shows progress.
+
+    By default that is what all caches need.
 
     ``check`` sees the opened model before its compile, which takes minutes. Progress is
     shown, and heeds Ctrl-C, until the end of the block.
@@ -87,7 +89,7 @@ def loaded_model(
 
 
 def _teller(progress: Progress, interruption: Interruption) -> OnProgress:
-    """Shows how far it is, and stops where the user wants it."""
+    """Returns what shows progress, and stops where the user asks for it."""
 
     def tell(share: float, what: str) -> None:
         progress.on_share(share, what)
@@ -97,7 +99,7 @@ def _teller(progress: Progress, interruption: Interruption) -> OnProgress:
 
 
 def judge_of(pipeline: TextToImagePipeline) -> Judge | None:
-    """Who tells whether the model's images show their prompts, if anyone can."""
+    """Returns the judge of whether the model's images show their prompts, if any."""
     from ..demo import judge
     from ..pipelines.opening import is_demo_model
 
@@ -108,7 +110,7 @@ def add_evaluation_options(add: Callable[..., Any]) -> None:
     """Adds the options that both commands have.
 
     Args:
-        add: A parser's `add_argument`.
+        add: The ``add_argument`` of a parser.
     """
     add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
     add("--prompts-file", metavar="FILE", help="prompts, one a line")

@@ -39,18 +39,19 @@ class Job:
     model: str
     dtype: str | None
     like: Likeness | None
-    """A picture to repeat, but for what was given beside it."""
+    """Settings of the image to repeat, but for what was given beside it; ``None`` if
+    there is none."""
     is_one: bool
-    """Whether only the picture that is to be repeated is wanted, of its batch."""
+    """Whether only the image to repeat is wanted, not all of its batch."""
 
     @property
     def pictures(self) -> int:
-        """To be written, all prompts together."""
+        """Number of images to write, of all prompts together."""
         return 1 if self.is_one else self.request.num_images
 
 
 def resolve(args: argparse.Namespace) -> Job:
-    """Checks arguments before anything is loaded.
+    """Resolves and checks the arguments before anything is loaded.
 
     Raises:
         RequestError: A value is malformed or out of range, or a file cannot be written.
@@ -102,7 +103,7 @@ def resolve(args: argparse.Namespace) -> Job:
         if "seed" in asked:
             of_each = list(before.pop("seeds", ()))
             if of_each and is_one and "seeds" not in asked:
-                # The picture has noise of its own, as it would alone.
+                # The image has noise of its own, as it would alone.
                 of_each[like.picture] = asked["seed"]
                 asked["seeds"] = tuple(of_each)
         if "options" in asked:
@@ -128,7 +129,7 @@ def resolve(args: argparse.Namespace) -> Job:
 
 
 def _typed(text: str) -> str:
-    """UTF-8 of the command line, also where the locale is not."""
+    """Decodes text of the command line as UTF-8, also where the locale is not."""
     if not any("\udc80" <= mark <= "\udcff" for mark in text):
         return text
     try:
@@ -138,7 +139,7 @@ def _typed(text: str) -> str:
 
 
 def _cache(args: argparse.Namespace, like: Likeness | None) -> AbstractCacheConfig:
-    """The cache asked for; options alone change that of the picture to repeat."""
+    """Returns the cache asked for; options alone change that of the image to repeat."""
     if like is None or args.cache is not None or args.cache_file is not None:
         return chosen_cache(args.cache, args.cache_option, args.cache_file)
     return like.cache(args.cache_option)
@@ -207,7 +208,7 @@ def _save(job: Job, result: GenerationResult, *, is_json: bool) -> None:
     if is_json:
         print(json.dumps({"files": [str(p) for p in paths], **report.to_dict()}))
         return
-    # Of the batch: its pictures are drawn together.
+    # Of the batch: its images are drawn together.
     took = f"{report.total_seconds:.2f} s"
     passes = f"{report.full_passes} of {report.total_passes} full passes"
     for path, (index, _) in zip(paths, wanted, strict=True):

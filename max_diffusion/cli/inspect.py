@@ -79,7 +79,7 @@ def _print_report(report: ModelReport) -> None:
 
 
 def _size(count: float) -> str:
-    """Bytes in the largest unit that leaves a number of 1 or more."""
+    """Formats bytes in the largest unit that leaves a number of 1 or more."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.4g} {unit}"

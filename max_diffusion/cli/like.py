@@ -1,4 +1,4 @@
-"""A picture's own settings as a request: ``generate --like``."""
+"""An image's own settings as a request: ``generate --like``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from ..errors import RequestError
 from ..media.metadata import read_settings
 
-# See cli.py for why.
+# What needs MAX is imported where it is used, so that most mistakes are answered at
+# once.
 if TYPE_CHECKING:
     from ..caches import AbstractCacheConfig
     from ..core.report import RunReport
@@ -20,22 +21,22 @@ _WARNED_OF = ("model", "device", "dtype")
 
 @dataclass(frozen=True)
 class Likeness:
-    """How a picture was drawn."""
+    """How an image was drawn, read from its file."""
 
     file: Path
     settings: Mapping[str, Any]
-    """As the file has them."""
+    """The settings as the file has them."""
     asked: Mapping[str, Any]
-    """Of a ``GenerationRequest``, by its fields' names."""
+    """Values of a ``GenerationRequest`` by the names of its fields."""
     picture: int
-    """Index among the pictures of that request."""
+    """0-based index of the image among those of its request."""
 
     @classmethod
     def of(cls, file: Path) -> Likeness:
-        """Reads a picture's settings.
+        """Reads the settings of an image.
 
         Raises:
-            RequestError: It cannot be read, has no settings, or ones that make no
+            RequestError: The file cannot be read, has no settings, or ones that make no
                 request.
         """
         from ..core.report import RunReport
@@ -75,10 +76,10 @@ class Likeness:
         return cls(file, settings, asked, picture)
 
     def cache(self, options: Sequence[str]) -> AbstractCacheConfig:
-        """Its cache, with some options changed.
+        """Returns the image's cache, with some options changed.
 
         Args:
-            options: ``key=value`` each.
+            options: Options to change, ``key=value`` each.
         """
         from ..caches import cache_from_text
 
@@ -88,14 +89,14 @@ class Likeness:
         return replace(known, **{name: vars(changed)[name] for name in names})
 
     def text(self, name: str) -> str | None:
-        """A setting that is a word, such as the model."""
+        """Returns a setting that is text, such as the model; ``None`` if missing."""
         value = self.settings.get(name)
         if value is not None and not isinstance(value, str):
             raise RequestError(f"{self.file}: its {name} must be text, got {value!r}")
         return value
 
     def differences(self, report: RunReport) -> list[str]:
-        """What was not as it was, and may have made another picture."""
+        """Returns warnings of what differs now and may have changed the image."""
         now, before = report.to_dict(), self.settings
         pairs = [(name, before.get(name), now[name]) for name in _WARNED_OF]
         versions = before.get("versions")

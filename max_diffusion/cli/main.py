@@ -91,7 +91,7 @@ def _run(arguments: Sequence[str] | None, interruption: Interruption) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Errors in this project's one-line form; exit code 2 is argparse's own."""
+    """Reports errors in this project's one-line form; exit code 2 is argparse's own."""
 
     def error(self, message: str) -> NoReturn:
         print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
@@ -99,12 +99,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _CommandParser(_Parser):
-    """Where caches and models take options of their own, lists them in its help."""
+    """Parses one command, and lists options of caches and models in its help."""
 
     command: Command
 
     def format_help(self) -> str:
-        """The help, with what families and caches declare."""
+        """Returns the help, with the options that families and caches declare."""
         if self.command.takes_model_options:
             add_model_options(self)
         return super().format_help() + (

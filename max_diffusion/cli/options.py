@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 def chosen_cache(
     name: str | None, options: Sequence[str], file: str | None
 ) -> AbstractCacheConfig:
-    """The cache that ``--cache`` and its options, or ``--cache-file``, name.
+    """Returns the cache that ``--cache`` and its options, or ``--cache-file``, name.
 
     Raises:
-        RequestError: Both, or as :func:`~max_diffusion.caches.cache_from_text` and
-            :func:`~max_diffusion.read_cache_file`.
+        RequestError: Both are given, or as
+            :func:`~max_diffusion.caches.cache_from_text` and
+            :func:`~max_diffusion.read_cache_file` raise it.
     """
     if file is None:
         from ..caches import cache_from_text
@@ -38,10 +39,10 @@ def chosen_cache(
 
 
 def memory_size(option: str, text: str | None) -> int | None:
-    """Bytes from text such as ``64MiB``; ``None`` stays so.
+    """Returns the bytes of a size such as ``64MiB``; ``None`` of ``None``.
 
     Raises:
-        RequestError: It is no size.
+        RequestError: The text is no size.
     """
     if text is None:
         return None
@@ -55,10 +56,10 @@ def memory_size(option: str, text: str | None) -> int | None:
 
 
 def parse_seeds(text: str | None) -> tuple[int, ...]:
-    """Seeds separated by commas; none of ``None``.
+    """Returns the seeds of a text, separated by commas; none of ``None``.
 
     Raises:
-        RequestError: They are no whole numbers.
+        RequestError: A seed is no whole number.
     """
     if text is None:
         return ()
@@ -72,7 +73,7 @@ def parse_seeds(text: str | None) -> tuple[int, ...]:
 
 
 def one_or_several(texts: Sequence[str]) -> str | tuple[str, ...] | None:
-    """An option that was given once, for all prompts, or once for each."""
+    """Returns what was given once, for all prompts, or once for each of them."""
     if len(texts) < 2:
         return texts[0] if texts else None
     return tuple(texts)

@@ -14,7 +14,7 @@ from ..errors import RequestCancelled
 
 
 class Interruption:
-    """Ctrl-C: the first stops at the next step, the second at once.
+    """Handles Ctrl-C: the first stops at the next step, the second at once.
 
     A thread hears of both, because a signal handler runs only when the main thread is
     back in Python, and MAX may compile for a minute.
@@ -24,7 +24,7 @@ class Interruption:
         self._is_asked = threading.Event()
 
     def __enter__(self) -> Self:
-        """Takes over SIGINT; in the main thread only."""
+        """Takes over SIGINT; must be called in the main thread."""
         reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         self._old_fd = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
@@ -72,7 +72,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 
 class Progress:
-    """Progress bars on a terminal, nothing elsewhere."""
+    """Shows progress bars on a terminal, nothing elsewhere."""
 
     def __init__(
         self, stack: ExitStack, *, is_shown: bool, word: str = "denoising"
@@ -97,7 +97,7 @@ class Progress:
             )
 
     def on_event(self, stage: str, what: str) -> None:
-        """``load`` and ``compile``, each ``start`` and ``end``."""
+        """Shows the ``start`` or ``end`` of a stage: ``load`` or ``compile``."""
         if self._bars is None:
             return
         if what == "start":
@@ -107,7 +107,7 @@ class Progress:
             self._bars.remove_task(self._tasks.pop(stage))
 
     def on_step(self, done: int, total: int) -> None:
-        """So many of so many steps are done."""
+        """Shows that ``done`` of ``total`` steps are done."""
         if self._bars is None:
             return
         if "step" not in self._tasks:
@@ -115,7 +115,7 @@ class Progress:
         self._bars.update(self._tasks["step"], completed=done)
 
     def on_share(self, share: float, what: str) -> None:
-        """So much is done, 0 to 1, and this is what is being done."""
+        """Shows the share that is done, 0 to 1, and what is being done."""
         if self._bars is None:
             return
         if "share" not in self._tasks:

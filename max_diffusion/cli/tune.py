@@ -89,7 +89,7 @@ def _prompts_of(
     prompts: tuple[str, ...] | None,
     unseen: tuple[str, ...] | None,
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
-    """What to tune and to validate on: as given, else the model's own if it has any.
+    """Returns what to tune and to validate on: as given, else the model's own.
 
     The demo model's are combinations that it was never trained on; ``None`` leaves the
     choice to :func:`tune`.

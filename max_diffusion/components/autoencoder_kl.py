@@ -1,4 +1,4 @@
-"""The decoder of an ``AutoencoderKL``: packed latents to pictures."""
+"""The decoder of an ``AutoencoderKL``: from packed latents to images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .config import require_one_of, select_fields
 
 
 def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderKLConfig:
-    """Sizes of an ``AutoencoderKL``."""
+    """Returns the sizes of an ``AutoencoderKL`` from its ``config.json``."""
     require_one_of("vae", "act_fn", config.get("act_fn", "silu"), ("silu",))
     for key, block in (
         ("down_block_types", "DownEncoderBlock2D"),
@@ -33,7 +33,7 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderKLConfig:
 
 @final
 class AutoencoderKLDecoder(ComponentModel):
-    """Packed latents to pictures."""
+    """Decodes packed latents to images."""
 
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds ``decode``: packed latents ``(B, S_img, C)`` to uint8 NHWC."""
@@ -51,11 +51,11 @@ class AutoencoderKLDecoder(ComponentModel):
         return scope
 
     def load_model(self) -> Callable[..., Any]:
-        """Packed latents and the grid to pictures."""
+        """Returns :meth:`decode`, which runs the loaded graph."""
         return self.decode
 
     def decode(self, latents: Buffer, rows: int, columns: int) -> Buffer:
-        """Latents float32 ``(B, rows * columns, C)`` to uint8 ``(B, H, W, 3)``."""
+        """Decodes float32 ``(B, rows * columns, C)`` to uint8 ``(B, H, W, 3)``."""
         levels = range(1, 1 + len(self._sizes.block_out_channels))
         shapes = [(rows * 2**level, columns * 2**level) for level in (0, *levels)]
         grids = [to_device(np.zeros(shape, np.int8), self.device) for shape in shapes]

@@ -1,4 +1,4 @@
-"""CLIP's text encoder: a prompt to one pooled vector."""
+"""CLIP's text encoder: from a prompt to one pooled vector."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .config import require_one_of, select_fields
 def clip_config(
     config: Mapping[str, Any], where: str = "text_encoder"
 ) -> ClipTextConfig:
-    """Sizes of a ``CLIPTextModel``."""
+    """Returns the sizes of a ``CLIPTextModel`` from its ``config.json``."""
     sizes = select_fields(ClipTextConfig, config, where)
     require_one_of(where, "hidden_act", sizes.hidden_act, ("quick_gelu", "gelu"))
     return sizes
@@ -29,7 +29,7 @@ def clip_config(
 
 @final
 class ClipTextEncoder(ComponentModel):
-    """Prompt to one pooled vector."""
+    """Encodes each prompt as one pooled vector."""
 
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds one graph: ids ``(B, S)`` to pooled ``(B, D)``."""
@@ -50,11 +50,11 @@ class ClipTextEncoder(ComponentModel):
         return scope
 
     def load_model(self) -> Callable[[np.ndarray], Buffer]:
-        """Token ids int64 ``(B, S)`` to the pooled vector ``(B, D)``."""
+        """Returns :meth:`encode`, which runs the loaded graph."""
         return self.encode
 
     def encode(self, ids: np.ndarray) -> Buffer:
-        """Token ids int64 ``(B, S)`` to the pooled vector ``(B, D)``."""
+        """Encodes token ids int64 ``(B, S)`` as pooled vectors ``(B, D)``."""
         arrays = (ids, *clip_host_inputs(self._sizes, ids))
         inputs = (to_device(array, self.device) for array in arrays)
         return self.models[self.name].execute(*inputs)[0]

@@ -1,4 +1,4 @@
-"""``config.json`` of a component to the sizes its graphs are built from."""
+"""The sizes of a component's graphs, from its ``config.json``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ ConfigT = TypeVar("ConfigT")
 def select_fields(
     kind: type[ConfigT], config: Mapping[str, Any], where: str
 ) -> ConfigT:
-    """The fields of a dataclass out of a larger mapping, lists as tuples.
+    """Creates a dataclass from its fields in a larger mapping, lists as tuples.
 
     Args:
         kind: The dataclass.
         config: The parsed file.
-        where: The component, for messages.
+        where: Name of the component, for messages.
 
     Raises:
         ModelLoadError: A field without a default is missing, or one has another type.
@@ -54,7 +54,7 @@ def require_one_of(where: str, key: str, value: str, choices: tuple[str, ...]) -
 
 
 def _typed(where: str, value: Any, kind: Any) -> Any:
-    """``value`` if it is what a field of type ``kind`` holds; sizes are positive."""
+    """Returns ``value`` if a field of type ``kind`` holds it; sizes are positive."""
     try:
         found = typed(value, kind)
     except WrongTypeError as err:

@@ -1,4 +1,4 @@
-"""T5's encoder: a prompt to one state a token."""
+"""T5's encoder: from a prompt to one state per token."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .config import require_one_of, select_fields
 
 
 def t5_config(config: Mapping[str, Any], where: str = "text_encoder_2") -> T5Config:
-    """Sizes of a ``T5EncoderModel``."""
+    """Returns the sizes of a ``T5EncoderModel`` from its ``config.json``."""
     sizes = select_fields(T5Config, config, where)
     require_one_of(
         where,
@@ -32,7 +32,7 @@ def t5_config(config: Mapping[str, Any], where: str = "text_encoder_2") -> T5Con
 
 @final
 class T5TextEncoder(ComponentModel):
-    """Prompt to one state a token."""
+    """Encodes each prompt as one state per token."""
 
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds one graph: ids ``(B, S_txt)`` to ``(B, S_txt, D)``."""
@@ -53,11 +53,11 @@ class T5TextEncoder(ComponentModel):
         return scope
 
     def load_model(self) -> Callable[[np.ndarray], Buffer]:
-        """Token ids int64 ``(B, S_txt)`` to states ``(B, S_txt, D)``."""
+        """Returns :meth:`encode`, which runs the loaded graph."""
         return self.encode
 
     def encode(self, ids: np.ndarray) -> Buffer:
-        """Token ids int64 ``(B, S_txt)`` to states ``(B, S_txt, D)``."""
+        """Encodes token ids int64 ``(B, S_txt)`` as states ``(B, S_txt, D)``."""
         buckets = t5_relative_buckets(self._sizes, ids.shape[1])
         return self.models[self.name].execute(
             to_device(ids, self.device), to_device(buckets, self.device)

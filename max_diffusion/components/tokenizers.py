@@ -32,22 +32,23 @@ _CLIP_WORDS = (
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Several texts as ids."""
+    """Several texts as token ids."""
 
     ids: np.ndarray
-    """int64 ``(B, max_length)``, padded."""
+    """Token ids of each text, int64 ``(B, max_length)``, padded."""
     removed: tuple[str, ...]
-    """The end of each text that did not fit; empty where all did."""
+    """The end of each text that did not fit, one per text; empty where all of it
+    did."""
 
 
 class AbstractTokenizer(ABC):
-    """Text to ids of a fixed length.
+    """Turns texts into token ids of a fixed length.
 
     Args:
         model_max_length: Longest input the model was trained on, in tokens.
         prefix: Ids before the text.
-        suffix: Ids after it, kept when the text is cut.
-        pad_token_id: Fills up to the length asked for.
+        suffix: Ids after the text, kept when the text is cut.
+        pad_token_id: Id that fills up to the length asked for.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class AbstractTokenizer(ABC):
         self._prefix, self._suffix = list(prefix), list(suffix)
 
     def encode(self, texts: Sequence[str], max_length: int) -> TokenBatch:
-        """Each text to exactly ``max_length`` ids, special tokens included."""
+        """Encodes each text as exactly ``max_length`` ids, special tokens included."""
         room = max_length - len(self._prefix) - len(self._suffix)
         ids = np.full((len(texts), max_length), self.pad_token_id, np.int64)
         removed = []
@@ -76,16 +77,16 @@ class AbstractTokenizer(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """Number of ids: one more than the largest."""
 
     @abstractmethod
     def _tokens(self, text: str, room: int) -> tuple[list[int], str]:
-        """At most ``room`` ids of a text, and the text that did not fit."""
+        """Returns at most ``room`` ids of a text, and the text that did not fit."""
 
 
 @final
 class FastTokenizer(AbstractTokenizer):
-    """Over a ``tokenizers.Tokenizer``."""
+    """Encodes with a ``tokenizers.Tokenizer``."""
 
     def __init__(
         self,
@@ -102,7 +103,7 @@ class FastTokenizer(AbstractTokenizer):
 
     @property
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """Number of ids: one more than the largest."""
         return 1 + max(self._tokenizer.get_vocab().values())
 
     def _tokens(self, text: str, room: int) -> tuple[list[int], str]:
@@ -113,7 +114,7 @@ class FastTokenizer(AbstractTokenizer):
 
 
 def load_clip_tokenizer(path: Path) -> AbstractTokenizer:
-    """From ``tokenizer.json``, else from ``vocab.json`` and ``merges.txt``.
+    """Loads ``tokenizer.json``, else ``vocab.json`` and ``merges.txt``.
 
     Raises:
         ModelLoadError: Neither is there, or they are damaged.
@@ -134,7 +135,7 @@ def load_clip_tokenizer(path: Path) -> AbstractTokenizer:
 
 
 def load_t5_tokenizer(path: Path) -> AbstractTokenizer:
-    """From ``tokenizer.json``, else from ``spiece.model``.
+    """Loads ``tokenizer.json``, else ``spiece.model``.
 
     Raises:
         ModelLoadError: Neither is there, or they are damaged.
@@ -156,7 +157,7 @@ def load_t5_tokenizer(path: Path) -> AbstractTokenizer:
 
 
 def _t5_from_sentencepiece(path: Path, extra: Sequence[str]) -> Tokenizer:
-    """As transformers 5 makes it: a unigram model over the pieces, then ``extra``."""
+    """Builds a unigram model of the pieces, then ``extra``, as transformers 5 does."""
     if not path.is_file():
         raise ModelLoadError(
             f"{path.parent.name}: no tokenizer.json and no spiece.model; download the "
@@ -261,7 +262,7 @@ def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:
-    """Pairs of tokens, one a line; only a space separates them."""
+    """Reads pairs of tokens, one pair per line; only a space separates the two."""
     try:
         lines = read_lines(path)
     except UnicodeDecodeError as err:
@@ -293,7 +294,7 @@ def _from_json(path: Path) -> Tokenizer:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    """``tokenizer_config.json``, and the older files where they count."""
+    """Reads ``tokenizer_config.json``, and the older files where they count."""
     config, named, added = (
         {k: v for k, v in read_json(path / name).items() if v is not None}
         if (path / name).is_file()
@@ -317,7 +318,7 @@ def _settings(path: Path) -> dict[str, Any]:
 
 
 def _extra_ids(settings: Mapping[str, Any]) -> int:
-    """How many ``<extra_id_0>`` ... follow T5's pieces, the last one first."""
+    """Returns how many ``<extra_id_0>`` ... follow T5's pieces, the last one first."""
     value = settings.get("extra_ids", 100)
     if type(value) is not int or value < 0:
         raise ModelLoadError(
@@ -338,7 +339,7 @@ def _limit(settings: dict[str, Any], default: int) -> int:
 
 
 def _token(token: Any, default: str) -> AddedToken:
-    """A special token, written as text or as an object with its content."""
+    """Creates a special token from text or from an object with its content."""
     given = token if isinstance(token, dict) else {"content": token}
     text = given.get("content")
     flags = {

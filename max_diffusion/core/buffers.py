@@ -10,13 +10,13 @@ from max.dtype import DType
 
 
 def to_device(array: np.ndarray, device: Device) -> Buffer:
-    """A copy of ``array`` on ``device``; never an alias of the caller's memory."""
+    """Copies ``array`` to ``device``; the copy never aliases the caller's memory."""
     buffer = Buffer.from_numpy(np.array(array, order="C"))
     return buffer if device.is_host else buffer.to(device)
 
 
 def to_numpy(buffer: Buffer) -> np.ndarray:
-    """Contents as numpy, waiting for the device; bfloat16 comes as float32."""
+    """Returns a buffer's contents, waiting for the device; bfloat16 as float32."""
     host = buffer if buffer.is_host else buffer.to(CPU())
     if host.dtype == DType.bfloat16:
         bits = host.view(DType.uint16, host.shape).to_numpy().astype(np.uint32)
@@ -25,14 +25,14 @@ def to_numpy(buffer: Buffer) -> np.ndarray:
 
 
 def bfloat16_bits(values: np.ndarray) -> np.ndarray:
-    """float32 to the bits of the nearest bfloat16, ties to even."""
+    """Rounds float32 to the bits of the nearest bfloat16, uint16, ties to even."""
     bits = values.view(np.uint32)
     odd = (bits >> 16) & np.uint32(1)
     return ((bits + np.uint32(0x7FFF) + odd) >> 16).astype(np.uint16)
 
 
 def from_numpy(values: np.ndarray, dtype: DType, device: Device) -> Buffer:
-    """float32 values on ``device`` in ``dtype``; bfloat16 is the nearest one."""
+    """Copies float32 values to ``device`` in ``dtype``, rounded to the nearest."""
     if dtype != DType.bfloat16:
         return to_device(np.asarray(values, dtype.to_numpy()), device)
     words = to_device(bfloat16_bits(values), device)
@@ -40,17 +40,17 @@ def from_numpy(values: np.ndarray, dtype: DType, device: Device) -> Buffer:
 
 
 def zeros(shape: Sequence[int], dtype: DType, device: Device) -> Buffer:
-    """A zeroed buffer on ``device``."""
+    """Creates a buffer of zeros on ``device``."""
     return Buffer.zeros(tuple(shape), dtype, device)
 
 
 def num_bytes(buffer: Buffer) -> int:
-    """Bytes a buffer holds."""
+    """Returns the bytes of memory that a buffer takes."""
     return int(buffer.num_elements) * int(buffer.element_size)
 
 
 def concatenate_rows(values: Sequence[Buffer]) -> Buffer:
-    """A new buffer of the rows of all values, which agree in all other axes."""
+    """Joins the rows of all values, alike in all other axes, in a new buffer."""
     first = values[0]
     if first.is_host and first.dtype != DType.bfloat16:
         # A third of the time that copies by the driver take.
@@ -69,13 +69,13 @@ def concatenate_rows(values: Sequence[Buffer]) -> Buffer:
 
 
 def row_slice(buffer: Buffer, start: int, stop: int) -> Buffer:
-    """Rows ``start`` to ``stop - 1`` of axis 0, in the buffer's own memory."""
+    """Returns rows ``start`` to ``stop - 1`` of axis 0 as a view of the buffer."""
     rest = (slice(None),) * (len(buffer.shape) - 1)
     return buffer[(slice(start, stop), *rest)]
 
 
 def take_rows(buffer: Buffer, rows: Sequence[int]) -> Buffer:
-    """A new buffer of the given rows of axis 0."""
+    """Copies the given rows of axis 0 to a new buffer."""
     shape = (len(rows), *buffer.shape[1:])
     taken = Buffer(dtype=buffer.dtype, shape=shape, device=buffer.device)
     for target, source in enumerate(rows):
@@ -92,7 +92,7 @@ def put_rows(target: Buffer, rows: Sequence[int], source: Buffer) -> None:
 
 
 def copied(buffer: Buffer) -> Buffer:
-    """A copy, done before any graph that starts after it."""
+    """Copies a buffer; the copy is done before any graph that starts after it."""
     if buffer.is_host and buffer.dtype != DType.bfloat16:
         return Buffer.from_numpy(buffer.to_numpy().copy())  # a third of the time
     fresh = buffer.copy()
@@ -101,19 +101,19 @@ def copied(buffer: Buffer) -> Buffer:
 
 
 def with_rows(base: Buffer, rows: Sequence[int], source: Buffer) -> Buffer:
-    """A copy of ``base`` with the given rows replaced by the rows of ``source``."""
+    """Copies ``base`` with the given rows replaced by the rows of ``source``."""
     fresh = copied(base)
     put_rows(fresh, rows, source)
     return fresh
 
 
 def repeat_rows(array: np.ndarray, count: int) -> np.ndarray:
-    """Every row ``count`` times in a row, as diffusers repeats prompts."""
+    """Repeats every row ``count`` times in a row, as diffusers repeats prompts."""
     return np.repeat(array, count, axis=0)
 
 
 def _wait_for_copies(device: Device) -> None:
-    """A GPU's queue keeps copies and graphs in order; a CPU's graphs do not wait."""
+    """Waits for copies on a CPU, whose graphs do not; a GPU's queue keeps order."""
     if device.is_host:
         device.synchronize()
 

@@ -1,4 +1,4 @@
-"""Folders and files that are written."""
+"""Folders for output, files written whole or not at all, and lines of text."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..errors import RequestError
 
 
 def prepared_folder(folder: str | Path) -> Path:
-    """A folder that can be written to; made if it is missing.
+    """Returns a folder that can be written to; creates it if it is missing.
 
     Raises:
         RequestError: There is a file in its place, or no permission.
@@ -59,7 +59,7 @@ def check_folder(folder: str | Path) -> Path:
 
 
 def written_file(path: Path) -> Path:
-    """The file that writing to ``path`` changes: of a symbolic link, its target.
+    """Returns the file that writing to ``path`` changes: the target of a link.
 
     Raises:
         OSError: The links go in a circle, or there is a device or a pipe.
@@ -83,9 +83,9 @@ def write_file(
     """Writes beside the target, then renames: an interrupted run leaves no half file.
 
     Args:
-        path: File; replaced if it is there. Of a symbolic link, what it points to.
+        path: File to write; replaced if it exists. Of a symbolic link, its target.
         write: Called with the open file.
-        where: What is written, for messages.
+        where: Name of what is written, for messages.
 
     Raises:
         RequestError: The file cannot be written.
@@ -108,7 +108,7 @@ def write_file(
 
 
 def read_lines(path: Path) -> list[str]:
-    """Lines of a UTF-8 text of any system, without their ends.
+    """Reads the lines of a UTF-8 text of any system, without their ends.
 
     Only a line feed, with or without a carriage return before it, ends a line: what
     else ``str.splitlines`` takes for an end may stand within one. A byte order mark is

@@ -1,4 +1,4 @@
-"""Where image tokens lie."""
+"""How the image tokens of one sample are arranged."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class Grid:
     """The image tokens of one sample, in the order frames, rows, columns."""
 
     frames: int
-    """Latent frames; 1 of an image."""
+    """Number of latent frames; 1 for an image."""
     rows: int
     columns: int
 
     @property
     def num_tokens(self) -> int:
-        """All of them."""
+        """Number of image tokens of one sample."""
         return self.frames * self.rows * self.columns

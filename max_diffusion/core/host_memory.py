@@ -1,4 +1,4 @@
-"""How much memory this process may take."""
+"""How many bytes of memory this process may take."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ _ROOT: Final = Path("/sys/fs/cgroup")
 
 
 def host_memory() -> int:
-    """Bytes of this machine's memory, or of what its control group may have of it."""
+    """Returns the machine's bytes of memory, or its control group's limit if lower."""
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(installed, group_memory_limit() or installed)
 
 
 def group_memory_limit(groups: Path = _GROUPS, root: Path = _ROOT) -> int | None:
-    """Most bytes that this process's control group may take, if it has a limit.
+    """Returns the most bytes that this process's control group may take.
+
+    ``None`` without a limit.
 
     Args:
-        groups: The process's groups, as Linux lists them.
-        root: Where their files are.
+        groups: File in which Linux lists the process's groups.
+        root: Folder that the groups' files are in.
     """
     limits = []
     try:

@@ -1,4 +1,4 @@
-"""What JSON gives, as the Python type that a field is declared with."""
+"""JSON's values as the Python type that a field is declared with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _WORDS: dict[object, tuple[str, str]] = {
 
 
 class WrongTypeError(ValueError):
-    """A value is not of the type asked for.
+    """Says that a value is not of the type asked for.
 
     Args:
         expected: Words for what was expected, such as ``a list of numbers``.
@@ -28,9 +28,10 @@ class WrongTypeError(ValueError):
 
 
 def typed(value: object, kind: Any) -> Any:
-    """A JSON value as what a field of a type holds: lists as tuples, numbers as floats.
+    """Returns a JSON value as a field of type ``kind`` holds it.
 
-    ``True`` is no number, and ``2.0`` no whole one.
+    Lists become tuples, and numbers of a ``float`` field become floats. ``True`` is no
+    number, and ``2.0`` no whole one.
 
     Args:
         value: From ``json.loads``.
@@ -38,7 +39,7 @@ def typed(value: object, kind: Any) -> Any:
             these, a ``Literal`` of texts, or a union of such types and ``None``.
 
     Raises:
-        WrongTypeError: It is of another type.
+        WrongTypeError: The value is of another type.
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):

@@ -1,6 +1,6 @@
 """Seeded Gaussian noise, number for number that of torch's CPU generator.
 
-A seed then names the same picture here and in diffusers, and no torch is needed
+A seed then names the same image here and in diffusers, and no torch is needed
 at run time. What torch does was found by experiment on torch 2.13.
 """
 
@@ -20,7 +20,7 @@ from .validation import whole
 _MIN_SEED: Final = -(2**63)
 MAX_SEED: Final = 2**64 - 1
 _BLOCK: Final = 16
-"""Below this many values torch draws one by one in double precision."""
+"""Number of values below which torch draws one by one in double precision."""
 
 
 @final
@@ -146,7 +146,7 @@ def _float64(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
 
 
 def checked_seed(seed: SupportsIndex) -> int:
-    """``seed`` as an integer in torch's range, else a RequestError."""
+    """Returns ``seed`` as an integer in torch's range, else raises RequestError."""
     value = whole("sampling: seed", seed)
     if not _MIN_SEED <= value <= MAX_SEED:
         # As in torch only 32 bits count, so a folded seed would lose nothing, but

@@ -24,7 +24,7 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """The options of a family that has none; the base of those that have.
+    """Base of each family's own options; itself the options of a family with none.
 
     A subclass is a frozen dataclass; its fields are of type ``int | None``,
     ``float | None``, ``str | None`` or ``bool | None``, where ``None`` leaves the
@@ -34,19 +34,19 @@ class RequestOptions:
 
 @dataclass(frozen=True)
 class DeclaredOption:
-    """One option as its family declares it."""
+    """One option of requests as its model family declares it."""
 
     name: str
-    """The keyword of ``generate`` and the field over HTTP; on the command line with
-    hyphens."""
+    """Name of the option as a keyword of ``generate`` and as a field over HTTP; on the
+    command line with hyphens."""
     kind: type
-    """``int``, ``float``, ``str`` or ``bool``."""
+    """Type of the option's values: ``int``, ``float``, ``str`` or ``bool``."""
     help: str
-    """One line that says what it does, in which unit."""
+    """One line that says what the option does, in which unit."""
     minimum: float | None
-    """The least number that any model takes, if there is one."""
+    """Least number that any model takes; ``None`` for no limit."""
     maximum: float | None
-    """The largest number that any model takes, if there is one."""
+    """Largest number that any model takes; ``None`` for no limit."""
 
 
 def option(
@@ -59,8 +59,9 @@ def option(
 
     Args:
         help: One line that says what the option does, in which unit.
-        minimum: The least number that is taken, of a number.
-        maximum: The largest number that is taken; a model may take less.
+        minimum: The least number that is taken; ``None`` for no limit.
+        maximum: The largest number that is taken; ``None`` for no limit. A model may
+            take less.
     """
     said = {"help": help, "minimum": minimum, "maximum": maximum}
     return field(default=None, metadata=said)
@@ -69,11 +70,11 @@ def option(
 def declared_options(
     kind: type[RequestOptions], taken: frozenset[str] = frozenset()
 ) -> Mapping[str, DeclaredOption]:
-    """The options of a family, by name.
+    """Returns the options that a family declares, by name.
 
     Args:
-        kind: Where they are declared.
-        taken: Names that mean something else already.
+        kind: The family's dataclass, which declares them.
+        taken: Names that already mean something else.
 
     Raises:
         RequestError: A declaration is malformed, or a name is taken.
@@ -100,12 +101,12 @@ def declared_options(
 def read_options(
     kind: type[RequestOptions], given: Mapping[str, object], owner: str
 ) -> RequestOptions:
-    """What a request asks for, as the family's own dataclass.
+    """Checks what a request asks for and returns it as the family's dataclass.
 
     Args:
         kind: The family's dataclass.
-        given: Values by name; ``None`` is as good as nothing.
-        owner: What the model is called in messages.
+        given: Values by name; ``None`` counts as not given.
+        owner: Name of the model in messages.
 
     Raises:
         RequestError: The model has no such option, or a value is of another type or out

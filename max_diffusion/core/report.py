@@ -11,114 +11,118 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step of one guidance branch."""
+    """What one denoising step did in one guidance branch."""
 
     step: int
-    """0-based index."""
+    """0-based index of the step."""
     branch: str
-    """``conditional`` or ``unconditional``."""
+    """The guidance branch: ``conditional`` or ``unconditional``."""
     sigma: float
-    """Noise level the step starts from, 0 to 1."""
+    """Noise level that the step starts from, 0 to 1."""
     timestep: float
-    """What the model received, 0 to 1000."""
+    """Timestep that the model received, 0 to 1000."""
     actions: tuple[str, ...]
-    """One a sample: ``compute`` (all of the transformer), ``predict`` (none of it),
-    ``reuse`` (without the middle blocks), ``partial`` (blocks with known attention or
-    modules) or ``estimate`` (from the other branch)."""
+    """What was done, one word per sample: ``compute`` (all of the transformer),
+    ``predict`` (none of it), ``reuse`` (without the middle blocks), ``partial`` (blocks
+    with known attention or modules) or ``estimate`` (from the other branch)."""
     signal: tuple[float, ...] | None
-    """What the decision was based on, one a sample, if on anything."""
+    """What the decision was based on, one value per sample; ``None`` if it was based on
+    none."""
     milliseconds: float
-    """Wall time of this branch's part of the step."""
+    """Wall time of this branch's part of the step in milliseconds."""
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """One call of ``generate``."""
+    """What one call of ``generate`` was asked for, what it did and how long it took."""
 
     model: str
-    """As it was asked for: ``demo``, a folder or a repo id."""
+    """The model as it was asked for: ``demo``, a folder or a repo id."""
     device: str
-    """``cpu`` or ``gpu``."""
+    """Kind of device that ran the model: ``cpu`` or ``gpu``."""
     dtype: str
     """Compute dtype of the transformer."""
     prompts: tuple[str, ...]
-    """As given; each has ``num_images / len(prompts)`` pictures."""
+    """The prompts as given; each has ``num_images / len(prompts)`` images."""
     negative_prompt: str | tuple[str, ...] | None
-    """Prompt of the unconditional branch, if there was one: of all prompts, or of
-    each."""
+    """Prompt of the unconditional branch, one for all prompts or one for each; ``None``
+    if there was no such branch."""
     height: int
-    """Pixels."""
+    """Height of each image in pixels."""
     width: int
-    """Pixels."""
+    """Width of each image in pixels."""
     num_inference_steps: int
-    """Denoising steps."""
+    """Number of denoising steps."""
     guidance_scale: float | None
-    """Input of a guidance-distilled model; ``None`` if it has no such input."""
+    """Guidance input of a guidance-distilled model; ``None`` if the model has no such
+    input."""
     true_cfg_scale: float
     """Weight of classifier-free guidance; 1 is off."""
     seed: int
-    """Of the noise: the pictures of a batch share one stream, unless ``seeds`` tells
-    each one's own; it is then the first of them."""
+    """Seed of the noise, whose one stream all images of a batch share. Where each image
+    has its own seed, see ``seeds``, this is the first of them."""
     num_images: int
-    """Pictures, all prompts together."""
+    """Number of images of all prompts together."""
     image_tokens: int
-    """Of each picture."""
+    """Number of image tokens of each image."""
     text_tokens: int
-    """That the transformer reads of each prompt, padding included."""
+    """Number of tokens that the transformer reads of each prompt, padding included."""
     cache: Mapping[str, object]
-    """Name and settings."""
+    """Name of the denoising cache, as ``name``, and its options."""
     steps: tuple[StepRecord, ...]
-    """In the order they ran: by step, then by branch."""
+    """Records of the steps in the order they ran: by step, then by branch."""
     cache_bytes: int
     """Most bytes of cache state held at once."""
     load_seconds: float
-    """Reading files and handing weights to the device."""
+    """Seconds for reading files and handing weights to the device."""
     compile_seconds: float
-    """Compiling, or finding the compiled graphs on disk."""
+    """Seconds for compiling, or for finding the compiled graphs on disk."""
     compile_count: int
-    """Compiles since the pipeline was made."""
+    """Number of compiles since the pipeline was created."""
     encode_seconds: float
-    """Text encoders."""
+    """Seconds that the text encoders took."""
     denoise_seconds: float
-    """All steps."""
+    """Seconds that all denoising steps took together."""
     decode_seconds: float
-    """Latents to pictures."""
+    """Seconds for decoding the latents to images."""
     total_seconds: float
-    """Of this call; load and compile come before it."""
+    """Wall time of this call in seconds; loading and compiling come before it."""
     warnings: tuple[str, ...]
-    """What the caller should know, one line each."""
+    """What the caller should know, one line each; empty if there is nothing."""
     versions: Mapping[str, str]
     """Versions of the packages that ran, by distribution name."""
     sigmas: tuple[float, ...] | None = None
-    """The caller's own schedule, if there was one."""
+    """The caller's own schedule of sigmas; ``None`` if there was none."""
     seeds: tuple[int, ...] = ()
-    """Of each picture, where each has its own; else empty."""
+    """Seed of each image, where each has its own; else empty."""
     prompt_2: str | tuple[str, ...] | None = None
-    """What the second text encoder read instead of the prompts, if anything."""
+    """What the second text encoder read instead of the prompts; ``None`` if no other
+    text was given."""
     negative_prompt_2: str | tuple[str, ...] | None = None
-    """The same of the negative prompt."""
+    """What the second text encoder read instead of the negative prompt; ``None`` if no
+    other text was given."""
     options: Mapping[str, object] = field(default_factory=dict)
-    """What only some models have, as it was asked for or the model's own choice; in
-    JSON beside all else."""
+    """Options that only some models have, as asked for or the model's own choice; in
+    JSON they stand beside all other fields."""
     defaults: Mapping[str, str] = field(default_factory=dict)
-    """Where each setting comes from that the request left open, by its name."""
+    """Source of each setting that the request left open, by the setting's name."""
 
     def seed_of(self, picture: int) -> int:
-        """The seed of one picture, or of the stream that it shares."""
+        """Returns the seed of the image at an index, or of the stream it shares."""
         return self.seeds[picture] if self.seeds else self.seed
 
     @property
     def total_passes(self) -> int:
-        """Transformer passes without a cache: steps x branches x samples."""
+        """Number of transformer passes without a cache: steps x branches x samples."""
         return sum(len(record.actions) for record in self.steps)
 
     @property
     def full_passes(self) -> int:
-        """Transformer passes really computed."""
+        """Number of transformer passes that were computed in full."""
         return sum(record.actions.count("compute") for record in self.steps)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; what is not finite becomes ``None``."""
+        """Returns the report in JSON's types; what is not finite becomes ``None``."""
         found: dict[str, Any] = plain(self)
         found |= found.pop("options")
         found["full_passes"] = self.full_passes
@@ -127,7 +131,10 @@ class RunReport:
 
 
 def plain(value: Any) -> Any:
-    """Dataclasses and containers to JSON's types; what is not finite to ``None``."""
+    """Converts dataclasses and containers to JSON's types.
+
+    Numbers that are not finite become ``None``.
+    """
     # dataclasses.asdict would deep-copy mappings, which a read-only one refuses.
     if is_dataclass(value):
         return {item.name: plain(getattr(value, item.name)) for item in fields(value)}

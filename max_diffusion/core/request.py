@@ -31,16 +31,16 @@ MAX_STEPS = 10_000
 
 @dataclass(frozen=True)
 class PromptTexts:
-    """What a model's text encoders read of each prompt."""
+    """The texts that a model's text encoders read, one of each per prompt."""
 
     first: tuple[str, ...]
-    """The prompts."""
+    """The text of each prompt for the first text encoder: the prompts themselves."""
     second: tuple[str, ...]
-    """What a second text encoder reads in their place."""
+    """The text of each prompt for the second text encoder."""
 
     @classmethod
     def same(cls, text: str, count: int) -> PromptTexts:
-        """One text for so many prompts, and for all encoders."""
+        """Creates the texts of ``count`` prompts, all ``text`` for all encoders."""
         return cls((text,) * count, (text,) * count)
 
 
@@ -53,50 +53,55 @@ class GenerationRequest:
 
     prompts: tuple[str, ...]
     negative_prompt: str | tuple[str, ...] | None = None
-    """One of all prompts, or one of each."""
+    """Prompt of the unconditional branch: one for all prompts, or one for each."""
     height: int | None = None
-    """Pixels."""
+    """Height of each image in pixels."""
     width: int | None = None
-    """Pixels."""
+    """Width of each image in pixels."""
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
-    """Input of a guidance-distilled model; costs nothing. Without effect on others."""
+    """Guidance input of a guidance-distilled model; costs no time, and has no effect on
+    other models."""
     true_cfg_scale: float | None = None
-    """Classifier-free guidance with a second pass a step; 1 is off."""
+    """Weight of classifier-free guidance, which takes a second pass per step; 1 is
+    off."""
     seed: int = 0
-    """Of the noise: all pictures share its stream, as diffusers' do with one generator,
-    so that one of several is another when it is drawn alone."""
+    """Seed of the noise: all images share its stream, as diffusers' do with one
+    generator, so that one of several differs from the same image drawn alone."""
     num_images_per_prompt: int = 1
     sigmas: tuple[float, ...] | None = None
-    """A schedule of the caller's, decreasing in (0, 1], without the final 0."""
+    """The caller's own schedule of sigmas, decreasing in (0, 1], without the final
+    0."""
     cache: AbstractCacheConfig | None = None
     cache_memory_limit: int | None = None
-    """Most bytes that the cache's state may take on the device."""
+    """Most bytes that the cache's state may take on the device; ``None`` for no
+    limit."""
     prompt_2: str | tuple[str, ...] | None = None
-    """What a second text encoder reads instead of the prompt: one of all prompts, or
-    one of each. As in diffusers, a single empty text is the prompt again."""
+    """What a second text encoder reads instead of the prompt: one text for all prompts,
+    or one for each. As in diffusers, a single empty text is the prompt again."""
     negative_prompt_2: str | tuple[str, ...] | None = None
-    """The same of the negative prompt."""
+    """What a second text encoder reads instead of the negative prompt: one text for all
+    prompts, or one for each."""
     seeds: tuple[int, ...] | None = None
-    """A seed of each picture, in place of ``seed``, as a list of generators in
-    diffusers: each is then the same when it is drawn alone."""
+    """One seed per image in place of ``seed``, like a list of generators in diffusers:
+    each image is then the same when it is drawn alone."""
     options: Mapping[str, object] = field(default_factory=dict, hash=False)
-    """What only some models have, by the names that the model's ``options_class``
-    declares; the model checks them."""
+    """Options that only some models have, by the names that the model's
+    ``options_class`` declares; the model checks them."""
 
     @property
     def num_images(self) -> int:
-        """All prompts together."""
+        """Number of images of all prompts together."""
         return len(self.prompts) * self.num_images_per_prompt
 
     @property
     def texts(self) -> PromptTexts:
-        """What the text encoders read, one of each prompt."""
+        """The texts that the text encoders read for the prompts."""
         return PromptTexts(self.prompts, self._of_each(self.prompt_2 or self.prompts))
 
     @property
     def negative_texts(self) -> PromptTexts | None:
-        """What they read of the negative prompts, if there are any."""
+        """The texts that the text encoders read for the negative prompts, if any."""
         if self.negative_prompt is None:
             return None
         second = self.negative_prompt_2 or self.negative_prompt
@@ -106,7 +111,7 @@ class GenerationRequest:
         return (texts,) * len(self.prompts) if isinstance(texts, str) else texts
 
     def __post_init__(self) -> None:
-        """Checks types and ranges."""
+        """Checks the types and ranges of all fields."""
         if isinstance(self.prompts, str) or not self.prompts:
             raise RequestError(
                 "request: prompts must be a tuple of at least one prompt, got "
@@ -180,42 +185,45 @@ class GenerationContext:
     """A request as numbers, whatever the model; no device is needed to make one."""
 
     tokens: Mapping[str, np.ndarray]
-    """Ids of each prompt by text encoder, int64 ``(P, S)``."""
+    """Token ids of each prompt by text encoder, int64 ``(P, S)``."""
     negative_tokens: Mapping[str, np.ndarray] | None
-    """The same of the negative prompts, with true guidance only."""
+    """Token ids of the negative prompts by text encoder, int64 ``(P, S)``; ``None``
+    without true guidance."""
     text_tokens: int
-    """That the transformer reads of each prompt, ``S_txt``."""
+    """Number of tokens ``S_txt`` that the transformer reads of each prompt."""
     latents: np.ndarray
     """Seeded noise, packed, float32 ``(B, S_img, C)`` with
     ``B = P * num_images_per_prompt``."""
     options: RequestOptions
-    """What only some models have."""
+    """Options that only some models have."""
     num_frames: int
-    """Frames of each sample; 1 of images."""
+    """Number of frames of each sample; 1 for images."""
     fps: float | None
-    """Frames a second; ``None`` of images."""
+    """Frames per second; ``None`` for images."""
     grid: Grid
-    """Where the image tokens lie."""
+    """How the image tokens of a sample are arranged."""
     cache: BoundCache
-    """What runs the steps."""
+    """The cache that runs the steps."""
     sigmas: np.ndarray
-    """float32 ``(num_inference_steps + 1,)``, ending in 0."""
+    """Noise level before each step, float32 ``(num_inference_steps + 1,)``, ending in
+    0."""
     timesteps: np.ndarray
-    """float32 ``(num_inference_steps,)``, 0..1000."""
+    """What the model receives at each step, float32 ``(num_inference_steps,)``,
+    0..1000."""
     height: int
-    """Pixels."""
+    """Height of each image in pixels."""
     width: int
-    """Pixels."""
+    """Width of each image in pixels."""
     num_inference_steps: int
-    """Denoising steps."""
+    """Number of denoising steps."""
     guidance_scale: float
-    """What a guidance embedding is told; 0 where there is none."""
+    """Input of the model's guidance embedding; 0 if it has none."""
     true_cfg_scale: float = 1.0
     """Weight of classifier-free guidance; 1 is off."""
     num_images_per_prompt: int = 1
     seed: int | None = None
-    """Of the noise, if it was drawn from one."""
+    """Seed that the noise was drawn from; ``None`` if there was none."""
     warnings: tuple[str, ...] = ()
-    """What the caller should know, one line each."""
+    """What the caller should know, one line each; empty if there is nothing."""
     defaults: Mapping[str, str] = field(default_factory=dict)
-    """Where each setting comes from that the request left open, by its name."""
+    """Source of each setting that the request left open, by the setting's name."""

@@ -17,7 +17,7 @@ def whole(
     minimum: int | None = None,
     maximum: int | None = None,
 ) -> int:
-    """``value`` as an integer; a float or text is an error, not rounded."""
+    """Returns ``value`` as an integer; a float or text is an error, not rounded."""
     if isinstance(value, bool):
         raise RequestError(f"{where} must be a whole number, got {value}")
     try:
@@ -32,21 +32,21 @@ def whole(
 
 
 def count(where: str, value: int, minimum: int = 0, maximum: int | None = None) -> int:
-    """``value`` if it is an ``int``: NumPy's integers would wrap around when used."""
+    """Returns ``value`` if it is an ``int``; NumPy's would wrap around when used."""
     if type(value) is not int:
         raise RequestError(f"{where} must be an int, got {value!r}")
     return whole(where, value, minimum, maximum)
 
 
 def one_of(where: str, value: str, choices: Sequence[str]) -> str:
-    """``value`` if it is one of the choices."""
+    """Returns ``value`` if it is one of the choices, else raises RequestError."""
     if value not in choices:
         raise RequestError(f"{where} must be {', '.join(choices)}, got {value!r}")
     return value
 
 
 def not_negative(where: str, value: float) -> float:
-    """``value`` as a float of 0 or more that float32 can hold."""
+    """Returns ``value`` as a float of 0 or more that float32 can hold."""
     is_number = isinstance(value, int | float | np.number) and not isinstance(
         value, bool
     )
@@ -56,7 +56,7 @@ def not_negative(where: str, value: float) -> float:
 
 
 def text(where: str, value: str) -> str:
-    """``value`` if it is text that UTF-8 can write."""
+    """Returns ``value`` if it is text that UTF-8 can write."""
     if not isinstance(value, str):
         raise RequestError(f"{where} must be text, got {type(value).__name__}")
     if any("\ud800" <= character <= "\udfff" for character in value):
@@ -65,7 +65,7 @@ def text(where: str, value: str) -> str:
 
 
 def finite(where: str, value: float) -> float:
-    """``value`` as a float that is finite, also in float32."""
+    """Returns ``value`` as a float that is finite, also in float32."""
     is_number = isinstance(value, int | float | np.number) and not isinstance(
         value, bool
     )
@@ -77,14 +77,14 @@ def finite(where: str, value: float) -> float:
 def numbers(
     where: str, values: tuple[float, ...], check: Callable[[str, float], float]
 ) -> tuple[float, ...]:
-    """``values`` if it is a tuple and each passes ``check``."""
+    """Returns ``values`` if it is a tuple and each value passes ``check``."""
     if not isinstance(values, tuple):
         raise RequestError(f"{where} must be a tuple of numbers, got {values!r}")
     return tuple(check(f"{where}: each", value) for value in values)
 
 
 def ordered(where: str, low: float, high: float) -> None:
-    """Raises unless ``low`` is below ``high``: the range would be empty."""
+    """Raises RequestError for an empty range: unless ``low`` is below ``high``."""
     if not finite(f"{where}: min_timestep", low) < finite(
         f"{where}: max_timestep", high
     ):

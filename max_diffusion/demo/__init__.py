@@ -1,4 +1,4 @@
-"""What the demo model draws: captioned scenes, and a program that judges pictures."""
+"""What the demo model draws: captioned scenes, and a program that judges images."""
 
 from .checker import Verdict, check
 from .judging import held_out_prompts, judge

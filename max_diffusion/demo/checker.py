@@ -1,4 +1,4 @@
-"""Judges a picture against its scene: which coloured shapes are there, and where.
+"""Judges an image against its scene: which coloured shapes are there, and where.
 
 Knows nothing of the model: it segments by colour, names each blob by comparing its
 outline with the drawn shapes, and compares objects and relation with the scene. Sizes
@@ -36,45 +36,47 @@ _SQUARE = np.ones((3, 3), bool)
 
 @dataclass(frozen=True)
 class FoundObject:
-    """A blob: what it is, and its centre and extent in pixels."""
+    """A coloured blob in an image: its shape, colour, and place in pixels."""
 
     shape: str
-    """One of ``SHAPES``, or ``unclear``."""
+    """Shape of the blob: one of ``SHAPES``, or ``unclear``."""
     colour: str
-    """A key of ``COLOURS``, or ``other``."""
+    """Colour of the blob: a key of ``COLOURS``, or ``other``."""
     centre_x: float
     centre_y: float
     area: int
     mask: np.ndarray
-    """bool ``(128, 128)``; holes are filled unless the background shows in them."""
+    """Pixels of the blob, bool ``(128, 128)``; holes are filled unless the background
+    shows in them."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a picture shows its scene, and if not, why."""
+    """Whether an image shows its scene, and if not, why."""
 
     is_right: bool
-    """Objects and relation; never the background."""
+    """Whether objects and relation are right; the background does not count."""
     objects_right: bool
-    """Exactly the scene's colours and shapes, none missing, none too many."""
+    """Whether exactly the scene's colours and shapes are there, none missing, none too
+    many."""
     relation_right: bool
-    """Judged only where the objects are right, else ``False``."""
+    """Whether the relation is right; ``False`` unless the objects are right."""
     background_right: bool
-    """``True`` as well where the caption names no background."""
+    """Whether the background is right; ``True`` if the caption names none."""
     found: tuple[FoundObject, ...]
     reason: str
-    """Empty if right."""
+    """Why the image is not right; empty if it is."""
 
 
 def check(picture: np.ndarray, scene: Scene) -> Verdict:
-    """Compares a picture with its scene.
+    """Compares an image with its scene.
 
     Args:
-        picture: uint8 ``(128, 128, 3)``.
-        scene: What it should show.
+        picture: The image, uint8 ``(128, 128, 3)``.
+        scene: The scene that it should show.
 
     Raises:
-        ValueError: Another shape or dtype.
+        ValueError: The image has another shape or dtype.
     """
     if picture.shape != (SIZE_PX, SIZE_PX, 3) or picture.dtype != np.uint8:
         raise ValueError(
@@ -106,7 +108,7 @@ def check(picture: np.ndarray, scene: Scene) -> Verdict:
 
 
 def _background(pixels: np.ndarray) -> np.ndarray:
-    """Colour of each row, ``(128, 3)``: a line through the left and right borders.
+    """Returns each row's colour, ``(128, 3)``: a line through the side borders.
 
     Backgrounds are plain or graded from top to bottom, so a robust line fits all rows.
     """
@@ -135,7 +137,7 @@ def _background_holds(scene: Scene, ground: np.ndarray) -> bool:
 
 
 def _find_objects(pixels: np.ndarray, ground: np.ndarray) -> tuple[FoundObject, ...]:
-    """All blobs, in no order; two steps, cores first, then every pixel to a core.
+    """Finds all blobs, in no order: cores first, then every pixel to a core.
 
     Between two colours antialiasing and blur make 1-2 px of what looks like a third;
     such a band has no core, so in the second step its pixels go to its neighbours.
@@ -164,7 +166,7 @@ def _find_objects(pixels: np.ndarray, ground: np.ndarray) -> tuple[FoundObject, 
 
 
 def _cores(pixels: np.ndarray, ground: np.ndarray) -> list[np.ndarray]:
-    """The insides of all blobs: bool masks ``(128, 128)``, eroded, one a blob."""
+    """Returns the insides of all blobs, eroded, one bool mask ``(128, 128)`` each."""
     # The median keeps edges and removes single noisy pixels, each of which would
     # otherwise erode a hole of 3x3.
     smooth = ndimage.median_filter(pixels, size=(3, 3, 1))
@@ -185,7 +187,7 @@ def _cores(pixels: np.ndarray, ground: np.ndarray) -> list[np.ndarray]:
 
 
 def _fill(blob: np.ndarray, owner: np.ndarray) -> np.ndarray:
-    """A blob with its holes, save those through which the background shows."""
+    """Fills a blob's holes, save those through which the background shows."""
     filled: np.ndarray = ndimage.binary_fill_holes(blob)
     hole = filled & ~blob & (owner == -1)
     return filled & ~ndimage.binary_opening(hole, _SQUARE)
@@ -209,7 +211,9 @@ def _describe(blob: np.ndarray, colour: np.ndarray) -> FoundObject:
 
 
 def _best_shape(blob: np.ndarray) -> tuple[str, float]:
-    """The most similar shape and its intersection over union with the blob.
+    """Returns the most similar shape and its overlap with the blob, 0 to 1.
+
+    The overlap is intersection over union.
 
     Both are moved to one centre of mass and scaled to one area, which unlike bounding
     boxes a single stray pixel does not disturb; proportions stay.
@@ -234,7 +238,7 @@ def _best_shape(blob: np.ndarray) -> tuple[str, float]:
 
 @cache
 def _reference(shape: str, scale: float) -> np.ndarray:
-    """A drawn shape, its centre of mass in the middle, of a fixed area times scale²."""
+    """Draws a shape around its centre of mass, with a fixed area times scale²."""
     points = np.array(outline(SceneObject(shape, "red", None, 0.0, 0.0, 1.0)))
     following = np.roll(points, -1, axis=0)
     cross = points[:, 0] * following[:, 1] - following[:, 0] * points[:, 1]
@@ -251,7 +255,7 @@ def _reference(shape: str, scale: float) -> np.ndarray:
 def _assignments(
     scene: Scene, found: tuple[FoundObject, ...]
 ) -> list[list[FoundObject]]:
-    """Every way to give each object of the scene a blob of its colour and shape."""
+    """Returns every way to give each scene object a blob of its colour and shape."""
     orders: list[list[FoundObject]] = [[]]
     for item in scene.objects:
         orders = [
@@ -276,13 +280,13 @@ def _relation_holds(relation: str | None, objects: list[FoundObject]) -> bool:
 
 
 def _is_inside(inner: FoundObject, outer: FoundObject) -> bool:
-    """Smaller, and all but a tenth of it within the outer's filled mask."""
+    """Returns whether a smaller object lies within another, but for a tenth."""
     covered = (inner.mask & outer.mask).sum() / inner.area
     return bool(inner.area < outer.area and covered > 0.9)
 
 
 def _is_beside(first: FoundObject, second: FoundObject, direction: str) -> bool:
-    """The way from first to second goes mostly along the direction's axis."""
+    """Returns whether the way from first to second goes mostly in ``direction``."""
     dx = second.centre_x - first.centre_x
     dy = second.centre_y - first.centre_y
     along, across = {

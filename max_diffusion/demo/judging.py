@@ -13,7 +13,7 @@ def judge(prompt: str, image: np.ndarray) -> Verdict | None:
 
     Args:
         prompt: Any text.
-        image: uint8 ``(H, W, 3)``.
+        image: The image, uint8 ``(H, W, 3)``.
 
     Returns:
         The verdict; ``None`` for a prompt that is not worded as the demo model's
@@ -26,10 +26,10 @@ def judge(prompt: str, image: np.ndarray) -> Verdict | None:
 
 
 def held_out_prompts(count: int = 12) -> tuple[str, ...]:
-    """Captions of scenes whose combinations the demo model was never trained on.
+    """Returns captions of scenes that the demo model was never trained on.
 
     Args:
-        count: How many, at least 1; the first are the same for any count.
+        count: Number of captions, at least 1; the first are the same for any count.
 
     Returns:
         ``count`` different captions, the same in every call.

@@ -1,8 +1,8 @@
 """Captioned scenes of coloured shapes: what the demo model is trained and judged on.
 
 A scene is one to three objects with a relation on a plain or graded background. The
-same description yields the caption, the picture and the expectation that
-:func:`~max_diffusion.demo.check` compares pictures with. Combinations for which
+same description yields the caption, the image and the expectation that
+:func:`~max_diffusion.demo.check` compares images with. Combinations for which
 :func:`is_held_out` is true are never drawn for training.
 """
 
@@ -43,7 +43,7 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 # Pairs whose contrast is too low to tell the object from the ground behind it.
 _LOW_CONTRAST = {("white", "cream"), ("black", "navy"), ("yellow", "cream")}
 SHAPES = ("circle", "square", "triangle", "star", "heart", "diamond")
-# Radius as a fraction of the picture's width.
+# Radius as a fraction of the image's width.
 SIZES = {"small": (0.085, 0.105), "large": (0.20, 0.23)}
 _DEFAULT_RADIUS = (0.125, 0.165)
 
@@ -58,7 +58,7 @@ RELATION_PHRASES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One shape; centre and radius are fractions of the picture's width."""
+    """One shape; centre and radius are fractions of the image's width."""
 
     shape: str
     colour: str
@@ -69,14 +69,14 @@ class SceneObject:
 
     @property
     def phrase(self) -> str:
-        """The noun phrase, for example ``a small red circle``."""
+        """Noun phrase of the object, for example ``a small red circle``."""
         words = [word for word in (self.size, self.colour, self.shape) if word]
         return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A described picture.
+    """A described image.
 
     ``relation`` is ``None`` (one object, or several in no given order), a key of
     ``RELATION_PHRASES`` (first object to second), or ``row`` or ``stack`` (all objects
@@ -90,19 +90,19 @@ class Scene:
 
 
 def combination(scene: Scene) -> str:
-    """What must not repeat between training and evaluation: objects and relation."""
+    """Names what must not repeat in training and evaluation: objects and relation."""
     words = [f"{o.size or ''} {o.colour} {o.shape}" for o in scene.objects]
     ground = scene.background if len(scene.objects) == 1 else ()
     return "|".join([*words, scene.relation or "", *ground])
 
 
 def is_held_out(scene: Scene) -> bool:
-    """One combination in ten is kept for evaluation."""
+    """Returns whether a scene is kept for evaluation, as one combination in ten is."""
     return zlib.crc32(combination(scene).encode()) % 10 == 0
 
 
 def random_scene(rng: np.random.Generator) -> Scene:
-    """Draws a scene, held out or not."""
+    """Draws a random scene, held out or not."""
     background = _random_background(rng)
     count = int(rng.choice([1, 2, 3], p=[0.25, 0.5, 0.25]))
     if count == 1:
@@ -125,7 +125,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
 
 
 def training_scene(rng: np.random.Generator) -> Scene:
-    """Draws a scene that is not held out."""
+    """Draws a random scene that is not held out."""
     while True:
         scene = random_scene(rng)
         if not is_held_out(scene):
@@ -133,7 +133,7 @@ def training_scene(rng: np.random.Generator) -> Scene:
 
 
 def held_out_scene(rng: np.random.Generator) -> Scene:
-    """Draws a scene whose combination is never trained on."""
+    """Draws a random scene whose combination is never trained on."""
     while True:
         scene = random_scene(rng)
         if is_held_out(scene):
@@ -141,7 +141,7 @@ def held_out_scene(rng: np.random.Generator) -> Scene:
 
 
 def caption(rng: np.random.Generator, scene: Scene) -> str:
-    """Words for a scene; phrasings vary, the background is named in two of three."""
+    """Words a scene; phrasings vary, the background is named in two of three."""
     phrases = [o.phrase for o in scene.objects]
     relation = scene.relation
     if relation is None:
@@ -160,7 +160,7 @@ def caption(rng: np.random.Generator, scene: Scene) -> str:
 
 
 def parse_caption(text: str) -> Scene | None:
-    """The scene that a caption describes, or ``None`` if it is worded otherwise.
+    """Returns the scene that a caption describes, ``None`` if it is worded otherwise.
 
     Reads what :func:`caption` writes. Places and radii, which no caption tells, are 0;
     a background that is not named is gray.
@@ -205,19 +205,19 @@ def draw(scene: Scene) -> np.ndarray:
     ramp = np.linspace(0.0, 1.0, SIZE_PX)[:, None]
     column = (1 - ramp) * top + ramp * bottom
     ground = np.repeat(column[:, None, :], SIZE_PX, axis=1).round().astype(np.uint8)
-    picture = Image.fromarray(ground)
+    image = Image.fromarray(ground)
     for item in _painting_order(scene):
         mask = Image.new("L", (side, side))
         ImageDraw.Draw(mask).polygon(
             [(x * side, y * side) for x, y in outline(item)], fill=255
         )
-        colour = Image.new("RGB", picture.size, COLOURS[item.colour])
-        picture.paste(colour, mask=mask.reduce(_SUPERSAMPLING))
-    return np.asarray(picture)
+        colour = Image.new("RGB", image.size, COLOURS[item.colour])
+        image.paste(colour, mask=mask.reduce(_SUPERSAMPLING))
+    return np.asarray(image)
 
 
 def patch_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """What each of the 8x8 patches of 16 px shows: shape, colour, and its centre.
+    """Labels what each of the 8x8 patches of 16 px shows: shape, colour, centre.
 
     Returns:
         ``shape`` and ``colour``, int64 ``(64,)``: index into ``SHAPES`` and ``COLOURS``
@@ -249,7 +249,7 @@ def patch_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def outline(item: SceneObject) -> list[tuple[float, float]]:
-    """The polygon of an object, in fractions of the picture's width."""
+    """Returns the polygon of an object, in fractions of the image's width."""
     return [
         (item.centre_x + item.radius * x, item.centre_y + item.radius * y)
         for x, y in _UNIT_OUTLINES[item.shape]
@@ -353,7 +353,7 @@ def _inside(outer_shape: str, centre: np.ndarray, radius: float) -> np.ndarray:
 def _apart(
     rng: np.random.Generator, direction: str, first: float, second: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Centres of two objects side by side without overlap, inside the picture."""
+    """Draws the centres of two objects side by side, apart and inside the image."""
     reach = 1.25 * (first + second)
     low, high = 1.25 * first + 0.01, 1 - 1.25 * second - 0.01
     gap = float(rng.uniform(reach, max(reach, min(reach + 0.14, high - low))))

@@ -40,7 +40,7 @@ PROMPTS: Final = (
     "a small orange triangle below a white circle",
     "a purple diamond",
 )
-"""Plain enough for any text-to-image model."""
+"""Prompts to measure with, plain enough for any text-to-image model."""
 _MAX_DEGREE: Final = 4
 _EPSILON: Final = 1e-8
 
@@ -53,7 +53,9 @@ def calibration_requests(
     height: int | None = None,
     width: int | None = None,
 ) -> list[GenerationRequest]:
-    """What :func:`calibrate` will draw; checked as far as no model is needed.
+    """Returns the requests that :func:`calibrate` will draw.
+
+    They are checked as far as no model is needed.
 
     Raises:
         RequestError: No prompts, too few steps, or a value out of range.
@@ -87,23 +89,23 @@ def calibrate(
     width: int | None = None,
     on_step: OnStep | None = None,
 ) -> Calibration:
-    """Draws pictures without a cache and measures how their residuals change.
+    """Draws images without a cache and measures how their residuals change.
 
-    For MagCache, the mean over tokens and pictures of ``|r_s| / (|r_(s-1)| + 1e-8)``,
+    For MagCache, the mean over tokens and images of ``|r_s| / (|r_(s-1)| + 1e-8)``,
     ``r_s`` what all blocks add to the image stream at step ``s``, as its authors and
     diffusers measure. For TeaCache, a polynomial, see :func:`fit`, from the relative
     change of the modulated input to that of the residual, which is what is reused; its
     authors fit the change of the prediction.
 
     Args:
-        pipeline: Compiled for ``magcache`` or another cache of single blocks.
-        prompts: One picture each.
-        num_inference_steps: Steps of every picture; at least 2; default the model's.
-            Ratios are resampled to other numbers of steps.
-        seed: Of the first picture; the next has the next.
-        height: Pixels; default the model's.
-        width: Likewise.
-        on_step: Called with ``(steps done, steps)`` of all pictures; what it raises
+        pipeline: Pipeline compiled for ``magcache`` or another cache of single blocks.
+        prompts: Prompts to draw one image each for.
+        num_inference_steps: Denoising steps of every image; at least 2; default the
+            model's. Ratios are resampled to other numbers of steps.
+        seed: Seed of the first image's noise; each further image has the next.
+        height: Height of the images in pixels; default the model's.
+        width: Width of the images in pixels; default the model's.
+        on_step: Called with ``(steps done, steps)`` of all images; what it raises
             ends the measurement.
 
     Raises:
@@ -156,7 +158,7 @@ def calibrate(
 
 
 def fit(inputs: np.ndarray, outputs: np.ndarray) -> tuple[tuple[float, ...], float]:
-    """The polynomial of degree 1 to 4 that predicts best, and its predictive R².
+    """Fits the polynomial of degree 1 to 4 that predicts best, and its predictive R².
 
     Each point is judged by a fit to all others, so that a curve through a handful of
     points, or one that bends after the last of them, explains nothing. TeaCache's
@@ -187,40 +189,41 @@ def fit(inputs: np.ndarray, outputs: np.ndarray) -> tuple[tuple[float, ...], flo
 @final
 @dataclass(frozen=True)
 class RecorderConfig(AbstractCacheConfig):
-    """A cache that computes every step, and notes how residuals change."""
+    """A cache that computes every step, and records how residuals change."""
 
     name: ClassVar[str] = "calibrate"
     summary: ClassVar[str] = "Computes every step and measures it."
     graph_groups: ClassVar[tuple[GraphGroup, ...]] = ("blocks", "series")
 
     def state_bytes(self, sizes: StateSizes) -> int:
-        """The signal; residuals are kept on the host."""
+        """Returns the bytes of the signal; residuals are kept on the host."""
         return sizes.modulated_input
 
     def create_cache(self, calibration: Calibration) -> Recorder:
-        """The policy, of one picture."""
+        """Creates the policy, which records one image."""
         return Recorder()
 
 
 @final
 class Recorder(AbstractResidualCache):
-    """Computes every step of one picture, and notes how residuals change."""
+    """Computes every step of one image, and records how residuals change."""
 
     signal = "modulated_input"
     compares_neighbours = True
 
     def __init__(self) -> None:
         self.ratios: list[float] = []
-        """Mean over tokens of the residual's size over that before, from step 1 on."""
+        """Size of the residual over that of the step before: the mean over tokens, one
+        value per step from step 1 on."""
         self.changes: list[float] = []
-        """Relative change of the residual, from step 1 on."""
+        """Relative change of the residual, one value per step from step 1 on."""
 
     def create_state(self, run: Run) -> ResidualState:
-        """Of the picture."""
+        """Creates the state of the image's only branch."""
         return ResidualState(RecordingTail(self))
 
     def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
-        """Never asked: its tail is always empty."""
+        """Returns True for all samples; never asked, as the tail is always empty."""
         return np.ones(change.shape, bool)
 
 
@@ -235,7 +238,7 @@ class RecordingTail:
         self._before: np.ndarray | None = None
 
     def push(self, value: Buffer, step: int, rows: Sequence[int] | None = None) -> None:
-        """Notes the change to ``value``, ``(1, S, D)``."""
+        """Records the change from the residual before to ``value``, ``(1, S, D)``."""
         now = to_numpy(value).astype(np.float64)[0]
         before = self._before
         if before is not None:
@@ -249,7 +252,7 @@ class RecordingTail:
         self._before = now
 
     def forecast(self, step: int) -> Routine[Buffer]:
-        """Never asked."""
+        """Raises AssertionError: every step computes, so nothing is forecast."""
         raise AssertionError("a recorder computes every step")
 
     def clear(self) -> None:
@@ -258,5 +261,5 @@ class RecordingTail:
 
     @property
     def num_bytes(self) -> int:
-        """Nothing on the device."""
+        """Bytes of device memory held: 0, as residuals are on the host."""
         return 0

@@ -1,4 +1,4 @@
-"""Charts of what was measured."""
+"""Charts of measured times and likeness."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Point:
     """One setting in a chart."""
 
     method: str
-    """Name of the cache, whose own style is drawn."""
+    """Name of the cache, in whose style the point is drawn."""
     label: str
     """Words beside the mark."""
     seconds: float
@@ -50,12 +50,12 @@ def quality_chart(
     chosen: Point | None = None,
     front: Sequence[Point] = (),
 ) -> Image.Image:
-    """Likeness over time: caches as marks, fewer steps as the line to be above of.
+    """Draws likeness over time: caches as marks, fewer steps as the line to beat.
 
     Args:
         title: Words above the chart.
-        points: The caches.
-        fewer_steps: Fewer steps without a cache.
+        points: Points of the caches.
+        fewer_steps: Points of fewer steps without a cache.
         baseline_seconds: Seconds that an image takes without a cache in all steps.
         psnr_name: Words that tell which PSNR this is, for the axis.
         target_psnr: PSNR in dB that is to be reached, drawn as a line.
@@ -155,12 +155,12 @@ def quality_chart(
 def bar_chart(
     title: str, values: Mapping[str, float], unit: str, ours: Sequence[str]
 ) -> Image.Image:
-    """Horizontal bars, the shortest on top.
+    """Draws horizontal bars, the shortest on top.
 
     Args:
         title: Words above the chart.
         values: Length of each bar by name.
-        unit: What the values are in, ``ms`` say.
+        unit: Unit of the values, ``ms`` say.
         ours: Names whose bars have another colour.
 
     Returns:
@@ -181,7 +181,7 @@ def bar_chart(
 
 
 def written(value: float) -> str:
-    """A number with three digits, and without a power of ten."""
+    """Formats a number with three digits, and without a power of ten."""
     return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 

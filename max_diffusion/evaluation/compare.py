@@ -31,7 +31,7 @@ from .machine import machine
 from .metrics import Lpips, psnr, ssim
 
 _PILOTS: Final = 3
-"""Images of each setting by which the number of fewer steps is chosen."""
+"""Number of images of each setting by which the number of fewer steps is chosen."""
 
 
 def compare(
@@ -69,11 +69,12 @@ def compare(
         width: Width of the images in pixels; default the model's.
         seed: Seed of the first prompt's noise; each further prompt has the next.
         runs: How often each image is drawn and timed, 1 to 1000.
-        lpips: A further metric.
+        lpips: A further metric; ``None`` to do without.
         num_images: How many prompts' images are kept, the first ones; at least 1.
         judge: Tells whether an image shows its prompt; without one nothing does. The
             demo model's is :func:`max_diffusion.demo.judge`.
-        on_progress: See :data:`OnProgress`; what it raises ends the comparison.
+        on_progress: Is told how far it is, see :data:`OnProgress`; what it raises ends
+            the comparison.
 
     Returns:
         The comparison: a row for the baseline, for each cache and each smaller number
@@ -113,7 +114,7 @@ def compare(
     if lpips is not None:
         default_height, default_width = pipeline.default_size
         blank = np.zeros((height or default_height, width or default_width, 3), "uint8")
-        lpips(blank, blank)  # a network for other pictures is told now
+        lpips(blank, blank)  # a network for other images is told now
     most = 2 * len(settings) + len(asked)  # of settings, controls included
     drawing.planned = (1 + _PILOTS) * most + runs * len(scenes) * most
     first, controls = _first(drawing, settings, scenes)
@@ -167,13 +168,13 @@ def compare(
 
 @dataclass
 class _Record:
-    """Everything one setting drew."""
+    """Reports, scores and images of what one setting drew."""
 
     setting: Setting
     runs: list[list[RunReport]]
-    """Reports by prompt and run."""
+    """Reports of the runs, by prompt and run."""
     scores: list[Score] = field(default_factory=list)
-    """Scores by prompt."""
+    """Scores of the first run's images, by prompt."""
     images: list[np.ndarray] = field(default_factory=list)
     """Images of the first prompts, uint8 ``(H, W, 3)`` each."""
 
@@ -181,7 +182,7 @@ class _Record:
 def _first(
     drawing: Drawing, settings: Sequence[Setting], scenes: Scenes
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """First images' seconds, and how many uncached steps take as long, by label."""
+    """Returns, by label, first images' seconds and the uncached steps of equal time."""
     first = {}
     for setting in settings:
         result = drawing.draw(setting, scenes.requests[0])
@@ -271,7 +272,7 @@ class _Scorer:
     def score(
         self, request: GenerationRequest, image: np.ndarray, reference: np.ndarray
     ) -> Score:
-        """The score of one image, uint8 ``(H, W, 3)``, against the uncached one."""
+        """Scores one image, uint8 ``(H, W, 3)``, against the uncached one."""
         [prompt] = request.prompts
         verdict = judged(self.judge, prompt, image) if self.judge is not None else None
         return Score(

@@ -13,7 +13,7 @@ from ..core.report import RunReport, plain
 from .drawing import Setting
 
 _NEAR: Final = 0.1
-"""How far a control's time may be from its cache's without a word."""
+"""Share by which a control's time may differ from its cache's without a word."""
 Times = tuple[tuple[float, ...], ...]
 """Seconds by prompt and run."""
 
@@ -26,7 +26,7 @@ class Score:
     """
 
     prompt: str
-    """What the image was drawn for."""
+    """The prompt that the image was drawn for."""
     seed: int
     """Seed of the image's noise."""
     psnr: float
@@ -46,29 +46,32 @@ class Row:
     """What one setting drew for all prompts, and how long it took."""
 
     kind: str
-    """``baseline``, ``cache`` or ``fewer steps``."""
+    """Kind of the row: ``baseline``, ``cache`` or ``fewer steps``."""
     setting: Setting
     """The cache and the number of steps."""
     control: str | None
-    """Label of the row whose fewer steps take a cache's time; ``None`` for no cache."""
+    """Label of the row whose fewer steps take the cache's time; ``None`` unless the row
+    is a cache's."""
     first_seconds: float
     """Seconds that the very first image took, which is in none of the other figures."""
     seconds: Times
-    """Seconds that whole images took, text encoders and decoder included."""
+    """Seconds that whole images took, text encoders and decoder included, by prompt and
+    run."""
     denoise_seconds: Times
-    """Seconds of these that the denoising loop took."""
+    """Seconds of these that the denoising loop took, by prompt and run."""
     speedup: float
     """How many times as long the baseline's images take: a quotient of medians."""
     scores: tuple[Score, ...]
-    """How like the images of the first run are to the baseline's, one a prompt."""
+    """How like the images of the first run are to the baseline's, one score per
+    prompt."""
     reports: tuple[RunReport, ...] = field(repr=False)
-    """What the pipeline tells of the last run, one a prompt."""
+    """The pipeline's reports of the last run, one per prompt."""
     images: np.ndarray = field(repr=False)
     """Images of the first prompts, uint8 ``(P, H, W, 3)``."""
 
     @property
     def label(self) -> str:
-        """The setting's label, by which tables and charts name the row."""
+        """Label of the setting, by which tables and charts name the row."""
         return self.setting.label
 
     @property
@@ -78,7 +81,7 @@ class Row:
 
     @property
     def full_passes(self) -> float:
-        """Transformer passes computed in full for an image: the mean over prompts."""
+        """Transformer passes computed in full per image: the mean over prompts."""
         return statistics.fmean(report.full_passes for report in self.reports)
 
     @property
@@ -88,20 +91,20 @@ class Row:
 
     @property
     def right(self) -> int | None:
-        """How many images show their prompt; ``None`` where the judge told of none."""
+        """Number of images that show their prompt; ``None`` if none was judged."""
         known = [s.is_right for s in self.scores if s.is_right is not None]
         return sum(known) if known else None
 
     @property
     def num_judged(self) -> int:
-        """How many images the judge could tell right from wrong."""
+        """Number of images that the judge could tell right from wrong."""
         return sum(score.is_right is not None for score in self.scores)
 
     def metric(self, name: str) -> tuple[float, float]:
-        """The median and the worst over prompts of ``psnr``, ``ssim`` or ``lpips``.
+        """Returns the median and the worst of ``psnr``, ``ssim`` or ``lpips``.
 
-        Of an even number the median is the worse of the two in the middle: between a
-        PSNR and an infinite one there is no mean.
+        Both are over the prompts. Of an even number the median is the worse of the two
+        in the middle: between a PSNR and an infinite one there is no mean.
         """
         values = [vars(score)[name] for score in self.scores]
         if name == "lpips":
@@ -109,7 +112,7 @@ class Row:
         return statistics.median_low(values), min(values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The row in plain JSON types; what is not finite becomes ``None``."""
+        """Returns the row in JSON's types; what is not finite becomes ``None``."""
         metrics: dict[str, float] = {}
         for name in ("psnr", "ssim", "lpips"):
             if vars(self.scores[0])[name] is not None:
@@ -140,12 +143,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What :func:`compare` found."""
+    """What :func:`compare` found: a row per setting, and how it was measured."""
 
     model: str
     """The model as it was asked for: ``demo``, a folder or a repo id."""
     device: str
-    """``cpu`` or ``gpu``."""
+    """Kind of device that drew: ``cpu`` or ``gpu``."""
     dtype: str
     """Compute dtype of the transformer."""
     height: int
@@ -157,15 +160,15 @@ class Comparison:
     runs: int
     """How often each image was drawn and timed."""
     prompts: tuple[str, ...]
-    """What was drawn, each prompt alone."""
+    """The prompts that were drawn, each alone."""
     num_judged: int
     """Number of prompts for which the judge could tell of some image."""
     rows: tuple[Row, ...]
-    """The baseline, then each cache, then the fewer steps, most first."""
+    """Rows of the baseline, then each cache, then the fewer steps, most first."""
     refused: Mapping[str, str]
     """Why the model cannot run each cache that was left out, by the cache's name."""
     machine: Mapping[str, object]
-    """Processor, cores, memory and system that it was measured on."""
+    """Processor, cores, memory and system of the machine that measured."""
     versions: Mapping[str, str]
     """Versions of the packages that drew, by name."""
 
@@ -175,15 +178,15 @@ class Comparison:
         return self.rows[0]
 
     def of_kind(self, kind: str) -> tuple[Row, ...]:
-        """The rows of one kind: ``baseline``, ``cache`` or ``fewer steps``."""
+        """Returns the rows of a kind: ``baseline``, ``cache`` or ``fewer steps``."""
         return tuple(row for row in self.rows if row.kind == kind)
 
     def control_of(self, row: Row) -> Row:
-        """The row of fewer steps that a cache is to be better than."""
+        """Returns the row of fewer steps that a cache is to be better than."""
         return next(other for other in self.rows if other.label == row.control)
 
     def control_words(self, row: Row) -> str:
-        """The control's label, with its share of the cache's time if that is not near.
+        """Returns the control's label, with its share of the cache's time if not near.
 
         Empty for a row that is no cache's.
         """
@@ -195,11 +198,11 @@ class Comparison:
         return f"{row.control} ({100 * share:.0f} %)"
 
     def to_dict(self) -> dict[str, Any]:
-        """The comparison in plain JSON types, without the images."""
+        """Returns the comparison in JSON's types, without the images."""
         own: dict[str, Any] = plain({**vars(self), "rows": ()})
         return {**own, "rows": [row.to_dict() for row in self.rows]}
 
 
 def median(times: Times) -> float:
-    """The median over all prompts and runs, in seconds."""
+    """Returns the median over all prompts and runs, in seconds."""
     return statistics.median(value for row in times for value in row)

@@ -1,4 +1,4 @@
-"""What :func:`compare` found, as a page, pictures and JSON."""
+"""Writes what :func:`compare` found, as a page, images and JSON."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from .comparison import Comparison, Row, Score
 from .pages import render
 
 AMPLIFICATION: Final = 8
-"""The factor that differences of images are multiplied by, to be seen."""
+"""Factor that differences of images are multiplied by, to be seen."""
 _MIN_SIDE, _MAX_SIDE = 160, 384
 _MAX_NAME: Final = 100  # of the 255 characters that a file's name may have
 _INK, _MUTED = "#1d2433", "#5b6475"
 
 
 def save_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
-    """Writes ``report.html``, which holds all, ``report.json`` and the pictures.
+    """Writes ``report.html``, which holds all, ``report.json`` and the images.
 
     Args:
-        comparison: What :func:`compare` returned.
-        folder: Made if it is missing; files of these names in it are replaced.
+        comparison: Result of :func:`compare`.
+        folder: Folder to write to, made if it is missing; files of these names in it
+            are replaced.
 
     Returns:
         The paths of all files written, the page's first.
@@ -81,7 +82,7 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
 
 
 def timeline_names(comparison: Comparison) -> dict[str, str]:
-    """File names of the caches' timelines, by label; no two are the same."""
+    """Returns different file names for the caches' timelines, by label."""
     names: dict[str, str] = {}
     for row in comparison.of_kind("cache"):
         words = re.sub(r"[^a-z0-9.]+", "-", row.label.lower())[:_MAX_NAME]
@@ -92,7 +93,7 @@ def timeline_names(comparison: Comparison) -> dict[str, str]:
 
 
 def comparison_chart(comparison: Comparison) -> Image.Image:
-    """The chart of the rows' median PSNR over their median time."""
+    """Draws the chart of the rows' median PSNR over their median time."""
 
     def point(row: Row) -> Point:
         method = row.setting.cache.name
@@ -110,11 +111,11 @@ def comparison_chart(comparison: Comparison) -> Image.Image:
 
 
 def difference(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """How far each value of an image is off, amplified.
+    """Computes how far each value of an image is off, amplified.
 
     Args:
-        image: uint8 ``(H, W, 3)``.
-        reference: What it should be like, of the same dtype and shape.
+        image: The image, uint8 ``(H, W, 3)``.
+        reference: The image to compare with, of the same dtype and shape.
 
     Returns:
         uint8 ``(H, W, 3)``: absolute differences times :data:`AMPLIFICATION`, at most
@@ -125,10 +126,10 @@ def difference(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
 
 def contact_sheet(comparison: Comparison) -> Image.Image:
-    """All pictures: a column a cache, the baseline first, two rows a prompt and kind.
+    """Draws a sheet of all images: a column per cache, the baseline first.
 
-    Of each prompt: the caches' pictures, their amplified differences, the fewer steps
-    that take as long, and theirs.
+    Each prompt has four rows: the caches' images, their amplified differences, the
+    fewer steps that take as long, and their differences.
     """
     caches = comparison.of_kind("cache")
     height, width = comparison.baseline.images.shape[1:3]
@@ -185,14 +186,14 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
 
 
 def _shown(picture: np.ndarray) -> Image.Image:
-    """A picture as the page shows it: no larger than it can be seen there."""
+    """Returns an image as the page shows it: no larger than can be seen there."""
     image = Image.fromarray(picture)
     image.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
     return image
 
 
 def _fitted(text: str, font: Any, width: int) -> str:
-    """As much of a text as fits."""
+    """Returns as much of a text as fits in ``width`` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "…") > width:
@@ -201,31 +202,31 @@ def _fitted(text: str, font: Any, width: int) -> str:
 
 
 def decibels(value: float) -> str:
-    """Words for a PSNR in dB: ``equal`` for an infinite one."""
+    """Formats a PSNR in dB; an infinite one is ``equal``."""
     return "equal" if np.isinf(value) else f"{value:.1f} dB"
 
 
 def digits(value: float) -> str:
-    """A number with four digits, and without a power of ten."""
+    """Formats a number with four digits, and without a power of ten."""
     return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _verdict(score: Score) -> str:
-    """What the caption of an image adds where a judge could tell."""
+    """Returns what an image's caption adds where a judge could tell."""
     if score.is_right is None:
         return ""
     return ", right" if score.is_right else f", wrong: {score.why_not}"
 
 
 def data_url(image: Image.Image) -> str:
-    """An image as a ``data:`` URL, for a page that needs no other file."""
+    """Encodes an image as a ``data:`` URL, for a page that needs no other file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def summary_table(comparison: Comparison) -> Mapping[str, list[str]]:
-    """The table that the page and the terminal show.
+    """Returns the table that the page and the terminal show.
 
     Returns:
         The columns by name, in order, each with a cell for every row of the

@@ -22,7 +22,8 @@ from ..errors import RequestError
 from ..pipelines.text_to_image import GenerationResult, TextToImagePipeline
 
 OnProgress = Callable[[float, str], None]
-"""Called with the share that is done, 0 to 1, and with what is being done."""
+"""Function that is called with the share that is done, 0 to 1, and with what is being
+done."""
 BASELINE: Final = "no cache"
 
 
@@ -33,13 +34,13 @@ class Setting:
     cache: AbstractCacheConfig
     """The cache with its options."""
     num_inference_steps: int
-    """Denoising steps."""
+    """Number of denoising steps."""
     label: str
-    """What tables and charts call the setting."""
+    """Name of the setting in tables and charts."""
 
     @classmethod
     def without_cache(cls, num_inference_steps: int, label: str = "") -> Setting:
-        """The setting of so many steps, each computed in full."""
+        """Creates the setting of a number of steps, each computed in full."""
         plural = "s" if num_inference_steps > 1 else ""
         words = label or f"{num_inference_steps} step{plural}"
         return cls(NoCacheConfig(), num_inference_steps, words)
@@ -48,11 +49,11 @@ class Setting:
     def with_cache(
         cls, cache: AbstractCacheConfig, num_inference_steps: int
     ) -> Setting:
-        """The setting of a cache, labelled as ``--caches`` takes it."""
+        """Creates the setting of a cache, labelled as ``--caches`` takes it."""
         return cls(cache, num_inference_steps, label_of(cache))
 
     def to_dict(self) -> dict[str, Any]:
-        """The setting in plain JSON types: the cache by name, and all its options."""
+        """Returns the setting in JSON's types: the cache's name and all its options."""
         return {
             "label": self.label,
             "cache": self.cache.name,
@@ -66,7 +67,7 @@ class Scenes:
     """Prompts to draw, each alone, with noise of its own."""
 
     requests: tuple[GenerationRequest, ...]
-    """One request a prompt, without a cache."""
+    """One request per prompt, without a cache."""
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ class Scenes:
         return tuple(request.prompts[0] for request in self.requests)
 
     def __len__(self) -> int:
-        """The number of prompts."""
+        """Returns the number of prompts."""
         return len(self.requests)
 
 
@@ -87,7 +88,7 @@ def scenes_of(
     height: int | None = None,
     width: int | None = None,
 ) -> Scenes:
-    """Checks what is to be drawn as far as no model is needed.
+    """Checks what is to be drawn, as far as no model is needed.
 
     Args:
         prompts: One or several, each drawn alone.
@@ -134,7 +135,7 @@ def runnable_caches(
     caches: Sequence[str | AbstractCacheConfig] | None,
     num_inference_steps: int,
 ) -> tuple[tuple[AbstractCacheConfig, ...], Mapping[str, str]]:
-    """Configurations of the caches named, or of all that the pipeline can run.
+    """Returns the caches named, or all that the pipeline can run.
 
     Args:
         pipeline: The pipeline that is to run them.
@@ -181,7 +182,7 @@ def runnable_caches(
 
 
 class Drawing:
-    """Draws, and tells how far it is.
+    """Draws images, and tells how far it is.
 
     Args:
         pipeline: The pipeline that draws.
@@ -194,16 +195,16 @@ class Drawing:
         self._pipeline = pipeline
         self._on_progress = on_progress
         self.num_drawn = 0
-        """Images drawn so far."""
+        """Number of images drawn so far."""
         self.planned = 1
-        """Images to draw in all, as far as is known."""
+        """Number of images to draw in all, as far as is known."""
 
     def draw(self, setting: Setting, request: GenerationRequest) -> GenerationResult:
-        """Draws one image.
+        """Draws one image with a setting.
 
         Args:
             setting: Cache and number of steps, which replace the request's.
-            request: One prompt.
+            request: A request of one prompt.
         """
 
         def on_step(done: int, total: int) -> None:

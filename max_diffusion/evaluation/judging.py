@@ -33,8 +33,8 @@ class Judge(Protocol):
         """Judges one image.
 
         Args:
-            prompt: What the image was drawn for.
-            image: uint8 ``(H, W, 3)``, height and width in pixels. Not to be modified.
+            prompt: The prompt that the image was drawn for.
+            image: The image, uint8 ``(H, W, 3)``. Not to be modified.
 
         Returns:
             The verdict, or ``None`` where the judge cannot tell: it does not
@@ -56,7 +56,7 @@ def checked_judge(where: str, judge: object) -> None:
 
 
 def judged(judge: Judge, prompt: str, image: np.ndarray) -> Verdict | None:
-    """What a judge says of one image.
+    """Asks a judge about one image and checks what it returns.
 
     Raises:
         RequestError: The judge returned neither a verdict nor ``None``.

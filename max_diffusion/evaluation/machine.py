@@ -1,4 +1,4 @@
-"""What figures were measured on."""
+"""The machine that figures were measured on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def machine() -> dict[str, object]:
-    """What this machine is, for reports.
+    """Describes this machine for reports.
 
     Returns:
         ``processor``; ``cores`` that this process may use; ``memory_gib``; ``system``;
@@ -27,7 +27,7 @@ def machine() -> dict[str, object]:
 
 
 def _processor() -> str:
-    """The processor's name, where the system tells; Linux tells it in a file only."""
+    """Returns the processor's name if the system tells; Linux has it in a file."""
     path = Path("/proc/cpuinfo")
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""How like two images are."""
+"""Metrics of how like two images are."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _SSIM_WINDOW_PX: Final = 11
 
 
 def psnr(image: np.ndarray, reference: np.ndarray) -> float:
-    """Peak signal to noise ratio in dB; infinite where the two are equal.
+    """Computes the peak signal to noise ratio in dB; infinite for equal images.
 
     Args:
-        image: uint8 ``(H, W, 3)``.
-        reference: What to compare with, of the same dtype and shape.
+        image: The image, uint8 ``(H, W, 3)``.
+        reference: The image to compare with, of the same dtype and shape.
     """
     _check(image, reference)
     if np.array_equal(image, reference):
@@ -28,13 +28,13 @@ def psnr(image: np.ndarray, reference: np.ndarray) -> float:
 
 
 def ssim(image: np.ndarray, reference: np.ndarray) -> float:
-    """Structural similarity, -1 to 1: the mean over pixels and channels.
+    """Computes the structural similarity, -1 to 1: the mean over pixels and channels.
 
-    By Wang et al., 2004: a Gaussian window of 11 x 11 and sigma 1.5.
+    As defined by Wang et al., 2004, with a Gaussian window of 11 x 11 and sigma 1.5.
 
     Args:
-        image: uint8 ``(H, W, 3)``, at least 11 pixels a side.
-        reference: What to compare with, of the same dtype and shape.
+        image: The image, uint8 ``(H, W, 3)``, at least 11 pixels a side.
+        reference: The image to compare with, of the same dtype and shape.
     """
     _check(image, reference)
     if min(image.shape[:2]) < _SSIM_WINDOW_PX:
@@ -56,9 +56,9 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
 
 
 class Lpips:
-    """Distance of two images to a network's eyes; 0 is equal.
+    """Measures the distance of two images with a neural network; 0 for equal images.
 
-    Zhang et al., 2018, arXiv:1801.03924. No network comes with this package.
+    See Zhang et al., 2018, arXiv:1801.03924. No network comes with this package.
 
     Args:
         path: ONNX file of a network that takes two images, float32 ``(1, 3, H, W)``
@@ -66,7 +66,7 @@ class Lpips:
             ``lpips`` package's ``LPIPS`` module gives.
 
     Raises:
-        RequestError: No such file, or another kind of network.
+        RequestError: There is no such file, or it holds another kind of network.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -95,11 +95,11 @@ class Lpips:
         self._where = where
 
     def __call__(self, image: np.ndarray, reference: np.ndarray) -> float:
-        """The distance of two images.
+        """Returns the distance of two images.
 
         Args:
-            image: uint8 ``(H, W, 3)``.
-            reference: What to compare with, of the same dtype and shape.
+            image: The image, uint8 ``(H, W, 3)``.
+            reference: The image to compare with, of the same dtype and shape.
 
         Raises:
             RequestError: The network does not take images of this size, or returns

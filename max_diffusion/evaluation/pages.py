@@ -1,4 +1,4 @@
-"""Pages of reports."""
+"""HTML pages of reports, filled in from templates."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def render(name: str, **values: object) -> str:
-    """Fills in a page of the folder ``templates``.
+    """Fills in a template of the folder ``templates``.
 
     Args:
         name: File name of the template.
         **values: What the template shows; text is escaped.
 
     Returns:
-        HTML.
+        The page as HTML.
     """
     environment = Environment(
         loader=PackageLoader("max_diffusion.evaluation"),

@@ -11,12 +11,12 @@ from ..errors import RequestError
 
 
 def tunable_caches() -> list[str]:
-    """Names of the caches that say what to try of them: those with ladders."""
+    """Returns the names of the caches that can be tuned: those with ladders."""
     return [name for name, kind in CACHES.items() if kind.ladders]
 
 
 def coarse(method: str) -> list[AbstractCacheConfig]:
-    """A method's settings far apart from each other, from which a search starts.
+    """Returns a method's settings far apart, from which a search starts.
 
     Args:
         method: Name of a cache. Of its coarse values every combination is taken that
@@ -43,7 +43,7 @@ def coarse(method: str) -> list[AbstractCacheConfig]:
 
 
 def neighbours(cache: AbstractCacheConfig) -> Iterator[AbstractCacheConfig]:
-    """Settings one rung up or down on one of the method's ladders.
+    """Yields the settings one rung up or down on one of the method's ladders.
 
     Those that the cache's configuration refuses, because options do not go together,
     are left out, and so are repetitions of others.

@@ -14,14 +14,15 @@ from .drawing import Setting
 
 @dataclass(frozen=True)
 class Target:
-    """What a cache must reach: exactly one of these. The rest is made the best of.
+    """What a cache must reach: exactly one of these values. The rest is optimised.
 
     Raises:
         RequestError: None or several, or a value out of range.
     """
 
     psnr: float | None = None
-    """dB against no cache that every image must have; the fastest such cache wins."""
+    """PSNR in dB, against no cache, that every image must have; the fastest such cache
+    wins."""
     speedup: float | None = None
     """How many times as fast as no cache whole images must be drawn; the cache with
     the most like images wins."""
@@ -45,7 +46,7 @@ class Target:
             )
 
     def __str__(self) -> str:
-        """The target in words."""
+        """Returns the target in words."""
         if self.psnr is not None:
             return f"every picture at {self.psnr:g} dB or more"
         if self.speedup is not None:
@@ -66,13 +67,13 @@ class Trial:
     speedups: list[float] = field(default_factory=list)
     """How many times as fast as no cache the images were drawn, by prompt."""
     skipped: float = 0
-    """Transformer passes that were not computed in full, over all prompts."""
+    """Number of transformer passes not computed in full, over all prompts."""
     given_up: str = ""
     """Why the setting was not drawn for all prompts; empty where it was."""
 
     @property
     def worst_psnr(self) -> float:
-        """The lowest PSNR of the images so far, in dB."""
+        """Lowest PSNR of the images so far, in dB."""
         return min(self.psnrs)
 
     @property
@@ -87,14 +88,14 @@ class Trial:
 
     @property
     def is_faster(self) -> bool:
-        """Whether it beats no cache by the clock, and because it skips something.
+        """Whether the setting beats no cache by the clock because it skips something.
 
         A setting that computes every step has equal images, and by chance less time.
         """
         return self.skipped > 0 and self.speedup > 1
 
     def meets(self, target: Target) -> bool:
-        """Whether the setting reaches a target on the prompts so far."""
+        """Returns whether the setting reaches a target on the prompts so far."""
         if not self.is_faster:
             return False
         if target.psnr is not None:
@@ -105,7 +106,7 @@ class Trial:
         return self.median_seconds <= target.seconds
 
     def rank(self, target: Target) -> tuple[bool, bool, float, float]:
-        """A key that is greater the better the setting is for a target.
+        """Returns a key that is greater the better the setting is for a target.
 
         Settings that meet the target come first, then those that come nearest to it.
         """
@@ -116,7 +117,7 @@ class Trial:
         return (is_met, self.is_faster, *(by_speed if wants_speed else by_quality))
 
     def to_dict(self) -> dict[str, Any]:
-        """The trial in plain JSON types; the PSNR of equal images is ``None``."""
+        """Returns the trial in JSON's types; the PSNR of equal images is ``None``."""
         found: dict[str, Any] = plain(
             {
                 **self.setting.to_dict(),

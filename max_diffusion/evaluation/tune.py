@@ -1,4 +1,4 @@
-"""Finds the cache that meets a target."""
+"""Finds the cache that meets a target of quality or speed."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def tune(
 
     Args:
         pipeline: The pipeline that draws; only caches that it can run are tried.
-        target: What is to be reached.
-        prompts: What to tune on; default four plain prompts.
-        validation_prompts: What to validate on, none of ``prompts``; default further
-            plain prompts.
+        target: The target to be reached.
+        prompts: Prompts to tune on; default four plain ones.
+        validation_prompts: Prompts to validate on, none of ``prompts``; default further
+            plain ones.
         methods: Names of caches to try; default all that the pipeline can run.
         budget_seconds: Seconds to search, above 0. No cache and a first setting are
             drawn in any case; what is validated in the end takes longer.
@@ -61,7 +61,8 @@ def tune(
         seed: Seed of the first prompt's noise; each further prompt has the next.
         judge: Tells of the validated images whether they show their prompts; it has
             no say in what wins. See :func:`compare`.
-        on_progress: See :data:`OnProgress`; what it raises ends the search.
+        on_progress: Is told how far it is, see :data:`OnProgress`; what it raises ends
+            the search.
 
     Returns:
         The winner with its validation, and all that was tried.
@@ -150,12 +151,12 @@ def tune(
 
 
 def _is_met(validation: Comparison, target: Target) -> bool:
-    """Whether the cache of a comparison reaches a target."""
+    """Returns whether the cache of a comparison reaches a target."""
     return _validated(validation).meets(target)
 
 
 def _nearer(validation: Comparison, other: Comparison, target: Target) -> bool:
-    """Whether one comparison's cache comes nearer to a target than another's."""
+    """Returns whether a comparison's cache is nearer to a target than another's."""
     return _validated(validation).rank(target) > _validated(other).rank(target)
 
 

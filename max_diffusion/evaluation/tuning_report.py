@@ -1,4 +1,4 @@
-"""What :func:`tune` found, as a cache file, a page, a chart and JSON."""
+"""Writes what :func:`tune` found, as a cache file, a page, a chart and JSON."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def save_tuning(result: TuningResult, folder: str | Path) -> list[Path]:
     """Writes ``cache.json``, ``report.html``, ``tuning.json`` and ``pareto.png``.
 
     Args:
-        result: What :func:`tune` returned.
-        folder: Made if it is missing; files of these names in it are replaced.
+        result: Result of :func:`tune`.
+        folder: Folder to write to, made if it is missing; files of these names in it
+            are replaced.
 
     Returns:
         The paths of all files written, the cache file's first.
@@ -61,11 +62,13 @@ def save_tuning(result: TuningResult, folder: str | Path) -> list[Path]:
 
 
 def pareto_front(trials: Sequence[Trial], num_prompts: int) -> list[Trial]:
-    """Settings that no other beats in both speed and worst PSNR; the fastest first.
+    """Returns the settings that no other beats in both speed and worst PSNR.
+
+    The fastest comes first.
 
     Args:
         trials: Settings that were tried, in any order.
-        num_prompts: How many images a trial must have to be compared.
+        num_prompts: Number of images that a trial must have to be compared.
     """
     done = [trial for trial in trials if len(trial.psnrs) == num_prompts]
     front: list[Trial] = []
@@ -76,7 +79,7 @@ def pareto_front(trials: Sequence[Trial], num_prompts: int) -> list[Trial]:
 
 
 def pareto_chart(result: TuningResult) -> Image.Image:
-    """The chart of all settings tried, the best of them, the target and the winner."""
+    """Draws all settings tried, the best of them, the target and the winner."""
 
     def point(trial: Trial) -> Point:
         return Point(

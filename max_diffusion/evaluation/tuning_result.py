@@ -15,22 +15,23 @@ from .target import Target, Trial
 
 @dataclass(frozen=True)
 class TuningResult:
-    """What :func:`tune` found."""
+    """What :func:`tune` found: the winner, its validation and all trials."""
 
     target: Target
-    """What was to be reached."""
+    """The target that was to be reached."""
     is_met: bool
     """Whether the winner reaches the target on the prompts that it was validated on."""
     winner: Setting
-    """The best setting that meets the target, or what comes nearest to it."""
+    """The best setting that meets the target, or the one that comes nearest to it."""
     validation: Comparison
-    """Winner, no cache and fewer steps in the same time, on the other prompts."""
+    """Comparison of the winner, no cache and fewer steps in the same time, on the other
+    prompts."""
     num_validated: int
-    """How many settings were drawn for the other prompts; where there are several, the
-    winner was chosen by these prompts too."""
+    """Number of settings that were drawn for the other prompts; if there are several,
+    the winner was chosen by these prompts too."""
     num_left: int
-    """How many further settings meet the target on the prompts tuned on, and were not
-    validated: the time was over, or five were."""
+    """Number of further settings that meet the target on the prompts tuned on, but were
+    not validated: the time was over, or five were."""
     trials: tuple[Trial, ...]
     """All settings that were tried, by rank: those drawn for all prompts first."""
     fewer_steps: tuple[Trial, ...]
@@ -38,15 +39,15 @@ class TuningResult:
     baseline_seconds: float
     """Seconds that a whole image takes without a cache: the median over prompts."""
     prompts: tuple[str, ...]
-    """What was tuned on, each prompt alone."""
+    """The prompts that were tuned on, each alone."""
     refused: Mapping[str, str]
     """Why the model cannot run each cache that was left out, by the cache's name."""
     is_finished: bool
     """Whether all neighbours of the best were tried before the time was over."""
     seconds: float
-    """Seconds that the whole search took, validation included."""
+    """Wall time of the whole search in seconds, validation included."""
     machine: Mapping[str, object]
-    """Processor, cores, memory and system that it was measured on."""
+    """Processor, cores, memory and system of the machine that measured."""
 
     @property
     def others_words(self) -> str:
@@ -62,7 +63,7 @@ class TuningResult:
 
     @property
     def miss_words(self) -> str:
-        """Words that tell that nothing reaches the target; for results that miss it."""
+        """Words for what misses the target; only for results that miss it."""
         if self.num_left:
             return (
                 f"no setting that was validated reaches {self.target}; {self.num_left} "
@@ -91,7 +92,7 @@ class TuningResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The result in plain JSON types, without the images."""
+        """Returns the result in JSON's types, without the images."""
         own: dict[str, Any] = plain(
             {
                 name: value

@@ -24,15 +24,15 @@ _FEWER_STEPS: Final = (0.7, 0.5, 0.35, 0.25, 0.15)
 
 
 class Search:
-    """What has been tried so far.
+    """Tries settings, and holds what each has reached so far.
 
     Args:
         pipeline: The pipeline that draws.
-        target: What is to be reached.
-        scenes: What every setting is drawn for.
-        steps: Denoising steps of every setting.
-        budget_seconds: When to try no more.
-        on_progress: Is told the share of the budget that is used.
+        target: The target to be reached.
+        scenes: Prompts that every setting is drawn for.
+        steps: Number of denoising steps of every setting.
+        budget_seconds: Seconds after which no more settings are tried.
+        on_progress: Is told the share of the time that is used.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Search:
         on_progress: OnProgress | None,
     ) -> None:
         self.fewer_steps: list[Trial] = []
-        """No cache, and fewer steps."""
+        """What smaller numbers of steps reach without a cache, most steps first."""
         self.is_finished = False
         """Whether all neighbours of the best were tried before the time was over."""
         self._started = time.perf_counter()
@@ -66,7 +66,7 @@ class Search:
 
     @property
     def baseline_seconds(self) -> float:
-        """Seconds that a whole image takes without a cache, the median."""
+        """Seconds that a whole image takes without a cache: the median over prompts."""
         return self._baseline.median_seconds
 
     @property
@@ -131,16 +131,16 @@ class Search:
                     self._draw_next(trial)
 
     def is_over(self) -> bool:
-        """Whether the budget is used up."""
+        """Returns whether the time for the search is used up."""
         return self._share() >= 1
 
     def ranked(self) -> list[Trial]:
-        """Settings drawn for all prompts, the best first."""
+        """Returns the settings drawn for all prompts, the best first."""
         done = [t for t in self._trials.values() if self._is_complete(t)]
         return sorted(done, key=self._rank, reverse=True)
 
     def unfinished(self) -> list[Trial]:
-        """Settings that were given up, the best first."""
+        """Returns the settings that were given up, the best first."""
         left = [t for t in self._trials.values() if not self._is_complete(t)]
         return sorted(left, key=self._rank, reverse=True)
 
@@ -151,7 +151,7 @@ class Search:
         return trial.rank(self._target)
 
     def _promise(self, trial: Trial) -> tuple[float, ...]:
-        """Like the rank, also of settings that were given up after few images.
+        """Returns a key like the rank, also for settings given up after few images.
 
         The fewer images, the better the worst of them looks: where a setting is
         given up at its first image below the target, those before it count first.
@@ -173,7 +173,7 @@ class Search:
         return True
 
     def _draw_baseline(self) -> None:
-        """Draws without a cache, and with fewer steps."""
+        """Draws all scenes without a cache, with all steps and with fewer."""
         first, *_ = self._scenes.requests
         self._drawing.draw(self._baseline.setting, first)  # its first is not timed
         for request in self._scenes.requests:
@@ -192,7 +192,7 @@ class Search:
             self.fewer_steps.append(trial)
 
     def _race(self, caches: Iterable[AbstractCacheConfig]) -> None:
-        """Draws a first image of each; then the most promising to the end."""
+        """Draws a first image of each setting; then the most promising to the end."""
         alive = []
         for cache in caches:
             if self.is_over() and self._trials:
@@ -225,7 +225,7 @@ class Search:
         trial.skipped += result.report.total_passes - result.report.full_passes
 
     def _why_hopeless(self, trial: Trial, best: Trial | None) -> str:
-        """Why a setting cannot win whatever the other prompts give; empty if it can."""
+        """Returns why a setting cannot win with any other prompts; empty if it can."""
         target = self._target
         rival = best if best and best.meets(target) else None
         if target.psnr is not None:

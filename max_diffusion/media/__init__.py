@@ -1,1 +1,1 @@
-"""Images as files, and pictures of runs."""
+"""Images and videos as files, and drawings of runs."""

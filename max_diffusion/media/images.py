@@ -1,4 +1,4 @@
-"""Files of images: their names, and whether they could be written."""
+"""Files of images: their names, and whether they can be written."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def check_writable(path: Path, where: str, *suffixes: str) -> None:
     """Refuses a path that could not be written, before anything is computed.
 
     Args:
-        path: The file.
-        where: Where it was given, for messages.
-        suffixes: Those its name may end in, ``.png`` if none are given.
+        path: The file to be written.
+        where: Where the path was given, for messages.
+        suffixes: Suffixes that its name may end in, ``.png`` if none are given.
 
     Raises:
-        RequestError: A folder, of another suffix, or in a folder that is missing or
-            closed.
+        RequestError: The path is a folder, has another suffix, or is in a folder that
+            is missing or closed.
     """
     suffixes = suffixes or (".png",)
     try:
@@ -50,14 +50,14 @@ def check_writable(path: Path, where: str, *suffixes: str) -> None:
 
 
 def output_paths(path: Path, count: int) -> list[Path]:
-    """``out.png`` for one picture, ``out-1.png`` ... for several."""
+    """Returns ``out.png`` for one image, ``out-1.png`` ... for several."""
     if count == 1:
         return [path]
     return [path.with_stem(f"{path.stem}-{index + 1}") for index in range(count)]
 
 
 def save_atomically(path: Path, image: Image.Image) -> None:
-    """Writes a PNG, whole or not at all.
+    """Writes an image as a PNG, whole or not at all.
 
     Raises:
         RequestError: The file cannot be written.

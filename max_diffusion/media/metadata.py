@@ -1,4 +1,4 @@
-"""What a picture says of itself, in the places that other programs look at.
+"""What an image says of itself, in the places that other programs look at.
 
 | | PNG | JPEG, WebP | GIF, MP4 |
 |---|---|---|---|
@@ -52,7 +52,7 @@ _MEASURED: Final = frozenset(
 
 
 def text_chunks(report: RunReport, index: int) -> dict[str, str]:
-    """What the file of picture ``index`` says of itself, by a PNG's keywords."""
+    """Returns what the file of image ``index`` says of itself, by a PNG's keywords."""
     run = report.to_dict()
     settings = {name: value for name, value in run.items() if name not in _MEASURED}
     settings["picture"] = index
@@ -64,7 +64,7 @@ def text_chunks(report: RunReport, index: int) -> dict[str, str]:
 
 
 def png_info(text: Mapping[str, str]) -> PngInfo:
-    """Text chunks of a PNG: plain ones where ASCII will do, else in UTF-8."""
+    """Creates a PNG's text chunks: plain ones where ASCII will do, else in UTF-8."""
     info = PngInfo()
     for key, value in text.items():
         if value.isascii() and "\0" not in value:
@@ -75,7 +75,7 @@ def png_info(text: Mapping[str, str]) -> PngInfo:
 
 
 def exif_and_xmp(kind: str, text: Mapping[str, str]) -> dict[str, bytes]:
-    """The same for a ``jpeg`` or ``webp``, as Pillow's ``save`` takes it.
+    """Returns the texts of a ``jpeg`` or ``webp``, as Pillow's ``save`` takes them.
 
     A JPEG has room for 65,533 bytes of each; what is longer is left out of it.
     """
@@ -97,14 +97,14 @@ def exif_and_xmp(kind: str, text: Mapping[str, str]) -> dict[str, bytes]:
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The settings that a picture of this package was drawn with.
+    """Reads the settings that an image or video of this package was drawn with.
 
     Args:
         path: A PNG, JPEG, WebP, GIF or MP4 file.
 
     Returns:
         Fields of the :class:`RunReport` that are no measurements, and ``picture``, the
-        index of this one among the pictures of its request.
+        0-based index of this image among those of its request.
 
     Raises:
         RequestError: It cannot be read, or holds no settings.
@@ -134,7 +134,7 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _parameters(report: RunReport, index: int) -> str:
-    """In the form of AUTOMATIC1111's web UI."""
+    """Returns an image's settings in the form of AUTOMATIC1111's web UI."""
     place = index * len(report.prompts) // report.num_images
     lines, negative = [report.prompts[place]], report.negative_prompt
     if isinstance(negative, tuple):
@@ -161,7 +161,7 @@ def _parameters(report: RunReport, index: int) -> str:
 
 
 def _quoted(value: str) -> str:
-    """A value as those readers unquote it."""
+    """Quotes a value as readers of that form unquote it."""
     is_plain = not any(mark in value for mark in ',:\n"')
     return value if is_plain else json.dumps(value, ensure_ascii=False)
 
@@ -171,7 +171,7 @@ def _software(report: RunReport) -> str:
 
 
 def _xmp(settings: str) -> bytes:
-    """An XMP packet of one property."""
+    """Creates an XMP packet of one property that holds the settings."""
     # XML has no way to write these; JSON has.
     plain = re.sub(
         "[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]",

@@ -1,4 +1,4 @@
-"""A picture of what each denoising step did."""
+"""An image of what each denoising step did."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _Rows = list[tuple[str, dict[int, str]]]
 
 
 def draw_timeline(report: RunReport) -> Image.Image:
-    """Draws one row a sample and guidance branch, one cell a step.
+    """Draws one row per sample and guidance branch, one cell per step.
 
     Below are, where decisions were based on one, the signal, and each step's
     milliseconds.
 
     Returns:
-        RGB picture; its height grows with the rows, its width with the steps.
+        RGB image; its height grows with the rows, its width with the steps.
     """
     rows = _rows(report)
     steps = max((record.step + 1 for record in report.steps), default=1)
@@ -58,7 +58,7 @@ def draw_timeline(report: RunReport) -> Image.Image:
 
 
 def _rows(report: RunReport) -> _Rows:
-    """Label, and action by step, of each branch's samples."""
+    """Returns the label and the action by step of each branch's samples."""
     rows: dict[tuple[str, int], dict[int, str]] = {}
     for record in report.steps:
         for sample, action in enumerate(record.actions):
@@ -69,7 +69,7 @@ def _rows(report: RunReport) -> _Rows:
             f"picture {sample + 1}" + (f", {branch}" if has_branches else ""),
             rows[branch, sample],
         )
-        # A picture's branches side by side: they are compared with one another.
+        # An image's branches side by side: they are compared with one another.
         for branch, sample in sorted(rows, key=lambda key: key[1])
     ]
 
@@ -79,7 +79,7 @@ def _title(report: RunReport) -> tuple[str, list[str]]:
     saved = 100 * (1 - full / total) if total else 0.0
     name = str(report.cache.get("name"))
     defaults = vars(CACHES[name]()) if name in CACHES else {}
-    # What is off by default and was left so would only widen the picture.
+    # What is off by default and was left so would only widen the image.
     settings = ", ".join(
         f"{key} {value}"
         for key, value in report.cache.items()
@@ -94,7 +94,7 @@ def _title(report: RunReport) -> tuple[str, list[str]]:
 
 
 def _signals(report: RunReport) -> dict[tuple[str, int], dict[int, tuple[float, str]]]:
-    """Signal and action by step, of each branch's samples that have any."""
+    """Returns the signal and the action by step of each sample that has a signal."""
     found: dict[tuple[str, int], dict[int, tuple[float, str]]] = {}
     for record in report.steps:
         for sample, value in enumerate(record.signal or ()):
@@ -112,7 +112,7 @@ def _draw_signals(
     top: int,
     cell: int,
 ) -> None:
-    """What each decision was based on, a line a row, and the limit it was held to."""
+    """Draws what each decision was based on, one line per row, and the limit."""
     limit = _limit(report)
     values = [value for row in signals.values() for value, _ in row.values()]
     highest = max(*values, limit or 0.0, 1e-12)
@@ -145,7 +145,7 @@ def _draw_signals(
 def _draw_bars(
     pen: ImageDraw.ImageDraw, report: RunReport, left: int, top: int, cell: int
 ) -> None:
-    """Milliseconds of each step, all branches together, coloured by what was done."""
+    """Draws the milliseconds of each step, all branches together, by action."""
     totals: dict[int, float] = {}
     kinds: dict[int, set[str]] = {}
     for record in report.steps:
@@ -192,7 +192,7 @@ def _draw_legend(pen: ImageDraw.ImageDraw, rows: _Rows, x: int, y: int) -> None:
 
 
 def _limit(report: RunReport) -> float | None:
-    """What the cache held its signals against, if it says so."""
+    """Returns the limit that the cache compared its signals with, if it says so."""
     kind = CACHES.get(str(report.cache.get("name")))
     option = None if kind is None else kind.signal_limit
     value = None if option is None else report.cache.get(option)
@@ -200,7 +200,7 @@ def _limit(report: RunReport) -> float | None:
 
 
 def _colour(action: str) -> str:
-    """Of one action; a neutral one where several are meant."""
+    """Returns the colour of an action; a neutral one where several are meant."""
     return _ACTIONS[action].colour if action in _ACTIONS else _MIXED
 
 

@@ -1,4 +1,4 @@
-"""Frames to the bytes of a file, in the format that its suffix names."""
+"""Encodes frames as the bytes of a file, in the format that its suffix names."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _MP4_QUALITY: Final = "17"
 @final
 @dataclass(frozen=True)
 class Format:
-    """What a kind of file can hold."""
+    """A file format, and what it can hold."""
 
     kind: str
-    """Its name, as Pillow and av have it in lower case."""
+    """Name of the format, as Pillow and av have it in lower case."""
     max_side: int
-    """Most pixels of a side."""
+    """Most pixels that a side can have."""
     holds_image: bool
-    """Whether it can hold a single frame."""
+    """Whether a file can hold a single frame."""
     holds_video: bool
-    """Whether it can hold several frames."""
+    """Whether a file can hold several frames."""
 
 
 _PNG: Final = Format("png", 2**31 - 1, holds_image=True, holds_video=False)
@@ -53,11 +53,11 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
         ".mp4": Format("mp4", 16_384, holds_image=False, holds_video=True),
     }
 )
-"""Formats by the suffix of a file's name."""
+"""The formats that can be written, by the suffix of a file's name."""
 
 
 def format_of(path: Path) -> Format:
-    """The format of a file whose suffix is one of :data:`FORMATS`."""
+    """Returns the format of a file whose suffix is one of :data:`FORMATS`."""
     return FORMATS[path.suffix.lower()]
 
 
@@ -66,8 +66,8 @@ def check_sides(path: Path, height: int | None, width: int | None, where: str) -
 
     Args:
         path: The file; its suffix is known.
-        height: Pixels, if they are known.
-        width: Pixels, if they are known.
+        height: Height of the frames in pixels, if it is known.
+        width: Width of the frames in pixels, if it is known.
         where: Where the file was given, for messages.
 
     Raises:
@@ -87,11 +87,11 @@ def check_frames(path: Path, num_frames: int, where: str) -> None:
 
     Args:
         path: The file; its suffix is known.
-        num_frames: Frames of what is written into it.
+        num_frames: Number of frames to write into the file.
         where: Where the file was given, for messages.
 
     Raises:
-        RequestError: It is one frame, and the format is for videos; or the reverse.
+        RequestError: There is one frame, and the format is for videos; or the reverse.
     """
     found = format_of(path)
     is_video = num_frames > 1
@@ -112,13 +112,13 @@ def check_frames(path: Path, num_frames: int, where: str) -> None:
 def encoded(
     image: np.ndarray, kind: str, quality: int, text: Mapping[str, str]
 ) -> bytes:
-    """One image as the bytes of a file.
+    """Encodes one image as the bytes of a file.
 
     Args:
-        image: uint8 ``(H, W, 3)``.
-        kind: ``png``, ``jpeg`` or ``webp``.
-        quality: 0 to 100, of the latter two.
-        text: Of :func:`~max_diffusion.media.metadata.text_chunks`.
+        image: The image, uint8 ``(H, W, 3)``.
+        kind: The format: ``png``, ``jpeg`` or ``webp``.
+        quality: Quality of the latter two formats, 0 to 100.
+        text: What :func:`~max_diffusion.media.metadata.text_chunks` returns.
     """
     buffer, shown = io.BytesIO(), Image.fromarray(image)
     if kind == "png":
@@ -132,17 +132,17 @@ def encoded(
 def encoded_video(
     frames: np.ndarray, kind: str, fps: float | None, text: Mapping[str, str]
 ) -> bytes:
-    """Frames as the bytes of a file that shows one after the other.
+    """Encodes frames as the bytes of a file that shows one after the other.
 
     A GIF's frames last a multiple of 10 ms each, all together as long as they should.
-    H.264 halves the resolution of colours
-    where both sides are even, and keeps it where one is odd, which fewer players show.
+    H.264 halves the resolution of colours where both sides are even, and keeps it where
+    one is odd, which fewer players show.
 
     Args:
-        frames: uint8 ``(F, H, W, 3)``.
-        kind: ``gif``, ``webp`` or ``mp4``; the first two are shown again and again.
-        fps: Frames a second; 8 where that is not known.
-        text: Of :func:`~max_diffusion.media.metadata.text_chunks`.
+        frames: The frames, uint8 ``(F, H, W, 3)``.
+        kind: The format: ``gif`` or ``webp``, which repeat, or ``mp4``.
+        fps: Frames per second; ``None`` for 8.
+        text: What :func:`~max_diffusion.media.metadata.text_chunks` returns.
     """
     rate = _DEFAULT_FPS if fps is None else fps
     if kind == "mp4":
@@ -171,13 +171,14 @@ def save_frames(
 ) -> None:
     """Writes one sample in the format of the file's suffix; whole or not at all.
 
-    JPEG and WebP in quality 95.
+    JPEG and WebP are written in quality 95.
 
     Args:
-        path: File to write; replaced if it is there. :func:`check_frames` was passed.
-        frames: uint8 ``(F, H, W, 3)``.
-        text: Of :func:`~max_diffusion.media.metadata.text_chunks`; any Unicode.
-        fps: Frames a second, of a video.
+        path: File to write, which passed :func:`check_frames`; replaced if it exists.
+        frames: The frames, uint8 ``(F, H, W, 3)``.
+        text: What :func:`~max_diffusion.media.metadata.text_chunks` returns, in any
+            Unicode.
+        fps: Frames per second of a video; ``None`` for 8.
 
     Raises:
         RequestError: The file cannot be written.
@@ -191,7 +192,7 @@ def save_frames(
 
 
 def _durations(count: int, fps: float, unit: int) -> list[int]:
-    """Milliseconds of each frame, in whole units, that do not drift."""
+    """Returns each frame's milliseconds, in whole units, that do not drift."""
     ends = [round(index * 1000 / fps / unit) * unit for index in range(count + 1)]
     return [end - start for start, end in pairwise(ends)]
 

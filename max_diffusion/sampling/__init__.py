@@ -38,7 +38,7 @@ __all__ = [
 SAMPLERS: Final[Mapping[str, type[AbstractSampler]]] = MappingProxyType(
     {"FlowMatchEulerDiscreteScheduler": FlowMatchEulerSampler}
 )
-"""Sampler by the ``_class_name`` of diffusers' scheduler; read-only."""
+"""Sampler classes by the ``_class_name`` of diffusers' scheduler; read-only."""
 
 
 def load_sampler(config: Mapping[str, object]) -> AbstractSampler:

@@ -16,12 +16,12 @@ GRAPH = "euler_step"
 
 @final
 class EulerState(AbstractSamplerState):
-    """Remembers nothing: ``x + dt * v``, with ``dt`` the change of sigma.
+    """Moves latents by ``x + dt * v``, ``dt`` the change of sigma; keeps no memory.
 
     Args:
-        schedule: Of the request.
-        batch: Its samples.
-        device: Where its latents live.
+        schedule: Noise levels of the request.
+        batch: Number of samples of the request.
+        device: Device of the request's latents.
     """
 
     def __init__(self, schedule: Schedule, batch: int, device: Device) -> None:
@@ -30,13 +30,13 @@ class EulerState(AbstractSamplerState):
     def step(
         self, latents: Buffer, prediction: Buffer, step: int, stage: int = SAMPLER
     ) -> Routine[Buffer]:
-        """Along the prediction to the next sigma."""
+        """Moves the latents along the prediction to the next sigma."""
         return self._move(latents, prediction, self._schedule.dt(step), stage)
 
     def preview(
         self, latents: Buffer, prediction: Buffer, step: int
     ) -> Routine[Buffer]:
-        """Along the prediction to sigma 0, in one stride."""
+        """Moves the latents along the prediction to sigma 0, in one stride."""
         rest = -float(self._schedule.sigmas[step + 1])
         return self._move(latents, prediction, rest, 0)
 

@@ -43,53 +43,54 @@ class FlowMatchEulerConfig:
     """
 
     num_train_timesteps: int = 1000
-    """Timestep of sigma 1, at least 1."""
+    """Timestep that belongs to sigma 1, at least 1."""
 
     shift: float = 1.0
     """Static shift, above 0; 1 leaves sigmas alone. Unused with dynamic shifting."""
 
     use_dynamic_shifting: bool = False
-    """Shift by ``mu``, which grows with the picture, in place of ``shift``."""
+    """Whether to shift by ``mu``, which grows with the image, in place of ``shift``."""
 
     base_shift: float = 0.5
-    """``mu`` at ``base_image_seq_len`` tokens."""
+    """Value of ``mu`` at ``base_image_seq_len`` tokens."""
 
     max_shift: float = 1.15
-    """``mu`` at ``max_image_seq_len`` tokens; beyond, the line goes on."""
+    """Value of ``mu`` at ``max_image_seq_len`` tokens; beyond, the line goes on."""
 
     base_image_seq_len: int = 256
-    """Image tokens where ``mu`` is ``base_shift``."""
+    """Number of image tokens where ``mu`` is ``base_shift``."""
 
     max_image_seq_len: int = 4096
-    """Image tokens where ``mu`` is ``max_shift``."""
+    """Number of image tokens where ``mu`` is ``max_shift``."""
 
     invert_sigmas: bool = False
-    """Only False: a rising schedule (Mochi) is not supported."""
+    """Whether the schedule rises (Mochi); only False is supported."""
 
     shift_terminal: float | None = None
-    """Stretch the schedule so that its last sigma is this, in [0, 1); the step from
-    there to 0 follows. None and 0 leave it alone."""
+    """Value in [0, 1) that the schedule's last sigma is stretched to; the step from
+    there to 0 follows. None and 0 leave the schedule alone."""
 
     use_karras_sigmas: bool = False
-    """Respace evenly in the 7th root of sigma."""
+    """Whether to respace evenly in the 7th root of sigma."""
 
     use_exponential_sigmas: bool = False
-    """Respace evenly in the logarithm of sigma."""
+    """Whether to respace evenly in the logarithm of sigma."""
 
     use_beta_sigmas: bool = False
-    """Respace by the quantiles of a Beta(0.6, 0.6) distribution."""
+    """Whether to respace by the quantiles of a Beta(0.6, 0.6) distribution."""
 
     time_shift_type: Literal["exponential", "linear"] = "exponential"
     """Whether the dynamic shift multiplies odds by ``exp(mu)`` or by ``mu``."""
 
     stochastic_sampling: bool = False
-    """Only False: fresh noise at every step is not supported."""
+    """Whether each step adds fresh noise; only False is supported."""
 
     # The rest is no setting of diffusers' own class, but a swap to UniPC, say, and back
     # leaves it in the configuration, and then diffusers obeys it.
 
     use_flow_sigmas: bool = False
-    """Space steps between the ends of the training schedule, not 1 and ``1 / n``."""
+    """Whether to space steps between the ends of the training schedule, not between 1
+    and ``1 / n``."""
 
     sigma_min: float | None = None
     """Last sigma of a respaced schedule; None for the one before respacing."""
@@ -98,7 +99,7 @@ class FlowMatchEulerConfig:
     """First sigma of a respaced schedule; None for the one before respacing."""
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be sampled, before a model is loaded."""
+        """Refuses settings that cannot be sampled, before a model is loaded."""
         for name, asked in (
             ("invert_sigmas", self.invert_sigmas),
             ("stochastic_sampling", self.stochastic_sampling),
@@ -233,14 +234,14 @@ class FlowMatchEulerSampler(AbstractSampler):
 
     @classmethod
     def from_config(cls, config: Mapping[str, object]) -> Self:
-        """Builds the scheduler from the contents of a ``scheduler_config.json``.
+        """Builds the sampler from the contents of a ``scheduler_config.json``.
 
         Args:
-            config: See ``FlowMatchEulerConfig.from_dict``.
+            config: Settings by name, see ``FlowMatchEulerConfig.from_dict``.
 
         Raises:
             ModelLoadError: See ``FlowMatchEulerConfig.from_dict``; or the settings give
-                no schedule for any picture that they name the size of.
+                no schedule for any image that they name the size of.
         """
         scheduler = cls(FlowMatchEulerConfig.from_dict(config))
         lengths = {scheduler.config.base_image_seq_len}
@@ -305,17 +306,17 @@ class FlowMatchEulerSampler(AbstractSampler):
             )
 
     def add_graphs(self, module: Module, dtype: DType, device: DeviceRef) -> None:
-        """Adds the Euler step."""
+        """Adds the graph of the Euler step."""
         add_euler_step(module, GRAPH, dtype, device)
 
     def create_state(
         self, schedule: Schedule, batch: int, device: Device
     ) -> EulerState:
-        """Of one request; remembers nothing between steps."""
+        """Creates a request's state, which remembers nothing between steps."""
         return EulerState(schedule, batch, device)
 
     def mu(self, image_seq_len: int) -> float:
-        """Returns the shift exponent for a picture of ``image_seq_len`` tokens.
+        """Returns the shift exponent for an image of ``image_seq_len`` tokens.
 
         Used only with dynamic shifting. Linear in the length, also outside the two
         lengths that define the line.
@@ -331,7 +332,7 @@ class FlowMatchEulerSampler(AbstractSampler):
         )
 
     def _flow_sigmas(self, num_steps: int) -> npt.NDArray[np.float64]:
-        """Evenly from the largest to the smallest sigma of the training schedule."""
+        """Spaces sigmas evenly between the training schedule's ends."""
         steps = self.config.num_train_timesteps
         ends = np.array([steps, 1], np.float32) / np.float32(steps)
         if not self.config.use_dynamic_shifting:
@@ -360,7 +361,7 @@ class FlowMatchEulerSampler(AbstractSampler):
 
     def _stretched(self, sigmas: _Sigmas) -> _Sigmas:
         terminal = self.config.shift_terminal
-        signal = 1 - sigmas  # share of picture, the counterpart of sigma
+        signal = 1 - sigmas  # share of image, the counterpart of sigma
         # The first sigma stays where it is, so one alone has nowhere to go.
         if not terminal or signal[-1] <= 0:
             return sigmas

@@ -3,7 +3,7 @@
 diffusers keeps in a scheduler's configuration what it was given and does not know, so
 that a swap to another class and back loses nothing. A name that is neither among these
 nor the scheduler's own is a slip, or of a version that this package does not know: it
-may change the picture.
+may change the image.
 """
 
 from __future__ import annotations
@@ -30,4 +30,5 @@ _NAMES: Final = """
     variance_type
 """
 FOREIGN_SETTINGS: Final = frozenset(_NAMES.split())
-"""Of all schedulers of diffusers 0.42 but those that the flow matching one obeys."""
+"""Names of the settings of all schedulers of diffusers 0.42, but those that the flow
+matching one obeys."""

@@ -19,27 +19,28 @@ from .schedule import Schedule
 
 
 class AbstractGuidance(ABC):
-    """A rule that a model was made for; holds no state of a request."""
+    """A rule of guidance that a model was made for; holds no request's state."""
 
     graph: ClassVar[str]
-    """The graph that combines: ``conditional, unconditional, scale -> prediction``."""
+    """Name of the graph that combines two predictions: ``conditional, unconditional,
+    scale -> prediction``."""
 
     @abstractmethod
     def add_graphs(self, module: Module, dtype: DType, device: DeviceRef) -> None:
-        """Adds :attr:`graph`.
+        """Adds the graph that :attr:`graph` names.
 
         Args:
-            module: Receives it.
-            dtype: Of predictions.
-            device: Where they live.
+            module: Module that receives the graph.
+            dtype: Dtype of predictions.
+            device: Device of predictions.
         """
 
     def scales(self, scale: float, schedule: Schedule) -> np.ndarray:
-        """The guidance scale of every step, float32 ``(num_steps,)``.
+        """Returns the guidance scale of every step, float32 ``(num_steps,)``.
 
         Args:
-            scale: What the request asks for; 1 is no guidance.
-            schedule: Of the request.
+            scale: Scale that the request asks for; 1 is no guidance.
+            schedule: Noise levels of the request.
         """
         return np.full(schedule.num_steps, scale, np.float32)
 
@@ -50,14 +51,15 @@ class AbstractGuidance(ABC):
         device: Device,
         stage: int,
     ) -> Routine[Buffer]:
-        """The guided prediction ``(B, S_img, C)``.
+        """Returns the guided prediction ``(B, S_img, C)`` of one step.
 
         Args:
-            predictions: For the prompt, and for the negative one, each
+            predictions: Predictions for the prompt and for the negative prompt, each
                 ``(B, S_img, C)``.
-            scale: Of this step.
-            device: Where they live.
-            stage: See :class:`~max_diffusion.execution.graph_call.GraphCall`.
+            scale: Guidance scale of this step.
+            device: Device of the predictions.
+            stage: Stage of the call, see
+                :class:`~max_diffusion.execution.graph_call.GraphCall`.
         """
         conditional, unconditional = predictions
         rows = np.full(int(conditional.shape[0]), scale, np.float32)
@@ -68,7 +70,7 @@ class AbstractGuidance(ABC):
 
 @final
 class LinearGuidance(AbstractGuidance):
-    """``u + scale * (c - u)``.
+    """Guides by ``u + scale * (c - u)``.
 
     References:
         Ho and Salimans, "Classifier-Free Diffusion Guidance", 2022, arXiv:2207.12598.
@@ -77,13 +79,13 @@ class LinearGuidance(AbstractGuidance):
     graph = "guidance"
 
     def add_graphs(self, module: Module, dtype: DType, device: DeviceRef) -> None:
-        """Adds :attr:`graph`."""
+        """Adds the graph that :attr:`graph` names."""
         add_guidance(module, self.graph, dtype, device)
 
 
 @final
 class RescaledGuidance(AbstractGuidance):
-    """``u + scale * (c - u)``, each token brought to the length of its ``c``.
+    """Guides by ``u + scale * (c - u)``, each token at the length of its ``c``.
 
     As QwenImagePipeline of diffusers 0.42 does it: lengths are over the channels of a
     packed token.
@@ -92,7 +94,7 @@ class RescaledGuidance(AbstractGuidance):
     graph = "rescaled_guidance"
 
     def add_graphs(self, module: Module, dtype: DType, device: DeviceRef) -> None:
-        """Adds :attr:`graph`."""
+        """Adds the graph that :attr:`graph` names."""
         add_rescaled_guidance(module, self.graph, dtype, device)
 
 
@@ -108,11 +110,11 @@ class DynamicGuidance(AbstractGuidance):
     graph = "guidance"
 
     def add_graphs(self, module: Module, dtype: DType, device: DeviceRef) -> None:
-        """Adds :attr:`graph`."""
+        """Adds the graph that :attr:`graph` names."""
         add_guidance(module, self.graph, dtype, device)
 
     def scales(self, scale: float, schedule: Schedule) -> np.ndarray:
-        """The guidance scale of every step, float32 ``(num_steps,)``."""
+        """Returns the guidance scale of every step, float32 ``(num_steps,)``."""
         steps = schedule.num_steps
         return np.array(
             [

@@ -1,4 +1,4 @@
-"""The contract of a sampler: what leads from noise to a picture, step by step.
+"""The contract of a sampler: what leads from noise to an image, step by step.
 
 A sampler has two halves. On the host, a configuration becomes a :class:`Schedule`, once
 a request. On the device, its graphs turn each prediction into the next latents; what it
@@ -28,14 +28,14 @@ class AbstractSamplerState(ABC):
     def step(
         self, latents: Buffer, prediction: Buffer, step: int, stage: int = SAMPLER
     ) -> Routine[Buffer]:
-        """The latents after a step.
+        """Returns the latents after a step, float32 ``(B, S_img, C)``.
 
         Args:
-            latents: Before it, float32 ``(B, S_img, C)``; not changed.
-            prediction: Of the transformer, after guidance, ``(B, S_img, C)`` in its
-                dtype.
+            latents: Latents before the step, float32 ``(B, S_img, C)``; not changed.
+            prediction: Prediction of the transformer, after guidance, ``(B, S_img, C)``
+                in its dtype.
             step: 0-based step index; every step once, in order.
-            stage: Of the graph call, see
+            stage: Stage of the graph call, see
                 :class:`~max_diffusion.execution.graph_call.GraphCall`.
         """
 
@@ -43,11 +43,11 @@ class AbstractSamplerState(ABC):
     def preview(
         self, latents: Buffer, prediction: Buffer, step: int
     ) -> Routine[Buffer]:
-        """What the picture would be, as far as one prediction tells.
+        """Returns the final latents, as far as one prediction tells.
 
         Args:
-            latents: After ``step``, float32 ``(B, S_img, C)``; not changed.
-            prediction: What that step used, ``(B, S_img, C)``.
+            latents: Latents after ``step``, float32 ``(B, S_img, C)``; not changed.
+            prediction: Prediction that the step used, ``(B, S_img, C)``.
             step: 0-based step index, not the last one.
 
         Returns:
@@ -56,7 +56,7 @@ class AbstractSamplerState(ABC):
 
 
 class AbstractSampler(ABC):
-    """Makes schedules and samples by them; holds no state of a request.
+    """Creates schedules and samples by them; holds no state of a request.
 
     ``from_config`` and ``schedule`` may be called in any order and any number of
     times, from any thread; equal arguments give equal schedules.
@@ -107,19 +107,19 @@ class AbstractSampler(ABC):
         """Adds the graphs that states of this sampler call.
 
         Args:
-            module: Receives them.
-            dtype: Of predictions; latents are float32.
-            device: Where both live.
+            module: Module that receives the graphs.
+            dtype: Dtype of predictions; latents are float32.
+            device: Device of both.
         """
 
     @abstractmethod
     def create_state(
         self, schedule: Schedule, batch: int, device: Device
     ) -> AbstractSamplerState:
-        """Fresh state of one request.
+        """Creates the fresh state of one request.
 
         Args:
-            schedule: From :meth:`schedule`.
-            batch: Samples of the request.
-            device: Where its latents live.
+            schedule: Noise levels of the request, from :meth:`schedule`.
+            batch: Number of samples of the request.
+            device: Device of the request's latents.
         """

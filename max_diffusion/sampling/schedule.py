@@ -28,15 +28,16 @@ class Schedule:
         ModelLoadError: The arrays are not float32 of fitting lengths, the sigmas do not
             end at 0 or the timesteps are not finite: the scheduler's own fault.
         RequestError: The sigmas are not finite or not strictly decreasing, which too
-            many steps or too large a picture brings about.
+            many steps or too large an image brings about.
     """
 
     sigmas: npt.NDArray[np.float32]
-    """Shape ``(num_steps + 1,)``, float32: strictly decreasing, last is exactly 0."""
+    """Noise levels, float32 ``(num_steps + 1,)``: strictly decreasing, the last is
+    exactly 0."""
 
     timesteps: npt.NDArray[np.float32]
-    """Shape ``(num_steps,)``, float32: what the model is told at each step, in units
-    of the training schedule (0 to 1000 for FLUX)."""
+    """What the model is told at each step, float32 ``(num_steps,)``, in units of the
+    training schedule (0 to 1000 for FLUX)."""
 
     def __post_init__(self) -> None:
         """Takes copies of the arrays and checks what every loop relies on."""

@@ -32,20 +32,21 @@ Inputs: TypeAlias = Mapping[str, Buffer | np.ndarray]
 
 @dataclass(frozen=True)
 class Run:
-    """What a policy may know of the request beforehand."""
+    """What a policy may know of a request beforehand."""
 
     num_steps: int | None = None
-    """Denoising steps."""
+    """Number of denoising steps; ``None`` if it is not known."""
     timesteps: tuple[float, ...] | None = None
-    """Of every step, 1000 at pure noise, as the scheduler gives them."""
+    """Timestep of each step as the scheduler gives it, 1000 at pure noise; ``None`` if
+    they are not known."""
     required_steps: frozenset[int] = frozenset()
     """0-based steps that are computed whatever the policy says."""
     grid: Grid | None = None
-    """Where the image tokens lie."""
+    """How the image tokens are arranged; ``None`` if it is not known."""
     has_guidance: bool = False
-    """Whether there is a second, unconditional branch."""
+    """Whether the request has a second, unconditional branch."""
     is_unconditional: bool = False
-    """Whether the state is that branch's."""
+    """Whether the state to create is the unconditional branch's."""
 
     @property
     def later_steps(self) -> frozenset[int]:
@@ -53,7 +54,11 @@ class Run:
         return frozenset(range(1, self.steps_for("cache")))
 
     def steps_for(self, name: str) -> int:
-        """The number of steps, for a policy that cannot do without."""
+        """Returns the number of steps for the policy ``name``, which needs it.
+
+        Raises:
+            RequestError: The number of steps is not known.
+        """
         if self.num_steps is None:
             raise RequestError(
                 f"{name}: needs the number of steps; give run=Run(num_steps=...) to "
@@ -62,7 +67,11 @@ class Run:
         return self.num_steps
 
     def timesteps_for(self, name: str) -> tuple[float, ...]:
-        """The timesteps, for a policy that cannot do without."""
+        """Returns the timesteps for the policy ``name``, which needs them.
+
+        Raises:
+            RequestError: The timesteps are not known.
+        """
         if self.timesteps is None:
             raise RequestError(
                 f"{name}: needs the timesteps; give run=Run(timesteps=...) to "
@@ -71,7 +80,11 @@ class Run:
         return self.timesteps
 
     def grid_for(self, name: str) -> Grid:
-        """The grid, for a policy that cannot do without."""
+        """Returns the token grid for the policy ``name``, which needs it.
+
+        Raises:
+            RequestError: The grid is not known.
+        """
         if self.grid is None:
             raise RequestError(
                 f"{name}: needs the grid of the image tokens under true guidance; give "
@@ -82,18 +95,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Hidden:
-    """Where a pass stands between two blocks."""
+    """The hidden states of a pass between two blocks."""
 
     image: Buffer
-    """Image stream, ``(B, S_img, D)``."""
+    """Image stream ``(B, S_img, D)``."""
     text: Buffer
-    """Text stream, ``(B, S_txt, D)``."""
+    """Text stream ``(B, S_txt, D)``."""
     context: tuple[Buffer | np.ndarray, ...]
-    """What every block reads beside them."""
+    """The other inputs of every block, which no block changes."""
 
     @property
     def buffers(self) -> tuple[Buffer | np.ndarray, ...]:
-        """All of it, in the order of the graphs' inputs."""
+        """Both streams and the context, in the order of the graphs' inputs."""
         return (self.image, self.text, *self.context)
 
 
@@ -105,10 +118,10 @@ class FullTransformer(Protocol):
         """Whether some samples of a batch can run without the others."""
 
     def full(self, inputs: Inputs) -> Routine[Buffer]:
-        """All of it: the prediction ``(B, S_img, C)``."""
+        """Runs the whole transformer and returns the prediction ``(B, S_img, C)``."""
 
     def rows_of(self, inputs: Inputs, rows: Sequence[int]) -> Inputs:
-        """The inputs of some samples as a batch of their own."""
+        """Returns the inputs of some samples as a batch of their own."""
 
 
 class SplitTransformer(FullTransformer, Protocol):
@@ -116,50 +129,50 @@ class SplitTransformer(FullTransformer, Protocol):
 
     @property
     def num_blocks(self) -> int:
-        """Transformer blocks."""
+        """Number of transformer blocks."""
 
     def embed(self, inputs: Inputs) -> Routine[Hidden]:
-        """Inputs to the hidden states before the first block."""
+        """Turns inputs into the hidden states before the first block."""
 
     def run_blocks(self, hidden: Hidden, start: int, stop: int) -> Routine[Hidden]:
-        """Blocks ``start`` to ``stop - 1``."""
+        """Runs the blocks ``start`` to ``stop - 1``."""
 
     def run_and_take(
         self, hidden: Hidden, index: int, level: ModuleLevel
     ) -> Routine[tuple[Hidden, list[Buffer]]]:
-        """Block ``index``, and what its modules gave, each ``(B, S, D)``."""
+        """Runs block ``index``; also returns its modules' outputs ``(B, S, D)``."""
 
     def run_given(
         self, hidden: Hidden, index: int, level: ModuleLevel, values: Sequence[Buffer]
     ) -> Routine[Hidden]:
-        """Block ``index`` with such values in place of its modules'."""
+        """Runs block ``index`` with ``values`` in place of its modules' outputs."""
 
     def output(self, hidden: Hidden) -> Routine[Buffer]:
-        """The prediction ``(B, S_img, C)``."""
+        """Turns the hidden states after all blocks into ``(B, S_img, C)``."""
 
     def modulated_input(self, hidden: Hidden) -> Routine[Buffer]:
-        """What the first block's attention would read, ``(B, S, D)``."""
+        """Returns what the first block's attention would read, ``(B, S, D)``."""
 
     def rows_of_hidden(self, hidden: Hidden, rows: Sequence[int]) -> Hidden:
-        """The hidden states of some samples as a batch of their own."""
+        """Returns the hidden states of some samples as a batch of their own."""
 
 
 class GuidanceEstimate(Protocol):
-    """What is known of the unconditional branch, from the conditional one."""
+    """Estimates the unconditional prediction from the conditional one."""
 
     @property
     def steps(self) -> frozenset[int]:
-        """Steps that estimate."""
+        """0-based steps that estimate the unconditional prediction."""
 
     def remember(self, conditional: Buffer, unconditional: Buffer) -> None:
         """Takes in the predictions ``(B, S_img, C)`` of a step that computed both."""
 
     def estimate(self, conditional: Buffer, step: int) -> Routine[Buffer]:
-        """The unconditional prediction ``(B, S_img, C)``."""
+        """Estimates the unconditional prediction ``(B, S_img, C)`` of a step."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of device memory held now."""
+        """Bytes of device memory that the estimate holds now."""
 
 
 @dataclass
@@ -171,13 +184,13 @@ class AbstractCacheState(ABC):
         """Forgets what was computed, before a step of other shapes.
 
         Args:
-            batch: Samples from now on.
+            batch: Number of samples from now on.
         """
 
     @property
     @abstractmethod
     def num_bytes(self) -> int:
-        """Bytes of device memory held now."""
+        """Bytes of device memory that the state holds now."""
 
 
 class AbstractCache(ABC):
@@ -188,7 +201,7 @@ class AbstractCache(ABC):
 
     @abstractmethod
     def create_state(self, run: Run) -> AbstractCacheState:
-        """Fresh state of one guidance branch."""
+        """Creates the fresh state of one guidance branch."""
 
     @abstractmethod
     def run_step(
@@ -198,38 +211,39 @@ class AbstractCache(ABC):
         transformer: SplitTransformer,
         inputs: Inputs,
     ) -> Routine[Buffer]:
-        """One step: decides, runs what that takes, and remembers.
+        """Runs one step: decides, computes what is needed, and remembers.
 
         Args:
-            memory: State of the request's branch; changed in place, and told what was
-                done in ``actions`` and ``signal``.
+            memory: State of the request's branch; changed in place, with what was done
+                in ``actions`` and ``signal``.
             step: 0-based step index.
-            transformer: What runs.
-            inputs: Of this step.
+            transformer: The transformer to run.
+            inputs: The transformer's inputs of this step.
 
         Returns:
             The prediction ``(B, S_img, C)``.
         """
 
     def skippable_steps(self, run: Run) -> frozenset[int]:
-        """Steps that may be less than computed, whatever the samples are like.
+        """Returns the 0-based steps that may be less than fully computed.
 
-        Of either guidance branch; rules that require steps are not looked at.
+        Counts steps of either guidance branch, whatever the samples are like, and
+        ignores the rules that require steps.
         """
         return run.later_steps
 
     @property
     def num_always_run(self) -> int:
-        """Transformer blocks that run in every step, whatever is decided."""
+        """Number of transformer blocks that run in every step, whatever is decided."""
         return 0
 
     def create_guidance(self, run: Run) -> GuidanceEstimate | None:
-        """What estimates the unconditional branch at some steps, if anything."""
+        """Creates what estimates the unconditional branch, ``None`` if nothing does."""
         return None
 
 
 def latents_shape(inputs: Inputs) -> tuple[int, int]:
-    """``(B, S_img)`` of a step's named inputs.
+    """Returns ``(B, S_img)`` of a step's named inputs.
 
     Raises:
         MaxDiffusionError: There are no latents among them.

@@ -27,67 +27,70 @@ if TYPE_CHECKING:
 
 
 class ModuleMemory(Protocol):
-    """What is known of one module's output."""
+    """Remembers one module's outputs and forecasts them."""
 
     def push(self, value: Buffer, step: int) -> object:
-        """Takes in a computed output ``(B, S, D)``; kept, uncopied."""
+        """Takes in a computed output ``(B, S, D)``; keeps it without a copy."""
 
     def forecast(self, step: int) -> Routine[Buffer]:
-        """The output at a step that does not compute it."""
+        """Returns the output ``(B, S, D)`` at a step that does not compute it."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of device memory held now."""
+        """Bytes of device memory that the kept outputs take."""
 
 
 @dataclass
 class ModuleState(AbstractCacheState):
-    """One memory a module output, in the order of the blocks."""
+    """One memory per module output, in the order of the blocks."""
 
     plan: frozenset[int] = frozenset()
-    """Steps to reuse, of policies that know them beforehand."""
+    """0-based steps to reuse, of policies that know them beforehand."""
     keeps_outputs: bool = True
-    """Whether later steps use them; without, every step computes."""
+    """Whether outputs are kept for later steps; if not, every step computes."""
     memories: dict[tuple[int, int], ModuleMemory] = field(default_factory=dict)
-    """By block and place among its outputs."""
+    """The memories, by block index and place among that block's outputs."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was computed yet."""
+        """Whether no output was computed yet."""
         return not self.memories
 
     def restart(self, batch: int) -> None:
-        """Forgets all outputs."""
+        """Forgets all module outputs."""
         self.memories.clear()
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all outputs kept."""
+        """Bytes of device memory that all kept outputs take."""
         return sum(memory.num_bytes for memory in self.memories.values())
 
 
 class AbstractModuleCache(AbstractCache):
-    """Decides by the step index alone, for all samples alike."""
+    """Base of caches that decide by the step alone, for all samples alike."""
 
     level: ModuleLevel
-    """Which modules' outputs are known."""
+    """Which modules' outputs are remembered."""
 
     @abstractmethod
     def create_state(self, run: Run) -> ModuleState:
-        """Fresh state of one guidance branch."""
+        """Creates the fresh state of one guidance branch."""
 
     @abstractmethod
     def create_memory(self) -> ModuleMemory:
-        """Of one module output."""
+        """Creates the memory of one module output."""
 
     @abstractmethod
     def decide(self, state: ModuleState, step: int) -> bool:
-        """Whether a step with a history computes its modules. Changes nothing."""
+        """Returns whether a step with a history computes its modules.
+
+        Changes nothing.
+        """
 
     def remember(
         self, state: ModuleState, block: int, values: Sequence[Buffer], step: int
     ) -> None:
-        """Takes in what the modules of a block gave."""
+        """Takes in the outputs of a block's modules."""
         if not state.keeps_outputs:
             return
         for place, value in enumerate(values):
@@ -99,7 +102,7 @@ class AbstractModuleCache(AbstractCache):
     def forecast(
         self, state: ModuleState, block: int, step: int
     ) -> Routine[list[Buffer]]:
-        """What the modules of a block would give."""
+        """Returns forecasts of the outputs of a block's modules."""
         values = []
         for (index, _), memory in state.memories.items():
             if index == block:
@@ -113,7 +116,7 @@ class AbstractModuleCache(AbstractCache):
         transformer: SplitTransformer,
         inputs: Inputs,
     ) -> Routine[Buffer]:
-        """Runs all blocks, with their modules or with what these would give."""
+        """Runs all blocks, with their modules or with forecasts of their outputs."""
         state = memory.state
         assert isinstance(state, ModuleState)
         batch, _ = latents_shape(inputs)

@@ -28,52 +28,54 @@ if TYPE_CHECKING:
     from .state import DenoisingCacheState
 
 Signal = Literal["residual", "modulated_input"]
-"""What is compared between steps: what the front blocks added to the image stream; or
+"""What is compared between steps: what the front blocks added to the image stream, or
 the normed and modulated input of the first block."""
 
 
 class TailMemory(Protocol):
-    """What is known of what blocks add, of every sample."""
+    """Remembers what blocks add to a stream, for every sample."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was computed yet."""
+        """Whether no value was computed yet."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of device memory held now."""
+        """Bytes of device memory that the kept values take."""
 
     def push(self, value: Buffer, step: int, rows: Sequence[int] | None = None) -> None:
-        """Takes in ``(B, S, D)``, or of ``rows`` only; kept, uncopied."""
+        """Takes in ``(B, S, D)``, or only ``rows`` of it; keeps it without a copy."""
 
     def forecast(self, step: int) -> Routine[Buffer]:
-        """``(B, S, D)`` at a step that does not compute it."""
+        """Returns the value ``(B, S, D)`` at a step that does not compute it."""
 
     def clear(self) -> None:
-        """Forgets everything."""
+        """Forgets all values."""
 
 
 @dataclass
 class ResidualState(AbstractCacheState):
-    """What the blocks added when last computed, and counts, of every sample."""
+    """What the blocks added when last computed, and each sample's counts."""
 
     tail: TailMemory
-    """What the blocks in the middle added to the image stream, ``(B, S_img, D)``."""
+    """Memory of what the middle blocks added to the image stream, ``(B, S_img, D)``."""
     text_tail: TailMemory | None = None
-    """The same of the text stream, ``(B, S_txt, D)``, if blocks follow that read it."""
+    """Memory of what the middle blocks added to the text stream, ``(B, S_txt, D)``;
+    ``None`` if no blocks follow that read it."""
     reference: Buffer | None = None
-    """The signal to compare with, ``(B, S, D)``."""
+    """The earlier signal to compare with, ``(B, S, D)``; ``None`` before the first."""
     plan: frozenset[int] = frozenset()
-    """Steps to reuse, of policies that know them beforehand."""
+    """0-based steps to reuse, of policies that know them beforehand."""
     consecutive: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Reused steps in a row, per sample ``(B,)``."""
+    """Number of reused steps in a row, one per sample, int64 ``(B,)``."""
     reused: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Reused steps so far, per sample ``(B,)``."""
+    """Number of reused steps so far, one per sample, int64 ``(B,)``."""
     accumulated: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    """Changes of the reused steps since the last computed one, added up, ``(B,)``."""
+    """Sum of the changes of the steps reused since the last computed one, one per
+    sample, ``(B,)``."""
 
     def restart(self, batch: int) -> None:
-        """Forgets what was computed; totals of a request of the same batch go on."""
+        """Forgets what was computed; ``reused`` goes on unless the batch changes."""
         self.reference = None
         self.tail.clear()
         if self.text_tail is not None:
@@ -84,39 +86,39 @@ class ResidualState(AbstractCacheState):
             self.reused = np.zeros(batch, np.int64)
 
     def count(self, decision: np.ndarray, change: np.ndarray) -> None:
-        """Notes a step's decision, bool ``(B,)``, and what it rested on."""
+        """Counts a step's decision, bool ``(B,)``, and the change it rested on."""
         self.consecutive = np.where(decision, 0, self.consecutive + 1)
         self.reused = self.reused + ~decision
         self.accumulated = np.where(decision, 0, self.accumulated + change)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the reference and all residuals."""
+        """Bytes of device memory that the reference and all residuals take."""
         total = 0 if self.reference is None else num_bytes(self.reference)
         text = 0 if self.text_tail is None else self.text_tail.num_bytes
         return total + self.tail.num_bytes + text
 
 
 class AbstractResidualCache(AbstractCache):
-    """Runs the front blocks, and the middle ones only where it has to."""
+    """Base of caches that run the front blocks, and others only where needed."""
 
     front_blocks: int = 0
-    """Blocks at the start that always run."""
+    """Number of blocks at the start that always run."""
     back_blocks: int = 0
-    """Blocks at the end that always run."""
+    """Number of blocks at the end that always run."""
     signal: Signal | None = None
     """What decisions rest on; ``None`` where the step index decides."""
     compares_neighbours: bool = False
-    """Whether the signal is compared with the step before; or with the last computed
-    one, so that slow drift adds up."""
+    """Whether the signal is compared with that of the step before; if not, with that of
+    the last computed step, so that slow drift adds up."""
 
     @abstractmethod
     def create_state(self, run: Run) -> ResidualState:
-        """Fresh state of one guidance branch."""
+        """Creates the fresh state of one guidance branch."""
 
     @abstractmethod
     def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
-        """Which samples to compute: bool ``(B,)``. Changes nothing.
+        """Returns which samples to compute, bool ``(B,)``; changes nothing.
 
         Args:
             state: Has a history; without one the executor computes unasked.
@@ -127,12 +129,12 @@ class AbstractResidualCache(AbstractCache):
         """
 
     def measure(self, change: np.ndarray) -> np.ndarray:
-        """What of a change adds up over reused steps, ``(B,)``."""
+        """Returns how much each change adds to the sum over reused steps, ``(B,)``."""
         return change
 
     @property
     def num_always_run(self) -> int:
-        """The front and the back blocks."""
+        """Number of front and back blocks together."""
         return self.front_blocks + self.back_blocks
 
     def run_step(
@@ -192,7 +194,7 @@ class AbstractResidualCache(AbstractCache):
     def _remember_signal(
         self, state: ResidualState, now: Buffer | None, decision: np.ndarray
     ) -> None:
-        """Keeps what the next step's signal is compared with."""
+        """Keeps the signal that the next step's is compared with."""
         if now is None:
             return
         rows = [int(row) for row in np.flatnonzero(decision)]
@@ -211,7 +213,7 @@ class AbstractResidualCache(AbstractCache):
         stop: int,
         rows: Sequence[int] | None = None,
     ) -> Routine[Hidden]:
-        """Runs the middle blocks, of some samples or all, and keeps what they added."""
+        """Runs the middle blocks, of some samples or all; keeps what they added."""
         middle = yield from transformer.run_blocks(front, self.front_blocks, stop)
         tail = yield from _difference(middle.image, front.image)
         state.tail.push(tail, step, rows)
@@ -222,7 +224,7 @@ class AbstractResidualCache(AbstractCache):
 
 
 def _reused(state: ResidualState, step: int, front: Hidden) -> Routine[Hidden]:
-    """What the middle blocks would give, in buffers of its own."""
+    """Returns what the middle blocks would give, in buffers of its own."""
     tail = yield from state.tail.forecast(step)
     image, text = (yield from weighted_sum([[1, 1]], [front.image, tail])), front.text
     if state.text_tail is not None:

@@ -20,26 +20,30 @@ class DenoisingCacheState:
     """
 
     cache: AbstractCache
-    """The policy this state belongs to."""
+    """The policy that this state belongs to."""
     state: AbstractCacheState
     """The policy's own memory."""
     required_steps: frozenset[int] = frozenset()
     """0-based steps that are computed whatever the policy says."""
     residual_threshold: float = 0.0
-    """For a ``run_transformer`` that decides on first-block caching itself."""
+    """Threshold for a ``run_transformer`` that decides on first-block caching
+    itself."""
     shapes: tuple[tuple[int, ...], ...] = ()
     """Shapes of all inputs of the last step."""
     prev_residual: Buffer | None = None
-    """First-block residual last returned by such a ``run_transformer``."""
+    """First-block residual last returned by a ``run_transformer`` that decides on
+    first-block caching itself."""
     prev_output: Buffer | None = None
-    """Noise prediction last returned by such a ``run_transformer``."""
+    """Noise prediction last returned by a ``run_transformer`` that decides on first-
+    block caching itself."""
     actions: tuple[Action, ...] = ()
     """What the last step did with each sample."""
     signal: tuple[float, ...] | None = None
-    """What the last decision was based on, per sample, where it was on anything."""
+    """The signal that the last decision was based on, one value per sample; ``None`` if
+    it was based on none."""
 
     def changes_to(self, inputs: Inputs) -> bool:
-        """Whether a step's inputs have other shapes than the last step's.
+        """Returns whether the inputs have other shapes than the last step's.
 
         What was remembered of other sizes, or of a prompt of another length, says
         nothing of these.
@@ -50,6 +54,6 @@ class DenoisingCacheState:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of device memory held now."""
+        """Bytes of device memory that the branch's state holds now."""
         own = [b for b in (self.prev_residual, self.prev_output) if b is not None]
         return self.state.num_bytes + sum(num_bytes(b) for b in own)

@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 
 class AbstractStepCache(AbstractCache):
-    """Decides before anything of the step is computed."""
+    """Base of caches that decide before anything of the step is computed."""
 
     @abstractmethod
     def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
-        """Which samples need the transformer: bool ``(B,)``. Changes nothing.
+        """Returns which samples need the transformer, bool ``(B,)``.
 
-        All of them where there is no history.
+        Changes nothing. Without a history all samples need it.
         """
 
     @abstractmethod
     def forecast(self, state: AbstractCacheState, step: int) -> Routine[Buffer]:
-        """The prediction ``(B, S_img, C)`` of a step that is not computed."""
+        """Forecasts the prediction ``(B, S_img, C)`` of a step that is not computed."""
 
     @abstractmethod
     def remember(
@@ -49,13 +49,14 @@ class AbstractStepCache(AbstractCache):
         """Takes in the prediction of a computed step.
 
         Args:
-            state: Changed in place.
-            noise_pred: ``(B, S_img, C)``, or of ``rows`` only; kept, uncopied.
+            state: State of the request's branch; changed in place.
+            noise_pred: Prediction ``(B, S_img, C)``, or only ``rows`` of it; kept
+                without a copy.
             step: 0-based step index.
             rows: Samples that were computed; ``None`` for all.
 
         Returns:
-            What the next decision rests on, one a computed sample, if on anything.
+            What the next decision rests on, one value per computed sample, or ``None``.
         """
 
     def run_step(

@@ -1,4 +1,4 @@
-"""``config.json`` of the transformer to the sizes its graphs are built from."""
+"""The sizes of the transformer's graphs, from its ``config.json``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...errors import ModelLoadError
 
 
 def flux1_config(config: Mapping[str, Any]) -> Flux1Config:
-    """Sizes of a ``FluxTransformer2DModel``."""
+    """Returns the sizes of a ``FluxTransformer2DModel`` from its ``config.json``."""
     known = dict(config)
     known["out_channels"] = config.get("out_channels") or config.get("in_channels")
     sizes = select_fields(Flux1Config, known, "transformer")

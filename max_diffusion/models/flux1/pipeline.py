@@ -45,7 +45,7 @@ _DISTILLED_STEPS: Final = 4
 @final
 @dataclass(frozen=True)
 class Flux1Options(RequestOptions):
-    """What requests may set on FLUX.1 only."""
+    """Options that requests may set on FLUX.1 only."""
 
     max_sequence_length: int | None = option(
         "text tokens that T5 reads, padding included; default: the model's most. It "
@@ -57,7 +57,7 @@ class Flux1Options(RequestOptions):
 
 @final
 class Flux1Pipeline(TextToImagePipeline):
-    """FLUX.1 (dev, schnell, and folders of the same layout).
+    """Draws with FLUX.1 (dev, schnell, and folders of the same layout).
 
     | graph | purpose | calls per request |
     |---|---|---|
@@ -66,7 +66,7 @@ class Flux1Pipeline(TextToImagePipeline):
     | ``transformer.full``, or its blocks one by one | denoiser | steps, branches |
     | ``weighted_sum_n``, ``relative_error`` | forecasts | by the cache |
     | ``euler_step``, ``guidance`` | sampler | each step |
-    | ``vae.decode`` | latents to uint8 | 1, or more for many pictures |
+    | ``vae.decode`` | latents to uint8 | 1, or more for many images |
     """
 
     components = {  # noqa: RUF012  # the documented contract is a plain class attribute
@@ -98,7 +98,7 @@ class Flux1Pipeline(TextToImagePipeline):
 
     @classmethod
     def check_configs(cls, configs: Mapping[str, Mapping[str, Any]]) -> None:
-        """The transformer's channels are those of the autoencoder."""
+        """Checks that the transformer's channels are those of the autoencoder."""
         transformer = flux1_config(configs["transformer"])
         vae = autoencoder_config(configs["vae"])
         if transformer.in_channels != 4 * vae.latent_channels:
@@ -108,7 +108,7 @@ class Flux1Pipeline(TextToImagePipeline):
             )
 
     def init_remaining_components(self) -> None:
-        """Tokenizers, sampler and sizes."""
+        """Loads the tokenizers and the sampler, and reads the sizes."""
         configs = self.pipeline_config.components
         folder = self.pipeline_config.path
         assert folder is not None, "Flux1Pipeline is built by load_pipeline"
@@ -142,7 +142,7 @@ class Flux1Pipeline(TextToImagePipeline):
         )
 
     def default_sources(self) -> Mapping[str, str]:
-        """Where the defaults come from, by the request's names."""
+        """Returns where the defaults come from, by the request's names."""
         has_size = "sample_size" in self.pipeline_config.components["vae"]
         size = "vae: sample_size" if has_size else "diffusers"
         kind = "with" if self.has_guidance else "without"
@@ -160,7 +160,7 @@ class Flux1Pipeline(TextToImagePipeline):
         return sources
 
     def text_length(self, options: RequestOptions) -> int:
-        """Tokens of T5, padding included."""
+        """Returns the number of tokens that T5 reads, padding included."""
         assert isinstance(options, Flux1Options)
         asked = options.max_sequence_length
         if asked is None:
@@ -173,11 +173,11 @@ class Flux1Pipeline(TextToImagePipeline):
         return asked
 
     def resolved_options(self, context: GenerationContext) -> Mapping[str, object]:
-        """The options of a request, with the model's own choices in place of none."""
+        """Returns a request's options, with the model's choices where it has none."""
         return {"max_sequence_length": context.text_tokens}
 
     def tokenize(self, texts: PromptTexts, length: int, what: str) -> Tokenized:
-        """CLIP's ids of the first texts, T5's of the second."""
+        """Tokenizes the first texts for CLIP and the second ones for T5."""
         clip_length = self._clip_tokenizer.model_max_length
         clip = self._clip_tokenizer.encode(texts.first, clip_length)
         t5 = self._t5_tokenizer.encode(texts.second, length)
@@ -195,7 +195,7 @@ class Flux1Pipeline(TextToImagePipeline):
         return Tokenized(ids, tuple(notes))
 
     def draw_noise(self, request: GenerationRequest, grid: Grid) -> np.ndarray:
-        """Diffusers' noise for the seeds, packed: float32 ``(B, S_img, 4 C)``."""
+        """Draws diffusers' noise for the seeds, float32 ``(B, S_img, 4 C)``, packed."""
         batch, channels = request.num_images, self._vae.latent_channels
         size = (channels, 2 * grid.rows, 2 * grid.columns)
         if request.seeds is None:
@@ -208,7 +208,7 @@ class Flux1Pipeline(TextToImagePipeline):
         return np.ascontiguousarray(packed.reshape(batch, -1, self.token_channels))
 
     def tables(self, context: GenerationContext) -> Mapping[str, np.ndarray]:
-        """Rotary tables of both sequences, float32 ``(2, S, head_dim)``."""
+        """Computes both sequences' rotary tables, float32 ``(2, S, head_dim)``."""
         axes = self._sizes.axes_dims_rope
         text = np.zeros((context.text_tokens, 3), np.float32)
         grid = image_ids(context.grid.rows, context.grid.columns)
@@ -220,7 +220,7 @@ class Flux1Pipeline(TextToImagePipeline):
     def encode_text(
         self, tokens: Mapping[str, np.ndarray], context: GenerationContext
     ) -> Mapping[str, Buffer]:
-        """T5's states of every token, and CLIP's pooled vector."""
+        """Computes T5's state of every token, and CLIP's pooled vector."""
         clip, t5 = self.loaded["text_encoder"], self.loaded["text_encoder_2"]
         assert isinstance(clip, ClipTextEncoder)
         assert isinstance(t5, T5TextEncoder)
@@ -230,14 +230,14 @@ class Flux1Pipeline(TextToImagePipeline):
         }
 
     def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
-        """Latents ``(B, S_img, C)`` to frames, uint8 ``(B, 1, H, W, 3)``, in one go."""
+        """Decodes ``(B, S_img, C)`` to uint8 ``(B, 1, H, W, 3)``, in one go."""
         decoder, grid = self.loaded["vae"], context.grid
         assert isinstance(decoder, AutoencoderKLDecoder)
         images = to_numpy(decoder.decode(latents, grid.rows, grid.columns))
         return images[:, None].copy()
 
     def decode_bytes(self, height: int, width: int, num_frames: int) -> int:
-        """Bytes that :meth:`decode` takes for each image while it runs.
+        """Returns the bytes that :meth:`decode` takes per image while it runs.
 
         At its widest, a residual block holds three tensors of its input's channels and
         one of its output's, in float32 on CPU. For the demo model these and the image

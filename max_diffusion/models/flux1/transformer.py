@@ -1,4 +1,4 @@
-"""FLUX.1's transformer."""
+"""FLUX.1's transformer as a component of its pipeline."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .config import flux1_config
 
 @final
 class Flux1Transformer(DenoiserComponent):
-    """The denoiser; every step graph comes from the base class."""
+    """The FLUX.1 denoiser; every step graph comes from the base class."""
 
     def denoiser(self) -> Flux1Denoiser:
-        """The FLUX.1 pieces at this checkpoint's sizes."""
+        """Creates the FLUX.1 pieces at this checkpoint's sizes."""
         return Flux1Denoiser(flux1_config(self.config), self.dtype, self.device_ref)

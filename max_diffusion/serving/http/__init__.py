@@ -1,4 +1,4 @@
-"""Pictures over HTTP, as OpenAI's image clients speak it."""
+"""Images over HTTP, as OpenAI's image clients speak it."""
 
 from __future__ import annotations
 

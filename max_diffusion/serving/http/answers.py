@@ -1,4 +1,4 @@
-"""What is sent, from what the engine tells."""
+"""Creates what is sent to clients from what the engine tells."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ _QUALITY: Final = 90
 
 @dataclass(frozen=True)
 class Answers:
-    """Makes what is sent from what the engine tells."""
+    """Creates the answers to one request from the engine's results and events."""
 
     body: ImageGenerationRequest
     model: str
     store: ImageStore
     address: str
-    """Where kept pictures are fetched."""
+    """URL, up to the name, where images that are kept can be fetched."""
 
     @property
     def kind(self) -> str:
-        """Format of the pictures."""
+        """Format of the images: ``png``, ``jpeg`` or ``webp``."""
         return self.body.output_format or "png"
 
     def response(self, result: GenerationResult) -> ImagesResponse:
-        """The answer to a request without a stream."""
+        """Creates the answer to a request without a stream."""
         report = replace(result.report, model=self.model)
         data = []
         for index, picture in enumerate(result.images):
@@ -66,7 +66,7 @@ class Answers:
         )
 
     def events(self, event: Event) -> list[dict[str, Any]]:
-        """What a stream sends for an event of the engine."""
+        """Returns what a stream sends for an event of the engine."""
         if isinstance(event, Started) and self.body.progress:
             return [{"type": "image_generation.started"}]
         if isinstance(event, StepTaken) and self.body.progress:

@@ -76,12 +76,13 @@ Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 def create_app(
     backend: Backend, settings: ServerSettings, lifespan: Lifespan | None = None
 ) -> FastAPI:
-    """The application; several may live in one process.
+    """Creates the application; several may live in one process.
 
     Args:
-        backend: Who draws.
-        settings: Limits and keys.
-        lifespan: What is done before the first request and after the last.
+        backend: Who draws the images.
+        settings: Limits of requests, and keys.
+        lifespan: Context around the first and the last request, as FastAPI takes it;
+            ``None`` for none.
     """
     app = FastAPI(
         title="max_diffusion",
@@ -180,7 +181,7 @@ def _add_models(app: FastAPI, backend: Backend, settings: ServerSettings) -> Non
         responses=_errors(400, 401, 413, 415, 503),
     )
     async def models() -> ModelList:
-        """What is served."""
+        """Lists the model that is served."""
         return ModelList(data=[await card()])
 
     @app.get(
@@ -190,14 +191,14 @@ def _add_models(app: FastAPI, backend: Backend, settings: ServerSettings) -> Non
         responses=_errors(400, 401, 404, 413, 415, 422, 503),
     )
     async def model(model: str) -> ModelCard:
-        """One model."""
+        """Describes the model of an id."""
         if model != settings.model:
             raise _no_such_model(model, settings)
         return await card()
 
 
 def _documented_key(settings: ServerSettings) -> list[Any]:
-    """For the document only; :class:`Guard` has checked the key before."""
+    """Returns the key's entry in the API document; :class:`Guard` checks the key."""
     return [Depends(HTTPBearer(auto_error=False))] if settings.api_keys else []
 
 
@@ -212,7 +213,7 @@ def _add_state(app: FastAPI, backend: Backend, settings: ServerSettings) -> None
 
     @app.get("/health/live", summary="Whether the process answers")
     async def live() -> dict[str, str]:
-        """Whether the process answers."""
+        """Answers as long as the process runs."""
         return {"status": "live"}
 
     @app.get("/health", summary="Ready?", response_model=Health, responses=not_ready)
@@ -220,7 +221,7 @@ def _add_state(app: FastAPI, backend: Backend, settings: ServerSettings) -> None
         "/health/ready", summary="Ready?", response_model=Health, responses=not_ready
     )
     async def ready() -> JSONResponse:
-        """Whether requests are drawn; 503 if not."""
+        """Tells whether requests are drawn; answers 503 if not."""
         health = await backend.health(settings.model)
         return JSONResponse(
             health.model_dump(), 200 if health.status == "ready" else 503
@@ -230,7 +231,7 @@ def _add_state(app: FastAPI, backend: Backend, settings: ServerSettings) -> None
         "/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse
     )
     async def metrics() -> Response:
-        """Figures for Prometheus."""
+        """Returns figures in Prometheus's text format."""
         text = await backend.metrics()
         return Response(text, media_type="text/plain; version=0.0.4")
 
@@ -264,10 +265,10 @@ async def _description(backend: Backend) -> ModelDescription:
 def check_limits(
     body: ImageGenerationRequest, settings: ServerSettings, model: ModelDescription
 ) -> None:
-    """What this server allows, beyond what the schema does.
+    """Refuses what this server does not allow, beyond what the schema says.
 
     Raises:
-        ApiError: Something is more, or has no effect together.
+        ApiError: A value is above its limit, or two have no effect together.
     """
     if body.model is not None and body.model != settings.model:
         raise _no_such_model(body.model, settings)
@@ -329,11 +330,11 @@ def check_limits(
 def to_request(
     body: ImageGenerationRequest, settings: ServerSettings, model: ModelDescription
 ) -> tuple[GenerationRequest, SubmitOptions]:
-    """The body as the engine takes it.
+    """Returns the request and how it is treated, as the engine takes them.
 
     Raises:
         RequestError: A value is malformed or out of range.
-        ApiError: The cache or one of its options is.
+        ApiError: The cache or one of its options is malformed or out of range.
     """
     width, height = body.pixels()
     cache = None

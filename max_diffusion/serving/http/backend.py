@@ -24,20 +24,20 @@ class ModelDescription:
     """What requests may ask of a model."""
 
     default_size: tuple[int, int]
-    """Width and height in pixels."""
+    """Default width and height of images in pixels."""
     default_steps: int
     caches: Mapping[str, Mapping[str, Any]]
-    """Options and defaults by name."""
+    """Options, with their defaults, of each cache that requests may name."""
     cache_summaries: Mapping[str, str]
-    """A sentence of each."""
+    """One sentence about each of these caches, by name."""
     default_cache: str
     default_cache_options: Mapping[str, Any]
     options: tuple[str, ...]
-    """Names of what requests may set on some models only, and on this one."""
+    """Names of the options that only some models have, and this one does."""
 
     @classmethod
     def of(cls, pipeline: TextToImagePipeline) -> ModelDescription:
-        """Of a loaded pipeline."""
+        """Describes the model of a loaded pipeline."""
         height, width = pipeline.default_size
         caches = pipeline.caches.supported()
         default = pipeline.cache_config
@@ -53,7 +53,7 @@ class ModelDescription:
 
 
 class Events(ABC):
-    """What becomes of a request: an iterator of events, until the last one.
+    """Iterates over what becomes of a request, until its last event.
 
     Whoever has one closes it, in a ``finally`` or as ``contextlib.aclosing`` does. It
     is an object and no generator, since closing a generator that was never begun runs
@@ -61,7 +61,7 @@ class Events(ABC):
     """
 
     def __aiter__(self) -> Self:
-        """Itself."""
+        """Returns the iterator itself."""
         return self
 
     @abstractmethod
@@ -83,29 +83,29 @@ class Backend(ABC):
         One that is cancelled while it waits leaves no request behind.
 
         Returns:
-            Its events; closing them cancels the request.
+            The request's events; closing them cancels it.
 
         Raises:
-            ApiError: It cannot be drawn now.
-            MaxDiffusionError: It was refused.
+            ApiError: The request cannot be drawn now.
+            MaxDiffusionError: The request was refused.
         """
 
     @abstractmethod
     async def describe(self) -> ModelDescription | None:
-        """What requests may ask; ``None`` while that is not known."""
+        """Returns what requests may ask; ``None`` while that is not known."""
 
     @abstractmethod
     async def health(self, model: str) -> Health:
-        """How it stands."""
+        """Returns how the server stands, with ``model`` as the served model's id."""
 
     @abstractmethod
     async def metrics(self) -> bytes:
-        """In Prometheus's text format."""
+        """Returns figures in Prometheus's text format."""
 
 
 @final
 class LocalBackend(Backend):
-    """One engine in this process, which may still be loading."""
+    """Draws with one engine in this process, which may still be loading."""
 
     def __init__(self) -> None:
         self._metrics = Metrics()
@@ -116,11 +116,11 @@ class LocalBackend(Backend):
 
     @property
     def observer(self) -> Metrics:
-        """What the engine is to tell of itself."""
+        """Observer to give to the engine, which counts for the metrics."""
         return self._metrics
 
     def open(self, engine: Engine) -> None:
-        """From now on requests are drawn."""
+        """Gives the loaded engine, so that requests are drawn from now on."""
         seconds = engine.pipeline.seconds
         self._metrics.watch(engine.stats, seconds["load"], seconds["compile"])
         self._description = ModelDescription.of(engine.pipeline)
@@ -128,7 +128,7 @@ class LocalBackend(Backend):
         self._status, self._detail = "ready", ""
 
     def drain(self) -> None:
-        """From now on requests are refused."""
+        """Refuses requests from now on."""
         self._status, self._detail = "draining", "the server is shutting down"
 
     async def draw(self, request: GenerationRequest, options: SubmitOptions) -> Events:
@@ -158,17 +158,17 @@ class LocalBackend(Backend):
         return _EngineEvents(handle, events)
 
     async def describe(self) -> ModelDescription | None:
-        """What requests may ask."""
+        """Returns what requests may ask; ``None`` before :meth:`open`."""
         return self._description
 
     async def health(self, model: str) -> Health:
-        """How it stands."""
+        """Returns how the server stands, with the engine's figures."""
         status, detail = self._now()
         figures = asdict(self._engine.stats()) if self._engine else {}
         return Health(status=status, detail=detail, model=model, **figures)
 
     async def metrics(self) -> bytes:
-        """In Prometheus's text format."""
+        """Returns the engine's figures in Prometheus's text format."""
         return self._metrics.text()
 
     def _now(self) -> tuple[Status, str]:
@@ -180,7 +180,7 @@ class LocalBackend(Backend):
 
 @final
 class _EngineEvents(Events):
-    """Of one request of an engine in this process."""
+    """The events of one request of an engine in this process."""
 
     def __init__(self, handle: RequestHandle, events: asyncio.Queue[Event]) -> None:
         self._handle, self._events = handle, events

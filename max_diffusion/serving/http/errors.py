@@ -1,4 +1,4 @@
-"""Errors as OpenAI's clients know them."""
+"""Errors in the form that OpenAI's clients know."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _ENDS: Final = ("/images/generations", "/models")
 
 
 class ApiError(Exception):
-    """An answer that is not a success."""
+    """An error that is answered over HTTP."""
 
     def __init__(
         self,
@@ -60,14 +60,14 @@ class ApiError(Exception):
 
     @property
     def response(self) -> Response:
-        """The answer."""
+        """The HTTP response that tells the error."""
         # In ASCII: a body may hold halves of characters, which no UTF-8 can tell of.
         text = json.dumps(self.body)
         return Response(text, self.status, self.headers, "application/json")
 
 
 def api_error(error: Exception) -> ApiError:
-    """The answer to an error of the engine."""
+    """Returns the answer to an error of the engine."""
     message = str(error)
     if isinstance(error, ApiError):
         return error
@@ -92,7 +92,7 @@ def api_error(error: Exception) -> ApiError:
 
 
 def _field(message: str) -> str | None:
-    """The field of the body that an error of a request or of its cache is about."""
+    """Returns the body's field that an error of a request or its cache is about."""
     if message.partition(":")[0] in ("cache", *CACHES):
         return "cache"
     found = _OF_FIELD.match(message)
@@ -100,11 +100,11 @@ def _field(message: str) -> str | None:
 
 
 def not_valid(error: RequestValidationError, names: Sequence[str]) -> ApiError:
-    """The answer to a body that is not what the schema says: its first error.
+    """Returns the answer to a body that does not fit the schema: its first error.
 
     Args:
-        error: All of them.
-        names: Of the fields that the schema has.
+        error: All errors of the body.
+        names: Names of the fields that the schema has.
     """
     first: Mapping[str, Any] = error.errors()[0]
     place: Sequence[object] = first["loc"]
@@ -135,7 +135,7 @@ def not_valid(error: RequestValidationError, names: Sequence[str]) -> ApiError:
 
 
 def _instead(unknown: str, names: Sequence[str]) -> str:
-    """What may have been meant by a field that is none."""
+    """Returns words for what may have been meant by an unknown field."""
     if unknown in OTHERS:
         return f"{OTHERS[unknown]}; "
     near = difflib.get_close_matches(unknown, names, n=1)
@@ -143,18 +143,18 @@ def _instead(unknown: str, names: Sequence[str]) -> str:
 
 
 async def on_api_error(request: Request, error: Exception) -> Response:
-    """Handler of :class:`ApiError` and of errors of the engine."""
+    """Answers :class:`ApiError` and errors of the engine."""
     return api_error(error).response
 
 
 async def on_not_valid(request: Request, error: Exception) -> Response:
-    """Handler of bodies that do not validate."""
+    """Answers bodies that do not fit the schema."""
     assert isinstance(error, RequestValidationError)
     return not_valid(error, request.app.state.field_names).response
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """Handler of unknown paths and methods."""
+    """Answers requests for unknown paths and methods."""
     assert isinstance(error, HTTPException)
     if error.status_code == 400:  # nested too deep, or a number of too many digits
         text = "body: expected JSON that can be read; nest less, write shorter numbers"

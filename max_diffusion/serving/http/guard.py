@@ -1,4 +1,4 @@
-"""What every request passes, whatever it asks for."""
+"""Checks and headers that every request passes, whatever it asks for."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from .errors import ApiError, api_error
 logger = logging.getLogger(__name__)
 
 REQUEST_ID: Final = "X-Request-Id"
-"""Header of every answer, and of requests that bring an id of their own."""
+"""Name of the header with a request's id: in every answer, and in requests that bring
+an id of their own."""
 _ID: Final = re.compile(rb"[!-~]{1,128}")
 _BODY_SECONDS: Final = 30.0
 _GZIP: Final = b"\x1f\x8b"
@@ -33,7 +34,7 @@ class RequestIds:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes on, with the id in the answer's headers."""
+        """Passes the request on, and adds the id to the answer's headers."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -83,7 +84,7 @@ class Guard:
         self._limit = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answers itself, or passes on with the body read."""
+        """Answers a request that is refused, or passes it on with its body read."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -138,7 +139,7 @@ class Guard:
     async def _body(
         self, headers: dict[bytes, bytes], receive: Receive
     ) -> bytes | None:
-        """The whole body; ``None`` if the client has left."""
+        """Reads the whole body; returns ``None`` if the client has left."""
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self._limit:
             raise self._too_large()
@@ -171,10 +172,10 @@ class Guard:
 
 
 def _plain(headers: dict[bytes, bytes], body: bytes) -> bytes:
-    """The body without a byte order mark.
+    """Returns the body without a byte order mark.
 
     Raises:
-        ApiError: It is compressed, or no UTF-8.
+        ApiError: The body is compressed, or no UTF-8.
     """
     coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
     if coding.strip().lower() not in ("", "identity"):

@@ -1,4 +1,4 @@
-"""What the engine does, for Prometheus."""
+"""Figures of the engine for Prometheus."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Metrics(EngineObserver):
         load_seconds: float,
         compile_seconds: float,
     ) -> None:
-        """Adds what is read when it is asked for."""
+        """Adds figures that are read whenever they are asked for."""
         for name, text, read in (
             ("queued_requests", "Requests that wait", lambda: stats().queued),
             ("running_requests", "Requests that run", lambda: stats().running),
@@ -71,7 +71,7 @@ class Metrics(EngineObserver):
         self._gauge("compile_seconds", "Compiling").set(compile_seconds)
 
     def on_turn(self, record: TurnRecord) -> None:
-        """A turn is over."""
+        """Counts a turn that is over."""
         self._turn_seconds.observe(record.seconds)
         self._samples.observe(record.samples)
         self._graph_seconds.inc(record.graph_seconds)
@@ -86,15 +86,15 @@ class Metrics(EngineObserver):
                 self._steps.labels(cache, action).inc(number)
 
     def on_side_jobs(self, seconds: float) -> None:
-        """Pictures were encoded or decoded."""
+        """Counts the seconds that encoding and decoding took between turns."""
         self._side_seconds.inc(seconds)
 
     def on_end(self, state: State, seconds: float) -> None:
-        """A request has ended."""
+        """Counts a request that has ended."""
         self._requests.labels(state.value).observe(seconds)
 
     def text(self) -> bytes:
-        """In Prometheus's text format."""
+        """Returns all figures in Prometheus's text format."""
         return generate_latest(self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

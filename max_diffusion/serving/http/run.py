@@ -1,4 +1,4 @@
-"""A server from its socket to its last answer."""
+"""Runs a server from its socket to its last answer."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from .settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 SWITCH_SECONDS: Final = 0.0005
-"""Of a process that has an engine, between Python's threads."""
+"""Seconds after which Python may switch threads, in a process that has an engine."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What :func:`~max_diffusion.load_pipeline` is given."""
+    """What a server loads: arguments of :func:`~max_diffusion.load_pipeline`."""
 
     path: str
     device: str = "auto"
@@ -47,7 +47,7 @@ class Model:
     revision: str | None = None
 
     def load(self, backend: LocalBackend, config: EngineConfig) -> Engine:
-        """Loads, compiles, and starts the engine."""
+        """Loads and compiles the model, and starts its engine."""
 
         def on_event(stage: str, what: str) -> None:
             if (stage, what) == ("compile", "start"):
@@ -84,10 +84,11 @@ def serve(
     what is left.
 
     Raises:
-        RequestError: The address cannot be had, or an argument is malformed.
+        RequestError: The server cannot listen on the address, or an argument is
+            malformed.
         ModelLoadError: The model does not load.
         CompileError: A graph does not compile.
-        DeviceError: No such device.
+        DeviceError: There is no such device.
     """
     if not 0 <= drain_seconds < float("inf"):
         raise RequestError(
@@ -160,7 +161,7 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Captures none."""
+        """Captures no signals."""
         yield
 
 
@@ -194,7 +195,7 @@ async def _run(
 
 
 def shown_address(listener: socket.socket) -> str:
-    """Where a browser of this machine reaches a bound socket."""
+    """Returns the URL at which a browser of this machine reaches a bound socket."""
     bound, port = listener.getsockname()[:2]
     bound, _, zone = bound.partition("%")
     address = ipaddress.ip_address(bound)
@@ -208,10 +209,10 @@ def shown_address(listener: socket.socket) -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket bound to an address.
+    """Creates a socket that is bound to an address.
 
     Raises:
-        RequestError: The address cannot be had.
+        RequestError: The server cannot listen on the address.
     """
     if not 0 <= port <= 65535:
         raise RequestError(f"--port: expected 0 to 65535, got {port}")

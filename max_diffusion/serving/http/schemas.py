@@ -30,7 +30,7 @@ _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 ALIASES: Final[Mapping[str, str]] = MappingProxyType(
     {**SHORT_FORMS, "num_images_per_prompt": "n"}
 )
-"""Our fields by the names that diffusers has for them, and servers after it."""
+"""Our fields by the names that they have in diffusers, and in servers after it."""
 OTHERS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "extra_body": "its fields go beside prompt",
@@ -51,11 +51,11 @@ FIXES: Final[Mapping[str, str]] = MappingProxyType(
         "quality": "steps and cache set it",
     }
 )
-"""What is added where a field has another value."""
+"""Words that an error adds where a field has a value that is not allowed, by field."""
 
 
 class TwoNamesError(ValueError):
-    """One setting is given by two names, and they differ."""
+    """Says that one setting is given by two names, and that they differ."""
 
     def __init__(self, param: str, one: object, second: str, other: object) -> None:
         super().__init__(
@@ -66,7 +66,7 @@ class TwoNamesError(ValueError):
 
 
 def _also(name: str) -> AliasChoices:
-    """The names of a field, its own first."""
+    """Returns the names of a field, its own first."""
     return AliasChoices(name, *(a for a, field in ALIASES.items() if field == name))
 
 
@@ -216,7 +216,7 @@ class ImageGenerationRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _merge_names(cls, data: Any) -> Any:
-        """Leaves one name of each field; drops what says that it says nothing."""
+        """Leaves one name of each field; drops other servers' fields that are null."""
         if not isinstance(data, dict):
             return data
         given = {k: v for k, v in data.items() if v is not None or k not in OTHERS}
@@ -241,19 +241,19 @@ class ImageGenerationRequest(BaseModel):
         return self
 
     def pixels(self) -> tuple[int | None, int | None]:
-        """Width and height, as far as they are given."""
+        """Returns width and height in pixels, ``None`` where not given."""
         match = _SIZE.fullmatch(self.size or "")
         if match is None:
             return self.width, self.height
         return int(match[1]), int(match[2])
 
     def options(self) -> dict[str, object]:
-        """What is given of the options that only some models have."""
+        """Returns what is given of the options that only some models have."""
         common = ImageGenerationRequest.model_fields
         return {k: v for k, v in self if k not in common and v is not None}
 
     def warnings(self) -> Iterator[str]:
-        """What is taken and has no effect."""
+        """Yields a warning for each field that is taken and has no effect."""
         if self.style is not None:
             yield "style: has no effect; describe it in the prompt"
         if self.moderation is not None:
@@ -261,24 +261,27 @@ class ImageGenerationRequest(BaseModel):
 
 
 def shown(value: object) -> str:
-    """A value of a body, for messages: as JSON has it, save for the quotes of text."""
+    """Formats a value of a body for a message.
+
+    It is written as JSON has it, save for the quotes of text, and cut to 80 characters.
+    """
     is_text = isinstance(value, str)
     text = repr(value) if is_text else json.dumps(value)
     return text if len(text) <= 80 else text[:79] + "…"
 
 
 def field_names(body: type[ImageGenerationRequest]) -> tuple[str, ...]:
-    """All names that a request may use."""
+    """Returns all names that a request may use."""
     return (*body.model_fields, *ALIASES)
 
 
 def request_model(
     options: Mapping[str, DeclaredOption],
 ) -> type[ImageGenerationRequest]:
-    """The body's schema with the options that only some models have.
+    """Creates the body's schema with the options that only some models have.
 
     Args:
-        options: By name.
+        options: The options, by name.
 
     Raises:
         RequestError: One of them has the name of a field.
@@ -311,7 +314,7 @@ def request_model(
 
 
 class ImageData(BaseModel):
-    """One picture."""
+    """One image: its bytes in base64, or its URL."""
 
     b64_json: str | None = None
     url: str | None = None
@@ -319,14 +322,14 @@ class ImageData(BaseModel):
 
 
 class TokenDetails(BaseModel):
-    """Tokens by kind."""
+    """Numbers of tokens by kind."""
 
     text_tokens: int
     image_tokens: int
 
 
 class Usage(BaseModel):
-    """Tokens the model has read and drawn."""
+    """Numbers of tokens that the model has read and drawn."""
 
     input_tokens: int
     output_tokens: int
@@ -335,7 +338,7 @@ class Usage(BaseModel):
 
 
 class Summary(BaseModel):
-    """How the pictures came about, in short."""
+    """How the images came about, in short."""
 
     seed: int
     steps: int
@@ -362,7 +365,7 @@ class ImagesResponse(BaseModel):
 
 
 class ErrorDetails(BaseModel):
-    """OpenAI's error."""
+    """An error in OpenAI's form."""
 
     message: str
     type: str
@@ -377,7 +380,7 @@ class ErrorResponse(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """One served model."""
+    """What requests may ask of one served model."""
 
     id: str
     object: Literal["model"] = "model"

@@ -1,4 +1,4 @@
-"""What a server allows."""
+"""What a server allows: its limits and keys."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ class ServerSettings:
     """Limits of requests, and keys.
 
     Attributes:
-        model: Id that ``GET /v1/models`` gives.
+        model: Id of the model that ``GET /v1/models`` gives.
         api_keys: Bearer keys; with none, everyone may ask.
-        cors_origins: Whose pages may ask from a browser: origins as browsers send
-            them, or ``*``. With none, only the server's own.
-        max_body_bytes: Of a request.
-        max_prompt_length: Characters of a prompt, and of a negative one.
-        max_n: Pictures of a request.
-        max_size: Pixels a side.
-        max_steps: Denoising steps.
+        cors_origins: Origins, as browsers send them, whose pages may ask from a
+            browser, or ``*``. With none, only the server's own pages may.
+        max_body_bytes: Most bytes of a request's body.
+        max_prompt_length: Most characters of a prompt, and of a negative prompt.
+        max_n: Most images of a request.
+        max_size: Most pixels of an image's side.
+        max_steps: Most denoising steps of a request.
         timeout: Seconds that a request gets if it does not ask for less.
-        image_bytes: Of pictures kept for ``response_format: url``; the oldest go first.
-        image_seconds: How long they are kept.
-        keep_alive_seconds: A stream that has nothing to tell for so long says so.
+        image_bytes: Most bytes of images kept for ``response_format: url``; the oldest
+            go first.
+        image_seconds: Seconds that these images are kept.
+        keep_alive_seconds: Seconds of silence after which a stream sends a comment.
     """
 
     model: str = "demo"
@@ -54,7 +55,7 @@ class ServerSettings:
     keep_alive_seconds: float = 10.0
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Checks the ranges of the limits, and the form of keys and origins."""
         for name in ("max_body_bytes", "max_prompt_length", "max_n", "image_bytes"):
             count(f"server: {name}", getattr(self, name), minimum=1)
         whole("server: max_size", self.max_size, minimum=1, maximum=MAX_SIZE)
@@ -76,7 +77,7 @@ class ServerSettings:
 
 
 def _check_origin(origin: str) -> None:
-    """Refuses what no browser sends, and so would never match."""
+    """Refuses an origin that no browser sends, and that so would never match."""
     if origin in ("*", "null"):
         return
     match = _ORIGIN.fullmatch(origin)
@@ -88,10 +89,12 @@ def _check_origin(origin: str) -> None:
 
 
 def read_api_keys(path: Path) -> tuple[str, ...]:
-    """Keys of a file: one a line; empty lines and those with ``#`` first are skipped.
+    """Reads keys from a file, one per line.
+
+    Empty lines and those that begin with ``#`` are skipped.
 
     Raises:
-        RequestError: It cannot be read, or holds none.
+        RequestError: The file cannot be read, or holds no key.
     """
     try:
         lines = read_lines(path)

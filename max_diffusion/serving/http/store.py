@@ -1,4 +1,4 @@
-"""Pictures that wait to be fetched by their address."""
+"""Images that wait to be fetched by their address."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ImageStore:
         self._bytes = 0
 
     def put(self, data: bytes, kind: str) -> str:
-        """Keeps a file of a media type; returns its name."""
+        """Keeps an image file of a format, such as ``png``, and returns its name."""
         name = f"{secrets.token_urlsafe(24)}.{kind}"
         self._files[name] = (time.monotonic(), f"image/{kind}", data)
         self._bytes += len(data)
@@ -29,7 +29,7 @@ class ImageStore:
         return name
 
     def get(self, name: str) -> tuple[str, bytes] | None:
-        """Media type and contents, if it is still there."""
+        """Returns media type and contents; ``None`` if the file is no longer there."""
         self._forget()
         found = self._files.get(name)
         return None if found is None else found[1:]

@@ -20,18 +20,18 @@ from .backend import Events
 from .errors import ApiError, api_error
 
 Draw = Callable[[], Awaitable[Events]]
-"""Puts a request in the queue."""
+"""Function that puts a request in the queue, and returns its events."""
 _COMMENT = ": keep-alive\n\n"
 
 
 @final
 class EventStream(StreamingResponse):
-    """Server-sent events that are never silent for long.
+    """Sends server-sent events that are never silent for long.
 
     Args:
-        events: What becomes of the request; closed when the answer is over, however
-            that comes about: a client may leave before the first byte.
-        answers: Makes what is sent.
+        events: Events of the request; closed when the answer is over, however that
+            comes about: a client may leave before the first byte.
+        answers: Creates what is sent.
         keep_alive_seconds: Silence after which there is a comment, which clients skip
             and proxies take for life.
     """
@@ -47,7 +47,7 @@ class EventStream(StreamingResponse):
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Sends what there is; ends early if the client leaves."""
+        """Sends the stream; ends early if the client leaves."""
         try:
             await super().__call__(scope, receive, send)
         finally:
@@ -55,14 +55,14 @@ class EventStream(StreamingResponse):
 
 
 async def begun(draw: Draw, seconds: float) -> Events:
-    """Waits for a request to be taken, but only so long; then for its first event.
+    """Waits a limited time for a request to be taken, and returns its events.
 
     So a refusal that comes at once has a status of its own, and a client that has to
     wait for a place is told that it does.
 
     Raises:
-        ApiError: It cannot be drawn now.
-        MaxDiffusionError: It was refused.
+        ApiError: The request cannot be drawn now.
+        MaxDiffusionError: The request was refused.
     """
     events = _LateEvents(draw)
     try:
@@ -75,16 +75,16 @@ async def begun(draw: Draw, seconds: float) -> Events:
 
 @final
 class _LateEvents(Events):
-    """Of a request that may still wait to be taken."""
+    """The events of a request that may still wait to be taken."""
 
     def __init__(self, draw: Draw) -> None:
         self._drawing: asyncio.Future[Events] = asyncio.ensure_future(draw())
 
     async def wait(self, seconds: float) -> None:
-        """For the request to be taken.
+        """Waits for the request to be taken, ``seconds`` at most.
 
         Raises:
-            Exception: It was refused.
+            Exception: The request was refused.
         """
         await asyncio.wait({self._drawing}, timeout=seconds)
         if self._drawing.done():
@@ -103,11 +103,11 @@ class _LateEvents(Events):
 
 
 async def result_unless_gone(request: Request, draw: Draw) -> GenerationResult | None:
-    """Waits for the pictures; ``None``, and cancelled, if the client leaves.
+    """Waits for the images; returns ``None``, and cancels, if the client leaves.
 
     Raises:
-        ApiError: It cannot be drawn now.
-        MaxDiffusionError: Why there are none.
+        ApiError: The request cannot be drawn now.
+        MaxDiffusionError: The request was refused or failed, so there are no images.
     """
 
     async def last() -> Event:
@@ -140,7 +140,7 @@ async def result_unless_gone(request: Request, draw: Draw) -> GenerationResult |
 async def kept_alive(
     texts: AsyncGenerator[str, None], seconds: float
 ) -> AsyncIterator[str]:
-    """The texts, and a comment wherever none came for so long; closes them."""
+    """Yields the texts, and a comment wherever none came for ``seconds``."""
 
     async def following() -> str | None:
         return await anext(texts, None)
@@ -161,10 +161,10 @@ async def kept_alive(
 
 
 async def _frames(events: Events, answers: Answers) -> AsyncGenerator[str, None]:
-    """Server-sent events; what is raised on the way is the last of them."""
+    """Yields server-sent events; an error on the way is the last of them."""
     try:
         async for event in events:
-            # Encoding a picture takes milliseconds, which other streams need not wait.
+            # Encoding an image takes milliseconds, which other streams need not wait.
             for data in await asyncio.to_thread(answers.events, event):
                 yield f"event: {data['type']}\ndata: {json.dumps(data)}\n\n"
     except (ApiError, MaxDiffusionError) as err:  # refused after a wait

@@ -9,7 +9,7 @@ MAX imports it by name and registers what ``ARCHITECTURES`` lists:
 
 ``POST /v1/responses`` then draws. The prompt is ``input``, the seed is ``seed``, and
 ``provider_options.image`` holds size, steps, guidance, negative prompt, number and
-format of the pictures; the format is jpeg, MAX's own default, if it is not given.
+format of the images; the format is jpeg, MAX's own default, if it is not given.
 
 What MAX has no field for goes in ``metadata``. MAX lets only text through, so numbers
 and lists are written as JSON, and text as it is:

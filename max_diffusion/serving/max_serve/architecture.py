@@ -43,12 +43,13 @@ _TEXT_TOKENS: Final = 512
 class PictureContext(PixelContext):
     """A checked request on its way to the worker.
 
-    MAX reads its own fields of it. The picture is drawn from ``request``, because MAX
+    MAX reads its own fields of it. The image is drawn from ``request``, because MAX
     has no place for a cache; tokens and noise are made again from it in milliseconds.
     """
 
     request: str = field(default="")
-    """By :func:`~max_diffusion.serving.max_serve.requests.to_json`."""
+    """The request as text, written by
+    :func:`~max_diffusion.serving.max_serve.requests.to_json`."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +66,18 @@ class PictureConfig:
         *,
         max_seq_len: int,
     ) -> Self:
-        """The same for every model."""
+        """Creates the configuration, the same for every model."""
         return cls()
 
     @classmethod
     def calculate_max_seq_len(
         cls, huggingface_config: Any, model_config: MAXModelConfig
     ) -> int:
-        """The same for every model."""
+        """Returns the most text tokens, the same for every model."""
         return _TEXT_TOKENS
 
     def get_max_seq_len(self) -> int:
-        """The same for every model."""
+        """Returns the most text tokens, the same for every model."""
         return _TEXT_TOKENS
 
 
@@ -107,10 +108,10 @@ class PictureTokenizer:
             )
 
     async def new_context(self, request: OpenResponsesRequest) -> PictureContext:
-        """A request as MAX's worker takes it.
+        """Checks a request and returns it as MAX's worker takes it.
 
         Raises:
-            InputError: It cannot be drawn; MAX answers 400 with the message.
+            InputError: The request cannot be drawn; MAX answers 400 with the message.
         """
         # Tokenizing and drawing noise take milliseconds, which others need not wait.
         return await asyncio.to_thread(self._context, request)
@@ -171,7 +172,7 @@ class PicturePipeline:
         )
 
     def prepare_inputs(self, context: PictureContext) -> PictureContext:
-        """The request as it is: nothing is kept between requests."""
+        """Returns the request as it is: nothing is kept between requests."""
         return context
 
     def execute(self, model_inputs: PictureContext) -> GenerationResult:
@@ -201,9 +202,9 @@ class PicturePipeline:
 def _open_uncompiled(
     config: PipelineConfig, settings: ServeSettings
 ) -> TextToImagePipeline:
-    """A pipeline that can check requests, but draw none.
+    """Opens a pipeline that can check requests, but draw none.
 
-    On the host, so that this process takes nothing of a GPU.
+    It is on the host, so that this process takes nothing of a GPU.
     """
     device, dtype = _device_and_dtype(config)
     return open_model(
@@ -235,14 +236,18 @@ def _model_path(config: PipelineConfig) -> str:
 
 
 def _revision(config: PipelineConfig) -> str | None:
-    """Of the hub; MAX has one, ``main``, for folders too."""
+    """Returns the hub's revision; ``None`` for folders, though MAX says ``main``."""
     if os.path.isdir(_model_path(config)):
         return None
     return next(iter(config.models.values())).huggingface_model_revision
 
 
 def _device_and_dtype(config: PipelineConfig) -> tuple[str, str | None]:
-    """Of ``--devices`` and ``--quantization-encoding``, by this package's names."""
+    """Returns the device and the dtype that MAX's flags name.
+
+    The flags are ``--devices`` and ``--quantization-encoding``; the names are this
+    package's.
+    """
     model = next(iter(config.models.values()))
     if len(model.device_specs) != 1:
         raise DeviceError(
@@ -257,7 +262,7 @@ def _device_and_dtype(config: PipelineConfig) -> tuple[str, str | None]:
 
 
 def _default_cache(config: PipelineConfig) -> DenoisingCacheConfig:
-    """Of MAX's flags, which have the same names."""
+    """Returns the cache that MAX's flags set, which have the same names."""
     given = config.runtime.denoising_cache
     return DenoisingCacheConfig(
         first_block_caching=given.first_block_caching,

@@ -1,4 +1,4 @@
-"""Bodies of ``POST /v1/responses`` to requests of this package."""
+"""Turns bodies of ``POST /v1/responses`` into requests of this package."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _IMAGE_USED: Final = frozenset(
 def to_request(
     body: OpenResponsesRequestBody, settings: ServeSettings
 ) -> GenerationRequest:
-    """What a body asks for.
+    """Returns the request that a body asks for.
 
     What would have no effect is refused, not ignored. Fields that MAX's schema does not
     know are gone before this sees the body.
@@ -82,10 +82,10 @@ def to_request(
 
 
 def image_options(body: OpenResponsesRequestBody) -> ImageProviderOptions:
-    """The options of pictures, all of which have an effect.
+    """Returns the options of images, all of which have an effect.
 
     Raises:
-        RequestError: An option has none, or another kind of output is asked for.
+        RequestError: An option has no effect, or another kind of output is asked for.
     """
     options = body.provider_options
     for name in ("audio", "video"):
@@ -108,7 +108,7 @@ def image_options(body: OpenResponsesRequestBody) -> ImageProviderOptions:
 
 
 def to_json(request: GenerationRequest) -> str:
-    """A request as text that crosses from MAX's server process to its worker."""
+    """Writes a request as text that MAX's server process sends to its worker."""
     plain = {**vars(request), "cache": None}
     if request.cache is not None:
         plain["cache"] = [request.cache.name, asdict(request.cache)]
@@ -116,7 +116,7 @@ def to_json(request: GenerationRequest) -> str:
 
 
 def from_json(text: str) -> GenerationRequest:
-    """The request that :func:`to_json` wrote."""
+    """Reads the request that :func:`to_json` wrote."""
     plain: dict[str, Any] = json.loads(text)
     cache = plain.pop("cache")
     values: dict[str, Any] = {
@@ -146,7 +146,7 @@ def _prompt(body: OpenResponsesRequestBody) -> str:
 
 
 def _knobs(metadata: Mapping[str, str], max_length: int) -> dict[str, Any]:
-    """Fields of ``GenerationRequest`` that MAX has none for."""
+    """Reads the fields of ``GenerationRequest`` that MAX has none for."""
     options: dict[str, object] = {}
     knobs: dict[str, Any] = {}
     own: dict[str, object] = {}
@@ -193,7 +193,7 @@ def _cache(
 
 
 def _value(text: str) -> object:
-    """JSON, or text without its quotes."""
+    """Reads JSON, or else text without quotes."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -209,7 +209,7 @@ def _list(key: str, value: object) -> tuple[object, ...]:
 
 
 def _check_limits(request: GenerationRequest, settings: ServeSettings) -> None:
-    """What this server allows, beyond what the schema does."""
+    """Refuses what this server does not allow, beyond what the schema says."""
     steps = request.num_inference_steps or 1
     for name, value, limit, unit in (
         *(

@@ -30,11 +30,11 @@ class ServeSettings:
         caches: Caches that requests may name; in the environment as ``serve --caches``
             takes them. Only these are compiled, and each kind takes minutes the first
             time.
-        max_prompt_length: Characters of a prompt, of a negative one, and of an entry of
-            ``metadata``.
-        max_n: Pictures of a request.
-        max_size: Pixels a side.
-        max_steps: Denoising steps.
+        max_prompt_length: Most characters of a prompt, of a negative prompt, and of an
+            entry of ``metadata``.
+        max_n: Most images of a request.
+        max_size: Most pixels of an image's side.
+        max_steps: Most denoising steps of a request.
     """
 
     plugins: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ class ServeSettings:
     max_steps: int = 200
 
     def __post_init__(self) -> None:
-        """Checks the ranges."""
+        """Checks the range of each limit."""
         for name, limit in (
             ("max_prompt_length", None),
             ("max_n", MAX_PICTURES),
@@ -56,7 +56,7 @@ class ServeSettings:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> ServeSettings:
-        """Reads what is set; the rest keeps its default.
+        """Reads the variables that are set; the rest keeps its default.
 
         Raises:
             RequestError: A variable is no number or name, or out of range; a plugin

@@ -14,7 +14,7 @@ Life of a request:
 2. Ray's router gives it to the less busy of two replicas, or keeps it in its queue
    while all have ``max_ongoing_requests``.
 3. The replica's engine draws it among others, and its events come back as a stream.
-4. If the replica is lost before the client was sent a picture, the request goes to
+4. If the replica is lost before the client was sent an image, the request goes to
    another one, once; otherwise it fails with the code ``replica_lost``.
 5. A client that leaves closes the stream, which cancels the request in the engine.
 """

@@ -33,13 +33,13 @@ _LAST_WORDS_SECONDS = 5.0
 class Ingress:
     """A deployment's class: the application of ``max-diffusion serve``, over replicas.
 
-    There is one, as pictures that wait to be fetched by their address are in its
-    memory. It draws nothing.
+    There is one, as images that wait to be fetched by their address are in its memory.
+    It draws nothing.
 
     Args:
-        replicas: Who draws.
+        replicas: Handle of the replicas, which draw.
         settings: Limits; without keys, which would be kept in Ray's own state.
-        api_key_file: Where they are read.
+        api_key_file: File that the keys are read from; ``None`` for no keys.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Ingress:
         self._app = create_app(self._backend, settings)
 
     async def report(self, state: ReplicaState) -> None:
-        """Called by replicas: how they stand."""
+        """Takes in how a replica stands; called by replicas."""
         self._backend.report(state)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """Called by Ray: what answers requests."""
+        """Returns what answers requests; called by Ray."""
         return self._app
 
 
@@ -115,9 +115,9 @@ def start(
     and its statistics of use.
 
     Args:
-        options: What to serve.
+        options: What to serve; ``None`` for the defaults.
         host: Address that Ray's HTTP proxy listens on; 0.0.0.0 is all.
-        port: Its port.
+        port: Port that the proxy listens on.
         blocking: Whether to stay until Ctrl-C.
 
     Returns:

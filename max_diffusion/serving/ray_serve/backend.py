@@ -48,7 +48,7 @@ _STATUS_SECONDS: Final = 5.0
 
 
 class _LostError(Exception):
-    """The replica of a request is gone, or its engine is."""
+    """Says that the replica of a request is gone, or its engine is."""
 
 
 @final
@@ -66,7 +66,7 @@ class RayBackend(Backend):
     """Draws on the replicas of a deployment.
 
     Args:
-        replicas: Of deployed :class:`~max_diffusion.serving.ray_serve.Replica`.
+        replicas: Handle of deployed :class:`~max_diffusion.serving.ray_serve.Replica`.
     """
 
     def __init__(self, replicas: DeploymentHandle[Any]) -> None:
@@ -77,13 +77,13 @@ class RayBackend(Backend):
         self._reports: dict[str, tuple[float, ReplicaState]] = {}
 
     def report(self, state: ReplicaState) -> None:
-        """A replica tells how it stands."""
+        """Takes in how a replica stands."""
         self._reports[state.id] = (time.monotonic(), state)
         self._description = state.description
         self._is_described.set()
 
     def forget(self, replica: str) -> None:
-        """A replica is lost."""
+        """Forgets a replica that is lost, by its id."""
         self._reports.pop(replica, None)
 
     async def draw(self, request: GenerationRequest, options: SubmitOptions) -> Events:
@@ -96,7 +96,7 @@ class RayBackend(Backend):
         return drawing
 
     async def describe(self) -> ModelDescription | None:
-        """What requests may ask: the same of every replica."""
+        """Returns what requests may ask, the same of every replica."""
         with contextlib.suppress(TimeoutError):
             # Replicas that are ready have told of it, or do so within a second.
             async with asyncio.timeout(2 * REPORT_SECONDS):
@@ -104,7 +104,10 @@ class RayBackend(Backend):
         return self._description
 
     async def health(self, model: str) -> Health:
-        """Ready if any replica is; its figures are the sums of all of them."""
+        """Returns how the service stands: ready if any replica is.
+
+        Its figures are the sums of those of all replicas.
+        """
         states = [state for state in self._states() if state.is_alive]
         running, wanted, failure = len(states), len(states), ""
         with contextlib.suppress(TimeoutError, RayError, RayServeException):
@@ -123,12 +126,12 @@ class RayBackend(Backend):
         return Health(status=status, detail=detail, model=model, **figures)
 
     async def metrics(self) -> bytes:
-        """Every replica's figures, with its id as a label, and the service's own."""
+        """Returns the service's figures, and each replica's labelled with its id."""
         texts = {state.id: state.metrics for state in self._states()}
         return await asyncio.to_thread(self._metrics.text, texts)
 
     def _states(self) -> list[ReplicaState]:
-        """The last report of every replica that is not lost."""
+        """Returns the last report of every replica that is not lost."""
         oldest = time.monotonic() - _REPORTS_KEPT * REPORT_SECONDS
         for name, (told, _) in list(self._reports.items()):
             if told < oldest:
@@ -138,7 +141,7 @@ class RayBackend(Backend):
 
 @final
 class _Drawing(Events):
-    """A request on its way through one replica, or two."""
+    """The events of a request, drawn by one replica, or two in turn."""
 
     def __init__(
         self,
@@ -167,7 +170,7 @@ class _Drawing(Events):
 
         Raises:
             ApiError: There is no replica, or two were lost.
-            MaxDiffusionError: It was refused.
+            MaxDiffusionError: The request was refused.
         """
         while True:
             try:
@@ -176,7 +179,7 @@ class _Drawing(Events):
                 self._allow_retry(err)
 
     async def __anext__(self) -> Event:
-        """What the engine tells next, and the client was not told before."""
+        """Waits for the engine's next event that the client was not told before."""
         while not self._is_over:
             event: Accepted | Event | None
             try:
@@ -195,7 +198,7 @@ class _Drawing(Events):
             self._leave()
 
     async def _submit(self) -> None:
-        """Gives it to the replica of Ray's choice, in what is left of its time."""
+        """Gives the request to a replica of Ray's choice, in the time it has left."""
         timeout, options = self._options.timeout, self._options
         if timeout is not None:
             timeout = max(timeout - (time.monotonic() - self._started), 0.001)
@@ -218,10 +221,10 @@ class _Drawing(Events):
         self._replica = first.replica
 
     async def _next(self) -> Accepted | Event:
-        """The next item of the stream.
+        """Waits for the next item of the stream.
 
         Raises:
-            _LostError: There will be none.
+            _LostError: There will be no next item.
             ApiError: There is no replica.
             QueueFullError: Too many requests wait for one.
         """
@@ -258,7 +261,7 @@ class _Drawing(Events):
             self._stream.cancel()
 
     async def _again(self, error: _LostError) -> Failed | None:
-        """Begins anew on another replica; ``Failed`` if that cannot be."""
+        """Begins anew on another replica; returns ``Failed`` if that cannot be."""
         self._leave()  # the replica may only be out of reach, and still draw
         try:
             self._allow_retry(error)
@@ -270,11 +273,11 @@ class _Drawing(Events):
         return None
 
     def _allow_retry(self, error: _LostError) -> None:
-        """Once, as a request that brings replicas down must not end them all.
+        """Allows one retry: a request that brings replicas down must not end them all.
 
         Raises:
-            ReplicaLostError: Not again, or a picture was sent. What another replica
-                draws need not continue it to the last bit.
+            ReplicaLostError: There was a retry already, or an image was sent. What
+                another replica draws need not continue it to the last bit.
         """
         logger.warning("a replica was lost: %s", error)
         self._forget(self._replica)
@@ -292,7 +295,7 @@ class _Drawing(Events):
         )
 
     def _is_news(self, event: Accepted | Event) -> TypeGuard[Event]:
-        """Whether the client was not told already, before a retry."""
+        """Returns whether the client was not told of an event before a retry."""
         if isinstance(event, Started):
             is_news, self._has_started = not self._has_started, True
             return is_news
@@ -305,7 +308,10 @@ class _Drawing(Events):
 
 
 def _plan(replicas: DeploymentHandle[Any]) -> tuple[int, int, str]:
-    """Replicas that Ray has, and wants; and why it has none, if it has given up."""
+    """Returns how many replicas Ray runs, how many it wants, and why it failed.
+
+    The reason is empty unless Ray has given up.
+    """
     application = serve.status().applications.get(replicas.app_name)
     if application is None:
         return 0, 0, "the service is being deleted"
@@ -317,7 +323,7 @@ def _plan(replicas: DeploymentHandle[Any]) -> tuple[int, int, str]:
 
 
 def failure_of(status: Any) -> str:
-    """Why Ray has given up on a deployment, in a line; empty if it has not."""
+    """Returns why Ray has given up on a deployment, in a line; empty if it has not."""
     if status.status not in ("UNHEALTHY", "DEPLOY_FAILED"):
         return ""
     # A traceback of several processes, whose last line is the error.

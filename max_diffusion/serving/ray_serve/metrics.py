@@ -1,4 +1,4 @@
-"""Metrics of all replicas as one text."""
+"""Merges the metrics of all replicas in one text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 @final
 class ServiceMetrics:
-    """What a service counts of itself, and what its replicas do."""
+    """Counts what a service does itself, and collects what its replicas do."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -33,7 +33,7 @@ class ServiceMetrics:
         )
 
     def text(self, replicas: Mapping[str, str]) -> bytes:
-        """The service's own, and each replica's with the label ``replica``.
+        """Returns the service's figures, and each replica's labelled ``replica``.
 
         Figures of a replica end with it; sums are left to who asks.
 
@@ -47,12 +47,12 @@ class ServiceMetrics:
 @final
 @dataclass(frozen=True)
 class _Labelled:
-    """Families of several texts, each once."""
+    """Collects metric families of several texts, each family once."""
 
     texts: Mapping[str, str]
 
     def collect(self) -> Iterable[Metric]:
-        """All families."""
+        """Returns all families, with the replica's id as a label of each sample."""
         families: dict[str, Metric] = {}
         for replica, text in self.texts.items():
             for family in text_string_to_metric_families(text):

@@ -1,4 +1,4 @@
-"""What may be set when a service is started."""
+"""Options that may be set when a service is started."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..http.run import Model
 
 
 def _names(value: Any) -> Any:
-    """``none,taylorseer`` as ``serve run`` gives it, or a list as a file does."""
+    """Splits ``none,taylorseer``, as ``serve run`` gives it; a file gives a list."""
     return tuple(value.split(",")) if isinstance(value, str) else value
 
 
@@ -113,7 +113,7 @@ class Options(BaseModel):
     ] = None
 
     def loader(self) -> Model:
-        """What each replica loads.
+        """Returns what each replica loads.
 
         Raises:
             RequestError: No such cache, or a setting out of range.
@@ -130,7 +130,7 @@ class Options(BaseModel):
         )
 
     def settings(self) -> ServerSettings:
-        """What the service allows; without its keys, which are no one else's.
+        """Returns what the service allows; without keys, which others need not know.
 
         Raises:
             RequestError: A limit is out of range.
@@ -147,7 +147,7 @@ class Options(BaseModel):
         )
 
     def engine(self) -> EngineConfig:
-        """Limits of each replica.
+        """Returns the limits of each replica's engine.
 
         Raises:
             RequestError: A limit is out of range.
@@ -161,14 +161,14 @@ class Options(BaseModel):
 
     @property
     def kind(self) -> str:
-        """``cpu`` or ``gpu``: which one of them, Ray says to each replica."""
+        """Kind of device of the replicas: ``cpu`` or ``gpu``; Ray says which one."""
         if self.device != "auto":
             return self.device
         return "gpu" if accelerator_count() else "cpu"
 
     @property
     def most_replicas(self) -> int:
-        """``max_replicas``, resolved."""
+        """Largest number of replicas: ``max_replicas``, or its default."""
         if self.max_replicas is not None:
             return self.max_replicas
         devices = accelerator_count() if self.kind == "gpu" else 1
@@ -176,9 +176,9 @@ class Options(BaseModel):
 
     @property
     def _folder(self) -> str | None:
-        """The model's folder from the root: replicas have a working folder of theirs.
+        """Absolute path of the model's folder, as replicas run in other folders.
 
-        ``None`` for a name.
+        ``None`` if the model is a name.
         """
         is_folder = self.model != "demo" and Path(self.model).is_dir()
         return str(Path(self.model).resolve()) if is_folder else None

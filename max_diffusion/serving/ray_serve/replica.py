@@ -36,10 +36,10 @@ REPORT_SECONDS: Final = 1.0
 
 @dataclass(frozen=True)
 class Accepted:
-    """The first item of a request's stream: a replica's engine has it."""
+    """First item of a request's stream: a replica's engine has taken the request."""
 
     replica: str
-    """Its id."""
+    """Id of the replica."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class ReplicaState:
     """How a replica stands."""
 
     id: str
-    """Ray's own, unique in the service's life."""
+    """Ray's own id of the replica, unique in the service's life."""
     pid: int
     is_alive: bool
-    """Whether its engine takes requests."""
+    """Whether the replica's engine takes requests."""
     description: ModelDescription
     stats: EngineStats
     metrics: str
-    """In Prometheus's text format."""
+    """Figures of the replica in Prometheus's text format."""
 
 
 @final
@@ -65,7 +65,7 @@ class Replica:
     question is a request as any other, and waits while a replica is full.
 
     Args:
-        model: What to load.
+        model: The model to load.
         config: Limits of the engine.
     """
 
@@ -107,7 +107,7 @@ class Replica:
                 yield event
 
     def state(self) -> ReplicaState:
-        """How it stands."""
+        """Returns how the replica stands."""
         return ReplicaState(
             id=self._id,
             pid=os.getpid(),
@@ -118,7 +118,7 @@ class Replica:
         )
 
     def check_health(self) -> None:
-        """Called by Ray, which replaces a replica that raises.
+        """Raises unless the engine is alive; called by Ray, which replaces the replica.
 
         Raises:
             EngineStoppedError: The engine has stopped.
@@ -129,7 +129,7 @@ class Replica:
             )
 
     def __del__(self) -> None:
-        """Called by Ray when no request is left, or the time to drain is over."""
+        """Closes the engine; called by Ray when no request is left, or time is over."""
         if hasattr(self, "_is_over"):
             self._is_over.set()
             self._engine.close(drain=False)
