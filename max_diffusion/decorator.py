@@ -10,7 +10,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
@@ -18,9 +18,6 @@ from .caches.controller import next_gap
 from .caches.series import exact_degree, series_weights
 from .core.validation import count, not_negative, one_of
 from .errors import RequestError
-
-if TYPE_CHECKING:
-    pass
 
 
 class CacheInfo(NamedTuple):

@@ -43,7 +43,8 @@ class Trainer:
         ]
         self._average = [p.clone() for p in self._master]
         hidden = ("blocks.", "block.", "layers.")
-        matrices, others = [], []
+        matrices: list[Tensor] = []
+        others: list[Tensor] = []
         for (name, _), master in zip(
             model.named_parameters(), self._master, strict=True
         ):

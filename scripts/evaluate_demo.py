@@ -43,7 +43,7 @@ def main() -> None:
     rng = np.random.default_rng((6, args.seed))
     scenes = [held_out_scene(rng) for _ in range(args.prompts)]
     draw = _max_backend(args) if args.backend == "max" else _diffusers_backend(args)
-    pictures = []
+    pictures: list[np.ndarray] = []
     for start in track(range(0, len(scenes), args.batch), "drawing"):
         captions = [scene.caption for scene in scenes[start : start + args.batch]]
         pictures.extend(draw(captions, args.seed + start))

@@ -152,7 +152,10 @@ async def ask_all(url: str, asked: list[dict[str, Any]]) -> tuple[float, list[An
 def throughput(count: int, rounds: int, progress: Progress) -> dict[str, Any]:
     """The server and one after another, in turn."""
     task = progress.add_task("throughput", total=2 * rounds)
-    pairs, pictures, answers, figures = [], [], [], {}
+    pairs: list[tuple[float, float]] = []
+    pictures: list[tuple[np.ndarray, list[Any]]] = []
+    answers: list[httpx.Response] = []
+    figures: dict[str, float] = {}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "alone"

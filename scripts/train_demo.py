@@ -87,6 +87,9 @@ class DemoModel(nn.Module):
     ``(B,)`` and captions, and predicts the velocity ``noise - data``.
     """
 
+    image_ids: Tensor  # buffers, which torch would type as Tensor or Module
+    text_ids: Tensor
+
     def __init__(self, work: Path) -> None:
         super().__init__()
         rng = np.random.default_rng(1)
@@ -322,8 +325,9 @@ def train_flow(
         text, pooled = model.encode(captions)
         velocity = model(noisy, sigma, guidance, text, pooled)
         loss = F.mse_loss(velocity.float(), noise - data)
-        parts = [x[index] for x in labels]
-        helper = named_loss(model.patch_head(hidden.pop()), *parts, (1, 1))
+        shape, colour, place = (x[index] for x in labels)
+        told = model.patch_head(hidden.pop())
+        helper = named_loss(told, shape, colour, place, (1, 1))
         words = word_labels(model.t5_tokenizer, captions, [scenes[i] for i in index])
         helper = helper + named_loss(model.word_head(text), *words, (0, 0))
         trainer.update(step, loss, helper)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from max_diffusion.decorator import taylor_seer
 
@@ -18,16 +18,24 @@ def computed_steps(cached: Any, calls: int, *args: Any) -> list[int]:
     return steps
 
 
-def replaying(values: Sequence[Any], **settings: Any) -> tuple[Any, Callable[[], Any]]:
+class Values(Protocol):
+    """A list, or an array of any library."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def replaying(values: Values, **settings: Any) -> tuple[Any, Callable[[], Any]]:
     """A decorated function, and a caller that steps through ``values``."""
     steps = iter(range(len(values)))
     now = 0
 
     @taylor_seer(**settings)
-    def output():
+    def output() -> Any:
         return values[now]
 
-    def call():
+    def call() -> Any:
         nonlocal now
         now = next(steps)
         return output()

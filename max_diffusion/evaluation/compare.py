@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from ..caches import AbstractCacheConfig
+from ..caches import AbstractCacheConfig, DenoisingCacheConfig
 from ..core.report import RunReport
 from ..core.request import GenerationRequest
 from ..core.validation import whole
@@ -37,7 +37,7 @@ _PILOTS: Final = 3
 def compare(
     pipeline: TextToImagePipeline,
     prompts: str | Sequence[str],
-    caches: Sequence[str | AbstractCacheConfig] | None = None,
+    caches: Sequence[str | DenoisingCacheConfig | AbstractCacheConfig] | None = None,
     *,
     num_inference_steps: int | None = None,
     fewer_steps: Sequence[int] = (),

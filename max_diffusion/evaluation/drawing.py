@@ -10,6 +10,7 @@ from typing import Any, Final
 from ..caches import (
     CACHES,
     AbstractCacheConfig,
+    DenoisingCacheConfig,
     NoCacheConfig,
     cache_from_options,
     label_of,
@@ -132,7 +133,7 @@ def scenes_of(
 
 def runnable_caches(
     pipeline: TextToImagePipeline,
-    caches: Sequence[str | AbstractCacheConfig] | None,
+    caches: Sequence[str | DenoisingCacheConfig | AbstractCacheConfig] | None,
     num_inference_steps: int,
 ) -> tuple[tuple[AbstractCacheConfig, ...], Mapping[str, str]]:
     """Returns the caches named, or all that the pipeline can run.

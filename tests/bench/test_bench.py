@@ -31,7 +31,7 @@ from benchmarks.harness.runtimes import (
     Environment,
     Runtime,
 )
-from max_diffusion import RequestError
+from max_diffusion import RequestError, TaylorSeerConfig
 from max_diffusion.errors import RequestCancelled
 
 ROOT = Path(__file__).parents[2]
@@ -203,7 +203,9 @@ def test_what_progress_raises_ends_the_process_that_is_measured(
 
 def test_all_runtimes_have_the_same_caches() -> None:
     for size in (DEMO, LARGE):
-        assert cache_of("taylorseer", size).cache_interval == size.interval
+        cache = cache_of("taylorseer", size)
+        assert isinstance(cache, TaylorSeerConfig)
+        assert cache.cache_interval == size.interval
         known = set(size.caches)
         assert all(set(r.caches) & known for r in RUNTIMES if r.caches)
     assert {r.dtype for r in RUNTIMES if r.is_ours} == {"float32", "bfloat16"}

@@ -18,7 +18,7 @@ import numpy as np
 import processes
 import pytest
 from new_model import write_folder
-from pictures import psnr
+from pictures import open_png, psnr
 from PIL import Image
 
 from max_diffusion import (
@@ -306,7 +306,7 @@ def test_a_picture_with_report_and_timeline(
         num_inference_steps=12,
         cache=TaylorSeerConfig(cache_interval=3),
     ).images[0]
-    with Image.open(tmp_path / "x.png") as image:
+    with open_png(tmp_path / "x.png") as image:
         assert np.array_equal(np.asarray(image), wanted)
         assert image.text["parameters"].startswith("two green stars\nSteps: 12, ")
         assert json.loads(image.text["max_diffusion"])["seed"] == 4
@@ -329,7 +329,7 @@ def test_several_pictures_and_one_line_each(
     seed = re.search(r"seed (\d+)", lines[0])
     prompts = []
     for name in names:
-        with Image.open(tmp_path / name) as image:
+        with open_png(tmp_path / name) as image:
             settings = json.loads(image.text["max_diffusion"])
             prompts.append(image.text["parameters"].split("\n")[0])
             assert seed
@@ -349,8 +349,10 @@ def test_each_picture_tells_its_own_seed(
     assert json.loads(done.stdout)["max_sequence_length"] == 20
     seeds = []
     for name in ("x-1.png", "x-2.png"):
-        with Image.open(tmp_path / name) as image:
-            seeds.append(re.search(r"Seed: (\d+)", image.text["parameters"])[1])
+        with open_png(tmp_path / name) as image:
+            seed = re.search(r"Seed: (\d+)", image.text["parameters"])
+            assert seed
+            seeds.append(seed[1])
             last = np.asarray(image)
     assert seeds == ["8", str(2**40)]
     alone = demo.generate(
@@ -440,7 +442,7 @@ def test_the_readme_command_draws_a_picture(
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("out.png: seed ")
     assert "4 of 4 full passes" in done.stdout
-    with Image.open(tmp_path / "out.png") as image:
+    with open_png(tmp_path / "out.png") as image:
         assert image.size == (128, 128)
         prompt = image.text["parameters"].split("\n")[0]
         assert prompt == "a red circle above a blue square"
@@ -524,8 +526,8 @@ def test_a_repeated_picture_says_of_itself_what_the_first_does(
 ) -> None:
     run("--like", pictures / "x-3.jpg", "--output", tmp_path / "y.png")
     with (
-        Image.open(tmp_path / "y.png") as ours,
-        Image.open(pictures / "x-3.png") as first,
+        open_png(tmp_path / "y.png") as ours,
+        open_png(pictures / "x-3.png") as first,
     ):
         assert ours.text == first.text
 
@@ -664,7 +666,7 @@ def test_what_the_output_cannot_write_is_escaped(
     assert b"Traceback" not in done.stderr
     assert b"warning: prompt 1 is longer than" in done.stderr
     assert b".png: seed " in done.stdout
-    with Image.open(tmp_path / "\U0001f600.png") as image:
+    with open_png(tmp_path / "\U0001f600.png") as image:
         assert json.loads(image.text["max_diffusion"])["prompts"] == [words]
 
 

@@ -18,6 +18,7 @@ from max_diffusion import (
     CACHES,
     AbstractCacheConfig,
     RequestError,
+    StepMaskConfig,
     TaylorSeerConfig,
     TeaCacheConfig,
     TextToImagePipeline,
@@ -488,7 +489,7 @@ def test_compare_from_the_command_line(
         "a red circle",
         num_inference_steps=8,
         seed=6,
-        cache=CACHES["step-mask"](compute_steps=(0, 1, 4, 7)),
+        cache=StepMaskConfig(compute_steps=(0, 1, 4, 7)),
     )
     steps = [record["actions"] for record in cached["first_prompt_steps"]]
     assert steps == [list(record.actions) for record in wanted.report.steps]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -113,7 +114,11 @@ def test_requests_leave_nothing_to_each_other(
             within, _ = draw(flux, row.config, PROMPTS[:2], seed=8)
             assert np.array_equal(within, other)
 
-    settings = {"seed": 5, "num_inference_steps": STEPS, "cache": row.config}
+    settings: dict[str, Any] = {
+        "seed": 5,
+        "num_inference_steps": STEPS,
+        "cache": row.config,
+    }
     with pytest.raises(KeyboardInterrupt):
         flux.generate(PROMPTS, on_step=abort, **settings)
     again = flux.generate(PROMPTS, on_step=interleave, **settings)
@@ -125,6 +130,7 @@ def test_requests_leave_nothing_to_each_other(
 def test_state_takes_the_bytes_that_were_told(
     flux: TextToImagePipeline, row: Row
 ) -> None:
+    assert flux.denoiser is not None
     for negative in (None, "a red circle"):
         result = flux.generate(
             PROMPTS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,7 +91,8 @@ def test_forecasts_equal_float64(
     caches: dict[int, TaylorSeerCache], order: int
 ) -> None:
     cache, rng = caches[order], np.random.default_rng(order)
-    state, factors, last = cache.create_state(2, 7, 3), [], 0
+    state, last = cache.create_state(2, 7, 3), 0
+    factors: list[np.ndarray] = []
     for step in (0, 1, 4, 6, 11):
         new = rng.standard_normal((2, 7, 3))
         ladder = [new]
@@ -236,7 +238,7 @@ def test_schedule_equals_the_published_tables(
         ({"compute_last": -1}, "compute_last must be at least 0, got -1"),
     ],
 )
-def test_bad_settings_are_said(settings: dict[str, int], message: str) -> None:
+def test_bad_settings_are_said(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         TaylorSeerConfig(**settings)
 

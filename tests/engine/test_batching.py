@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from max.driver import CPU, Buffer
 
+from max_diffusion.core.buffers import concatenate_rows
 from max_diffusion.execution.batcher import Batcher
 from max_diffusion.execution.graph_call import Fork, GraphCall, Routine, run
 
@@ -96,13 +97,10 @@ def test_other_sizes_and_shared_inputs_are_other_calls() -> None:
 def test_rows_that_pass_on_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     module = "max_diffusion.execution.batcher.concatenate_rows"
-    from max_diffusion.execution import batcher as batching
-
-    real = batching.concatenate_rows
 
     def counted(values: Any) -> Buffer:
         made.append(len(values))
-        return real(values)
+        return concatenate_rows(values)
 
     monkeypatch.setattr(module, counted)
     graphs = Graphs()

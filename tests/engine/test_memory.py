@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,8 +19,8 @@ from max_diffusion.pipelines.decoding import decode_in_goes
 
 
 def context(pipeline: TextToImagePipeline, **values: object) -> GenerationContext:
-    settings = {"prompts": ("a",), "num_inference_steps": 2} | values
-    return pipeline.create_context(GenerationRequest(**settings))
+    settings: dict[str, Any] = {"prompts": ("a",), "num_inference_steps": 2}
+    return pipeline.create_context(GenerationRequest(**settings | values))
 
 
 @pytest.mark.parametrize("size", [(64, 96), (128, 128), (16, 16)])

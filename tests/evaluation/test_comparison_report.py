@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pages import Page, check_alone
 from painters import STEPS, Painter, halving
 from PIL import Image
 
@@ -44,47 +42,8 @@ def paint(prompts: Any = PROMPTS, caches: Any = CACHES, **options: Any) -> Compa
     return compare(painter, prompts, caches, **{"runs": 1, "seed": 3} | options)
 
 
-class Page(HTMLParser):
-    """A page's tags, text and pictures."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.links: list[str] = []
-        self.words = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.links += [
-            value or "" for name, value in attrs if name in ("src", "href", "srcset")
-        ]
-
-    def handle_data(self, data: str) -> None:
-        self.words = " ".join([*self.words.split(), *data.split()])
-
-    @property
-    def pictures(self) -> list[np.ndarray]:
-        found = []
-        for link in self.links:
-            kind, _, data = link.partition(",")
-            assert kind == "data:image/png;base64"
-            with Image.open(io.BytesIO(base64.b64decode(data))) as image:
-                found.append(np.asarray(image))
-        return found
-
-
 def has(pictures: list[np.ndarray], wanted: np.ndarray) -> bool:
     return any(np.array_equal(picture, wanted) for picture in pictures)
-
-
-def check_alone(text: str) -> None:
-    """Nothing that a page could need from elsewhere."""
-    page = Page(text)
-    assert all(link.startswith("data:image/png;base64,") for link in page.links)
-    assert not {"script", "link", "iframe"} & set(page.tags)
-    rest = re.sub(r"data:[^\"]*", "", text)
-    assert not re.search(r"https?:|//|url\(|@import", rest)
 
 
 # The page.

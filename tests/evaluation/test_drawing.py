@@ -11,6 +11,7 @@ from varied_caches import VARIED
 
 from max_diffusion import (
     CACHES,
+    AbstractCacheConfig,
     AutoConfig,
     DenoisingCacheConfig,
     NoCacheConfig,
@@ -92,7 +93,10 @@ def test_all_caches_are_those_that_the_pipeline_can_run(
 def test_caches_that_are_named_are_taken_in_their_order(
     demo: TextToImagePipeline,
 ) -> None:
-    named = ["auto", TaylorSeerConfig(3), "taylorseer", VARIED["step-mask"]]
+    named: list[str | AbstractCacheConfig] = [
+        *("auto", TaylorSeerConfig(3), "taylorseer"),
+        VARIED["step-mask"],
+    ]
     configs, refused = runnable_caches(demo, named, 10)
     assert configs == (
         *(AutoConfig(), TaylorSeerConfig(3), TaylorSeerConfig()),

@@ -52,7 +52,8 @@ def test_a_judge_sees_each_image_of_a_run_once_and_its_words_are_kept() -> None:
     found = paint(judge=checked)
     assert len(judge.asked) == len(found.rows) * len(PROMPTS)
     for prompt, image in judge.asked:
-        assert (image.shape, image.dtype) == ((SIZE, SIZE, 3), np.uint8)
+        assert image.shape == (SIZE, SIZE, 3)
+        assert image.dtype == np.uint8
         index = PROMPTS.index(prompt)
         assert any(np.array_equal(image, row.images[index]) for row in found.rows)
     baseline, cached, fewer = found.rows
@@ -97,8 +98,14 @@ def test_a_search_asks_of_what_it_validates_only() -> None:
         return steps / (10 if is_plain else 20), 0.0 if is_plain else 1.0
 
     pipeline: Any = Painter(behave, names=("auto",))
-    given = {"prompts": ["x", "y"], "validation_prompts": ["u", "v"]}
-    result = tune(pipeline, Target(psnr=40.0), judge=told, budget_seconds=60, **given)
+    result = tune(
+        pipeline,
+        Target(psnr=40.0),
+        prompts=["x", "y"],
+        validation_prompts=["u", "v"],
+        judge=told,
+        budget_seconds=60,
+    )
     assert result.is_met  # the judge has no say in that
     assert set(asked) == {"u", "v"}
     rows = result.validation.rows

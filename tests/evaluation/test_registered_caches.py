@@ -31,7 +31,7 @@ from max_diffusion.cli.main import main
 from max_diffusion.evaluation import Target, compare, save_comparison, save_tuning, tune
 from max_diffusion.evaluation.search_space import coarse, neighbours, tunable_caches
 
-PROMPTS = {"prompts": ("a", "b"), "validation_prompts": ("u", "v")}
+PROMPTS: dict[str, Any] = {"prompts": ("a", "b"), "validation_prompts": ("u", "v")}
 
 
 @pytest.fixture(autouse=True)
@@ -148,14 +148,14 @@ def test_the_command_line_knows_it(
         return model
 
     monkeypatch.setattr("max_diffusion.pipelines.opening.open_model", open_model)
-    words = ("compare", "a", "--caches", "widening:growth=1.5", "--runs", "1")
+    words = ["compare", "a", "--caches", "widening:growth=1.5", "--runs", "1"]
     with pytest.raises(SystemExit) as end:
         main([*words, "--json", "--steps", "20", "-o", str(tmp_path / "c")])
     assert end.value.code == 0
     found = json.loads(capsys.readouterr().out)
     assert found["rows"][1]["label"] == "widening:growth=1.5"
     assert given["caches"] == ("none", widening(growth=1.5))
-    words = ("tune", "a", "--target-speedup", "1.5", "--caches", "widening", "--json")
+    words = ["tune", "a", "--target-speedup", "1.5", "--caches", "widening", "--json"]
     with pytest.raises(SystemExit) as end:
         main([*words, "-o", str(tmp_path / "t")])
     assert end.value.code == 0

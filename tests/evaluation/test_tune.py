@@ -56,7 +56,7 @@ def search(clock: Callable[[Painter], None]) -> Callable[..., TuningResult]:
     ) -> TuningResult:
         pipeline: Any = painter or Painter(behave, names=("teacache",))
         clock(pipeline)
-        given = {
+        given: dict[str, Any] = {
             "prompts": PROMPTS,
             "validation_prompts": UNSEEN,
             "budget_seconds": 1e9,

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pages import Page, check_alone
 from painters import STEPS, Painter
 from PIL import Image
-from test_comparison_report import Page, check_alone
 
 from max_diffusion import (
     AbstractCacheConfig,

@@ -102,7 +102,7 @@ def server(
 ) -> Iterator[Server]:
     folder = tmp_path_factory.mktemp("max_serve")
     port = free_port()
-    command = [
+    command: list[str | Path] = [
         Path(sys.executable).with_name("max"),
         "serve",
         *("--custom-architectures", "max_diffusion.serving.max_serve"),

@@ -76,6 +76,33 @@ def taylorseer(order: int) -> MakeTheirs:
     )
 
 
+def first_block(threshold: float) -> MakeTheirs:
+    return lambda _: FirstBlockCacheConfig(threshold)
+
+
+def magcache(steps: int) -> MakeTheirs:
+    return lambda _: TheirMagCache(
+        num_inference_steps=steps, mag_ratios=FLUX_MAG_RATIOS.clone()
+    )
+
+
+def pab(interval: int) -> MakeTheirs:
+    return lambda pipeline: PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=interval,
+        current_timestep_callback=lambda: pipeline.current_timestep,
+    )
+
+
+def fastercache(interval: int) -> MakeTheirs:
+    return lambda pipeline: TheirFasterCache(
+        spatial_attention_block_skip_range=interval,
+        is_guidance_distilled=True,
+        attention_weight_callback=lambda _: 0.4,
+        tensor_format="BCHW",
+        current_timestep_callback=lambda: pipeline.current_timestep,
+    )
+
+
 CASES: dict[str, tuple[AbstractCacheConfig, MakeTheirs, int]] = {
     **{
         f"taylorseer-attention-{order}": (
@@ -88,7 +115,7 @@ CASES: dict[str, tuple[AbstractCacheConfig, MakeTheirs, int]] = {
     **{
         f"first-block-{threshold}": (
             FirstBlockConfig(threshold),
-            lambda _, threshold=threshold: FirstBlockCacheConfig(threshold),
+            first_block(threshold),
             20,
         )
         for threshold in (0.2, 0.3, 0.5)
@@ -96,9 +123,7 @@ CASES: dict[str, tuple[AbstractCacheConfig, MakeTheirs, int]] = {
     **{
         f"magcache-{steps}": (
             MagCacheConfig(ratios=RATIOS),
-            lambda _, steps=steps: TheirMagCache(
-                num_inference_steps=steps, mag_ratios=FLUX_MAG_RATIOS.clone()
-            ),
+            magcache(steps),
             steps,
         )
         for steps in (28, 20, 45)
@@ -117,10 +142,7 @@ CASES: dict[str, tuple[AbstractCacheConfig, MakeTheirs, int]] = {
     **{
         f"pab-{interval}": (
             PabConfig(interval),
-            lambda pipeline, interval=interval: PyramidAttentionBroadcastConfig(
-                spatial_attention_block_skip_range=interval,
-                current_timestep_callback=lambda: pipeline.current_timestep,
-            ),
+            pab(interval),
             20,
         )
         for interval in (2, 3)
@@ -128,13 +150,7 @@ CASES: dict[str, tuple[AbstractCacheConfig, MakeTheirs, int]] = {
     **{
         f"fastercache-{interval}": (
             FasterCacheConfig(interval, attention_weight=0.4),
-            lambda pipeline, interval=interval: TheirFasterCache(
-                spatial_attention_block_skip_range=interval,
-                is_guidance_distilled=True,
-                attention_weight_callback=lambda _: 0.4,
-                tensor_format="BCHW",
-                current_timestep_callback=lambda: pipeline.current_timestep,
-            ),
+            fastercache(interval),
             20,
         )
         for interval in (2, 5)

@@ -164,6 +164,8 @@ def test_what_cannot_be_measured_is_told(
 def test_a_model_is_told_from_its_files(flux: TextToImagePipeline) -> None:
     folder = flux.pipeline_config.path
     assert folder is not None
+    compiled = flux.graphs._compiled
+    assert compiled is not None
     report = inspect(folder, height=24, width=32, batch=2, true_guidance=True)
     for name, part in report.components.items():
         files = (folder / name).glob("*.safetensors")
@@ -172,7 +174,7 @@ def test_a_model_is_told_from_its_files(flux: TextToImagePipeline) -> None:
         assert part.stored_bytes == 4 * part.parameters
         loaded = sum(
             array.nbytes
-            for key, array in flux.graphs._compiled._weights.items()
+            for key, array in compiled._weights.items()
             if key.startswith(f"{name}.")
         )
         assert part.used_bytes == loaded

@@ -34,8 +34,12 @@ from max_diffusion import (
 )
 from max_diffusion.caches.history import relative_error
 from max_diffusion.caches.kinds import Hidden
+from max_diffusion.components.autoencoder_kl import AutoencoderKLDecoder
+from max_diffusion.components.clip import ClipTextEncoder
+from max_diffusion.components.t5 import T5TextEncoder
 from max_diffusion.core.buffers import to_device, to_numpy
 from max_diffusion.core.request import GenerationContext
+from max_diffusion.denoising.denoiser import DenoiserComponent
 from max_diffusion.execution.graph_call import run
 
 if TYPE_CHECKING:
@@ -50,6 +54,12 @@ class Pair:
 
     ours: TextToImagePipeline
     theirs: FluxPipeline
+
+    @property
+    def denoiser(self) -> DenoiserComponent:
+        """Our transformer, which is a split one."""
+        assert self.ours.denoiser is not None
+        return self.ours.denoiser
 
     def inputs(
         self, batch: int, rows: int, columns: int, text_len: int
@@ -134,7 +144,7 @@ def test_transformer_equals_diffusers(
     pair: Pair, shape: tuple[int, int, int, int]
 ) -> None:
     arrays = pair.inputs(*shape)
-    ours = to_numpy(run(pair.ours.models, pair.ours.denoiser.full(on_device(arrays))))
+    ours = to_numpy(run(pair.ours.models, pair.denoiser.full(on_device(arrays))))
     theirs = pair.expected(arrays, *shape[1:3])
     assert np.abs(theirs).max() > 0.1
     # The bar is for random weights. On trained ones the last bit of torch's float32 exp
@@ -146,7 +156,7 @@ def test_transformer_equals_diffusers(
 
 def test_blocks_one_by_one_equal_full(odd: Pair) -> None:
     go = partial(run, odd.ours.models)
-    denoiser, given = odd.ours.denoiser, on_device(odd.inputs(2, 3, 5, 7))
+    denoiser, given = odd.denoiser, on_device(odd.inputs(2, 3, 5, 7))
     full = to_numpy(go(denoiser.full(given)))
     start = go(denoiser.embed(given))
     last = go(denoiser.run_blocks(start, 0, denoiser.num_blocks))
@@ -157,9 +167,9 @@ def test_blocks_one_by_one_equal_full(odd: Pair) -> None:
 def test_known_modules_take_the_place_of_computed_ones(
     odd: Pair, level: ModuleLevel
 ) -> None:
-    go = partial(run, odd.ours.models)
     """Given what its modules gave, a block gives the same; given zeros, another."""
-    denoiser, given = odd.ours.denoiser, on_device(odd.inputs(2, 3, 5, 7))
+    go = partial(run, odd.ours.models)
+    denoiser, given = odd.denoiser, on_device(odd.inputs(2, 3, 5, 7))
     full = to_numpy(go(denoiser.full(given)))
     taking = given_them = start = go(denoiser.embed(given))
     for index in range(denoiser.num_blocks):
@@ -177,9 +187,9 @@ def test_known_modules_take_the_place_of_computed_ones(
 
 
 def test_a_known_middle_is_added_to_both_streams(odd: Pair) -> None:
-    go = partial(run, odd.ours.models)
     """A reused step of a dual-block cache, put together from its parts in numpy."""
-    pipeline, denoiser = odd.ours, odd.ours.denoiser
+    go = partial(run, odd.ours.models)
+    pipeline, denoiser = odd.ours, odd.denoiser
     cache = FirstBlockConfig(1e9, front_blocks=1, back_blocks=2)
     state = pipeline.create_cache_state(2, 15, {}, cache=cache)
     before = on_device(odd.inputs(2, 3, 5, 7))
@@ -227,9 +237,12 @@ def test_text_encoders_equal_transformers(pair: Pair, length: int) -> None:
     with torch.no_grad():
         pooled = pair.theirs.text_encoder(torch.from_numpy(clip_ids)).pooler_output
         states = pair.theirs.text_encoder_2(torch.from_numpy(t5_ids))[0]
-    ours = to_numpy(pair.ours.loaded["text_encoder"].encode(clip_ids))
+    clip, t5 = (pair.ours.loaded[name] for name in ("text_encoder", "text_encoder_2"))
+    assert isinstance(clip, ClipTextEncoder)
+    assert isinstance(t5, T5TextEncoder)
+    ours = to_numpy(clip.encode(clip_ids))
     assert np.abs(ours - pooled.numpy()).max() < TOLERANCE
-    ours = to_numpy(pair.ours.loaded["text_encoder_2"].encode(t5_ids))
+    ours = to_numpy(t5.encode(t5_ids))
     assert np.abs(ours - states.numpy()).max() < TOLERANCE
 
 
@@ -242,6 +255,7 @@ def test_decoder_equals_diffusers(
     rng = np.random.default_rng(rows)
     packed = rng.standard_normal((batch, rows * columns, 4 * channels), np.float32)
     decoder = pair.ours.loaded["vae"]
+    assert isinstance(decoder, AutoencoderKLDecoder)
     ours = to_numpy(decoder.decode(to_device(packed, CPU()), rows, columns))
     cells = packed.reshape(batch, rows, columns, channels, 2, 2)
     latents = cells.transpose(0, 3, 1, 4, 2, 5).reshape(
@@ -347,7 +361,7 @@ def test_ways_to_say_the_same_equal_diffusers(
         odd.ours.generate("an orange heart", **base | words).images
         for words in (settings, same)
     ]
-    assert np.array_equal(*results)
+    assert np.array_equal(results[0], results[1])
     theirs = base | settings
     wanted = odd.draw("an orange heart", theirs.pop("seed"), **theirs)
     assert psnr(results[0], wanted) >= 50
@@ -355,7 +369,11 @@ def test_ways_to_say_the_same_equal_diffusers(
 
 def test_one_text_for_several_prompts_is_for_each(odd: Pair) -> None:
     prompts = ("an orange heart", "two green stars")
-    words = {"prompt_2": "circle", "negative_prompt": "gray", "true_cfg_scale": 2.0}
+    words: dict[str, Any] = {
+        "prompt_2": "circle",
+        "negative_prompt": "gray",
+        "true_cfg_scale": 2.0,
+    }
     shared = odd.ours.generate(prompts, seed=4, **SMALL, **words).images
     each = words | {"prompt_2": ["circle"] * 2, "negative_prompt": ["gray"] * 2}
     assert np.array_equal(

@@ -40,9 +40,9 @@ from max_diffusion import (
 
 def compiled(kind: type[ToyPipeline], toy: ToyPipeline) -> ToyPipeline:
     """The toy with another transformer; its graphs are on disk already."""
-    files = [
-        toy.pipeline_config.path / "transformer/diffusion_pytorch_model.safetensors"
-    ]
+    folder = toy.pipeline_config.path
+    assert folder is not None
+    files = [folder / "transformer/diffusion_pytorch_model.safetensors"]
     session = InferenceSession(devices=[CPU()])
     return kind(toy.pipeline_config, session, [CPU()], files)
 
@@ -234,6 +234,7 @@ def test_teacache_compares_with_the_step_before(toy: ToyPipeline) -> None:
         difference = np.abs(latents - steps[step - 1]).mean(axis=(1, 2))
         wanted = difference / np.abs(steps[step - 1]).mean(axis=(1, 2))
         assert state.actions == ("reuse",) * 2
+        assert state.signal is not None
         assert np.allclose(state.signal, wanted, rtol=1e-5)
 
 
@@ -279,7 +280,8 @@ def test_graphs_that_a_request_needs_beyond_are_compiled_once(
         events.append((stage, what))
 
     lean = load_pipeline(toy_folder, device="cpu", on_event=note)
-    assert (lean.compile_count, lean.graph_groups) == (1, {"full", "series"})
+    assert lean.compile_count == 1
+    assert lean.graph_groups == {"full", "series"}
     del events[:]
     wanted = lean.generate("gray 7", seed=1).images
     assert events == []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from max.driver import CPU
+from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Graph, Module, TensorType
@@ -18,7 +18,7 @@ from max.graph import DeviceRef, Graph, Module, TensorType
 from graphs.autoencoder_kl import encode
 from graphs.denoiser import StepGraphs
 from graphs.flux1 import Flux1Denoiser, image_ids, rotary_table
-from graphs.weights import WeightScope
+from graphs.weights import WeightScope, WeightSlot
 from max_diffusion.checkpoint import ComponentWeights, find_model
 from max_diffusion.components import autoencoder_config
 from max_diffusion.core.buffers import to_device, to_numpy
@@ -45,7 +45,8 @@ def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
     sizes = flux1_config(folder.config("transformer"))
     denoiser = Flux1Denoiser(sizes, DType.bfloat16, host)
     StepGraphs(module, denoiser, half).add_full()
-    filled, slots = {}, {}
+    filled: dict[str, np.ndarray | Buffer] = {}
+    slots: dict[str, WeightSlot] = {}
     for scope in (vae, half):
         files = folder.weight_files(scope.prefix)
         loaded = ComponentWeights.from_files(scope.prefix, files).load(scope.slots)
@@ -67,7 +68,9 @@ def test_encoder_equals_diffusers(
 ) -> None:
     rng = np.random.default_rng(height)
     picture = rng.uniform(-1, 1, (batch, height, width, 3)).astype(np.float32)
-    levels = [np.zeros((height >> i, width >> i), np.int8) for i in range(2)]
+    levels: list[np.ndarray] = [
+        np.zeros((height >> i, width >> i), np.int8) for i in range(2)
+    ]
     inputs = [to_device(array, CPU()) for array in (picture, *levels)]
     mean, log_variance = map(to_numpy, models["encode"].execute(*inputs))
     with torch.no_grad():

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def pipeline(folder: Path, family: None) -> ToyVideoPipeline:
 
 @pytest.mark.parametrize(("asked", "count"), [({}, 3), ({"num_frames": 5}, 5)])
 def test_frames_are_drawn(
-    pipeline: ToyVideoPipeline, asked: dict[str, int], count: int
+    pipeline: ToyVideoPipeline, asked: dict[str, Any], count: int
 ) -> None:
     result = pipeline.generate(["gray 40", "gray 200"], **asked, seed=1)
     assert result.frames.shape == (2, count, 4, 6, 3)
@@ -117,7 +118,7 @@ def test_the_engine_draws_the_same_frames(pipeline: ToyVideoPipeline) -> None:
     ],
 )
 def test_what_the_family_does_not_take_is_named(
-    pipeline: ToyVideoPipeline, asked: dict[str, object], message: str
+    pipeline: ToyVideoPipeline, asked: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RequestError, match=message):
         pipeline.generate("gray 1", **asked)

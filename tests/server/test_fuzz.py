@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fuzz_checks
 import pytest
@@ -20,7 +21,7 @@ KEY = "sk-fuzz"
 @pytest.fixture(scope="module")
 def server(demo: TextToImagePipeline) -> Iterator[Served]:
     # Small, so that what is valid is quick to draw.
-    limits = {"max_n": 2, "max_size": 128, "max_steps": 3}
+    limits: dict[str, Any] = {"max_n": 2, "max_size": 128, "max_steps": 3}
     with served(demo, api_keys=(KEY,), **limits) as server:
         yield server
 

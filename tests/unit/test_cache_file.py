@@ -15,13 +15,14 @@ from varied_caches import VARIED
 from max_diffusion import (
     CACHES,
     AbstractCacheConfig,
+    AutoConfig,
     FirstBlockConfig,
     RequestError,
     TaylorSeerConfig,
     read_cache_file,
 )
 from max_diffusion.caches.cache_file import write_cache_file
-from max_diffusion.checkpoint.folder import read_json
+from max_diffusion.checkpoint.reading import read_json
 from max_diffusion.cli.evaluating import read_prompts
 from max_diffusion.cli.generate import resolve
 from max_diffusion.cli.main import parse
@@ -166,7 +167,7 @@ def file(tmp_path: Path) -> str:
 def test_a_file_is_the_cache_where_nothing_else_is_given(file: str) -> None:
     assert chosen_cache(None, [], file) == VARIED["auto"]
     assert chosen_cache(None, [], None) == CACHES["none"]()
-    assert chosen_cache("auto", ["max_order=2"], None) == CACHES["auto"](max_order=2)
+    assert chosen_cache("auto", ["max_order=2"], None) == AutoConfig(max_order=2)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ def test_serve_takes_a_file(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run("--cache-file", file)
     run("--cache", "auto", "--cache-option", "max_order=2")
     run()
-    assert served == [VARIED["auto"], CACHES["auto"](max_order=2), CACHES["none"]()]
+    assert served == [VARIED["auto"], AutoConfig(max_order=2), CACHES["none"]()]
     for more in (("--cache", "none"), ("--cache-option", "max_order=2")):
         with pytest.raises(RequestError, match=f"leave out {more[0]}"):
             run("--cache-file", file, *more)

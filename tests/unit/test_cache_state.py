@@ -10,7 +10,7 @@ from max.driver import Buffer
 
 from max_diffusion import AbstractCacheConfig, AutoConfig, StepMaskConfig
 from max_diffusion.caches import Calibration, DenoisingCacheState, Run
-from max_diffusion.caches.kinds import Inputs
+from max_diffusion.caches.kinds import AbstractStepCache, Inputs
 from max_diffusion.caches.series_cache import SeriesState
 from max_diffusion.execution.graph_call import Routine, run
 
@@ -54,6 +54,7 @@ def test_other_shapes_begin_a_new_history(
     config: AbstractCacheConfig, other: dict[str, int]
 ) -> None:
     cache, transformer = config.create_cache(Calibration()), Doubling()
+    assert isinstance(cache, AbstractStepCache)  # asks for no split transformer
     memory = DenoisingCacheState(
         cache, cache.create_state(Run(9)), config.required_steps(9)
     )

@@ -28,7 +28,7 @@ DOCUMENTED = [0, 1, 4, 9, 14, 25, 33, 49, 61, 81]
 class TimestepSquared(torch.nn.Module):
     """The document's example."""
 
-    def forward(self, timestep):
+    def forward(self, timestep: Any) -> Any:
         return timestep**2
 
 
@@ -64,7 +64,7 @@ def oracle(
 
 
 def test_documented_example_gives_the_documented_numbers() -> None:
-    model = TimestepSquared()
+    model: Any = TimestepSquared()
     model.reset_cache(warmup_steps=4, skip_interval_steps=2)
     outputs = [model(torch.tensor(i, dtype=torch.float32)) for i in range(10)]
     assert [float(output) for output in outputs] == DOCUMENTED
@@ -184,7 +184,7 @@ def test_torch_forecast_keeps_the_dtype_and_carries_no_gradient(dtype: Any) -> N
     weight = torch.nn.Parameter(torch.ones(3, dtype=dtype))
 
     @taylor_seer(warmup_steps=2, skip_interval_steps=2)
-    def scaled(x):
+    def scaled(x: float) -> torch.Tensor:
         return weight * x
 
     computed, _, forecast = (scaled(float(x)) for x in (1, 2, 3))
@@ -298,7 +298,7 @@ def test_instances_interleaved_equal_instances_in_sequence() -> None:
         return [model(x) for x in inputs]
 
     first, second = run(Scaled(1.5)), run(Scaled(-3))
-    models = Scaled(1.5), Scaled(-3)
+    models: list[Any] = [Scaled(1.5), Scaled(-3)]
     both = [[model(x) for model in models] for x in inputs]
     np.testing.assert_array_equal(first, [pair[0] for pair in both])
     np.testing.assert_array_equal(second, [pair[1] for pair in both])
@@ -337,7 +337,7 @@ def test_new_output_device_begins_a_new_history() -> None:
 
 
 def test_new_argument_shape_computes() -> None:
-    model = Scaled(2)
+    model: Any = Scaled(2)
     for size in (2, 2, 2, 3, 3, 2):
         assert model(np.ones(size)).shape == (size,)
     assert model.cache_info() == (5, 1)
@@ -350,7 +350,7 @@ def test_exception_leaves_the_state_as_it_was() -> None:
     failing = False
 
     @taylor_seer(warmup_steps=2, skip_interval_steps=2, mode="interval")
-    def squared(x):
+    def squared(x: np.float64) -> np.float64:
         if failing:
             raise KeyError("user's own")
         return x**2
@@ -478,11 +478,11 @@ def test_function_stays_what_it_was() -> None:
 @pytest.mark.parametrize("base", [object, torch.nn.Module])
 def test_a_class_with_forward_is_called_either_way(base: Any) -> None:
     @taylor_seer(skip_interval_steps=4)
-    class Model(base):
-        def forward(self, x):
+    class Model(base):  # type: ignore[misc]  # either base
+        def forward(self, x: np.ndarray) -> np.ndarray:
             return x
 
-    model = Model()
+    model: Any = Model()
     outputs = [model(np.ones(2)), model.forward(np.zeros(2)), model(np.zeros(2))]
     assert [output.tolist() for output in outputs] == [[1, 1]] * 3
     assert model.cache_info() == (1, 2)
@@ -493,11 +493,13 @@ def test_frozen_and_slotted_classes_and_subclasses_work() -> None:
     class Frozen:
         scale: float
 
-        def __call__(self, x):
+        def __call__(self, x: np.float32) -> np.float32:
             return self.scale * x
 
-    class Sub(taylor_seer(skip_interval_steps=2)(Frozen)):
-        def __call__(self, x):
+    base: Any = taylor_seer(skip_interval_steps=2)(Frozen)
+
+    class Sub(base):  # type: ignore[misc]  # made at run time
+        def __call__(self, x: np.float32) -> Any:
             return super().__call__(x) + 1
 
     model = Sub(3.0)

@@ -46,7 +46,7 @@ def test_auto_saves_passes_and_stays_near_the_tolerance(order: int) -> None:
 
 
 def test_auto_keeps_warmup_and_max_interval() -> None:
-    settings = {"warmup_steps": 5, "mode": "auto", "n_derivatives": 0}
+    settings: dict[str, Any] = {"warmup_steps": 5, "mode": "auto", "n_derivatives": 0}
     cached = taylor_seer(max_interval=6, **settings)(np.ones)
     # A constant is forecast exactly, so each gap is twice the last, up to the cap.
     assert computed_steps(cached, 32, 2) == [0, 1, 2, 3, 4, 6, 10, 16, 22, 28]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_drawn_scenes_are_judged_right() -> None:
         assert check(draw(scene), parsed).is_right
 
 
-def changed(scene: Scene, **values: str) -> Scene:
+def changed(scene: Scene, **values: Any) -> Scene:
     first, *others = scene.objects
     return replace(scene, objects=(replace(first, **values), *others))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pictures import open_png
 from PIL import Image
 
 from max_diffusion.errors import RequestError
@@ -24,7 +25,7 @@ PICTURE = np.random.default_rng(5).integers(0, 256, (9, 7, 3), np.uint8)
 def test_a_saved_image_keeps_every_pixel_and_any_text(tmp_path: Path) -> None:
     text = {"prompt": "zwei Sterne ★\n「赤い丸」", "seed": "7", "empty": ""}
     save_frames(tmp_path / "x.png", PICTURE[None], text)
-    with Image.open(tmp_path / "x.png") as image:
+    with open_png(tmp_path / "x.png") as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), PICTURE)
         assert image.text == text

@@ -39,6 +39,7 @@ def test_what_fits_is_taken(text: str, kind: Any, value: object) -> None:
     assert found == value
     assert type(found) is type(value)
     if isinstance(value, tuple):
+        assert isinstance(found, tuple)
         assert [type(item) for item in found] == [type(item) for item in value]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from test_report import make_report
+from reports import make_report
 
 from max_diffusion.errors import RequestError
 from max_diffusion.media.metadata import read_settings, text_chunks

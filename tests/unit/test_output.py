@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from max_diffusion import RequestError, RunReport, StepRecord
 from max_diffusion.media.images import check_writable, output_paths
@@ -98,16 +99,20 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["x.png"]
 
 
+def main_colours(image: Image.Image) -> set[object]:
+    colours = image.getcolors(1 << 20)
+    assert colours is not None
+    return {colour for count, colour in colours if count > 200}
+
+
 def test_timeline_shows_every_action_and_its_share() -> None:
     report = make_report()
-    colours = draw_timeline(report).convert("RGB").getcolors(1 << 20)
-    shown = {colour for count, colour in colours if count > 200}
+    shown = main_colours(draw_timeline(report).convert("RGB"))
     assert (0x24, 0x56, 0xC8) in shown  # computed
     assert (0x5F, 0xBF, 0x8F) in shown  # reused
     assert (0xF2, 0xB1, 0x34) not in shown  # nothing was forecast
     everything = tuple(
         replace(record, actions=("compute", "compute")) for record in report.steps
     )
-    plain = draw_timeline(replace(report, steps=everything))
-    shown = {colour for count, colour in plain.getcolors(1 << 20) if count > 200}
+    shown = main_colours(draw_timeline(replace(report, steps=everything)))
     assert (0x5F, 0xBF, 0x8F) not in shown

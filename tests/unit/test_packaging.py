@@ -120,7 +120,7 @@ def test_what_only_measures_the_project_is_not_in_the_wheel(
     assert not [name for name in found if "bench" in name]
     data = [item for items in settings["package-data"].values() for item in items]
     assert not [name for name in data if "bench" in name or "workers" in name]
-    assert "benchmarks.harness" in project["tool"]["mypy"]["packages"]
+    assert "benchmarks/harness" in project["tool"]["mypy"]["files"]
 
 
 def test_license_is_apache_in_full(project: dict[str, Any]) -> None:

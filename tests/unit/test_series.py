@@ -18,7 +18,7 @@ def test_newton_is_exact_for_polynomials_over_uneven_gaps(order: int) -> None:
         steps = np.cumsum(rng.integers(1, 7, size=order + 1))
         step = int(steps[-1] + rng.integers(1, 6))
         polynomial = rng.standard_normal(order + 1)
-        weights = np.array(series_weights(steps, step, "newton"))
+        weights = np.array(series_weights(steps.tolist(), step, "newton"))
         wanted = np.polyval(polynomial, step)
         terms = np.abs(np.polyval(np.abs(polynomial), step))
         assert abs(weights @ np.polyval(polynomial, steps) - wanted) <= 1e-9 * terms
@@ -27,7 +27,8 @@ def test_newton_is_exact_for_polynomials_over_uneven_gaps(order: int) -> None:
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_finite_differences_are_not(order: int) -> None:
     steps = np.arange(order + 1)
-    assert np.array(series_weights(steps, order + 1)) @ steps**2 != (order + 1) ** 2
+    weights = np.array(series_weights(steps.tolist(), order + 1))
+    assert weights @ steps**2 != (order + 1) ** 2
 
 
 @pytest.mark.parametrize("coefficients", ["finite_difference", "newton"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 from PIL import Image
+from reports import make_report, make_step
 from scipy import ndimage
-from test_report import make_report, make_step
 
 from max_diffusion.core.report import RunReport
 from max_diffusion.media.timeline import draw_timeline
@@ -51,7 +51,7 @@ def bands(image: Image.Image, y: int, colours: set[tuple[int, int, int]]) -> lis
     for x in range(image.width):
         shown = image.getpixel((x, y))
         if shown in colours and not was_inside:
-            found.append(sorted(colours).index(shown))  # type: ignore[arg-type]
+            found.append(sorted(colours).index(shown))
         was_inside = shown in colours
     return found
 
@@ -129,7 +129,7 @@ def test_timeline_of_a_run_that_did_nothing_or_something_new_is_drawn() -> None:
 def run_with_signals(
     signals: list[tuple[float, ...] | None],
     *,
-    actions: list[tuple[str, ...]] | None = None,
+    actions: Sequence[tuple[str, ...]] | None = None,
     cache: dict[str, object] | None = None,
 ) -> RunReport:
     return make_report(
@@ -185,7 +185,7 @@ def test_signals_leave_out_what_is_not_known() -> None:
 
 
 def test_signals_have_the_colour_of_what_was_done() -> None:
-    done = [("compute",), ("reuse",), ("predict",), ("new",)]
+    done: list[tuple[str, ...]] = [("compute",), ("reuse",), ("predict",), ("new",)]
     with_dots = run_with_signals([(1.0,)] * 4, actions=done)
     without = run_with_signals([None] * 4, actions=done)
     for colour in (COMPUTE, REUSE, PREDICT, MIXED):

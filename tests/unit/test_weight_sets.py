@@ -47,7 +47,8 @@ def add_shards(
     """A sharded set; ``shard`` and ``index`` are names without the stem."""
     tensors = {k: v * factor for k, v in load_file(whole(folder, role)).items()}
     names = sorted(tensors)
-    weight_map, files = {}, []
+    weight_map: dict[str, str] = {}
+    files: list[str] = []
     for number, part in enumerate((names[::2], names[1::2]), start=1):
         file = STEMS[role] + shard.format(f"0000{number}-of-00002")
         save_file(

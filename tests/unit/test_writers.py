@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
+from PIL.GifImagePlugin import GifImageFile
 
 from max_diffusion.errors import RequestError
 from max_diffusion.media.metadata import SETTINGS_KEY, read_settings
@@ -93,6 +94,7 @@ def test_a_single_frame_may_be_a_gif(tmp_path: Path) -> None:
     path = tmp_path / "x.gif"
     save_frames(path, moving(1, 16, 24), TEXT, None)
     with Image.open(path) as image:
+        assert isinstance(image, GifImageFile)
         assert (image.format, image.size, image.n_frames) == ("GIF", (24, 16), 1)
     assert read_settings(path) == SETTINGS
 
