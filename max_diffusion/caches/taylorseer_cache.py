@@ -65,7 +65,7 @@ class TaylorSeerCache:
         device_ref = DeviceRef.from_device(device)
         add_series_graphs(module, dtype, device_ref, max_order=order)
         graphs = CompiledGraphs(session, device)
-        graphs.add({"series": module}, {}, {})
+        graphs.add(module, {}, {})
         self._models = graphs.models
         self._cache = TaylorSeer(settings)
 

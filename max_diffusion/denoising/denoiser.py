@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, Final, get_args
+from typing import Any, get_args
 
 import numpy as np
 from max.driver import Buffer
@@ -26,9 +26,6 @@ from ..errors import RequestError
 from ..execution.component import ComponentModel
 from ..execution.graph_call import ALL, GraphCall, Routine, run
 from .state_sizes import StateSizer
-
-# Groups of graphs that are no transformer's.
-_OF_OTHERS: Final = frozenset(("series",))
 
 
 class DenoiserComponent(ComponentModel):
@@ -73,24 +70,7 @@ class DenoiserComponent(ComponentModel):
 
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds the graphs of :attr:`graph_groups`."""
-        scope = self.weight_scope()
-        self._add_groups(module, self.graph_groups, scope)
-        return scope
-
-    def build_modules(self) -> tuple[dict[str, Module], WeightScope]:
-        """Builds the graphs of :attr:`graph_groups`, each group in its own module."""
-        scope = self.weight_scope()
-        modules = {}
-        for group in get_args(GraphGroup):
-            if group in self.graph_groups and group not in _OF_OTHERS:
-                module = modules[f"{self.name}.{group}"] = Module()
-                self._add_groups(module, frozenset((group,)), scope)
-        return modules, scope
-
-    def _add_groups(
-        self, module: Module, groups: frozenset[GraphGroup], w: WeightScope
-    ) -> None:
-        pieces = self.denoiser()
+        pieces, w = self.denoiser(), self.weight_scope()
         types = pieces.input_types()
         self._input_names = tuple(types)
         self._block_inputs = pieces.block_inputs
@@ -98,13 +78,14 @@ class DenoiserComponent(ComponentModel):
             name for name, kind in types.items() if kind.shape[0] == Dim("batch")
         )
         graphs = StepGraphs(module, pieces, w)
-        if "full" in groups:
+        if "full" in self.graph_groups:
             graphs.add_full()
-        if "blocks" in groups:
+        if "blocks" in self.graph_groups:
             graphs.add_blocks()
         for level in get_args(ModuleLevel):
-            if level in groups:
+            if level in self.graph_groups:
                 graphs.add_modules(level)
+        return w
 
     @cached_property
     def sizes(self) -> StateSizer:

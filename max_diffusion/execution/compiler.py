@@ -13,7 +13,7 @@ from typing import Any, final
 from max._mlir_context import in_default_mlir_context
 from max.driver import CPU, Accelerator, Buffer, Device, accelerator_count
 from max.dtype import DType
-from max.engine import CompiledModel, InferenceSession, Model
+from max.engine import InferenceSession, Model
 from max.graph import Module
 
 from graphs.weights import WeightSlot
@@ -128,7 +128,7 @@ class CompiledGraphs:
         self.models: Mapping[str, Model] = OwnGraphs(self._models)
         """By name; shows what is added later, too."""
         self.compile_count = 0
-        """Calls of :meth:`add` so far."""
+        """Modules compiled so far."""
         self.compile_seconds = 0.0
         """What that took."""
 
@@ -139,18 +139,18 @@ class CompiledGraphs:
 
     def add(
         self,
-        modules: Mapping[str, Module],
+        module: Module,
         weights: Mapping[str, Any],
         expected: Mapping[str, WeightSlot],
     ) -> None:
-        """Compiles every graph of some modules and gives them their weights.
+        """Compiles every graph of a module at once and gives it its weights.
 
         Args:
-            modules: Graphs whose names are new here, by what is in a module.
+            module: Graphs whose names are new here.
             weights: Arrays by registry name (``component.checkpoint name``) that were
                 not given before. Host arrays are copied to the device once, shared by
                 all graphs.
-            expected: Every slot of the modules by the same names, for shape and dtype.
+            expected: Every slot of the module by the same names, for shape and dtype.
                 MAX checks neither and would compute on whatever bytes it finds.
 
         Raises:
@@ -161,27 +161,21 @@ class CompiledGraphs:
         check_not_forked(_first_process())
         prepare_compile_cache()
         started = time.perf_counter()
-        with memory_watched():
-            compiled = [self._compiled(*item) for item in modules.items()]
+        try:
+            with memory_watched():
+                compiled = self._session.compile(module)
+        except Exception as err:
+            reason = _first_reason(str(err.__cause__ or err))
+            raise CompileError(f"compile: MAX refused the graphs: {reason}") from err
         seconds = time.perf_counter() - started
         with memory_errors_said():
             is_host = self._device.is_host
             self._weights |= weights if is_host else _to_device(weights, self._device)
-            for each in compiled:
-                models = self._session.init_all(each, weights_registry=self._weights)
-                self._models.update(models)
+            models = self._session.init_all(compiled, weights_registry=self._weights)
+        self._models.update(models)
         self.compile_count += 1
         self.compile_seconds += seconds
-
-    def _compiled(self, name: str, module: Module) -> CompiledModel:
-        started = time.perf_counter()
-        try:
-            compiled = self._session.compile(module)
-        except Exception as err:
-            reason = _first_reason(str(err.__cause__ or err))
-            raise CompileError(f"compile: MAX refused {name}: {reason}") from err
-        logger.info("compiled %s in %.2f s", name, time.perf_counter() - started)
-        return compiled
+        logger.info("compiled %s in %.2f s", ", ".join(models), seconds)
 
 
 @contextmanager

@@ -26,10 +26,9 @@ _SPARE_WEIGHTS: Final = 1000
 class ComponentModel(ABC):
     """One model of a pipeline: a text encoder, the transformer, the decoder.
 
-    A pipeline constructs its components, lets each build its graphs in a module of its
-    own (:meth:`build_graphs`), compiles these modules over one registry of weights,
-    hands back the executable graphs (:meth:`bind`) and finally calls
-    :meth:`load_model`.
+    A pipeline constructs its components, lets each add its graphs to one shared module
+    (:meth:`build_graphs`), compiles that module once, hands back the executable graphs
+    (:meth:`bind`) and finally calls :meth:`load_model`.
 
     Args:
         config: The component's parsed ``config.json``.
@@ -88,19 +87,6 @@ class ComponentModel(ABC):
             component's weights against it, strictly both ways, before it compiles.
         """
         return None
-
-    def build_modules(self) -> tuple[Mapping[str, Module], WeightScope | None]:
-        """Builds this component's graphs in modules that compile one by one.
-
-        Modules that did not change are found compiled, whatever is compiled with them.
-
-        Returns:
-            Modules by what is in them, and the scope that all their graphs drew their
-            weights from; nothing of a component without graphs.
-        """
-        module = Module()
-        scope = self.build_graphs(module)
-        return ({self.name: module}, scope) if scope is not None else ({}, None)
 
     def bind(self, models: Mapping[str, Model]) -> None:
         """Receives the pipeline's executable graphs by name, in ``self.models``."""

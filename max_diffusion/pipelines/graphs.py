@@ -68,7 +68,7 @@ class PipelineGraphs:
 
     @property
     def compile_count(self) -> int:
-        """Times that graphs were compiled: 1, and 1 each time requests needed more."""
+        """Modules compiled so far: 1, and 1 for each time requests needed more."""
         return 0 if self._compiled is None else self._compiled.compile_count
 
     @property
@@ -99,16 +99,16 @@ class PipelineGraphs:
         if self.is_compiled:
             return
         started = time.perf_counter()
-        modules, device_ref = dict(self.opened.modules), self._device_ref
-        module = modules["sampler"] = Module()
+        module, device_ref = self.opened.module, DeviceRef.from_device(self._device)
         sampler.add_graphs(module, dtype, device_ref)
         guidance.add_graphs(module, dtype, device_ref)
-        modules |= self._series(self.groups, dtype)
+        if "series" in self.groups:
+            add_series_graphs(module, dtype, device_ref)
         self._on_event("load", "start")
         weights, expected = self.opened.load()
         self._on_event("load", "end")
         compiled = CompiledGraphs(session or open_session(self._device), self._device)
-        self._add(compiled, modules, weights, expected)
+        self._add(compiled, module, weights, expected)
         self._compiled = compiled
         for component in self.opened.components.values():
             component.bind(compiled.models)
@@ -136,38 +136,27 @@ class PipelineGraphs:
         missing = frozenset(groups) - self.groups
         if not missing or self._compiled is None:
             return
-        modules = self._series(missing, dtype)
+        module = Module()
         weights: dict[str, Any] = {}
         expected: dict[str, WeightSlot] = {}
         if denoiser is not None:
             denoiser.graph_groups = missing
-            built, scope = denoiser.build_modules()
+            scope = denoiser.build_graphs(module)
             denoiser.graph_groups = self.groups | missing
-            modules |= built
             known = self._compiled.weight_names
             weights, expected = self.opened.load_more(scope, known)
-        self._add(self._compiled, modules, weights, expected)
+        if "series" in missing:
+            add_series_graphs(module, dtype, DeviceRef.from_device(self._device))
+        self._add(self._compiled, module, weights, expected)
         self.groups |= missing
-
-    def _series(self, groups: frozenset[GraphGroup], dtype: DType) -> dict[str, Module]:
-        """The module of the forecasts, if they are among the groups."""
-        if "series" not in groups:
-            return {}
-        module = Module()
-        add_series_graphs(module, dtype, self._device_ref)
-        return {"series": module}
-
-    @property
-    def _device_ref(self) -> DeviceRef:
-        return DeviceRef.from_device(self._device)
 
     def _add(
         self,
         compiled: CompiledGraphs,
-        modules: Mapping[str, Module],
+        module: Module,
         weights: Mapping[str, Any],
         expected: Mapping[str, WeightSlot],
     ) -> None:
         self._on_event("compile", "start")
-        compiled.add(modules, weights, expected)
+        compiled.add(module, weights, expected)
         self._on_event("compile", "end")

@@ -58,8 +58,8 @@ class OpenedComponents:
 
     components: Mapping[str, ComponentModel]
     """By name."""
-    modules: Mapping[str, Module]
-    """Their graphs, by what is in a module; each is compiled alone."""
+    module: Module
+    """All of their graphs."""
     sources: Mapping[str, tuple[WeightScope, ComponentWeights]]
     """What a component's graphs draw from, and the files it is in, by its name; of
     those that have graphs."""
@@ -155,7 +155,7 @@ def open_components(
         ModelLoadError: Weights missing, left over, of another shape or dtype; all of
             them in one error.
     """
-    modules: dict[str, Module] = {}
+    module = Module()
     components: dict[str, ComponentModel] = {}
     problems: list[str] = []
     sources: dict[str, tuple[WeightScope, ComponentWeights]] = {}
@@ -169,20 +169,19 @@ def open_components(
             component.graph_groups = groups
         components[name] = component
         try:
-            built, scope = component.build_modules()
+            scope = component.build_graphs(module)
         except TooManyWeights as err:
             raise ModelLoadError(
                 f"{err} by config.json, and the files hold {len(weights.tensors):,}; "
                 "correct a number of layers in it, or download the model again"
             ) from err
-        modules |= built
         if scope is not None:
             ignores = (config.weight_ignores or {}).get(name, ())
             problems += weights.problems(scope.specs, ignores)
             sources[name] = (scope, weights)
     if problems:
         raise ModelLoadError("; ".join(problems))
-    return OpenedComponents(components, modules, sources)
+    return OpenedComponents(components, module, sources)
 
 
 def _check_not_quantised(name: str, settings: Mapping[str, Any]) -> None:

@@ -33,7 +33,7 @@ def compiled() -> Mapping[str, Model]:
     for rule in (LinearGuidance(), RescaledGuidance()):
         rule.add_graphs(module, DType.float32, DeviceRef.CPU())
     graphs = CompiledGraphs(InferenceSession(devices=[CPU()]), CPU())
-    graphs.add({"graphs": module}, {}, {})
+    graphs.add(module, {}, {})
     return graphs.models
 
 

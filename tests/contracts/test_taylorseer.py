@@ -53,7 +53,7 @@ def models() -> Mapping[str, Model]:
     add_series_graphs(module, DType.float32, DeviceRef.CPU())
     session = InferenceSession(devices=[CPU()])
     graphs = CompiledGraphs(session, CPU())
-    graphs.add({"graphs": module}, {}, {})
+    graphs.add(module, {}, {})
     return graphs.models
 
 

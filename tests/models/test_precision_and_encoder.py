@@ -54,7 +54,7 @@ def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
         slots |= {f"{scope.prefix}.{key}": slot for key, slot in scope.slots.items()}
     session = InferenceSession(devices=[CPU()])
     compiled = CompiledGraphs(session, CPU())
-    compiled.add({"graphs": module}, filled, slots)
+    compiled.add(module, filled, slots)
     yield dict(compiled.models)  # while the weights are alive
 
 

@@ -34,5 +34,5 @@ def test_the_reason_is_on_the_one_line(text: str, reason: str) -> None:
 
     session: Any = SimpleNamespace(compile=compile_)
     with pytest.raises(CompileError) as caught:
-        CompiledGraphs(session, CPU()).add({"vae": Module()}, {}, {})
-    assert str(caught.value) == f"compile: MAX refused vae: {reason}"
+        CompiledGraphs(session, CPU()).add(Module(), {}, {})
+    assert str(caught.value) == f"compile: MAX refused the graphs: {reason}"

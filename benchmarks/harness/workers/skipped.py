@@ -55,7 +55,7 @@ def main() -> None:
     weights = {key: random(*slot.shape) for key, slot in expected.items()}
     session = InferenceSession(devices=[CPU()])
     graphs = CompiledGraphs(session, CPU())
-    graphs.add({"full": module}, weights, expected)
+    graphs.add(module, weights, expected)
     models = graphs.models
     denoiser.bind(models)
     arrays = {
