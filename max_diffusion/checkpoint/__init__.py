@@ -2,6 +2,14 @@
 
 from .folder import ModelFolder
 from .hub import find_model
+from .tensors import AbstractStoredTensor, AbstractTensor, joined
 from .weights import ComponentWeights
 
-__all__ = ["ComponentWeights", "ModelFolder", "find_model"]
+__all__ = [
+    "AbstractStoredTensor",
+    "AbstractTensor",
+    "ComponentWeights",
+    "ModelFolder",
+    "find_model",
+    "joined",
+]
