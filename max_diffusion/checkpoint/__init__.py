@@ -3,13 +3,14 @@
 from .folder import ModelFolder
 from .hub import find_model
 from .tensors import AbstractStoredTensor, AbstractTensor, joined
-from .weights import ComponentWeights
+from .weights import ComponentWeights, WeightTransform
 
 __all__ = [
     "AbstractStoredTensor",
     "AbstractTensor",
     "ComponentWeights",
     "ModelFolder",
+    "WeightTransform",
     "find_model",
     "joined",
 ]

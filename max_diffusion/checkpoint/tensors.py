@@ -19,35 +19,52 @@ from max.dtype import DType
 from ..errors import ModelLoadError
 
 
-class MissingTensors(ModelLoadError):
+class TensorError(ModelLoadError):
+    """A tensor cannot be made of what is stored.
+
+    Args:
+        message: One line.
+        stored: What there is of it.
+    """
+
+    def __init__(self, message: str, stored: Sequence[AbstractStoredTensor]) -> None:
+        super().__init__(message)
+        self.stored = tuple(stored)
+
+    def __reduce__(self) -> tuple[type[ModelLoadError], tuple[str]]:
+        # Tensors do not travel to another process.
+        return ModelLoadError, (str(self),)
+
+
+@final
+class MissingTensors(TensorError):
     """Files lack what a tensor is made of.
 
     Args:
         names: What is missing, by its names in the files.
-        stored: The rest of what the tensor is made of.
+        stored: What is there of it.
     """
 
     def __init__(
         self, names: Sequence[str], stored: Sequence[AbstractStoredTensor] = ()
     ) -> None:
-        super().__init__(
-            f"weights: {', '.join(names)} expected in the files, not there; download "
-            "the model again"
-        )
-        self.names, self.stored = tuple(names), tuple(stored)
+        message = f"weights: {', '.join(names)} expected in the files, not there; "
+        super().__init__(message + "download the model again", stored)
+        self.names = tuple(names)
 
 
-class UnfitTensor(ModelLoadError):
-    """A tensor's shape does not allow what is to be made of it.
+@final
+class UnfitTensor(TensorError):
+    """Shapes do not allow what is to be made of tensors.
 
     Args:
         problem: What was expected.
-        tensors: From what.
+        tensors: Of what.
     """
 
     def __init__(self, problem: str, *tensors: AbstractTensor) -> None:
-        self.stored = made_of(*tensors)
-        super().__init__(f"{_listed(self.stored)} {problem}")
+        stored = made_of(*tensors)
+        super().__init__(f"{_listed(stored)} {problem}", stored)
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from max.driver import Buffer
@@ -303,6 +303,11 @@ class ComponentWeights:
         if name not in self.tensors:
             raise MissingTensors([name])
         return self.tensors[name]
+
+
+WeightTransform = Callable[[Mapping[str, Any], ComponentWeights], ComponentWeights]
+"""From a component's ``config.json`` and the tensors of its files to those that its
+graphs ask for. Reads nothing yet."""
 
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:

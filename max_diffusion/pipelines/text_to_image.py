@@ -21,7 +21,7 @@ from ..caches import (
     DenoisingCacheConfig,
     cache_from_options,
 )
-from ..checkpoint import ModelFolder
+from ..checkpoint import ModelFolder, WeightTransform
 from ..core.buffers import repeat_rows, to_device
 from ..core.grid import Grid
 from ..core.report import RunReport
@@ -74,6 +74,10 @@ class TextToImagePipeline(DiffusionPipeline):
     """Roles that ``model_index.json`` must list, with the classes that are known."""
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Patterns of checkpoint tensors that a component does not use, by component."""
+    weight_transforms: ClassVar[Mapping[str, WeightTransform]] = {}
+    """For components whose files name, fuse, transpose or quantise tensors otherwise
+    than the graphs ask for them; :class:`~max_diffusion.checkpoint.ComponentWeights`
+    says what can be made of them."""
 
     cell: int = 1
     """Pixels a side that one image token stands for; sizes are multiples of it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -262,6 +263,7 @@ def test_shapes_that_do_not_allow_it_are_one_line_errors(
     with pytest.raises(ModelLoadError, match=message) as caught:
         make(weights)  # type: ignore[operator]
     assert "\n" not in str(caught.value)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert reads == []
 
 
