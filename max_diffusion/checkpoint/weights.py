@@ -44,6 +44,7 @@ class ComponentWeights:
         tensors: All that is stored, by name.
         find: The tensor that a name stands for; may raise MissingTensors or
             UnfitTensor. Default the stored one of that name.
+        adapters: What is stored of adapters, which no pattern for the model excuses.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class ComponentWeights:
         name: str,
         tensors: Mapping[str, AbstractStoredTensor],
         find: Callable[[str], AbstractTensor] | None = None,
+        adapters: Sequence[AbstractStoredTensor] = (),
     ) -> None:
         self.name = name
         self.tensors = tensors
         """What is stored and has to be used, by name."""
         self._find = find or self._stored
+        self._adapters = tuple(adapters)
 
     @classmethod
     def from_files(cls, name: str, files: Sequence[Path]) -> ComponentWeights:
@@ -127,9 +130,7 @@ class ComponentWeights:
         Args:
             recipe: Given these weights and the name asked for.
         """
-        return ComponentWeights(
-            self.name, self.tensors, lambda name: recipe(self, name)
-        )
+        return self._over(self.tensors, lambda name: recipe(self, name))
 
     def renamed(
         self, names: Mapping[str, str] | Callable[[str], str]
@@ -151,9 +152,7 @@ class ComponentWeights:
             for name, tensor in self.tensors.items()
             if name.startswith(prefix)
         }
-        return ComponentWeights(
-            self.name, tensors, lambda name: self._find(prefix + name)
-        )
+        return self._over(tensors, lambda name: self._find(prefix + name))
 
     def without(self, *patterns: str) -> ComponentWeights:
         """What matches a pattern may be left over, such as marks of a format."""
@@ -162,7 +161,7 @@ class ComponentWeights:
             for name, tensor in self.tensors.items()
             if not _matches(name, patterns)
         }
-        return ComponentWeights(self.name, tensors, self._find)
+        return self._over(tensors, self._find)
 
     def dequantised(
         self, scale_name: Callable[[str], str], block: Sequence[int] | None = None
@@ -204,10 +203,9 @@ class ComponentWeights:
             alpha = adapter.get(f"{stem}.alpha")
             return adapted(weight, down, up, alpha, strength)
 
-        # Adapters hold tensors of equal names, and no pattern for the model's excuses
-        # what one of them has to spare.
-        more = {f"{t.file}: {t.name}": t for t in adapter.tensors.values()}
-        return ComponentWeights(self.name, {**self.tensors, **more}, find)
+        # Not by name: several adapters hold tensors of the same ones.
+        adapters = (*self._adapters, *adapter.tensors.values())
+        return ComponentWeights(self.name, self.tensors, find, adapters)
 
     def problems(
         self, expected: Mapping[str, WeightSpec], ignore: Sequence[str] = ()
@@ -253,6 +251,7 @@ class ComponentWeights:
             for key, tensor in self.tensors.items()
             if tensor not in used and not _matches(key, ignore)
         ]
+        unused += [tensor.name for tensor in self._adapters if tensor not in used]
         kinds = {
             "missing": missing,
             "unused": unused,
@@ -298,6 +297,13 @@ class ComponentWeights:
                 f"{_listed(list(broken))}; the file is damaged: download it again"
             )
         return arrays
+
+    def _over(
+        self,
+        tensors: Mapping[str, AbstractStoredTensor],
+        find: Callable[[str], AbstractTensor],
+    ) -> ComponentWeights:
+        return ComponentWeights(self.name, tensors, find, self._adapters)
 
     def _stored(self, name: str) -> AbstractTensor:
         if name not in self.tensors:

@@ -416,7 +416,8 @@ def test_two_adapters_of_equal_names_add_up(
     rng: np.random.Generator, tmp_path: Path
 ) -> None:
     weight = random(rng, 5, 3)
-    weights, _ = held({"x.weight": weight})
+    weights, _ = held({"net.x.weight": weight, "other.x.weight": weight})
+    weights = weights.renamed("net.{}".format)
     exact = weight.astype(np.float64)
     for index in range(2):
         down, up = random(rng, 2, 3), random(rng, 5, 2)
@@ -427,6 +428,7 @@ def test_two_adapters_of_equal_names_add_up(
         )
         weights = weights.adapted(adapter, 0.5)
         exact += 0.5 * up.astype(np.float64) @ down
+    weights = weights.renamed({"net.x.weight": "x.weight"}).under("net.")
     assert problems(weights, ("spare*",), x__weight=(5, 3)) == [
         "t: 2 weights unused: spare.0, spare.1"
     ]
