@@ -2,6 +2,15 @@
 
 from .folder import ModelFolder
 from .hub import find_model
-from .weights import ComponentWeights
+from .tensors import AbstractStoredTensor, AbstractTensor, joined
+from .weights import ComponentWeights, WeightTransform
 
-__all__ = ["ComponentWeights", "ModelFolder", "find_model"]
+__all__ = [
+    "AbstractStoredTensor",
+    "AbstractTensor",
+    "ComponentWeights",
+    "ModelFolder",
+    "WeightTransform",
+    "find_model",
+    "joined",
+]

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 from max.dtype import DType
 
 from ..errors import ModelLoadError
 from .reading import check_file, short_name
+from .tensors import AbstractStoredTensor
 
 _HEADER_BYTES = 8
 _DTYPES: Mapping[str, DType] = MappingProxyType(
@@ -41,21 +42,15 @@ _DTYPES: Mapping[str, DType] = MappingProxyType(
 )
 
 
-@dataclass(frozen=True)
-class StoredTensor:
+@final
+@dataclass(frozen=True, eq=False)
+class StoredTensor(AbstractStoredTensor):
     """Where a tensor lies."""
 
-    file: Path
     offset: int
     """Bytes from the start of the file."""
-    num_bytes: int
-    shape: tuple[int, ...]
-    code: str
-    """The file's word for the dtype."""
-    dtype: DType | None
-    """``None`` if it is one that is not known here."""
 
-    def bits(self) -> np.ndarray:
+    def read(self) -> np.ndarray:
         """The contents, read-only; bfloat16 and narrower as unsigned bits.
 
         Mapped; a copy only where they do not lie as their dtype's width asks for, as
@@ -153,4 +148,5 @@ def _tensor(
             f"{where}: {name} of shape {shape} and dtype {code} cannot take "
             f"{last - first} bytes; the file is damaged: download it again"
         )
-    return StoredTensor(path, start + first, last - first, shape, code, dtype)
+    size = last - first
+    return StoredTensor(shape, dtype, name, path, size, code, start + first)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 from max.driver import Buffer
@@ -15,7 +15,15 @@ from graphs.weights import WeightSlot, WeightSpec
 
 from ..core.buffers import bfloat16_bits
 from ..errors import ModelLoadError
-from .safetensors_file import StoredTensor, read_header
+from .computed import FLOAT8, adapted, decoded, scaled, to_float32
+from .safetensors_file import read_header
+from .tensors import (
+    AbstractStoredTensor,
+    AbstractTensor,
+    MissingTensors,
+    UnfitTensor,
+    origin,
+)
 
 _FLOATS = (DType.float64, DType.float32, DType.float16, DType.bfloat16)
 _SHOWN = 10
@@ -25,16 +33,32 @@ _CHUNK = 1 << 22
 
 @final
 class ComponentWeights:
-    """The tensors of one component, mapped, not read.
+    """The tensors of one component by the names its graphs ask for; not read.
+
+    A name finds a tensor of the files, or what is made of some of them. Every method
+    that says how returns other weights over the same files, so one may follow another:
+    ``weights.under("vae.").dequantised(scale_name).through(recipe)``.
 
     Args:
         name: The component, for messages.
-        tensors: Where each tensor lies.
+        tensors: All that is stored, by name.
+        find: The tensor that a name stands for; may raise MissingTensors or
+            UnfitTensor. Default the stored one of that name.
+        adapters: What is stored of adapters, which no pattern for the model excuses.
     """
 
-    def __init__(self, name: str, tensors: Mapping[str, StoredTensor]) -> None:
+    def __init__(
+        self,
+        name: str,
+        tensors: Mapping[str, AbstractStoredTensor],
+        find: Callable[[str], AbstractTensor] | None = None,
+        adapters: Sequence[AbstractStoredTensor] = (),
+    ) -> None:
         self.name = name
         self.tensors = tensors
+        """What is stored and has to be used, by name."""
+        self._find = find or self._stored
+        self._adapters = tuple(adapters)
 
     @classmethod
     def from_files(cls, name: str, files: Sequence[Path]) -> ComponentWeights:
@@ -43,7 +67,7 @@ class ComponentWeights:
         Raises:
             ModelLoadError: A file is damaged, or two hold the same tensor.
         """
-        tensors: dict[str, StoredTensor] = {}
+        tensors: dict[str, AbstractStoredTensor] = {}
         for path in files:
             for key, tensor in read_header(path).items():
                 if key in tensors:
@@ -53,6 +77,135 @@ class ComponentWeights:
                     )
                 tensors[key] = tensor
         return cls(name, tensors)
+
+    def __getitem__(self, name: str) -> AbstractTensor:
+        """The tensor that ``name`` stands for.
+
+        Raises:
+            MissingTensors: The files lack what it is made of.
+            UnfitTensor: Their shapes do not allow it.
+        """
+        return self._find(name)
+
+    def __contains__(self, name: str) -> bool:
+        return self.get(name) is not None
+
+    def get(self, name: str) -> AbstractTensor | None:
+        """The tensor that ``name`` stands for; ``None`` if the files lack it.
+
+        Raises:
+            UnfitTensor: What it is made of has shapes that do not allow it.
+        """
+        try:
+            return self._find(name)
+        except MissingTensors:
+            return None
+
+    def all(self, *names: str) -> list[AbstractTensor]:
+        """Several tensors, of which one is to be made.
+
+        Raises:
+            MissingTensors: Names all that are missing.
+            UnfitTensor: A shape does not allow one of them.
+        """
+        found: list[AbstractTensor] = []
+        missing: list[str] = []
+        stored: list[AbstractStoredTensor] = []
+        for name in names:
+            try:
+                found.append(self._find(name))
+                stored += found[-1].stored
+            except MissingTensors as err:
+                missing += err.names
+                stored += err.stored
+        if missing:
+            raise MissingTensors(missing, stored)
+        return found
+
+    def through(
+        self, recipe: Callable[[ComponentWeights, str], AbstractTensor]
+    ) -> ComponentWeights:
+        """Each tensor made by a recipe.
+
+        Args:
+            recipe: Given these weights and the name asked for.
+        """
+        return self._over(self.tensors, lambda name: recipe(self, name))
+
+    def renamed(
+        self, names: Mapping[str, str] | Callable[[str], str]
+    ) -> ComponentWeights:
+        """Tensors under other names.
+
+        Args:
+            names: From the name asked for to the one it is found under here; what a
+                mapping leaves out keeps its name.
+        """
+        if isinstance(names, Mapping):
+            return self.through(lambda weights, name: weights[names.get(name, name)])
+        return self.through(lambda weights, name: weights[names(name)])
+
+    def under(self, prefix: str) -> ComponentWeights:
+        """Only what is stored under a prefix, without it: the rest is another's."""
+        tensors = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in self.tensors.items()
+            if name.startswith(prefix)
+        }
+        return self._over(tensors, lambda name: self._find(prefix + name))
+
+    def without(self, *patterns: str) -> ComponentWeights:
+        """What matches a pattern may be left over, such as marks of a format."""
+        tensors = {
+            name: tensor
+            for name, tensor in self.tensors.items()
+            if not _matches(name, patterns)
+        }
+        return self._over(tensors, self._find)
+
+    def dequantised(
+        self, scale_name: Callable[[str], str], block: Sequence[int] | None = None
+    ) -> ComponentWeights:
+        """Tensors with a scale multiplied by it, float8 without one as its numbers.
+
+        Args:
+            scale_name: From a tensor's name to its scale's, if it has one.
+            block: As for :func:`~.computed.scaled`.
+        """
+
+        def recipe(weights: ComponentWeights, name: str) -> AbstractTensor:
+            values, other = weights[name], scale_name(name)
+            scale = None if other == name else weights.get(other)
+            if scale is not None:
+                return scaled(values, scale, block)
+            return decoded(values) if values.dtype in FLOAT8 else values
+
+        return self.through(recipe)
+
+    def adapted(
+        self, adapter: ComponentWeights, strength: float = 1.0
+    ) -> ComponentWeights:
+        """Merges a low-rank adapter.
+
+        Args:
+            adapter: To a matrix ``x.weight``, ``x.lora_A.weight``, ``x.lora_B.weight``
+                and, if it is not the rank, ``x.alpha``. What of it fits no tensor that
+                is asked for is unused.
+            strength: 1 as it was trained.
+        """
+
+        def find(name: str) -> AbstractTensor:
+            weight, stem = self._find(name), name.removesuffix(".weight")
+            pair = f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"
+            down, up = map(adapter.get, pair)
+            if stem == name or down is None or up is None:
+                return weight
+            alpha = adapter.get(f"{stem}.alpha")
+            return adapted(weight, down, up, alpha, strength)
+
+        # Not by name: several adapters hold tensors of the same ones.
+        adapters = (*self._adapters, *adapter.tensors.values())
+        return ComponentWeights(self.name, self.tensors, find, adapters)
 
     def problems(
         self, expected: Mapping[str, WeightSpec], ignore: Sequence[str] = ()
@@ -67,25 +220,38 @@ class ComponentWeights:
             One text a kind (missing, unused, wrong shape, wrong dtype), with the count
             and the first names; empty if all is well.
         """
-        held = self.tensors
-        missing = [key for key in expected if key not in held]
+        missing, shapes, dtypes = [], [], []
+        used: set[AbstractStoredTensor] = set()
+        for key, spec in expected.items():
+            try:
+                tensor = self[key]
+            except MissingTensors as err:
+                used.update(err.stored)
+                is_same = err.names == (key,)
+                files = "" if is_same else f" ({', '.join(err.names)} in the files)"
+                missing.append(key + files)
+                continue
+            except UnfitTensor as err:
+                used.update(err.stored)
+                shapes.append(f"{key} ({err})")
+                continue
+            used.update(tensor.stored)
+            made = origin(key, tensor)
+            made = made and f" from {made}"
+            if tensor.shape != spec.shape:
+                shapes.append(
+                    f"{key} (expected {spec.shape}, got {tensor.shape}{made})"
+                )
+            if tensor.dtype not in (spec.dtype, *_FLOATS):
+                code = "/".join(dict.fromkeys(item.code for item in tensor.stored))
+                dtype = tensor.dtype.name if tensor.dtype else code
+                dtypes.append(f"{key} ({dtype}{made})")
         unused = [
-            key
-            for key in held
-            if key not in expected and not any(fnmatchcase(key, p) for p in ignore)
+            tensor.name
+            for key, tensor in self.tensors.items()
+            if tensor not in used and not _matches(key, ignore)
         ]
-        shared = [key for key in expected if key in held]
-        shapes = [
-            f"{key} (expected {expected[key].shape}, got {held[key].shape})"
-            for key in shared
-            if held[key].shape != expected[key].shape
-        ]
-        dtypes = [
-            f"{key} ({dtype.name if dtype else held[key].code})"
-            for key in shared
-            if (dtype := held[key].dtype) != expected[key].dtype
-            and dtype not in _FLOATS
-        ]
+        unused += [tensor.name for tensor in self._adapters if tensor not in used]
         kinds = {
             "missing": missing,
             "unused": unused,
@@ -101,9 +267,10 @@ class ComponentWeights:
     def load(
         self, slots: Mapping[str, WeightSlot], *, check_finite: bool = True
     ) -> dict[str, np.ndarray | Buffer]:
-        """What fills every slot, in its dtype.
+        """What fills every slot, in its dtype; one tensor after the other.
 
-        Whole tensors of equal dtype are mapped without a copy, others are cast.
+        What lies in a file as it is asked for is mapped without a copy, the rest is
+        made and cast.
 
         Args:
             slots: What the graphs asked for; :meth:`problems` found none.
@@ -112,27 +279,55 @@ class ComponentWeights:
         Raises:
             ModelLoadError: A weight is not finite.
         """
-        names = dict.fromkeys(slot.tensor for slot in slots.values())
-        if check_finite:
-            broken = [name for name in names if not _is_finite(self.tensors[name])]
-            if broken:
-                raise ModelLoadError(
-                    f"{self.name}: {len(broken)} weights hold NaN or infinity: "
-                    f"{_listed(broken)}; the file is damaged: download it again"
-                )
-        return {
-            key: _fill(slot, self.tensors[slot.tensor]) for key, slot in slots.items()
-        }
+        arrays: dict[str, np.ndarray | Buffer] = {}
+        broken: dict[str, None] = {}
+        for key, slot in slots.items():
+            tensor = whole = self[slot.tensor]
+            if slot.columns is not None:
+                tensor = whole.sliced(1, *slot.columns)
+            bits = np.asarray(tensor.read(), order="C")
+            if check_finite and not _is_finite(bits, tensor.dtype):
+                made = origin(slot.tensor, whole)
+                broken[slot.tensor + (made and f" (from {made})")] = None
+            elif not broken:
+                arrays[key] = _cast(bits, tensor.dtype, slot)
+        if broken:
+            raise ModelLoadError(
+                f"{self.name}: {len(broken)} weights hold NaN or infinity: "
+                f"{_listed(list(broken))}; the file is damaged: download it again"
+            )
+        return arrays
+
+    def _over(
+        self,
+        tensors: Mapping[str, AbstractStoredTensor],
+        find: Callable[[str], AbstractTensor],
+    ) -> ComponentWeights:
+        return ComponentWeights(self.name, tensors, find, self._adapters)
+
+    def _stored(self, name: str) -> AbstractTensor:
+        if name not in self.tensors:
+            raise MissingTensors([name])
+        return self.tensors[name]
 
 
-def _is_finite(tensor: StoredTensor) -> bool:
+WeightTransform = Callable[[Mapping[str, Any], ComponentWeights], ComponentWeights]
+"""From a component's ``config.json`` and the tensors of its files to those that its
+graphs ask for. Reads nothing yet."""
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _is_finite(bits: np.ndarray, dtype: DType | None) -> bool:
     """Whether all exponents are below the one of NaN and infinity."""
-    if tensor.dtype not in _FLOATS:
+    if dtype not in _FLOATS:
         return True
-    bits = tensor.bits().reshape(-1)
+    bits = bits.reshape(-1)
     for start in range(0, bits.size, _CHUNK):
         part = bits[start : start + _CHUNK]
-        if tensor.dtype == DType.bfloat16:
+        if dtype == DType.bfloat16:
             if (part & np.uint16(0x7F80) == 0x7F80).any():
                 return False
         elif not np.isfinite(part).all():
@@ -140,17 +335,16 @@ def _is_finite(tensor: StoredTensor) -> bool:
     return True
 
 
-def _fill(slot: WeightSlot, tensor: StoredTensor) -> np.ndarray | Buffer:
-    bits = tensor.bits()
-    if slot.columns is not None:
-        bits = np.ascontiguousarray(bits[:, slice(*slot.columns)])
+def _cast(
+    bits: np.ndarray, dtype: DType | None, slot: WeightSlot
+) -> np.ndarray | Buffer:
     if slot.dtype == DType.bfloat16:
-        if tensor.dtype != DType.bfloat16:
-            bits = bfloat16_bits(bits.astype(np.float32))
+        if dtype != DType.bfloat16:
+            bits = bfloat16_bits(bits.astype(np.float32, copy=False))
         # numpy has no bfloat16: the buffer reads the same bytes as one.
         return Buffer.from_numpy(bits).view(DType.bfloat16, slot.shape)
-    if tensor.dtype == DType.bfloat16:
-        bits = (bits.astype(np.uint32) << 16).view(np.float32)
+    if dtype == DType.bfloat16:
+        bits = to_float32(bits, dtype)
     return bits.astype(slot.dtype.to_numpy(), copy=False)
 
 

@@ -40,7 +40,7 @@ class T5TextEncoder(ComponentModel):
         scope = self.weight_scope()
         # One table under two names; a file holds either.
         names = ("shared.weight", "encoder.embed_tokens.weight")
-        embedding = next((n for n in names if n in self.weights.tensors), names[0])
+        embedding = next((n for n in names if n in self.weights), names[0])
         types = [
             TensorType(DType.int64, ("batch", "text_seq_len"), self.device_ref),
             TensorType(DType.int64, ("text_seq_len", "text_seq_len"), self.device_ref),

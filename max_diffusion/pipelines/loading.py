@@ -13,7 +13,7 @@ from max.graph import Module
 from graphs.weights import TooManyWeights, WeightScope, WeightSlot
 
 from ..caches import AbstractCacheConfig, Calibration, GraphGroup
-from ..checkpoint import ComponentWeights
+from ..checkpoint import ComponentWeights, WeightTransform
 from ..denoising import DenoiserComponent
 from ..errors import MaxDiffusionError, ModelLoadError, RequestError
 from ..execution.compiler import in_graph_context
@@ -40,6 +40,9 @@ class PipelineConfig:
     """The model folder, for tokenizers."""
     weight_ignores: Mapping[str, Sequence[str]] | None = None
     """Patterns of checkpoint tensors that a component does not use, by component."""
+    weight_transforms: Mapping[str, WeightTransform] | None = None
+    """What makes of the files' tensors those that a component's graphs ask for, by
+    component; of others the files hold just these."""
     caches: Sequence[str | AbstractCacheConfig] = LEAN_CACHES
     """Caches whose graphs are compiled at once, beside the pipeline's own cache's. A
     name stands for the cache at its defaults; an option that needs other graphs, such
@@ -163,6 +166,9 @@ def open_components(
         weights = ComponentWeights.from_files(name, files.get(name, ()))
         settings = config.components.get(name, {})
         _check_not_quantised(name, settings)
+        transform = (config.weight_transforms or {}).get(name)
+        if transform is not None:
+            weights = transform(settings, weights)
         component = kind(settings, config.encoding, devices, weights)
         component.name = name
         if isinstance(component, DenoiserComponent):

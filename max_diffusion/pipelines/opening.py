@@ -154,6 +154,7 @@ def open_model(
         class_name=folder.class_name,
         path=folder.path,
         weight_ignores=kind.weight_ignores,
+        weight_transforms=kind.weight_transforms,
         caches=_checked(caches),
         is_extensible=is_extensible,
         calibration=read_calibration(folder.path, calibration),

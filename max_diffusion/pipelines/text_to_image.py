@@ -21,7 +21,7 @@ from ..caches import (
     DenoisingCacheConfig,
     cache_from_options,
 )
-from ..checkpoint import ModelFolder
+from ..checkpoint import ModelFolder, WeightTransform
 from ..core.buffers import repeat_rows, to_device
 from ..core.grid import Grid
 from ..core.options import RequestOptions, read_options
@@ -90,6 +90,10 @@ class TextToImagePipeline(DiffusionPipeline):
     options_class: ClassVar[type[RequestOptions]] = RequestOptions
     """What requests may set on these models only. The command line, the HTTP schema
     and :meth:`generate` take what it declares."""
+    weight_transforms: ClassVar[Mapping[str, WeightTransform]] = {}
+    """For components whose files name, fuse, transpose or quantise tensors otherwise
+    than the graphs ask for them; :class:`~max_diffusion.checkpoint.ComponentWeights`
+    says what can be made of them."""
 
     cell: int = 1
     """Pixels a side that one image token stands for; sizes are multiples of it."""

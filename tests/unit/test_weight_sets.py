@@ -172,7 +172,7 @@ def test_the_set_that_diffusers_takes_is_taken(
         shared = ours.keys() & {name for name in theirs if theirs[name].ndim}
         assert len(shared) > 10
         for name in shared:
-            assert np.array_equal(ours[name].bits(), theirs[name].numpy())
+            assert np.array_equal(ours[name].read(), theirs[name].numpy())
 
 
 def from_diffusers(folder: Path, variant: str | None) -> Any:
