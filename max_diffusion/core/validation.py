@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from typing import SupportsIndex
+from collections.abc import Callable, Iterable, Sequence
+from typing import SupportsIndex, TypeVar
 
 import numpy as np
 
 from ..errors import RequestError
+
+T = TypeVar("T")
 
 
 def whole(
@@ -91,3 +93,22 @@ def ordered(where: str, low: float, high: float) -> None:
         raise RequestError(
             f"{where}: min_timestep must be below max_timestep, got {low} and {high}"
         )
+
+
+def as_tuple(name: str, values: Iterable[T]) -> tuple[T, ...]:
+    """Returns any iterable of a request's setting ``name`` as a tuple."""
+    try:
+        return tuple(values)
+    except TypeError as err:
+        raise RequestError(
+            f"request: {name} must be a sequence, got {type(values).__name__}"
+        ) from err
+
+
+def one_or_several(
+    name: str, given: str | Sequence[str] | None
+) -> str | tuple[str, ...] | None:
+    """Returns one text as it is, several as a tuple; the request refuses the rest."""
+    if given is None or isinstance(given, str):
+        return given
+    return as_tuple(name, given)

@@ -11,7 +11,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 from max.driver import Buffer
@@ -27,6 +27,7 @@ from ..core.grid import Grid
 from ..core.options import RequestOptions, read_options
 from ..core.report import RunReport
 from ..core.request import GenerationContext, GenerationRequest, PromptTexts
+from ..core.validation import as_tuple, one_or_several
 from ..denoising import Branch, Denoising
 from ..errors import RequestError
 from ..execution.compiler import memory_errors_said
@@ -38,7 +39,6 @@ from .pipeline import DiffusionPipeline
 from .reporting import report_of
 
 _MAX_SEED = 2**32
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -376,18 +376,18 @@ class TextToImagePipeline(DiffusionPipeline):
             DeviceError: Out of memory.
             MaxDiffusionError: The result is not finite.
         """
-        prompts = (prompt,) if isinstance(prompt, str) else _tuple("prompt", prompt)
+        prompts = (prompt,) if isinstance(prompt, str) else as_tuple("prompt", prompt)
         seeds = None
         if seed is None:
             seed = secrets.randbelow(_MAX_SEED)
         elif isinstance(seed, Iterable) and not isinstance(seed, str):
-            seeds = _tuple("seed", seed)
+            seeds = as_tuple("seed", seed)
             seed = seeds[0] if seeds else 0
         request = GenerationRequest(
             prompts=prompts,
-            prompt_2=_texts("prompt_2", prompt_2),
-            negative_prompt=_texts("negative_prompt", negative_prompt),
-            negative_prompt_2=_texts("negative_prompt_2", negative_prompt_2),
+            prompt_2=one_or_several("prompt_2", prompt_2),
+            negative_prompt=one_or_several("negative_prompt", negative_prompt),
+            negative_prompt_2=one_or_several("negative_prompt_2", negative_prompt_2),
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,
@@ -396,7 +396,7 @@ class TextToImagePipeline(DiffusionPipeline):
             seed=seed,
             seeds=seeds,
             num_images_per_prompt=num_images_per_prompt,
-            sigmas=None if sigmas is None else _tuple("sigmas", sigmas),
+            sigmas=None if sigmas is None else as_tuple("sigmas", sigmas),
             cache=self._named(cache),
             cache_memory_limit=cache_memory_limit,
             options=options,
@@ -436,21 +436,3 @@ class TextToImagePipeline(DiffusionPipeline):
         if isinstance(cache, str):
             return cache_from_options(cache)
         return self.caches.resolve(cache)
-
-
-def _tuple(name: str, values: Iterable[T]) -> tuple[T, ...]:
-    try:
-        return tuple(values)
-    except TypeError as err:
-        raise RequestError(
-            f"request: {name} must be a sequence, got {type(values).__name__}"
-        ) from err
-
-
-def _texts(
-    name: str, given: str | Sequence[str] | None
-) -> str | tuple[str, ...] | None:
-    """One text or several; what is neither stays for the request to refuse."""
-    if given is None or isinstance(given, str):
-        return given
-    return _tuple(name, given)

@@ -77,7 +77,7 @@ def values(array: np.ndarray | Buffer) -> np.ndarray:
 
 
 def loaded(
-    weights: ComponentWeights, dtype: DType = F32, **shapes: tuple[int, ...]
+    weights: ComponentWeights, dtype: DType = F32, /, **shapes: tuple[int, ...]
 ) -> dict[str, np.ndarray]:
     """What weights give by names, in which a double underline is a dot."""
     slots = {n.replace("__", "."): shape for n, shape in shapes.items()}
@@ -90,7 +90,10 @@ def loaded(
 
 
 def problems(
-    weights: ComponentWeights, ignore: tuple[str, ...] = (), **shapes: tuple[int, ...]
+    weights: ComponentWeights,
+    ignore: tuple[str, ...] = (),
+    /,
+    **shapes: tuple[int, ...],
 ) -> list[str]:
     names = {name.replace("__", "."): shape for name, shape in shapes.items()}
     specs = {name: WeightSpec(shape, F32) for name, shape in names.items()}
@@ -355,7 +358,7 @@ def test_dequantised_files_equal_torch(
 
 
 def test_scales_that_make_infinity_are_refused(rng: np.random.Generator) -> None:
-    arrays = {"w": random(rng, 3, 2), "w.scale": np.float32(np.inf).reshape(())}
+    arrays = {"w": random(rng, 3, 2), "w.scale": np.array(np.inf, np.float32)}
     weights = held(arrays)[0].dequantised("{}.scale".format)
     slots = {"w": WeightSlot("w", (3, 2), F32)}
     message = r"t: 1 weights hold NaN or infinity: w \(from w \(3, 2\) and w.scale \(\)"
