@@ -50,7 +50,7 @@ def report_of(
         num_inference_steps=context.num_inference_steps,
         guidance_scale=context.guidance_scale if pipeline.has_guidance else None,
         true_cfg_scale=context.true_cfg_scale,
-        seed=request.seed,
+        seed=request.seeds[0] if request.seeds else request.seed,
         seeds=request.seeds or (),
         num_images=len(output.frames),
         image_tokens=context.grid.num_tokens,

@@ -327,6 +327,8 @@ def test_texts_and_seeds_of_each_picture_equal_diffusers(odd: Pair) -> None:
     assert report.text_tokens == report.to_dict()["max_sequence_length"] == 11
     assert report.prompt_2 == ("an orange heart", "")
     assert report.negative_prompt == ("a gray background", "not a purple one")
+    direct = GenerationRequest(("a",), height=20, width=28, seeds=(9,), sigmas=(1.0,))
+    assert odd.ours.draw(direct).report.seed == 9
     # Any of them again, alone.
     alone = settings | {"num_images_per_prompt": 1}
     for name in ("prompt_2", "negative_prompt", "negative_prompt_2"):

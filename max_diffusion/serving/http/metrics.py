@@ -63,8 +63,8 @@ class Metrics(EngineObserver):
             ("queued_requests", "Requests that wait", lambda: stats().queued),
             ("running_requests", "Requests that run", lambda: stats().running),
             ("cache_bytes", "Cache state held", lambda: stats().cache_bytes),
-            ("reserved_bytes", "Memory plan", lambda: stats().reserved_bytes),
-            ("memory_limit_bytes", "Memory plan", lambda: stats().memory_limit),
+            ("reserved_bytes", "Memory planned", lambda: stats().reserved_bytes),
+            ("memory_limit_bytes", "Memory allowed", lambda: stats().memory_limit),
         ):
             self._gauge(name, text).set_function(read)
         self._gauge("load_seconds", "Reading weights").set(load_seconds)
