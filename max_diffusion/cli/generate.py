@@ -45,7 +45,7 @@ class Job:
     """Whether only the image to repeat is wanted, not all of its batch."""
 
     @property
-    def pictures(self) -> int:
+    def num_images(self) -> int:
         """Number of images to write, of all prompts together."""
         return 1 if self.is_one else self.request.num_images
 
@@ -104,7 +104,7 @@ def resolve(args: argparse.Namespace) -> Job:
             of_each = list(before.pop("seeds", ()))
             if of_each and is_one and "seeds" not in asked:
                 # The image has noise of its own, as it would alone.
-                of_each[like.picture] = asked["seed"]
+                of_each[like.image] = asked["seed"]
                 asked["seeds"] = tuple(of_each)
         if "options" in asked:
             asked["options"] = {**before.get("options", {}), **asked["options"]}
@@ -117,7 +117,7 @@ def resolve(args: argparse.Namespace) -> Job:
         model, dtype = model or like.text("model"), dtype or like.text("dtype")
     output = Path(args.output)
     job = Job(request, cache, output, timeline, model or "demo", dtype, like, is_one)
-    files = output_paths(job.output, job.pictures)
+    files = output_paths(job.output, job.num_images)
     if timeline and timeline.resolve() in {file.resolve() for file in files}:
         raise RequestError(f"--timeline: {timeline} is a picture's name already")
     for path in files:
@@ -188,7 +188,7 @@ def _save(job: Job, result: GenerationResult, *, is_json: bool) -> None:
     warnings = [*report.warnings, *(job.like.differences(report) if job.like else ())]
     wanted = list(enumerate(result.frames))
     if job.like is not None and job.is_one:
-        wanted = wanted[job.like.picture :][:1]
+        wanted = wanted[job.like.image :][:1]
     paths = output_paths(job.output, len(wanted))
     for path, (index, frames) in zip(paths, wanted, strict=True):
         text = text_chunks(report, index)

@@ -28,7 +28,7 @@ class Likeness:
     """The settings as the file has them."""
     asked: Mapping[str, Any]
     """Values of a ``GenerationRequest`` by the names of its fields."""
-    picture: int
+    image: int
     """0-based index of the image among those of its request."""
 
     @classmethod
@@ -44,13 +44,13 @@ class Likeness:
 
         settings = read_settings(file)
         prompts, count = settings.get("prompts"), settings.get("num_images")
-        picture = settings.get("picture")
+        image = settings.get("picture")
         if not (
             isinstance(prompts, list)
             and prompts
             and type(count) is int
-            and type(picture) is int
-            and 0 <= picture < count
+            and type(image) is int
+            and 0 <= image < count
             and count % len(prompts) == 0
             and isinstance(settings.get("cache"), dict)
         ):
@@ -73,7 +73,7 @@ class Likeness:
         asked["cache"] = _cache(file, settings["cache"])
         if "sigmas" in asked:
             asked.pop("num_inference_steps", None)  # they say it
-        return cls(file, settings, asked, picture)
+        return cls(file, settings, asked, image)
 
     def cache(self, options: Sequence[str]) -> AbstractCacheConfig:
         """Returns the image's cache, with some options changed.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..caches import AbstractCacheConfig, BoundCache
 
 # Of one request; more is a slip of the keyboard, and would fill the memory.
-MAX_PICTURES = 10_000
+MAX_IMAGES = 10_000
 MAX_SIZE = 16_384
 MAX_STEPS = 10_000
 
@@ -137,10 +137,10 @@ class GenerationRequest:
         count = whole(
             "request: num_images_per_prompt", self.num_images_per_prompt, minimum=1
         )
-        if count * len(self.prompts) > MAX_PICTURES:
+        if count * len(self.prompts) > MAX_IMAGES:
             raise RequestError(
                 f"request: {count * len(self.prompts)} pictures asked for at once, at "
-                f"most {MAX_PICTURES} are drawn; ask several times"
+                f"most {MAX_IMAGES} are drawn; ask several times"
             )
         checked_seed(self.seed)
         if self.seeds is not None:

@@ -105,9 +105,9 @@ class MemoryPlan:
         )
         needed = Needed(int(held), decode)
         if needed.total > self.limit:
-            pictures = latents.shape[0]
+            images = latents.shape[0]
             raise RequestError(
-                f"engine: this request of {pictures} pictures of {context.width} x "
+                f"engine: this request of {images} pictures of {context.width} x "
                 f"{context.height} needs {needed.total} bytes, {decode} of them to "
                 f"decode a picture, more than the limit of {self.limit}; ask for fewer "
                 "or smaller ones, or another cache"

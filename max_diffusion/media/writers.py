@@ -215,7 +215,7 @@ def _mp4(frames: np.ndarray, fps: float, text: Mapping[str, str]) -> bytes:
             stream.pix_fmt = "yuv420p" if is_even else "yuv444p"
             stream.options = {"crf": _MP4_QUALITY}
             for frame in frames:
-                picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-                container.mux(stream.encode(picture))
+                image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                container.mux(stream.encode(image))
             container.mux(stream.encode())
         return file.read_bytes()

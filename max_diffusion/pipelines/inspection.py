@@ -12,7 +12,7 @@ from graphs.weights import WeightScope, WeightSlot
 
 from ..caches import CACHES, AbstractCacheConfig, TaylorSeerConfig
 from ..checkpoint import ComponentWeights
-from ..core.request import MAX_PICTURES, MAX_SIZE
+from ..core.request import MAX_IMAGES, MAX_SIZE
 from ..core.validation import whole
 from . import open_model
 
@@ -96,7 +96,7 @@ def inspect(
         ModelLoadError: No such model, or files that are missing or damaged.
         RequestError: A size the model cannot draw.
     """
-    whole("inspect: batch", batch, minimum=1, maximum=MAX_PICTURES)
+    whole("inspect: batch", batch, minimum=1, maximum=MAX_IMAGES)
     for name, size in (("height", height), ("width", width)):
         if size is not None:
             whole(f"inspect: {name}", size, minimum=1, maximum=MAX_SIZE)

@@ -64,7 +64,7 @@ def test_arguments_become_a_job(tmp_path: Path) -> None:
     assert (request.num_inference_steps, request.width, request.height) == (7, 96, None)
     assert (request.true_cfg_scale, request.guidance_scale) == (2.5, 0.0)
     assert (request.seed, request.negative_prompt) == (2**40, "dull")
-    assert job.pictures == 6
+    assert job.num_images == 6
     assert job.cache == FirstBlockConfig()
     assert list(tmp_path.iterdir()) == []
 
@@ -546,17 +546,17 @@ def test_options_given_beside_a_picture_override_it(
     assert (job.request.guidance_scale, job.request.true_cfg_scale) == (2.5, 2.0)
     assert job.request.negative_prompt == "dull: grey, \u65e5\u672c"
     assert job.cache == TaylorSeerConfig(warmup_steps=2)
-    assert (job.model, job.dtype, job.pictures) == ("demo", "float32", 1)
+    assert (job.model, job.dtype, job.num_images) == ("demo", "float32", 1)
     job = like(picture, *output, "--seed", 5, "--steps", 9, "--model", "other")
     assert (job.request.seed, job.request.num_inference_steps) == (5, 9)
-    assert (job.model, job.pictures) == ("other", 1)
+    assert (job.model, job.num_images) == ("other", 1)
     job = like(picture, *output, "--num-images", 3)
-    assert (job.request.num_images_per_prompt, job.pictures) == (3, 6)
+    assert (job.request.num_images_per_prompt, job.num_images) == (3, 6)
     job = like(picture, *output, "--cache-option", "max_order=2")
     assert job.cache == TaylorSeerConfig(warmup_steps=2, max_order=2)
     assert like(picture, *output, "--cache", "none").cache == NoCacheConfig()
     job = parse("one", "--like", str(picture), "--output", str(tmp_path / "y.png"))
-    assert (job.request.prompts, job.pictures) == (("one",), 2)
+    assert (job.request.prompts, job.num_images) == (("one",), 2)
 
 
 def test_a_picture_with_a_seed_of_its_own_keeps_one(

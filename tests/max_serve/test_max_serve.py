@@ -36,7 +36,7 @@ from max_diffusion import (
 from max_diffusion.errors import RequestError
 from max_diffusion.pipelines.families import PIPELINES
 from max_diffusion.serving.max_serve import ARCHITECTURES
-from max_diffusion.serving.max_serve.architecture import PictureTokenizer
+from max_diffusion.serving.max_serve.architecture import ImageTokenizer
 from max_diffusion.serving.max_serve.requests import from_json, to_json, to_request
 from max_diffusion.serving.max_serve.settings import ServeSettings
 
@@ -417,7 +417,7 @@ def test_a_server_that_cannot_start_says_so_in_one_line(
     monkeypatch.setenv("MAX_DIFFUSION_CACHES", "nope")
     config: Any = None  # not read before the settings
     with pytest.raises(SystemExit, match=r"^error: max_diffusion: MAX_"):
-        PictureTokenizer("model", config)
+        ImageTokenizer("model", config)
 
 
 def test_the_package_alone_leaves_max_pipelines_out() -> None:

@@ -40,7 +40,7 @@ _TEXT_TOKENS: Final = 512
 
 
 @dataclass(kw_only=True)
-class PictureContext(PixelContext):
+class ImageContext(PixelContext):
     """A checked request on its way to the worker.
 
     MAX reads its own fields of it. The image is drawn from ``request``, because MAX
@@ -53,7 +53,7 @@ class PictureContext(PixelContext):
 
 
 @dataclass(frozen=True)
-class PictureConfig:
+class ImageConfig:
     """Lengths that MAX asks for; of no effect, since the model's own files tell."""
 
     secondary_max_seq_len: int = _TEXT_TOKENS
@@ -82,7 +82,7 @@ class PictureConfig:
 
 
 @final
-class PictureTokenizer:
+class ImageTokenizer:
     """Checks requests against the model, which it opens but never compiles.
 
     Called by MAX with more than it needs: tokenizers, lengths and schedules come from
@@ -107,7 +107,7 @@ class PictureTokenizer:
                 'set MAX_SERVE_API_TYPES=\'["openai","responses"]\''
             )
 
-    async def new_context(self, request: OpenResponsesRequest) -> PictureContext:
+    async def new_context(self, request: OpenResponsesRequest) -> ImageContext:
         """Checks a request and returns it as MAX's worker takes it.
 
         Raises:
@@ -116,7 +116,7 @@ class PictureTokenizer:
         # Tokenizing and drawing noise take milliseconds, which others need not wait.
         return await asyncio.to_thread(self._context, request)
 
-    def _context(self, request: OpenResponsesRequest) -> PictureContext:
+    def _context(self, request: OpenResponsesRequest) -> ImageContext:
         try:
             wanted = to_request(request.body, self._settings)
             numbers = self._pipeline.create_context(wanted)
@@ -127,7 +127,7 @@ class PictureTokenizer:
             ) from err
         except RequestError as err:
             raise InputError(str(err)) from err
-        return PictureContext(
+        return ImageContext(
             request_id=request.request_id,
             model_name=request.body.model,
             tokens=TokenBuffer(next(iter(numbers.tokens.values()))[0]),
@@ -144,7 +144,7 @@ class PictureTokenizer:
 
 
 @final
-class PicturePipeline:
+class ImagePipeline:
     """A pipeline of this package behind MAX's contract of a ``DiffusionPipeline``.
 
     Of the arguments only the configuration is read: ``load_pipeline`` finds weights and
@@ -171,11 +171,11 @@ class PicturePipeline:
             revision=_revision(pipeline_config),
         )
 
-    def prepare_inputs(self, context: PictureContext) -> PictureContext:
+    def prepare_inputs(self, context: ImageContext) -> ImageContext:
         """Returns the request as it is: nothing is kept between requests."""
         return context
 
-    def execute(self, model_inputs: PictureContext) -> GenerationResult:
+    def execute(self, model_inputs: ImageContext) -> GenerationResult:
         """Draws; MAX takes ``images`` of the result, uint8 ``(B, H, W, 3)``.
 
         What MAX's answer has no field for is logged.
@@ -280,12 +280,12 @@ def _architecture(name: str) -> SupportedArchitecture:
         default_encoding="float32",
         supported_encodings={"float32", "bfloat16"},
         # MAX takes these two by their methods; its annotations know fewer kinds.
-        pipeline_model=cast(Any, PicturePipeline),
-        tokenizer=cast(Any, PictureTokenizer),
+        pipeline_model=cast(Any, ImagePipeline),
+        tokenizer=cast(Any, ImageTokenizer),
         task=PipelineTask.PIXEL_GENERATION,
         default_weights_format=WeightsFormat.safetensors,
-        context_type=PictureContext,
-        config=PictureConfig,
+        context_type=ImageContext,
+        config=ImageConfig,
         denoising_cache_defaults=GENERIC_TAYLORSEER_DEFAULTS,
     )
 

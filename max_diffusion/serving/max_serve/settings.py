@@ -12,7 +12,7 @@ from ...caches import (
     TaylorSeerConfig,
     caches_from_text,
 )
-from ...core.request import MAX_PICTURES, MAX_SIZE, MAX_STEPS
+from ...core.request import MAX_IMAGES, MAX_SIZE, MAX_STEPS
 from ...core.validation import whole
 from ...errors import RequestError
 from ...plugins import load_plugins
@@ -48,7 +48,7 @@ class ServeSettings:
         """Checks the range of each limit."""
         for name, limit in (
             ("max_prompt_length", None),
-            ("max_n", MAX_PICTURES),
+            ("max_n", MAX_IMAGES),
             ("max_size", MAX_SIZE),
             ("max_steps", MAX_STEPS),
         ):
