@@ -29,6 +29,7 @@ from max_diffusion.engine import Engine, Preview, SubmitOptions
 from max_diffusion.media.metadata import read_settings
 from max_diffusion.pipelines import families
 from max_diffusion.pipelines.decoding import decode_in_goes
+from max_diffusion.serving.http import ModelDescription
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -171,6 +172,12 @@ def test_a_slip_is_told_before_anything_is_drawn(
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_says_that_it_serves_images_alone(pipeline: ToyVideoPipeline) -> None:
+    message = "ToyVideoPipeline draws videos of 3 frames, and images alone are served"
+    with pytest.raises(RequestError, match=message):
+        ModelDescription.of(pipeline)
 
 
 def test_the_servers_schema_has_its_options() -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, Self, final
 from ...core.options import declared_options
 from ...core.request import GenerationRequest
 from ...engine import Engine, Event, Failed, Finished, RequestHandle, SubmitOptions
+from ...errors import RequestError
 from ...pipelines.text_to_image import TextToImagePipeline
 from .errors import ApiError
 from .metrics import Metrics
@@ -37,7 +38,17 @@ class ModelDescription:
 
     @classmethod
     def of(cls, pipeline: TextToImagePipeline) -> ModelDescription:
-        """Describes the model of a loaded pipeline."""
+        """Describes the model of a loaded pipeline.
+
+        Raises:
+            RequestError: It draws videos.
+        """
+        num_frames = pipeline.num_frames(pipeline.options_class())
+        if num_frames > 1:
+            raise RequestError(
+                f"server: {pipeline.pipeline_config.class_name} draws videos of "
+                f"{num_frames} frames, and images alone are served; draw with generate"
+            )
         height, width = pipeline.default_size
         caches = pipeline.caches.supported()
         default = pipeline.cache_config
