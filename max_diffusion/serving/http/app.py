@@ -346,6 +346,7 @@ def to_request(
         seed=secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed,
         num_images_per_prompt=body.n or 1,
         cache=cache,
+        is_timed=bool(body.report),
     )
     options = SubmitOptions(
         priority=body.priority or 0,
