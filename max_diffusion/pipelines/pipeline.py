@@ -29,6 +29,7 @@ from ..core.buffers import to_numpy
 from ..core.grid import Grid
 from ..denoising import Branch, DenoiserComponent, Denoising, OwnTransformer
 from ..errors import MaxDiffusionError
+from ..execution.batcher import Batcher
 from ..execution.component import ComponentModel
 from ..execution.graph_call import run
 from ..sampling import (
@@ -391,8 +392,12 @@ class DiffusionPipeline(ABC):
 
     def run_steps(self, denoising: Denoising, *, on_step: OnStep | None = None) -> None:
         """Takes all the steps that are left, alone; arguments of :meth:`denoise`."""
+        batcher = Batcher(self.models, len(denoising.branches) * denoising.batch)
         while not denoising.is_done:
-            run(self.models, denoising.advance())
+            if denoising.is_faster_as_one:
+                batcher.run_one(denoising.advance())
+            else:
+                run(self.models, denoising.advance())
             if on_step is not None:
                 on_step(denoising.step, denoising.schedule.num_steps)
 

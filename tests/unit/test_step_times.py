@@ -176,3 +176,21 @@ def test_branches_that_run_as_one_have_one_time() -> None:
 def test_a_lone_branch_shares_with_nobody() -> None:
     found = records(as_one, Chip(is_host=True), branches=1)
     assert not any(record.is_time_shared for record in found)
+
+
+@pytest.mark.parametrize(
+    ("is_host", "branches", "tokens", "is_one"),
+    [
+        (True, 2, 512, True),
+        (True, 2, 513, False),
+        (False, 2, 5000, True),
+        (False, 1, 16, False),
+        (True, 1, 16, False),
+    ],
+)
+def test_both_branches_run_as_one_where_that_is_faster(
+    is_host: bool, branches: int, tokens: int, is_one: bool
+) -> None:
+    denoising = begin(Chip(is_host), branches=branches, is_timed=False)
+    denoising.latents = Buffer.from_numpy(np.zeros((1, tokens, 3), np.float32))
+    assert denoising.is_faster_as_one == is_one
