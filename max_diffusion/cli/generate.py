@@ -110,7 +110,9 @@ def resolve(args: argparse.Namespace) -> Job:
             asked["options"] = {**before.get("options", {}), **asked["options"]}
         asked = before | asked
     asked.setdefault("seed", secrets.randbelow(2**32))
-    request = GenerationRequest(**asked | {"cache": None})
+    # Both show how long each step took; without them a GPU is not waited for.
+    is_timed = args.json or args.timeline is not None
+    request = GenerationRequest(**asked | {"cache": None, "is_timed": is_timed})
     timeline = Path(args.timeline) if args.timeline is not None else None
     model, dtype = args.model, args.dtype
     if like is not None:
@@ -296,7 +298,12 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     add("--calibration", metavar="FILE", help="measurements instead of the model's")
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
     add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
-    add("--timeline", metavar="FILE.png", help="a picture of what each step did")
+    add(
+        "--timeline",
+        metavar="FILE.png",
+        help="a picture of what each step did; it and --json time each step, for which "
+        "a GPU is waited for",
+    )
     add("--json", action="store_true", help="print the run's report as JSON")
     add("--debug", action="store_true", help="show tracebacks of errors")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import numpy as np
 from max.driver import CPU, Buffer, Device
@@ -66,6 +67,15 @@ def concatenate_rows(values: Sequence[Buffer]) -> Buffer:
         start = stop
     _wait_for_copies(first.device)
     return whole
+
+
+def split_rows(buffer: Buffer, counts: Sequence[int]) -> list[Buffer]:
+    """New buffers of so many rows of axis 0 each."""
+    bounds = list(pairwise(accumulate(counts, initial=0)))
+    if buffer.is_host and buffer.dtype != DType.bfloat16:
+        whole = buffer.to_numpy()
+        return [Buffer.from_numpy(whole[start:stop].copy()) for start, stop in bounds]
+    return [copied(row_slice(buffer, start, stop)) for start, stop in bounds]
 
 
 def row_slice(buffer: Buffer, start: int, stop: int) -> Buffer:

@@ -28,8 +28,13 @@ class StepRecord:
     signal: tuple[float, ...] | None
     """What the decision was based on, one value per sample; ``None`` if it was based on
     none."""
-    milliseconds: float
-    """Wall time of this branch's part of the step in milliseconds."""
+    milliseconds: float | None
+    """Wall time of this branch's part of the step, without guidance and sampler; in an
+    engine, with what it ran of other requests meanwhile. ``None`` where it was not
+    timed: on a GPU, unless asked for."""
+    is_time_shared: bool = False
+    """Whether the branches ran as one: ``milliseconds`` are then of all of them
+    together, and the same in each one's record."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +115,17 @@ class RunReport:
     def seed_of(self, picture: int) -> int:
         """Returns the seed of the image at an index, or of the stream it shares."""
         return self.seeds[picture] if self.seeds else self.seed
+
+    @property
+    def step_milliseconds(self) -> dict[int, float]:
+        """Wall time of each step that was timed, all its branches together."""
+        totals: dict[int, float] = {}
+        for record in self.steps:
+            is_counted = record.is_time_shared and record.step in totals
+            if record.milliseconds is not None and not is_counted:
+                before = totals.get(record.step, 0.0)
+                totals[record.step] = before + record.milliseconds
+        return totals
 
     @property
     def total_passes(self) -> int:

@@ -88,6 +88,9 @@ class GenerationRequest:
     options: Mapping[str, object] = field(default_factory=dict, hash=False)
     """Options that only some models have, by the names that the model's
     ``options_class`` declares; the model checks them."""
+    is_timed: bool = False
+    """Whether the report has the milliseconds of each step on a GPU too, which is then
+    waited for twice a step. On a CPU it always has them."""
 
     @property
     def num_images(self) -> int:
@@ -155,6 +158,10 @@ class GenerationRequest:
             not_negative("request: guidance_scale", self.guidance_scale)
         if self.true_cfg_scale is not None:
             not_negative("request: true_cfg_scale", self.true_cfg_scale)
+        if not isinstance(self.is_timed, bool):
+            raise RequestError(
+                f"request: is_timed must be True or False, got {self.is_timed!r}"
+            )
 
     def _check_texts(self, name: str, texts: str | tuple[str, ...]) -> None:
         if not isinstance(texts, tuple):
@@ -223,6 +230,8 @@ class GenerationContext:
     num_images_per_prompt: int = 1
     seed: int | None = None
     """Seed that the noise was drawn from; ``None`` if there was none."""
+    is_timed: bool = False
+    """Whether each step is timed on a GPU too."""
     warnings: tuple[str, ...] = ()
     """What the caller should know, one line each; empty if there is nothing."""
     defaults: Mapping[str, str] = field(default_factory=dict)

@@ -7,12 +7,18 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast, final
 
 import numpy as np
 from max.driver import Buffer
 
-from ..core.buffers import concatenate_rows, copied, num_bytes, row_slice
+from ..core.buffers import (
+    concatenate_rows,
+    copied,
+    num_bytes,
+    row_slice,
+    split_rows,
+)
 from .graph_call import Fork, GraphCall, Routine, on_device
 
 if TYPE_CHECKING:
@@ -78,9 +84,12 @@ class Lane(Generic[T]):
             for part in parent.parts:
                 part.call, part.is_done = None, True
             return parent.fail(error)
-        if all(part.is_done for part in parent.parts):
-            return parent.resume([part.result for part in parent.parts])
-        return []
+        if not all(part.is_done for part in parent.parts):
+            return []
+        # They know their parent: kept, both would hold their buffers until Python looks
+        # for such circles.
+        parts, parent.parts = parent.parts, []
+        return parent.resume([part.result for part in parts])
 
 
 @dataclass
@@ -134,6 +143,17 @@ class Batcher:
             waiting = [lane for lane in waiting if lane.call is not None]
         self._rows.end_turn()
         return lanes
+
+    def run_one(self, routine: Routine[T]) -> T:
+        """Runs one routine, and the parts of its forks side by side.
+
+        Raises:
+            Exception: What the routine raised.
+        """
+        [lane] = self.run([routine])
+        if lane.error is not None:
+            raise lane.error
+        return cast(T, lane.result)
 
     def _run_group(self, group: Sequence[Lane[Any]]) -> list[Lane[Any]]:
         """Executes the one call that all of the lanes wait for, in as few batches."""
@@ -199,13 +219,15 @@ class Batcher:
 class _Rows:
     """Puts batches together from rows, and takes them apart.
 
-    Rows that only pass on to the next graph are slices of the batch they came in, which
-    is remembered: if the next graph takes the same ones, nothing is copied.
+    Both are remembered: if another graph takes the same rows, nothing is put together
+    again. Rows that only pass on to the next graph are slices of the batch they came
+    in.
     """
 
     def __init__(self) -> None:
-        # By the batch's id; the last few, so that a pass holds no more than it needs.
-        self._batches: OrderedDict[int, tuple[Buffer, list[Buffer]]] = OrderedDict()
+        # By the batch's id; a few, so that a pass holds no more than it needs. Those
+        # whose rows pass on are the last to be forgotten.
+        self._batches: OrderedDict[int, tuple[Buffer, Sequence[Buffer]]] = OrderedDict()
         self._batch_of: dict[int, int] = {}
         self._constants: dict[tuple[int, ...], tuple[Sequence[Buffer], Buffer]] = {}
         self._used: set[tuple[int, ...]] = set()
@@ -222,7 +244,9 @@ class _Rows:
             if [id(value) for value in values] == [id(row) for row in rows]:
                 self._batches.move_to_end(known)
                 return batch
-        return concatenate_rows(values)
+        batch = concatenate_rows(values)
+        self._remember(batch, values, passes_on=False)
+        return batch
 
     def _gather_constant(self, values: Sequence[Buffer]) -> Buffer:
         """Keeps the batch while the same requests go together."""
@@ -239,23 +263,32 @@ class _Rows:
         self, batch: Buffer, counts: Sequence[int], *, keep: bool
     ) -> list[Buffer]:
         """A batch in parts of so many rows each: copies, if they are to be kept."""
-        starts = list(accumulate(counts, initial=0))
-        rows = [row_slice(batch, start, stop) for start, stop in pairwise(starts)]
-        row_bytes = num_bytes(batch) // int(batch.shape[0])
         if keep:
-            return [copied(row) for row in rows]
-        # Kernels may count on the alignment that buffers of their own have.
-        rows = [
-            row if start * row_bytes % _ALIGNMENT == 0 else copied(row)
-            for row, start in zip(rows, starts, strict=False)
-        ]
-        self._batches[id(batch)] = (batch, rows)
-        self._batch_of |= dict.fromkeys(map(id, rows), id(batch))
-        if len(self._batches) > _MAX_BATCHES:
-            _, (_, old) = self._batches.popitem(last=False)
-            for row in old:
-                del self._batch_of[id(row)]
+            rows = split_rows(batch, counts)
+        else:
+            starts = list(accumulate(counts, initial=0))
+            row_bytes = num_bytes(batch) // int(batch.shape[0])
+            rows = [row_slice(batch, start, stop) for start, stop in pairwise(starts)]
+            # Kernels may count on the alignment that buffers of their own have.
+            rows = [
+                row if start * row_bytes % _ALIGNMENT == 0 else copied(row)
+                for row, start in zip(rows, starts, strict=False)
+            ]
+        self._remember(batch, rows, passes_on=not keep)
         return rows
+
+    def _remember(
+        self, batch: Buffer, rows: Sequence[Buffer], *, passes_on: bool
+    ) -> None:
+        key = id(batch)
+        self._batches[key] = (batch, rows)
+        self._batches.move_to_end(key, last=passes_on)
+        self._batch_of |= dict.fromkeys(map(id, rows), key)
+        if len(self._batches) > _MAX_BATCHES:
+            key, (_, old) = self._batches.popitem(last=False)
+            for row in old:
+                if self._batch_of.get(id(row)) == key:  # and no newer one
+                    del self._batch_of[id(row)]
 
     def end_turn(self) -> None:
         """Forgets all batches, but for constants that were used in this turn."""

@@ -21,7 +21,7 @@ def draw_timeline(report: RunReport) -> Image.Image:
     """Draws one row per sample and guidance branch, one cell per step.
 
     Below are, where decisions were based on one, the signal, and each step's
-    milliseconds.
+    milliseconds, all branches together; a step that was not timed has no bar.
 
     Returns:
         RGB image; its height grows with the rows, its width with the steps.
@@ -146,28 +146,29 @@ def _draw_bars(
     pen: ImageDraw.ImageDraw, report: RunReport, left: int, top: int, cell: int
 ) -> None:
     """Draws the milliseconds of each step, all branches together, by action."""
-    totals: dict[int, float] = {}
+    totals = report.step_milliseconds
     kinds: dict[int, set[str]] = {}
     for record in report.steps:
-        totals[record.step] = totals.get(record.step, 0.0) + record.milliseconds
         kinds.setdefault(record.step, set()).update(record.actions)
     longest = max(totals.values(), default=0.0) or 1.0
     base = top + _BARS
     font, small = ImageFont.load_default(14), ImageFont.load_default(12)
-    end = left + cell * (max(totals, default=0) + 1)
-    for share in (1.0, 0.5):
+    end = left + cell * (max(kinds, default=0) + 1)
+    if kinds and not totals:
+        pen.text((left, base - 8), "the steps were not timed", _MUTED, small, "ls")
+    for share in (1.0, 0.5) if totals else ():
         y = base - round(share * (_BARS - 8))
         pen.line((left, y, end, y), _LINE)
         text = f"{share * longest:.3g} ms"
         pen.text((left - 12, y), text, _MUTED, small, "rm")
     # Labels are some 20 pixels wide: every step, every fifth, or fewer yet.
     every = next((n for n in (1, 5, 10, 50, 100) if n * cell >= 24), 500)
-    for step, milliseconds in totals.items():
+    for step, actions in kinds.items():
         x = left + step * cell
-        height = max(1, round((_BARS - 8) * milliseconds / longest))
-        only = kinds[step].copy().pop() if len(kinds[step]) == 1 else ""
-        colour = _colour(only)
-        pen.rectangle((x + 1, base - height, x + cell - 2, base), colour)
+        if step in totals:
+            height = max(1, round((_BARS - 8) * totals[step] / longest))
+            colour = _colour(actions.copy().pop() if len(actions) == 1 else "")
+            pen.rectangle((x + 1, base - height, x + cell - 2, base), colour)
         if step % every == 0:
             pen.text((x + cell // 2, base + 8), str(step), _MUTED, small, "ma")
     pen.line((left, base + 1, end, base + 1), _MUTED)

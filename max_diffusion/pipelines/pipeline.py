@@ -29,6 +29,7 @@ from ..core.buffers import to_numpy
 from ..core.grid import Grid
 from ..denoising import Branch, DenoiserComponent, Denoising, OwnTransformer
 from ..errors import MaxDiffusionError
+from ..execution.batcher import Batcher
 from ..execution.component import ComponentModel
 from ..execution.graph_call import run
 from ..sampling import (
@@ -304,6 +305,7 @@ class DiffusionPipeline(ABC):
         true_cfg_scale: float = 1.0,
         cache: BoundCache | AbstractCacheConfig | None = None,
         grid: Grid | None = None,
+        is_timed: bool = False,
         on_step: OnStep | None = None,
     ) -> Denoised:
         """The denoising loop.
@@ -316,6 +318,7 @@ class DiffusionPipeline(ABC):
             true_cfg_scale: Weight of the conditional branch with two branches.
             cache: This request's instead of the pipeline's.
             grid: Where the image tokens lie, for caches that need to know.
+            is_timed: Whether each step is timed on a GPU too.
             on_step: Called with ``(steps done, steps)`` after each step; what it
                 raises ends the request.
         """
@@ -326,6 +329,7 @@ class DiffusionPipeline(ABC):
             true_cfg_scale=true_cfg_scale,
             cache=cache,
             grid=grid,
+            is_timed=is_timed,
         )
         self.run_steps(denoising, on_step=on_step)
         return self.finish(denoising)
@@ -339,6 +343,7 @@ class DiffusionPipeline(ABC):
         true_cfg_scale: float = 1.0,
         cache: BoundCache | AbstractCacheConfig | None = None,
         grid: Grid | None = None,
+        is_timed: bool = False,
     ) -> Denoising:
         """The denoising loop before its first step; arguments of :meth:`denoise`."""
         batch, seq_len, _ = (int(size) for size in latents.shape)
@@ -382,12 +387,17 @@ class DiffusionPipeline(ABC):
             self.guidance.scales(true_cfg_scale, schedule),
             self._transformer.run_step,
             self.device,
+            is_timed=is_timed or self.device.is_host,
         )
 
     def run_steps(self, denoising: Denoising, *, on_step: OnStep | None = None) -> None:
         """Takes all the steps that are left, alone; arguments of :meth:`denoise`."""
+        batcher = Batcher(self.models, len(denoising.branches) * denoising.batch)
         while not denoising.is_done:
-            run(self.models, denoising.advance())
+            if denoising.is_faster_as_one:
+                batcher.run_one(denoising.advance())
+            else:
+                run(self.models, denoising.advance())
             if on_step is not None:
                 on_step(denoising.step, denoising.schedule.num_steps)
 

@@ -108,6 +108,13 @@ def test_a_seed_not_given_is_another_every_time(tmp_path: Path) -> None:
     assert all(0 <= seed < 2**32 for seed in seeds)
 
 
+def test_steps_are_timed_for_those_who_look_at_the_times(tmp_path: Path) -> None:
+    output = ("a", "--output", str(tmp_path / "x.png"))
+    assert not parse(*output).request.is_timed
+    assert parse(*output, "--json").request.is_timed
+    assert parse(*output, "--timeline", str(tmp_path / "t.png")).request.is_timed
+
+
 def test_cache_options_are_parsed_by_their_types() -> None:
     options = ["cache_interval=3", "max_order=2"]
     assert cache_from_text("taylorseer", options) == TaylorSeerConfig(3, 9, 2)

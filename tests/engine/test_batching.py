@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from max.driver import CPU, Buffer
 
 from max_diffusion.core.buffers import concatenate_rows
-from max_diffusion.execution.batcher import Batcher
+from max_diffusion.execution.batcher import Batcher, Lane
 from max_diffusion.execution.graph_call import Fork, GraphCall, Routine, run
 
 
@@ -94,7 +95,11 @@ def test_other_sizes_and_shared_inputs_are_other_calls() -> None:
     assert sorted(graphs.runs) == [("a", 1), ("a", 1), ("a", 2)]
 
 
-def test_rows_that_pass_on_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("passing", [0, 1], ids=["kept", "passing"])
+def test_rows_are_put_together_once(
+    passing: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And never where they came as a batch, whether they were copied or pass on."""
     made: list[int] = []
     module = "max_diffusion.execution.batcher.concatenate_rows"
 
@@ -105,10 +110,41 @@ def test_rows_that_pass_on_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(module, counted)
     graphs = Graphs()
     lanes = Batcher(graphs, 8).run(
-        [chain(n, "a", "b", "c", passing=1) for n in (1.0, 2.0)]
+        [chain(n, "a", "b", "c", passing=passing) for n in (1.0, 2.0)]
     )
-    assert made == [2, 2]  # the first graph's two inputs
+    assert made == [2]  # the first graph reads the same rows twice
     assert [lane.result for lane in lanes] == [[[8] * 3], [[16] * 3]]
+
+
+def test_rows_in_other_company_are_put_together_anew() -> None:
+    """More batches than are remembered, in which the same rows come and go."""
+    rng = np.random.default_rng(3)
+
+    def wandering(number: float, stages: list[int]) -> Routine[Any]:
+        now = value(number)
+        for stage in stages:
+            passing = int(rng.integers(2))
+            outputs = yield call("a", now, now, num_passing=passing, stage=stage)
+            now = outputs[0]
+        return now.to_numpy().tolist()
+
+    all_stages = [sorted(rng.choice(40, 20, replace=False)) for _ in range(6)]
+    routines = [wandering(1 + n, stages) for n, stages in enumerate(all_stages)]
+    lanes = Batcher(Graphs(), 4).run(routines)
+    doubled = 2.0**20
+    assert [x.result for x in lanes] == [[[(1 + n) * doubled] * 3] for n in range(6)]
+
+
+def test_a_fork_leaves_nothing_for_the_garbage_collector() -> None:
+    """Which would find its buffers late, and take its time."""
+    gc.collect()
+    gc.disable()
+    try:
+        lanes = Batcher(Graphs(), 8).run([forked((1, 2)), forked((3, 4))])
+        left = [each for each in gc.get_objects() if type(each) is Lane]
+    finally:
+        gc.enable()
+    assert len(left) == len(lanes)
 
 
 def test_host_arrays_are_put_together() -> None:

@@ -380,6 +380,7 @@ def test_requests_cross_to_the_worker_whole(cache: AbstractCacheConfig | None) -
         sigmas=(1.0, 0.1 + 0.2),
         cache=cache,
         cache_memory_limit=2**40,
+        is_timed=True,
     )
     assert from_json(to_json(request)) == request
 

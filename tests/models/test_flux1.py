@@ -41,6 +41,7 @@ from max_diffusion.core.buffers import to_device, to_numpy
 from max_diffusion.core.request import GenerationContext
 from max_diffusion.denoising.denoiser import DenoiserComponent
 from max_diffusion.execution.graph_call import run
+from max_diffusion.pipelines.text_to_image import GenerationResult
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -467,6 +468,32 @@ def test_a_batch_that_computes_in_part_draws_the_same_again(
     for _ in range(20):  # copies of rows are done before a graph reads them
         again = flux.execute(flux.prepare_inputs(whole))
         assert np.array_equal(again.images, batch.images)
+
+
+@pytest.mark.parametrize("cache", ["none", "taylorseer"])
+def test_branches_as_one_draw_the_same_to_the_bit(
+    demo: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch, cache: str
+) -> None:
+    def draw() -> GenerationResult:
+        return demo.generate(
+            "a red circle",
+            negative_prompt="a star",
+            true_cfg_scale=3.0,
+            num_inference_steps=12,
+            num_images_per_prompt=2,
+            seed=1,
+            cache=cache,
+        )
+
+    as_one = draw()
+    monkeypatch.setattr("max_diffusion.denoising.loop._MAX_TOKENS_AS_ONE", 0)
+    in_turn = draw()
+    assert np.array_equal(as_one.images, in_turn.images)
+    steps, others = as_one.report.steps, in_turn.report.steps
+    assert [step.actions for step in steps] == [step.actions for step in others]
+    computed = [step.is_time_shared for step in steps if "compute" in step.actions]
+    assert computed and all(computed)
+    assert not any(step.is_time_shared for step in others)
 
 
 def test_a_cache_not_compiled_for_is_refused(demo: TextToImagePipeline) -> None:

@@ -205,6 +205,16 @@ def test_other_seeds_are_refused(seed: Any, message: str) -> None:
     assert error_of({"seed": seed})["message"] == message
 
 
+# The report.
+
+
+def test_steps_are_timed_for_those_who_want_the_report() -> None:
+    timed, _ = asked(PROMPT | {"report": True})
+    plain, _ = asked(PROMPT)
+    assert timed.is_timed
+    assert not plain.is_timed
+
+
 # Names of other servers.
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -24,6 +25,31 @@ def test_report_counts_passes_per_sample_and_branch() -> None:
     )
     assert report.total_passes == 12
     assert report.full_passes == 7
+
+
+def test_a_steps_time_is_the_sum_of_its_branches_unless_they_ran_as_one() -> None:
+    other = "unconditional"
+    report = make_report(
+        (
+            make_step(0, milliseconds=2.0),
+            make_step(0, milliseconds=3.0, branch=other),
+            make_step(1, milliseconds=4.0, is_time_shared=True),
+            make_step(1, milliseconds=4.0, is_time_shared=True, branch=other),
+            make_step(2, milliseconds=None),
+            make_step(2, milliseconds=None, branch=other),
+        )
+    )
+    assert report.step_milliseconds == {0: 5.0, 1: 4.0}
+    plain = json.loads(json.dumps(report.to_dict()))["steps"]
+    assert [step["milliseconds"] for step in plain] == [2, 3, 4, 4, None, None]
+    assert [step["is_time_shared"] for step in plain[1:4]] == [False, True, True]
+
+
+def test_every_field_of_a_step_is_documented() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text()
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("|")]
+    for item in fields(StepRecord):
+        assert any(f"`{item.name}`" in row for row in rows), item.name
 
 
 def test_report_without_steps_counts_nothing() -> None:

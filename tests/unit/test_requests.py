@@ -43,6 +43,7 @@ from max_diffusion.execution.compiler import memory_errors_said
         ({"guidance_scale": "3"}, "must be a number of 0 or more, got '3'"),
         ({"guidance_scale": 1e40}, "must be a number of 0 or more, got 1e+40"),
         ({"true_cfg_scale": True}, "must be a number of 0 or more, got True"),
+        ({"is_timed": 1}, "is_timed must be True or False, got 1"),
     ],
     ids=str,
 )

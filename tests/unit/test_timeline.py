@@ -110,6 +110,37 @@ def test_timeline_bars_are_as_high_as_their_milliseconds() -> None:
     assert bar(75.0) > 1.5 * bar(25.0)
 
 
+def test_timeline_counts_the_time_of_branches_that_ran_as_one_once() -> None:
+    def bar(milliseconds: float, *, is_time_shared: bool) -> int:
+        steps = [
+            make_step(0, milliseconds=100.0),
+            *(
+                make_step(
+                    1,
+                    branch=branch,
+                    actions=("predict",),
+                    milliseconds=milliseconds,
+                    is_time_shared=is_time_shared,
+                )
+                for branch in ("conditional", "unconditional")
+            ),
+        ]
+        return pixels(draw_timeline(make_report(tuple(steps))), PREDICT)
+
+    assert bar(50.0, is_time_shared=True) == bar(25.0, is_time_shared=False)
+
+
+def test_timeline_without_times_has_no_bars_and_is_as_large() -> None:
+    def image(milliseconds: float | None) -> Image.Image:
+        steps = (make_step(step, milliseconds=milliseconds) for step in range(12))
+        return draw_timeline(make_report(tuple(steps)))
+
+    timed, untimed = image(10.0), image(None)
+    assert timed.size == untimed.size
+    assert pixels(untimed, COMPUTE) == pytest.approx(12 * 28 * 23, rel=0.1)  # cells
+    assert pixels(timed, COMPUTE) > 3 * pixels(untimed, COMPUTE)
+
+
 @pytest.mark.parametrize("steps", [1, 28, 250, 1000])
 def test_timeline_is_of_a_size_to_look_at(steps: int) -> None:
     image = draw_timeline(run(steps, lambda step, sample: "compute"))

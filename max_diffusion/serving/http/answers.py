@@ -138,6 +138,7 @@ def _progress(event: StepTaken) -> dict[str, Any]:
                 "actions": list(record.actions),
                 "signal": _finite(record.signal),
                 "milliseconds": record.milliseconds,
+                "is_time_shared": record.is_time_shared,
                 "sigma": record.sigma,
             }
             for record in event.records

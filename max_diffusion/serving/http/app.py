@@ -360,6 +360,7 @@ def to_request(
         num_images_per_prompt=body.n or 1,
         cache=cache,
         options=body.options(),
+        is_timed=bool(body.report),
     )
     options = SubmitOptions(
         priority=body.priority or 0,
