@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         register_cache,
     )
     from .caches.cache_file import read_cache_file, write_cache_file
-    from .core.grid import Grid
+    from .core.grid import Frames, Grid
     from .core.options import RequestOptions, option
     from .core.report import RunReport, StepRecord
     from .core.request import GenerationContext, GenerationRequest, PromptTexts
@@ -79,6 +79,7 @@ _MODULE_OF = {
     "PromptTexts": "core.request",
     "RequestOptions": "core.options",
     "option": "core.options",
+    "Frames": "core.grid",
     "Grid": "core.grid",
     "AbstractCacheConfig": "caches",
     "Action": "caches",
@@ -148,6 +149,7 @@ __all__ = [
     "DiffusionPipelineOutput",
     "FasterCacheConfig",
     "FirstBlockConfig",
+    "Frames",
     "GenerationContext",
     "GenerationRequest",
     "GenerationResult",

@@ -11,7 +11,7 @@ import numpy as np
 from max.driver import Buffer
 from new_model import ToyPipeline
 
-from max_diffusion import GenerationContext, RequestOptions, option
+from max_diffusion import Frames, GenerationContext, RequestOptions, option
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,10 @@ class ToyVideoPipeline(ToyPipeline):
 
     options_class = ToyVideoOptions
 
-    def num_frames(self, options: RequestOptions) -> int:
+    def frames_of(self, options: RequestOptions) -> Frames:
         assert isinstance(options, ToyVideoOptions)
-        return 3 if options.num_frames is None else options.num_frames
-
-    def fps(self, options: RequestOptions) -> float | None:
-        assert isinstance(options, ToyVideoOptions)
-        return 8.0 if options.fps is None else options.fps
+        count = 3 if options.num_frames is None else options.num_frames
+        return Frames(count, count, 8.0 if options.fps is None else options.fps)
 
     def resolved_options(self, context: GenerationContext) -> dict[str, object]:
         return {"num_frames": context.num_frames, "fps": context.fps}

@@ -8,6 +8,19 @@ from typing import final
 
 @final
 @dataclass(frozen=True)
+class Frames:
+    """The frames of one sample."""
+
+    count: int = 1
+    """Number of frames that are drawn; 1 of an image."""
+    latent_count: int = 1
+    """Number of frames of the grid of tokens, which may be fewer."""
+    fps: float | None = None
+    """Frames a second; ``None`` of an image."""
+
+
+@final
+@dataclass(frozen=True)
 class Grid:
     """The image tokens of one sample, in the order frames, rows, columns."""
 

@@ -11,6 +11,7 @@ import numpy as np
 from ..caches import BoundCache, NoCacheConfig, Run
 from ..core.buffers import repeat_rows
 from ..core.grid import Grid
+from ..core.options import read_options
 from ..core.request import GenerationContext, GenerationRequest, PromptTexts
 from ..sampling import Schedule
 from .decoding import check_room
@@ -37,9 +38,10 @@ def make_context(
     Raises:
         RequestError: See :meth:`TextToImagePipeline.create_context`.
     """
-    options = pipeline.read_options(request.options)
-    num_frames = pipeline.num_frames(options)
-    grid = pipeline.grid_of(request.height, request.width, num_frames)
+    owner = pipeline.pipeline_config.class_name or type(pipeline).__name__
+    options = read_options(pipeline.options_class, request.options, owner)
+    frames = pipeline.frames_of(options)
+    grid = pipeline.grid_of(request.height, request.width, frames.latent_count)
     height, width = grid.rows * pipeline.cell, grid.columns * pipeline.cell
     steps = request.num_inference_steps
     if steps is None and request.sigmas is None:
@@ -62,7 +64,7 @@ def make_context(
     if has_negative and negative is not None:
         unwanted = _tokenize_once(pipeline, negative, length)
     latent_bytes = 4 * grid.num_tokens * pipeline.token_channels
-    size = (request.num_images, num_frames, height, width)
+    size = (request.num_images, frames.count, height, width)
     check_room(pipeline, size, latent_bytes)
     if request.cache_memory_limit is not None:
         pipeline.caches.check_memory(
@@ -77,8 +79,8 @@ def make_context(
         text_tokens=length,
         latents=pipeline.draw_noise(request, grid),
         options=options,
-        num_frames=num_frames,
-        fps=pipeline.fps(options),
+        num_frames=frames.count,
+        fps=frames.fps,
         grid=grid,
         cache=cache,
         sigmas=schedule.sigmas,

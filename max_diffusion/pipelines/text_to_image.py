@@ -23,8 +23,8 @@ from ..caches import (
 )
 from ..checkpoint import ModelFolder, WeightTransform
 from ..core.buffers import repeat_rows, to_device
-from ..core.grid import Grid
-from ..core.options import RequestOptions, read_options
+from ..core.grid import Frames, Grid
+from ..core.options import RequestOptions
 from ..core.report import RunReport
 from ..core.request import GenerationContext, GenerationRequest, PromptTexts
 from ..core.validation import as_tuple, one_or_several
@@ -181,34 +181,13 @@ class TextToImagePipeline(DiffusionPipeline):
     def decode_bytes(self, height: int, width: int, num_frames: int) -> int:
         """Bytes that :meth:`decode` takes for each sample while it runs."""
 
-    def num_frames(self, options: RequestOptions) -> int:
-        """Frames of each sample: 1 of a model that draws images.
+    def frames_of(self, options: RequestOptions) -> Frames:
+        """Returns the frames of each sample: one, of a model that draws images.
 
         Args:
             options: Of the request, an instance of :attr:`options_class`.
         """
-        return 1
-
-    def fps(self, options: RequestOptions) -> float | None:
-        """Frames a second; ``None`` of images."""
-        return None
-
-    def latent_frames(self, num_frames: int) -> int:
-        """Frames of the grid of tokens for so many frames; as many by default."""
-        return num_frames
-
-    def read_options(self, given: Mapping[str, object]) -> RequestOptions:
-        """What a request asks for beyond the settings of every model.
-
-        Args:
-            given: Values by name.
-
-        Raises:
-            RequestError: :attr:`options_class` has no such option, or a value is of
-                another type or out of range.
-        """
-        owner = self.pipeline_config.class_name or type(self).__name__
-        return read_options(self.options_class, given, owner)
+        return Frames()
 
     def resolved_options(self, context: GenerationContext) -> Mapping[str, object]:
         """The options of a request for its report; a family adds its own choices."""
@@ -230,7 +209,7 @@ class TextToImagePipeline(DiffusionPipeline):
         return make_context(self, request)
 
     def grid_of(
-        self, height: int | None, width: int | None, num_frames: int = 1
+        self, height: int | None, width: int | None, latent_frames: int = 1
     ) -> Grid:
         """The image tokens of a size in pixels.
 
@@ -250,7 +229,7 @@ class TextToImagePipeline(DiffusionPipeline):
                     f"nearest: {' or '.join(near)}"
                 )
             sides.append(size // cell)
-        return Grid(self.latent_frames(num_frames), *sides)
+        return Grid(latent_frames, *sides)
 
     def token_counts(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Image tokens of a size in pixels, and the most text tokens.
@@ -259,7 +238,7 @@ class TextToImagePipeline(DiffusionPipeline):
             RequestError: A size that the model cannot draw.
         """
         options = self.options_class()
-        grid = self.grid_of(height, width, self.num_frames(options))
+        grid = self.grid_of(height, width, self.frames_of(options).latent_count)
         return grid.num_tokens, self.text_length(options)
 
     def prepare_inputs(self, context: GenerationContext) -> GenerationInputs:
@@ -277,11 +256,11 @@ class TextToImagePipeline(DiffusionPipeline):
         """Runs the text encoders: prepared inputs to a loop before its first step."""
         context = model_inputs.context
         branches = [
-            self._branch("conditional", model_inputs, context.tokens),
+            _branch(self, "conditional", model_inputs, context.tokens),
         ]
         if context.negative_tokens is not None:
             unwanted = context.negative_tokens
-            branches.append(self._branch("unconditional", model_inputs, unwanted))
+            branches.append(_branch(self, "unconditional", model_inputs, unwanted))
         return self.begin(
             model_inputs.latents,
             Schedule(context.sigmas, context.timesteps),
@@ -401,7 +380,7 @@ class TextToImagePipeline(DiffusionPipeline):
             seeds=seeds,
             num_images_per_prompt=num_images_per_prompt,
             sigmas=None if sigmas is None else as_tuple("sigmas", sigmas),
-            cache=self._named(cache),
+            cache=_config_of(self, cache),
             cache_memory_limit=cache_memory_limit,
             options=options,
             is_timed=is_timed,
@@ -420,24 +399,30 @@ class TextToImagePipeline(DiffusionPipeline):
         report = report_of(self, request, context, output, seconds)
         return GenerationResult(output.frames, report, context.fps)
 
-    def _branch(
-        self, name: str, inputs: GenerationInputs, tokens: Mapping[str, np.ndarray]
-    ) -> Branch:
-        context = inputs.context
-        count = context.num_images_per_prompt
-        rows = {role: repeat_rows(ids, count) for role, ids in tokens.items()}
-        held = {**self.encode_text(rows, context), **inputs.tables}
-        if self.has_guidance:
-            scale = np.full(len(context.latents), context.guidance_scale, np.float32)
-            held["guidance"] = to_device(scale, self.device)
-        return Branch(name, held)
 
-    def _named(
-        self, cache: str | DenoisingCacheConfig | AbstractCacheConfig | None
-    ) -> AbstractCacheConfig | None:
-        """A call's cache in any form; ``None`` stays the pipeline's."""
-        if cache is None:
-            return None
-        if isinstance(cache, str):
-            return cache_from_options(cache)
-        return self.caches.resolve(cache)
+def _config_of(
+    pipeline: TextToImagePipeline,
+    cache: str | DenoisingCacheConfig | AbstractCacheConfig | None,
+) -> AbstractCacheConfig | None:
+    """A call's cache in any form; ``None`` stays the pipeline's."""
+    if cache is None:
+        return None
+    if isinstance(cache, str):
+        return cache_from_options(cache)
+    return pipeline.caches.resolve(cache)
+
+
+def _branch(
+    pipeline: TextToImagePipeline,
+    name: str,
+    inputs: GenerationInputs,
+    tokens: Mapping[str, np.ndarray],
+) -> Branch:
+    context = inputs.context
+    count = context.num_images_per_prompt
+    rows = {role: repeat_rows(ids, count) for role, ids in tokens.items()}
+    held = {**pipeline.encode_text(rows, context), **inputs.tables}
+    if pipeline.has_guidance:
+        scale = np.full(len(context.latents), context.guidance_scale, np.float32)
+        held["guidance"] = to_device(scale, pipeline.device)
+    return Branch(name, held)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 
 import pytest
+from import_walker import FILES
 from processes import run_python
 
 import max_diffusion
@@ -33,3 +35,15 @@ def test_graphs_for_a_cpu_build_no_extension_of_max() -> None:
     code = "import sys, graphs.flux1, graphs.t5; print('max.nn' in sys.modules)"
     done = run_python(code)
     assert (done.returncode, done.stdout, done.stderr) == (0, "False\n", "")
+
+
+def test_no_file_and_no_class_is_too_long() -> None:
+    """What grows beyond is several things, and wants to be taken apart."""
+    for path in FILES:
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 450, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+                methods = [item for item in node.body if isinstance(item, kinds)]
+                assert len(methods) <= 20, f"{path}: {node.name}"

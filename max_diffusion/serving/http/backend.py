@@ -43,7 +43,7 @@ class ModelDescription:
         Raises:
             RequestError: It draws videos.
         """
-        num_frames = pipeline.num_frames(pipeline.options_class())
+        num_frames = pipeline.frames_of(pipeline.options_class()).count
         if num_frames > 1:
             raise RequestError(
                 f"server: {pipeline.pipeline_config.class_name} draws videos of "
