@@ -142,9 +142,11 @@ class ToyPipeline(md.TextToImagePipeline):
         return md.Tokenized({"gray": np.array(levels, np.int64)[:, None]})
 
     def draw_noise(self, request: md.GenerationRequest, grid: md.Grid) -> np.ndarray:
-        """Of the seed, ``(B, S_img, C)``."""
-        shape = request.num_images, grid.num_tokens, WIDTH
-        return np.random.default_rng(request.seed).standard_normal(shape, np.float32)
+        """Of the seed, or a seed each, ``(B, S_img, C)``."""
+        seeds = request.seeds or [request.seed]
+        shape = request.num_images // len(seeds), grid.num_tokens, WIDTH
+        rngs = [np.random.default_rng(seed % 2**64) for seed in seeds]
+        return np.concatenate([rng.standard_normal(shape, np.float32) for rng in rngs])
 
     def encode_text(
         self, tokens: Mapping[str, np.ndarray], context: md.GenerationContext
@@ -155,9 +157,8 @@ class ToyPipeline(md.TextToImagePipeline):
 
     def decode(self, context: md.GenerationContext, latents: Buffer) -> np.ndarray:
         """A token's 12 channels are 2 x 2 pixels of 3 colours."""
-        rows, columns = context.grid.rows, context.grid.columns
-        cells = latents.to_numpy().reshape(-1, rows, columns, 2, 2, 3)
-        shape = -1, 1, context.height, context.width, 3
+        grid, shape = context.grid, (-1, 1, context.height, context.width, 3)
+        cells = latents.to_numpy().reshape(-1, grid.rows, grid.columns, 2, 2, 3)
         pixels = cells.transpose(0, 1, 3, 2, 4, 5).reshape(shape)
         return np.clip(pixels.round(), 0, 255).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""The example's family with frames: a plugin of its own."""
+"""The example's family with frames; whoever uses it registers it."""
 
 from __future__ import annotations
 

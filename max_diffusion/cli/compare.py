@@ -12,6 +12,7 @@ from ..errors import RequestError
 from .command import Command
 from .evaluating import (
     add_evaluation_options,
+    check_requests,
     drawn_alike,
     judge_of,
     loaded_model,
@@ -64,8 +65,7 @@ def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
         for count in fewer:
             whole("--fewer-steps", count, minimum=1, maximum=steps - 1)
         runnable_caches(pipeline, caches, steps)
-        for request in scenes.requests:
-            pipeline.create_context(request)
+        check_requests(pipeline, scenes.requests)
 
     with loaded_model(args, caches, "comparing", interruption, check) as (
         model,

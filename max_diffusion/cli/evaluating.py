@@ -17,6 +17,7 @@ from .terminal import Interruption, Progress
 
 if TYPE_CHECKING:
     from ..caches import AbstractCacheConfig
+    from ..core.request import GenerationRequest
     from ..evaluation import Judge
     from ..evaluation.drawing import OnProgress
     from ..pipelines.text_to_image import TextToImagePipeline
@@ -49,6 +50,21 @@ def drawn_alike(args: argparse.Namespace) -> dict[str, Any]:
         "height": args.height,
         "width": args.width,
     }
+
+
+def check_requests(
+    pipeline: TextToImagePipeline, requests: Sequence[GenerationRequest]
+) -> None:
+    """Checks that an opened model can draw some requests, and that they are images.
+
+    Raises:
+        RequestError: The model refuses one, or would draw a video.
+    """
+    from ..pipelines.context import check_draws_images
+
+    for request in requests:
+        check_draws_images(pipeline, request.options, "compared")
+        pipeline.create_context(request)
 
 
 @contextmanager

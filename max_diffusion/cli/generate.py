@@ -9,7 +9,7 @@ import secrets
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -65,7 +65,11 @@ def resolve(args: argparse.Namespace) -> Job:
         from .like import Likeness
 
         like = Likeness.of(Path(args.like))
-    seeds = parse_seeds(args.seed)
+    # -1 is a random one, as on the server.
+    seeds = tuple(
+        secrets.randbelow(2**32) if seed == -1 else seed
+        for seed in parse_seeds(args.seed)
+    )
     given = {
         "prompts": tuple(map(_typed, args.prompts)) or None,
         "prompt_2": one_or_several(list(map(_typed, args.prompt_2))),
@@ -79,13 +83,11 @@ def resolve(args: argparse.Namespace) -> Job:
         "seed": seeds[0] if seeds else None,
         "seeds": seeds if seeds and len(seeds) > 1 else None,
         "num_images_per_prompt": args.num_images_per_prompt,
-        "options": model_options(args) or None,
+        "options": _own_options(args) or None,
         "cache_memory_limit": memory_size(
             "--cache-memory-limit", args.cache_memory_limit
         ),
     }
-    if given["seed"] == -1 and given["seeds"] is None:
-        given["seed"] = secrets.randbelow(2**32)  # as on the server
     asked = {name: value for name, value in given.items() if value is not None}
     if not asked.get("prompts") and like is None:
         raise RequestError(
@@ -118,6 +120,10 @@ def resolve(args: argparse.Namespace) -> Job:
     if like is not None:
         model, dtype = model or like.text("model"), dtype or like.text("dtype")
     output = Path(args.output)
+    if not output.suffix:
+        check_writable(output, "--output", *FORMATS)  # before it is numbered
+    if timeline:
+        check_writable(timeline, "--timeline")
     job = Job(request, cache, output, timeline, model or "demo", dtype, like, is_one)
     files = output_paths(job.output, job.num_images)
     if timeline and timeline.resolve() in {file.resolve() for file in files}:
@@ -125,9 +131,15 @@ def resolve(args: argparse.Namespace) -> Job:
     for path in files:
         check_writable(path, "--output", *FORMATS)
         check_sides(path, request.height, request.width, "--output")
-    if timeline:
-        check_writable(timeline, "--timeline")
     return job
+
+
+def _own_options(args: argparse.Namespace) -> dict[str, object]:
+    """Returns the options of some models only that were given."""
+    return {
+        name: _typed(value) if isinstance(value, str) else value
+        for name, value in model_options(args).items()
+    }
 
 
 def _typed(text: str) -> str:
@@ -149,6 +161,7 @@ def _cache(args: argparse.Namespace, like: Likeness | None) -> AbstractCacheConf
 
 def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
     job = resolve(args)
+    from ..core.options import declared_options
     from ..media.writers import check_frames
     from ..pipelines.opening import open_model
 
@@ -166,9 +179,14 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             show_progress=is_shown,
             on_event=progress.on_event,
         )
+        if job.like is not None:
+            # Another family than the file's may not have all of its options.
+            known = declared_options(pipeline.options_class).keys() | _own_options(args)
+            options = {k: v for k, v in request.options.items() if k in known}
+            request = replace(request, options=options)
         # Compiling takes minutes: a size that the model cannot draw is told before.
         context = pipeline.create_context(request)
-        check_frames(job.output, context.num_frames, "--output")
+        check_frames(job.output, context.num_frames, "--output", context.fps)
         pipeline.compile()
 
         def on_step(done: int, total: int) -> None:

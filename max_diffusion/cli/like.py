@@ -49,14 +49,15 @@ class Likeness:
             isinstance(prompts, list)
             and prompts
             and type(count) is int
+            and type(settings.get("seed")) is int
             and type(image) is int
             and 0 <= image < count
             and count % len(prompts) == 0
             and isinstance(settings.get("cache"), dict)
         ):
             raise RequestError(
-                f"{file}: its settings are not whole: prompts, num_images, picture or "
-                "cache; give another picture"
+                f"{file}: its settings are not whole: prompts, num_images, picture, "
+                "seed or cache; give another picture"
             )
         known = [item.name for item in fields(GenerationRequest)]
         asked = {
@@ -103,7 +104,12 @@ class Likeness:
         versions = versions if isinstance(versions, dict) else {}
         for name, version in now["versions"].items():
             pairs.append((f"version of {name}", versions.get(name), version))
-        return [
+        left_out = [
+            f"{self.file}: drawn with {name} {value}, which this model does not have"
+            for name, value in self.asked["options"].items()
+            if name not in now
+        ]
+        return left_out + [
             f"{self.file}: drawn with {name} {old}, now with {new}; the picture may "
             "be another"
             for name, old, new in pairs

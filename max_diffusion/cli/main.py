@@ -57,12 +57,26 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         RequestError: A plugin cannot be loaded.
         SystemExit: As argparse does.
     """
-    args, unknown = _parser().parse_known_args(arguments)
-    if args.plugin:
+    # First, since --help tells of their caches and options too.
+    early = _Parser(prog="max-diffusion", add_help=False, allow_abbrev=False)
+    early.add_argument("--plugin", action="append", default=[])
+    plugins = early.parse_known_args(arguments)[0].plugin
+    if plugins:
         from ..plugins import load_plugins
 
-        load_plugins(args.plugin)
-    return _parser(has_model_options=True).parse_args(arguments) if unknown else args
+        load_plugins(plugins)
+    args, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        args, unknown = _parser(has_model_options=True).parse_known_args(arguments)
+    if unknown:
+        hint = ""
+        if COMMANDS[args.command].takes_model_options:
+            hint = "give all prompts in a row, and --plugin for other models' options; "
+        raise RequestError(
+            f"unrecognized arguments: {' '.join(unknown)}; {hint}see max-diffusion "
+            f"{args.command} --help"
+        )
+    return args
 
 
 def _run(arguments: Sequence[str] | None, interruption: Interruption) -> int:
@@ -137,7 +151,7 @@ def _parser(*, has_model_options: bool = False) -> argparse.ArgumentParser:
     for name, command in COMMANDS.items():
         parts = commands.add_parser(name, help=command.help, allow_abbrev=False)
         parts.command = command
-        parts.set_defaults(run=command.run)
+        parts.set_defaults(run=command.run, command=name)
         command.add_options(parts.add_argument)
         parts.add_argument(
             "--plugin",

@@ -12,6 +12,7 @@ from ..errors import MaxDiffusionError, RequestError
 from .command import Command
 from .evaluating import (
     add_evaluation_options,
+    check_requests,
     drawn_alike,
     judge_of,
     loaded_model,
@@ -52,8 +53,7 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
     folder = check_folder(args.output)
 
     def check(pipeline: TextToImagePipeline) -> None:
-        for request in scenes.requests:
-            pipeline.create_context(request)
+        check_requests(pipeline, scenes.requests)
 
     with loaded_model(args, methods, "tuning", interruption, check) as (
         model,

@@ -7,13 +7,16 @@ these fields, and every model refuses by name what it does not declare.
 
 from __future__ import annotations
 
+import difflib
+import keyword
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Final, get_type_hints
 
 from ..errors import RequestError
+from .setting_names import SHORT_FORMS
 from .validation import finite, text, whole
 
 _KINDS: Final[Mapping[object, type]] = MappingProxyType(
@@ -79,7 +82,20 @@ def declared_options(
     Raises:
         RequestError: A declaration is malformed, or a name is taken.
     """
-    hints = get_type_hints(kind)
+    if not (isinstance(kind, type) and issubclass(kind, RequestOptions)):
+        raise RequestError(
+            f"options_class: expected a subclass of RequestOptions, got {kind!r}"
+        )
+    params = vars(kind).get("__dataclass_params__")  # not an inherited one
+    if params is None or not params.frozen:
+        raise RequestError(
+            f"{kind.__qualname__}: expected a frozen dataclass; decorate it with "
+            "@dataclass(frozen=True)"
+        )
+    try:
+        hints = get_type_hints(kind)
+    except NameError as err:
+        raise RequestError(f"{kind.__qualname__}: its annotations: {err}") from err
     found: dict[str, DeclaredOption] = {}
     for item in fields(kind):
         where = f"{kind.__qualname__}.{item.name}"
@@ -89,13 +105,31 @@ def declared_options(
                 f"{where}: expected a field made by option(), of type int | None, "
                 f"float | None, str | None or bool | None, got {hints[item.name]}"
             )
-        if not _NAME.fullmatch(item.name) or item.name in taken:
+        is_name = _NAME.fullmatch(item.name) and not keyword.iskeyword(item.name)
+        # --no-NAME turns an option off, and pydantic has methods that begin with model.
+        is_free = item.name not in taken and not item.name.startswith(("no_", "model_"))
+        if not is_name or not is_free:
             raise RequestError(
                 f"{where}: expected lower-case words joined by underscores that no "
                 "setting of all models has for its name; choose another"
             )
-        found[item.name] = DeclaredOption(item.name, value, **item.metadata)
+        declared = DeclaredOption(item.name, value, **item.metadata)
+        _check_range(where, declared)
+        found[item.name] = declared
     return found
+
+
+def _check_range(where: str, declared: DeclaredOption) -> None:
+    if not isinstance(declared.help, str) or not declared.help.strip():
+        raise RequestError(f"{where}: expected help of a line, got {declared.help!r}")
+    ends = [end for end in (declared.minimum, declared.maximum) if end is not None]
+    are_numbers = all(type(end) in (int, float) for end in ends)
+    is_number = declared.kind in (int, float)
+    if (ends and not is_number) or not are_numbers or ends != sorted(ends):
+        raise RequestError(
+            f"{where}: expected a minimum and a maximum in this order, of a number, "
+            f"got {declared.minimum!r} and {declared.maximum!r}"
+        )
 
 
 def read_options(
@@ -115,15 +149,22 @@ def read_options(
     known = declared_options(kind)
     values: dict[str, Any] = {}
     for name, value in given.items():
-        if value is None:
-            continue
         if name not in known:
             raise RequestError(
-                f"request: {name} is no option of {owner}; it has "
+                f"request: {name} is no option of {owner}; {_meant(name, known)}it has "
                 f"{', '.join(known) or 'none beyond those of every model'}"
             )
-        values[name] = _checked(known[name], value)
+        if value is not None:
+            values[name] = _checked(known[name], value)
     return kind(**values)
+
+
+def _meant(name: str, known: Collection[str]) -> str:
+    """A word on what may have been meant by a name that is none."""
+    full = {short: long for long, short in SHORT_FORMS.items()}
+    others = (*known, *SHORT_FORMS, "height", "negative_prompt", "seed", "width")
+    near = [full[name]] if name in full else difflib.get_close_matches(name, others, 1)
+    return f"did you mean {near[0]}? " if near else ""
 
 
 def _checked(declared: DeclaredOption, value: Any) -> Any:

@@ -18,6 +18,38 @@ SHORT_FORMS: Final[Mapping[str, str]] = MappingProxyType(
 takes both, and so does HTTP, where the last is called ``n``, as OpenAI has it."""
 
 
+RESERVED: Final = frozenset(
+    (
+        # Of the command line.
+        *("cache", "cache_file", "cache_option", "calibration", "command", "debug"),
+        *(
+            "device",
+            "dtype",
+            "files",
+            "help",
+            "json",
+            "like",
+            "model",
+            "num_images",
+            "output",
+        ),
+        *("plugin", "plugins", "prompts", "revision", "run", "timeline", "variant"),
+        # Of HTTP, and of the class that reads its bodies.
+        *("background", "cache_options", "construct", "copy", "dict", "from_orm"),
+        *("guidance", "moderation", "n", "options", "output_compression"),
+        *("output_format", "parse_file", "parse_obj", "parse_raw", "partial_images"),
+        *("pixels", "priority", "progress", "prompt", "quality", "report"),
+        *("response_format", "safety_identifier", "schema", "schema_json", "size"),
+        *("steps", "stream", "style", "timeout", "true_cfg", "update_forward_refs"),
+        *("user", "validate", "warnings"),
+        # Of Python and of reports.
+        *("full_passes", "kwargs", "on_step", "picture", "self", "total_passes"),
+    )
+)
+"""What options of a model family may not be called, beside the settings that every
+request and every report has."""
+
+
 def flags(name: str) -> tuple[str, ...]:
     """The options of the command line that give a setting, the short one first."""
     names = (SHORT_FORMS[name], name) if name in SHORT_FORMS else (name,)

@@ -110,7 +110,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         RequestError: It cannot be read, or holds no settings.
     """
     try:
-        text = _from_mp4(path) if path.suffix.lower() == ".mp4" else _from_image(path)
+        text = _from_mp4(path) if _is_mp4(path) else _from_image(path)
     except OSError as err:
         reason = err.strerror or "it is no picture"
         raise RequestError(
@@ -193,11 +193,16 @@ def _from_image(path: Path) -> object:
     with Image.open(path) as image:
         if image.format == "GIF":
             comment = image.info.get("comment", b"")
-            return bytes(comment).decode("utf-8")
+            return bytes(comment).decode("utf-8", errors="replace")
         text = image.info.get(SETTINGS_KEY)
         if text is None and isinstance(image.info.get("xmp"), bytes):
             return _from_xmp(image.info["xmp"])
         return text
+
+
+def _is_mp4(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8)[4:] == b"ftyp"
 
 
 def _from_mp4(path: Path) -> object:

@@ -21,6 +21,7 @@ from .metadata import SETTINGS_KEY, exif_and_xmp, png_info
 
 _FILE_QUALITY: Final = 95
 _DEFAULT_FPS: Final = 8.0
+_MIN_FPS: Final = 0.1
 # x264's constant quality; 17 is taken for visually lossless.
 _MP4_QUALITY: Final = "17"
 
@@ -38,6 +39,8 @@ class Format:
     """Whether a file can hold a single frame."""
     holds_video: bool
     """Whether a file can hold several frames."""
+    max_fps: float = 1000.0
+    """Most frames a second that players show as they are."""
 
 
 _PNG: Final = Format("png", 2**31 - 1, holds_image=True, holds_video=False)
@@ -49,7 +52,7 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
         ".jpg": _JPEG,
         ".jpeg": _JPEG,
         ".webp": Format("webp", 16_383, holds_image=True, holds_video=True),
-        ".gif": Format("gif", 65_535, holds_image=True, holds_video=True),
+        ".gif": Format("gif", 65_535, holds_image=True, holds_video=True, max_fps=50),
         ".mp4": Format("mp4", 16_384, holds_image=False, holds_video=True),
     }
 )
@@ -82,20 +85,29 @@ def check_sides(path: Path, height: int | None, width: int | None, where: str) -
             )
 
 
-def check_frames(path: Path, num_frames: int, where: str) -> None:
-    """Refuses a file whose format cannot hold so many frames.
+def check_frames(
+    path: Path, num_frames: int, where: str, fps: float | None = None
+) -> None:
+    """Refuses a file whose format cannot hold so many frames, or show them so fast.
 
     Args:
         path: The file; its suffix is known.
         num_frames: Number of frames to write into the file.
         where: Where the file was given, for messages.
+        fps: Frames a second, of a video.
 
     Raises:
-        RequestError: There is one frame, and the format is for videos; or the reverse.
+        RequestError: There is one frame, and the format is for videos; or the reverse;
+            or there are too many or too few frames a second.
     """
     found = format_of(path)
     is_video = num_frames > 1
     if found.holds_video if is_video else found.holds_image:
+        if is_video and fps is not None and not _MIN_FPS <= fps <= found.max_fps:
+            raise RequestError(
+                f"{where}: {path}: {found.kind} shows {_MIN_FPS:g} to "
+                f"{found.max_fps:g} frames a second, got {fps:g}"
+            )
         return
     fitting = [
         suffix
@@ -134,9 +146,10 @@ def encoded_video(
 ) -> bytes:
     """Encodes frames as the bytes of a file that shows one after the other.
 
-    A GIF's frames last a multiple of 10 ms each, all together as long as they should.
-    H.264 halves the resolution of colours where both sides are even, and keeps it where
-    one is odd, which fewer players show.
+    Pillow joins equal frames, which then last as long as all of them; a WebP of equal
+    frames alone is a still image. A GIF's frames last a multiple of 10 ms each, all
+    together as long as they should. H.264 halves the resolution of colours where both
+    sides are even, and keeps it where one is odd, which fewer players show.
 
     Args:
         frames: The frames, uint8 ``(F, H, W, 3)``.

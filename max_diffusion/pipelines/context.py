@@ -11,8 +11,9 @@ import numpy as np
 from ..caches import BoundCache, NoCacheConfig, Run
 from ..core.buffers import repeat_rows
 from ..core.grid import Grid
-from ..core.options import read_options
+from ..core.options import RequestOptions, read_options
 from ..core.request import GenerationContext, GenerationRequest, PromptTexts
+from ..errors import RequestError
 from ..sampling import Schedule
 from .decoding import check_room
 
@@ -38,8 +39,7 @@ def make_context(
     Raises:
         RequestError: See :meth:`TextToImagePipeline.create_context`.
     """
-    owner = pipeline.pipeline_config.class_name or type(pipeline).__name__
-    options = read_options(pipeline.options_class, request.options, owner)
+    options = options_of(pipeline, request.options)
     frames = pipeline.frames_of(options)
     grid = pipeline.grid_of(request.height, request.width, frames.latent_count)
     height, width = grid.rows * pipeline.cell, grid.columns * pipeline.cell
@@ -106,6 +106,40 @@ def make_context(
             and not (name == "num_inference_steps" and request.sigmas is not None)
         },
     )
+
+
+def options_of(
+    pipeline: TextToImagePipeline, given: Mapping[str, object]
+) -> RequestOptions:
+    """Returns what is given of the options that only some models have.
+
+    Raises:
+        RequestError: The model has no such option, or a value is of another type or out
+            of range.
+    """
+    owner = pipeline.pipeline_config.class_name or type(pipeline).__name__
+    return read_options(pipeline.options_class, given, owner)
+
+
+def check_draws_images(
+    pipeline: TextToImagePipeline, given: Mapping[str, object], done: str
+) -> None:
+    """Refuses a request that would draw a video.
+
+    Args:
+        pipeline: What would draw it.
+        given: Its options that only some models have.
+        done: What is done with images alone, such as ``served``.
+
+    Raises:
+        RequestError: It would, or an option is refused.
+    """
+    count = pipeline.frames_of(options_of(pipeline, given)).count
+    if count > 1:
+        raise RequestError(
+            f"request: {pipeline.pipeline_config.class_name} would draw a video of "
+            f"{count} frames, and images alone are {done}; draw it with generate"
+        )
 
 
 def _bound_cache(

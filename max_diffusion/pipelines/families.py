@@ -11,6 +11,7 @@ from typing import Final
 from ..core.options import DeclaredOption, RequestOptions, declared_options
 from ..core.report import RunReport
 from ..core.request import GenerationRequest
+from ..core.setting_names import RESERVED
 from ..errors import RequestError
 from .text_to_image import TextToImagePipeline
 
@@ -38,7 +39,7 @@ _TAKEN: Final = frozenset(
             for kind in (GenerationRequest, RunReport)
             for item in fields(kind)
         ),
-        *("prompt", "on_step", "picture", "full_passes", "total_passes"),
+        *RESERVED,
     )
 )
 

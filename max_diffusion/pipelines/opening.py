@@ -235,7 +235,8 @@ def _kind(folder: ModelFolder) -> type[TextToImagePipeline]:
     if folder.class_name not in PIPELINES:
         raise ModelLoadError(
             f"{folder.name}: model_index.json names {folder.class_name!r}; "
-            f"supported are {', '.join(PIPELINES)}"
+            f"supported are {', '.join(PIPELINES)}; others are made known by "
+            "register_model, on the command line by --plugin"
         )
     return pipeline_class(folder.class_name)
 

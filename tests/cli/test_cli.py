@@ -69,6 +69,28 @@ def test_arguments_become_a_job(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_random_seed_may_be_one_of_several(tmp_path: Path) -> None:
+    words = ("a", "b", "--output", str(tmp_path / "x.png"), "--seed=-1,7")
+    first, second = (parse(*words).request.seeds for _ in range(2))
+    assert first[1] == second[1] == 7
+    assert first[0] != second[0]
+    assert min(first[0], second[0]) >= 0
+
+
+def test_help_lists_the_options_of_plugins(tmp_path: Path) -> None:
+    plugin = tmp_path / "video_plugin.py"
+    plugin.write_text(
+        "import sys\n"
+        f"sys.path += {[str(ROOT / 'tests'), str(ROOT / 'examples')]!r}\n"
+        "import max_diffusion, toy_video\n"
+        "max_diffusion.register_model('ToyVideo', toy_video.ToyVideoPipeline)\n"
+    )
+    done = run("--help", "--plugin", plugin)
+    assert done.returncode == 0, done.stderr
+    assert "--num-frames" in done.stdout
+    assert "--max-sequence-length" in done.stdout
+
+
 def test_settings_have_diffusers_names_and_short_ones(tmp_path: Path) -> None:
     output = ("--output", str(tmp_path / "x.png"), "--seed", "1")
     values = {"steps": "7", "guidance": "2.5", "true-cfg": "3", "num-images": "2"}
@@ -196,6 +218,11 @@ def test_help_lists_every_cache_and_its_options() -> None:
         (["a", "--output", "x.mp4"], 2, "x.mp4: mp4 cannot hold an image; write .png,"),
         (["a", "--output", "x.webp", "--width", "16384"], 2, "at most 16383 pixels"),
         (["a", "--timeline", "/"], 2, "--timeline: / is a folder"),
+        (["a", "--output", "", "--num-images", "2"], 2, "--output: . is a folder"),
+        (["a", "--output", ".", "--num-images", "2"], 2, "--output: . is a folder"),
+        (["a", "--output", ".png", "--num-images", "2"], 2, "--output: .png must end"),
+        (["a", "--num-frames", "3"], 2, "--plugin for other models' options"),
+        (["a", "--steps", "1", "b"], 2, "unrecognized arguments: b; give all prompts"),
         (["a", "--cache", "tea"], 2, "fastercache, got 'tea'"),
         (["a", "--cache-option", "x=1"], 2, "none has no option 'x'; it has none"),
         (["a", "--device", "tpu"], 2, "expected auto, cpu, gpu or gpu:INDEX"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_video
+from new_model import write_folder
 from PIL import Image, ImageSequence
 from sketcher import Sketcher, ask, asked, post
 from toy_video import ToyVideoOptions, ToyVideoPipeline
@@ -22,14 +23,16 @@ from max_diffusion import (
     load_pipeline,
     register_model,
 )
+from max_diffusion.cli.evaluating import check_requests
 from max_diffusion.cli.main import main
 from max_diffusion.core.buffers import to_device
 from max_diffusion.core.grid import Grid
 from max_diffusion.engine import Engine, Preview, SubmitOptions
 from max_diffusion.media.metadata import read_settings
 from max_diffusion.pipelines import families
+from max_diffusion.pipelines.context import check_draws_images
 from max_diffusion.pipelines.decoding import decode_in_goes
-from max_diffusion.serving.http import ModelDescription
+from max_diffusion.serving.http import LocalBackend, ModelDescription
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -174,8 +177,47 @@ def test_a_slip_is_told_before_anything_is_drawn(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_request_for_a_video_is_refused_where_images_are_served(
+    pipeline: ToyVideoPipeline,
+) -> None:
+    check_draws_images(pipeline, {"num_frames": 1}, "served")
+    message = "would draw a video of 9 frames, and images alone are served; draw it"
+    with pytest.raises(RequestError, match=message):
+        check_draws_images(pipeline, {"num_frames": 9}, "served")
+    with pytest.raises(RequestError, match="images alone are compared"):
+        check_requests(pipeline, [GenerationRequest(("gray 3",))])
+    backend = LocalBackend()
+    with Engine(pipeline) as engine:
+        backend._engine, backend._status = engine, "ready"
+        request = GenerationRequest(("gray 3",), options={"num_frames": 2})
+        with pytest.raises(RequestError, match="a video of 2 frames"):
+            asyncio.run(backend.draw(request, SubmitOptions()))
+
+
+def test_options_of_another_family_are_left_out_with_a_word(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, again = tmp_path / "x.gif", tmp_path / "y.png"
+    words = ["generate", "gray 90", "--model", str(folder), "--output", str(path)]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--num-frames", "1"])
+    assert ended.value.code == 0
+    toy = write_folder(tmp_path / "toy")
+    words = ["generate", "--like", str(path), "--model", str(toy)]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--output", str(again)])
+    said = capsys.readouterr().err
+    assert ended.value.code == 0, said
+    assert "drawn with num_frames 1, which this model does not have" in said
+    assert "drawn with fps 8.0, which this model does not have" in said
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--output", str(again), "--num-frames", "1"])
+    assert ended.value.code == 2
+    assert "num_frames is no option of ToyPipeline" in capsys.readouterr().err
+
+
 def test_a_server_says_that_it_serves_images_alone(pipeline: ToyVideoPipeline) -> None:
-    message = "ToyVideoPipeline draws videos of 3 frames, and images alone are served"
+    message = "ToyVideoPipeline would draw a video of 3 frames, and images alone are"
     with pytest.raises(RequestError, match=message):
         ModelDescription.of(pipeline)
 

@@ -253,6 +253,13 @@ def test_every_alias_is_tried() -> None:
     assert len(ALIASES) == 4
 
 
+@pytest.mark.parametrize("name", ["true_cfg", "steps"])
+def test_true_is_not_one(name: str) -> None:
+    alias = next(alias for alias, field in ALIASES.items() if field == name)
+    error = error_of({name: 1, alias: True})
+    assert "leave one out" in error["message"]
+
+
 def test_an_alias_out_of_range_is_named_as_it_was_sent() -> None:
     error = error_of({"num_inference_steps": 0})
     assert error["param"] == "num_inference_steps"

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import inspect
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from max_diffusion import RequestError, RequestOptions, option
+from max_diffusion import (
+    RequestError,
+    RequestOptions,
+    TextToImagePipeline,
+    option,
+)
+from max_diffusion.cli.main import parse
 from max_diffusion.core.options import DeclaredOption, declared_options, read_options
+from max_diffusion.core.setting_names import SHORT_FORMS
+from max_diffusion.pipelines import families
 from max_diffusion.pipelines.families import declared_by_all
-from max_diffusion.serving.http.schemas import request_model
+from max_diffusion.serving.http.schemas import (
+    ALIASES,
+    ImageGenerationRequest,
+    request_model,
+)
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,7 @@ def test_what_is_given_is_read_and_the_rest_is_the_models() -> None:
     given = {"frames": 81, "strength": 1, "tone": "é", "loops": False}
     assert read_options(Video, given, "V") == Video(81, 1.0, "é", False)
     assert read_options(Video, {"frames": None}, "V") == Video()
-    assert read_options(RequestOptions, {"frames": None}, "V") == RequestOptions()
+    assert read_options(RequestOptions, {}, "V") == RequestOptions()
 
 
 @pytest.mark.parametrize(
@@ -85,6 +99,108 @@ class Needed(RequestOptions):
 @dataclass(frozen=True)
 class Taken(RequestOptions):
     seed: int | None = option("of what?")
+
+
+def made_of(name: str, kind: Any, value: Any) -> type[RequestOptions]:
+    """A family's options with a single one."""
+    bases = (RequestOptions,)
+    return make_dataclass("Made", [(name, kind, value)], bases=bases, frozen=True)
+
+
+class Undecorated(RequestOptions):
+    strength: float | None = option("0 to 1")
+
+
+@dataclass(frozen=True)
+class Stranger:
+    strength: float | None = option("0 to 1")
+
+
+@dataclass(frozen=True)
+class Unresolved(RequestOptions):
+    strength: Nowhere | None = option("0 to 1")  # type: ignore[name-defined]  # noqa: F821, RUF009
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (Undecorated, "Undecorated: expected a frozen dataclass; decorate it"),
+        (Stranger, "options_class: expected a subclass of RequestOptions, got <class"),
+        (5, "options_class: expected a subclass of RequestOptions, got 5"),
+        (None, "options_class: expected a subclass of RequestOptions, got None"),
+        (RequestOptions(), "options_class: expected a subclass"),
+        (Unresolved, "Unresolved: its annotations: name 'Nowhere' is not defined"),
+    ],
+)
+def test_what_is_no_options_class_is_an_error(kind: Any, message: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        declared_options(kind)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "field_"),
+    [
+        (int | None, option("x", minimum=9, maximum=1)),
+        (float | None, option("x", minimum="a")),  # type: ignore[arg-type]
+        (str | None, option("x", minimum=1)),
+        (bool | None, option("x", maximum=1)),
+        (int | None, option("x", minimum=True)),
+        (int | None, option(" ")),
+        (int | None, option(5)),  # type: ignore[arg-type]
+    ],
+)
+def test_a_range_that_is_none_is_an_error(kind: Any, field_: Any) -> None:
+    made = made_of("level", kind, field_)
+    with pytest.raises(RequestError, match=r"Made\.level: expected"):
+        declared_options(made)
+
+
+def test_names_that_mean_something_else_are_taken() -> None:
+    """On the command line, over HTTP, in Python and in reports."""
+    words = vars(parse(["generate", "a"]))
+    public = {name for name in dir(ImageGenerationRequest) if not name.startswith("_")}
+    keywords = set(inspect.signature(TextToImagePipeline.generate).parameters)
+    assert "max_sequence_length" not in keywords
+    for name in ({*words} | public | keywords | {*ALIASES, *SHORT_FORMS.values()}) - {
+        "max_sequence_length"
+    }:
+        made = make_dataclass(
+            "Made",
+            [(name, int | None, option("x"))],
+            bases=(RequestOptions,),
+            frozen=True,
+        )
+        with pytest.raises(RequestError, match="choose another"):
+            declared_options(made, families._TAKEN)
+    for name in ("no_sound", "model_size", "Upper"):
+        made = make_dataclass(
+            "Made",
+            [(name, int | None, option("x"))],
+            bases=(RequestOptions,),
+            frozen=True,
+        )
+        with pytest.raises(RequestError, match="choose another"):
+            declared_options(made, families._TAKEN)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("steps", "did you mean num_inference_steps? it has frames"),
+        ("num_images", "did you mean num_images_per_prompt? it has"),
+        ("negative_promt", "did you mean negative_prompt? it has"),
+        ("frame", "did you mean frames? it has"),
+        ("zzz", "; it has frames"),
+    ],
+)
+@pytest.mark.parametrize("value", [3, None])
+def test_what_may_have_been_meant_is_said(
+    name: str, message: str, value: int | None
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        read_options(Video, {name: value}, "V")
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", [OfAnotherType, Bare, Needed])

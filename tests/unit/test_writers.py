@@ -115,6 +115,36 @@ def test_what_a_format_cannot_hold_is_refused(
     assert str(caught.value).startswith(f"--output: {name}: {message}")
 
 
+@pytest.mark.parametrize(
+    ("name", "fps", "message"),
+    [
+        ("x.gif", 60.0, "gif shows 0.1 to 50 frames a second, got 60"),
+        ("x.webp", 1001.0, "webp shows 0.1 to 1000 frames a second, got 1001"),
+        ("x.mp4", 1e-3, "mp4 shows 0.1 to 1000 frames a second, got 0.001"),
+    ],
+)
+def test_a_rate_that_no_player_shows_is_refused(
+    name: str, fps: float, message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        check_frames(Path(name), 3, "--output", fps)
+    check_frames(Path(name), 3, "--output", 50.0)
+    check_frames(Path(name), 3, "--output")
+
+
+def test_a_video_is_known_by_its_contents(tmp_path: Path) -> None:
+    path = tmp_path / "video"
+    path.write_bytes(encoded_video(moving(3, 16, 16), "mp4", 8.0, TEXT))
+    assert read_settings(path) == SETTINGS
+
+
+def test_a_comment_in_other_letters_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "x.gif"
+    Image.new("P", (4, 4)).save(path, comment=b"caf\xe9")
+    with pytest.raises(RequestError, match="expected the settings"):
+        read_settings(path)
+
+
 def test_every_format_holds_something() -> None:
     for suffix, known in FORMATS.items():
         for is_held, num_frames in ((known.holds_image, 1), (known.holds_video, 2)):

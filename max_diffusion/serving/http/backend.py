@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, final
 from ...core.options import declared_options
 from ...core.request import GenerationRequest
 from ...engine import Engine, Event, Failed, Finished, RequestHandle, SubmitOptions
-from ...errors import RequestError
+from ...pipelines.context import check_draws_images
 from ...pipelines.text_to_image import TextToImagePipeline
 from .errors import ApiError
 from .metrics import Metrics
@@ -43,12 +43,7 @@ class ModelDescription:
         Raises:
             RequestError: It draws videos.
         """
-        num_frames = pipeline.frames_of(pipeline.options_class()).count
-        if num_frames > 1:
-            raise RequestError(
-                f"server: {pipeline.pipeline_config.class_name} draws videos of "
-                f"{num_frames} frames, and images alone are served; draw with generate"
-            )
+        check_draws_images(pipeline, {}, "served")
         height, width = pipeline.default_size
         caches = pipeline.caches.supported()
         default = pipeline.cache_config
@@ -150,6 +145,7 @@ class LocalBackend(Backend):
             raise ApiError(
                 503, f"server: {detail}", code=status, headers={"Retry-After": "5"}
             )
+        check_draws_images(engine.pipeline, request.options, "served")
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
 

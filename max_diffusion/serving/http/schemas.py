@@ -225,7 +225,7 @@ class ImageGenerationRequest(BaseModel):
                 continue
             if given[name] is None:
                 del given[name]
-            elif given[alias] is None or given[alias] == given[name]:
+            elif given[alias] is None or _is_same(given[alias], given[name]):
                 del given[alias]
             else:
                 raise TwoNamesError(alias, given[alias], name, given[name])
@@ -258,6 +258,11 @@ class ImageGenerationRequest(BaseModel):
             yield "style: has no effect; describe it in the prompt"
         if self.moderation is not None:
             yield "moderation: has no effect; nothing is moderated here"
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two values of JSON are equal; ``true`` is not 1."""
+    return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
 def shown(value: object) -> str:

@@ -27,6 +27,7 @@ from max.serve.config import APIType, Settings
 
 from ...caches import DenoisingCacheConfig, label_of
 from ...errors import CacheNotLoadedError, DeviceError, MaxDiffusionError, RequestError
+from ...pipelines.context import check_draws_images
 from ...pipelines.families import PIPELINES
 from ...pipelines.opening import load_pipeline, open_model
 from ...pipelines.text_to_image import GenerationResult, TextToImagePipeline
@@ -119,6 +120,7 @@ class ImageTokenizer:
     def _context(self, request: OpenResponsesRequest) -> ImageContext:
         try:
             wanted = to_request(request.body, self._settings)
+            check_draws_images(self._pipeline, wanted.options, "served")
             numbers = self._pipeline.create_context(wanted)
         except CacheNotLoadedError as err:
             raise InputError(

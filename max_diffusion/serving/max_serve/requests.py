@@ -164,7 +164,9 @@ def _knobs(metadata: Mapping[str, str], max_length: int) -> dict[str, Any]:
         elif key == "cache_memory_limit":
             knobs[key] = _value(text)
         elif key in declared:
-            own[key] = _value(text)
+            value = _value(text)
+            is_text = declared[key].kind is str and not isinstance(value, str)
+            own[key] = text if is_text else value
         elif key == "sigmas":
             knobs[key] = _list(key, _value(text))
         else:
