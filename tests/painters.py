@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from max_diffusion import RequestError
+from max_diffusion import Frames, RequestError, RequestOptions
 from max_diffusion.caches import AbstractCacheConfig, NoCacheConfig
 from max_diffusion.core.report import RunReport, StepRecord
 from max_diffusion.core.request import GenerationRequest
@@ -38,13 +38,14 @@ class Painter:
 
     default_num_inference_steps = STEPS
     default_size = (SIZE, SIZE)
+    options_class = RequestOptions
 
     def __init__(
         self,
         behave: Behaviour = halving,
         names: Sequence[str] = ("taylorseer", "auto"),
     ) -> None:
-        self.pipeline_config = SimpleNamespace(path=None)
+        self.pipeline_config = SimpleNamespace(path=None, class_name="Painter")
         self.names = names
         self.behave = behave
         self.now = 0.0
@@ -62,6 +63,9 @@ class Painter:
         if cache.name not in ("none", *self.names):
             raise RequestError(f"cache: no {cache.name} here")
         cache.required_steps(steps)
+
+    def frames_of(self, options: RequestOptions) -> Frames:
+        return Frames()
 
     def create_context(self, request: GenerationRequest) -> None:
         self.contexts.append(request)
