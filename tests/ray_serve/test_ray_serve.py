@@ -312,6 +312,8 @@ def test_requests_of_a_killed_replica_are_drawn_by_another(
         with service.stream(seed=seed, steps=steps, progress=True) as stream:
             return list(stream)
 
+    # What replicas tell is a moment old: of the requests of the test before, here.
+    wait_until(lambda: service.is_whole() and not any(service.running().values()))
     before = service.metric("max_diffusion_retried_requests_total")[""]
     with ThreadPoolExecutor(6) as pool:
         streams = [pool.submit(streamed, seed) for seed in seeds]

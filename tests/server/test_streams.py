@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from painters import report_of
+from painters import Painter, report_of
 from serving import listening
 from sketcher import STEPS, Sketcher, post
 
@@ -236,7 +236,8 @@ def opened(engine: Counting, monkeypatch: pytest.MonkeyPatch) -> LocalBackend:
     backend = LocalBackend()
     description = ModelDescription((16, 16), 1, {}, {}, "none", {}, ())
     monkeypatch.setattr(ModelDescription, "of", lambda pipeline: description)
-    pipeline = SimpleNamespace(seconds={"load": 0.0, "compile": 0.0})
+    pipeline = Painter()
+    pipeline.seconds = {"load": 0.0, "compile": 0.0}  # type: ignore[attr-defined]
     engine.pipeline = pipeline  # type: ignore[attr-defined]
     engine.stats = lambda: None  # type: ignore[attr-defined]
     backend.open(engine)  # type: ignore[arg-type]

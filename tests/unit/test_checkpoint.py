@@ -461,6 +461,7 @@ def test_folders_of_other_parts_are_refused_by_name(
         open_folder(folder)
     assert str(caught.value) == (
         f"model: model_index.json names {name!r}; supported are {', '.join(PIPELINES)}"
+        "; others are made known by register_model, on the command line by --plugin"
     )
 
 

@@ -19,6 +19,7 @@ ENTER = "from max_diffusion.cli.entry import main; main()"
 def test_ctrl_c_within_an_import_is_no_traceback() -> None:
     code = f"""
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
 class Interrupting:
     def find_spec(self, name, *rest):
         if name == "argparse":
