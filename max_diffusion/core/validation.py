@@ -105,7 +105,7 @@ def as_tuple(name: str, values: Iterable[T]) -> tuple[T, ...]:
         ) from err
 
 
-def one_or_several(
+def as_texts(
     name: str, given: str | Sequence[str] | None
 ) -> str | tuple[str, ...] | None:
     """Returns one text as it is, several as a tuple; the request refuses the rest."""

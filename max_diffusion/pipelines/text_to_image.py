@@ -27,7 +27,7 @@ from ..core.grid import Frames, Grid
 from ..core.options import RequestOptions
 from ..core.report import RunReport
 from ..core.request import GenerationContext, GenerationRequest, PromptTexts
-from ..core.validation import as_tuple, one_or_several
+from ..core.validation import as_texts, as_tuple
 from ..denoising import Branch, Denoising
 from ..errors import RequestError
 from ..execution.compiler import memory_errors_said
@@ -368,9 +368,9 @@ class TextToImagePipeline(DiffusionPipeline):
             seed = seeds[0] if seeds else 0
         request = GenerationRequest(
             prompts=prompts,
-            prompt_2=one_or_several("prompt_2", prompt_2),
-            negative_prompt=one_or_several("negative_prompt", negative_prompt),
-            negative_prompt_2=one_or_several("negative_prompt_2", negative_prompt_2),
+            prompt_2=as_texts("prompt_2", prompt_2),
+            negative_prompt=as_texts("negative_prompt", negative_prompt),
+            negative_prompt_2=as_texts("negative_prompt_2", negative_prompt_2),
             height=height,
             width=width,
             num_inference_steps=num_inference_steps,
