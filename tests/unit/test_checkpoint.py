@@ -20,7 +20,7 @@ from max.dtype import DType
 from safetensors.torch import load_file, save_file
 
 from graphs.weights import WeightSlot, WeightSpec
-from max_diffusion import ModelLoadError, load_pipeline, open_model
+from max_diffusion import ModelLoadError, open_model
 from max_diffusion.checkpoint import ComponentWeights, ModelFolder, find_model
 from max_diffusion.core.buffers import to_numpy
 from max_diffusion.pipelines.families import PIPELINES
@@ -264,7 +264,7 @@ def test_damaged_folders_are_one_line_errors(
     folder = copy_folder(flux_folder, tmp_path / "model")
     damage(folder)
     with pytest.raises(ModelLoadError, match=message) as caught:
-        load_pipeline(folder, device="cpu")
+        open_model(folder, device="cpu")
     assert "\n" not in str(caught.value)
 
 
@@ -473,10 +473,10 @@ def test_parts_listed_as_null(flux_folder: Path, tmp_path: Path) -> None:
     assert len(kind.component_configs(opened)) == 5
     resave(folder, "FluxPipeline", text_encoder_2=nothing)
     with pytest.raises(ModelLoadError, match="lists text_encoder_2 as null, so the mo"):
-        load_pipeline(folder, device="cpu")
+        open_model(folder, device="cpu")
     resave(folder, "FluxPipeline", text_encoder_2="T5EncoderModel")
     with pytest.raises(ModelLoadError, match="lists no text_encoder_2; the model is"):
-        load_pipeline(folder, device="cpu")
+        open_model(folder, device="cpu")
 
 
 def test_paths_are_never_looked_up_on_the_hub(
