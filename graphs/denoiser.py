@@ -8,9 +8,9 @@ cache and a new cache every model. Their names begin with the component's, as in
 | step graph | computes | group |
 |---|---|---|
 | ``full`` | embed, all blocks, output | ``full`` |
-| ``embed`` | hidden states and what all blocks read | ``blocks`` |
+| ``embed`` | hidden states and what all blocks read | all others |
 | ``block_i`` | block ``i`` | ``blocks`` |
-| ``output`` | the prediction | ``blocks`` |
+| ``output`` | the prediction | all others |
 | ``modulated_input`` | what TeaCache compares | ``blocks`` |
 | ``attention_i`` | block ``i``, with what its attention gave | ``attention`` |
 | ``given_attention_i`` | block ``i`` with such values given | ``attention`` |
@@ -179,12 +179,11 @@ class StepGraphs(Generic[ConditioningT]):
                 streams = denoiser.block(w, index, streams, conditioning).run()
             graph.output(denoiser.output(w, streams.image, conditioning))
 
-    def add_blocks(self) -> None:
-        """Adds ``embed``, ``block_0`` ..., ``output`` and ``modulated_input``.
+    def add_ends(self) -> None:
+        """Adds what is before and after the blocks: ``embed`` and ``output``.
 
-        ``embed``: ``inputs -> image, text, *condition``; ``block_i``: ``image, text,
-        *condition, *block_inputs -> image, text``; ``output``: the same inputs ``->
-        prediction``; ``modulated_input``: the same ``-> (B, S, D)`` of block 0.
+        ``embed``: ``inputs -> image, text, *condition``; ``output``: ``image, text,
+        *condition, *block_inputs -> prediction``.
         """
         denoiser, w = self._denoiser, self._w
         types = self._types.values()
@@ -194,11 +193,19 @@ class StepGraphs(Generic[ConditioningT]):
             inputs = _named(self._types, graph)
             streams = denoiser.embed(w, inputs)
             graph.output(streams.image, streams.text, *denoiser.condition(w, inputs))
+        self.add_output()
+
+    def add_blocks(self) -> None:
+        """Adds ``block_0`` ... and ``modulated_input``.
+
+        ``block_i``: ``image, text, *condition, *block_inputs -> image, text``;
+        ``modulated_input``: the same inputs ``-> (B, S, D)`` of block 0.
+        """
+        denoiser, w = self._denoiser, self._w
         for index in range(denoiser.num_blocks):
             with self._on_hidden(f"block_{index}") as (graph, streams, conditioning, _):
                 streams = denoiser.block(w, index, streams, conditioning).run()
                 graph.output(streams.image, streams.text)
-        self.add_output()
         self.add_modulated_input()
 
     def add_modules(self, level: ModuleLevel) -> list[Shape]:
@@ -242,7 +249,7 @@ class StepGraphs(Generic[ConditioningT]):
         return found
 
     def add_output(self) -> Shape:
-        """Adds ``output``, see :meth:`add_blocks`; returns the prediction's shape."""
+        """Adds ``output``, see :meth:`add_ends`; returns the prediction's shape."""
         denoiser, w = self._denoiser, self._w
         with self._on_hidden("output") as (graph, streams, conditioning, _):
             value = denoiser.output(w, streams.image, conditioning)

@@ -29,6 +29,46 @@ class WeightSlot:
     columns: tuple[int, int] | None = None
     """First and last + 1 of the second axis, of a matrix; ``None`` for everything."""
 
+    @property
+    def key(self) -> str:
+        """Its name in the registry, without the component's."""
+        if self.columns is None:
+            return self.tensor
+        return "{}.columns_{}_{}".format(self.tensor, *self.columns)
+
+
+@dataclass(frozen=True)
+class WeightNeeds:
+    """What the graphs of a module ask of one component's checkpoint."""
+
+    prefix: str = ""
+    """Registry prefix: the component's name."""
+    specs: Mapping[str, WeightSpec] = field(default_factory=dict)
+    """Every checkpoint tensor, by its name."""
+    slots: Mapping[str, WeightSlot] = field(default_factory=dict)
+    """Every slot, by its registry name without the prefix."""
+
+    @property
+    def named_slots(self) -> dict[str, WeightSlot]:
+        """The slots by their whole registry names."""
+        return {f"{self.prefix}.{key}": slot for key, slot in self.slots.items()}
+
+    def __or__(self, other: WeightNeeds) -> WeightNeeds:
+        """What both ask of the same component."""
+        return WeightNeeds(
+            self.prefix, {**self.specs, **other.specs}, {**self.slots, **other.slots}
+        )
+
+
+def slot_of(
+    tensor: str, spec: WeightSpec, columns: tuple[int, int] | None
+) -> WeightSlot:
+    """Returns the slot for a tensor, or for some columns of it."""
+    if columns is None:
+        return WeightSlot(tensor, spec.shape, spec.dtype)
+    start, stop = columns
+    return WeightSlot(tensor, (spec.shape[0], stop - start), spec.dtype, columns)
+
 
 class TooManyWeights(Exception):
     """Graphs ask for more weights than their scope allows."""
@@ -97,8 +137,7 @@ class WeightScope:
     ) -> TensorValue:
         """The slot ``name`` of this scope, of ``shape``, in the current graph."""
         spec = self._require(name, WeightSpec(shape, dtype or self.dtype))
-        key = self._path + name
-        return self._value(key, WeightSlot(key, spec.shape, spec.dtype))
+        return self._value(slot_of(self._path + name, spec, None))
 
     def columns(
         self, name: str, rows: int, columns: int, start: int, stop: int
@@ -109,10 +148,7 @@ class WeightScope:
         second copy on the device.
         """
         spec = self._require(name, WeightSpec((rows, columns), self.dtype))
-        key = self._path + name
-        shape = (rows, stop - start)
-        slot = WeightSlot(key, shape, spec.dtype, (start, stop))
-        return self._value(f"{key}.columns_{start}_{stop}", slot)
+        return self._value(slot_of(self._path + name, spec, (start, stop)))
 
     def _require(self, name: str, spec: WeightSpec) -> WeightSpec:
         key = self._path + name
@@ -123,7 +159,8 @@ class WeightScope:
         assert known == spec, f"{self.prefix}: {key} asked for as {known} and {spec}"
         return spec
 
-    def _value(self, key: str, slot: WeightSlot) -> TensorValue:
+    def _value(self, slot: WeightSlot) -> TensorValue:
+        key = slot.key
         self._record.slots[key] = slot
         # Asked for twice in one graph, a slot is still one constant.
         place = (Graph.current, key)
@@ -160,11 +197,8 @@ class WeightScope:
         return ops.call(functions[graph, name, types], *inputs)[0].tensor
 
     @property
-    def specs(self) -> Mapping[str, WeightSpec]:
-        """Every checkpoint tensor asked for so far, by its name."""
-        return dict(self._record.specs)
-
-    @property
-    def slots(self) -> Mapping[str, WeightSlot]:
-        """Every slot so far, by registry name without the prefix."""
-        return dict(self._record.slots)
+    def needs(self) -> WeightNeeds:
+        """Everything asked for so far."""
+        return WeightNeeds(
+            self.prefix, dict(self._record.specs), dict(self._record.slots)
+        )

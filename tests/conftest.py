@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 
+TEST_GRAPHS = Path(__file__).parent / "graphs"
+"""What scripts/prebuild compiles of :func:`flux`."""
+
+
 @pytest.fixture(scope="session")
 def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random FLUX.1 model in the diffusers layout, float32."""
@@ -33,7 +37,12 @@ def flux_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def flux(flux_folder: Path) -> TextToImagePipeline:
     """The same model as a pipeline."""
     modules = TaylorSeerConfig(target="modules")  # has graphs that no default needs
-    return load_pipeline(flux_folder, device="cpu", caches=(*CACHES, modules))
+    return load_pipeline(
+        flux_folder,
+        device="cpu",
+        caches=(*CACHES, modules),
+        precompiled=[TEST_GRAPHS],
+    )
 
 
 @pytest.fixture(scope="session")

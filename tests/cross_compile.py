@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -30,6 +31,7 @@ from graphs.weights import WeightScope
 from max_diffusion.caches import GraphGroup, add_series_graphs
 from max_diffusion.checkpoint import ComponentWeights
 from max_diffusion.denoising import DenoiserComponent
+from max_diffusion.execution.graph_module import GraphModule
 from max_diffusion.models.flux1.pipeline import Flux1Pipeline
 
 HALF, WIDTH, HEADS, HEAD_DIM = DType.bfloat16, 128, 2, 128
@@ -41,14 +43,13 @@ def main() -> None:
     set_virtual_device_api("cuda")
     set_virtual_device_target_arch("sm_90")
     set_virtual_device_count(1)
-    device, module = Accelerator(), Module()
+    device = Accelerator()
     ref = DeviceRef.from_device(device)
+    modules = []
     if part in ("build", "step"):
-        add_euler_step(module, "euler_step", HALF, ref)
-        add_guidance(module, "guidance", HALF, ref)
-        add_series_graphs(module, HALF, ref)
+        modules.append(GraphModule("step", partial(add_steps, ref)))
     if part == "layers":
-        add_layers(module, ref)
+        modules.append(GraphModule("layers", partial(add_layers, ref)))
     for name, kind in (Flux1Pipeline.components or {}).items():
         wanted, _, group = part.partition(":")
         if wanted not in ("build", name):
@@ -61,14 +62,25 @@ def main() -> None:
             groups = [group] if group else get_args(GraphGroup)
             component.graph_groups = frozenset(groups)  # type: ignore[arg-type]
         component.name = name
-        component.build_graphs(module)
-    if part != "build":
-        InferenceSession(devices=[device]).compile(module)
+        built = component.graph_modules().items()
+        modules += [GraphModule(each, build) for each, build in built]
+    session = None if part == "build" else InferenceSession(devices=[device])
+    for module in modules:
+        assert module.graph_names
+        if session is not None:
+            session.compile(module.module)
     print("done", flush=True)
     os._exit(0)  # MAX 26.7 aborts in the teardown of a session that ran nothing
 
 
-def add_layers(module: Module, device: DeviceRef) -> None:
+def add_steps(device: DeviceRef, module: Module) -> None:
+    """The graphs beside the transformer's."""
+    add_euler_step(module, "euler_step", HALF, device)
+    add_guidance(module, "guidance", HALF, device)
+    add_series_graphs(module, HALF, device)
+
+
+def add_layers(device: DeviceRef, module: Module) -> None:
     """One graph with one of each kind of layer that FLUX.1 is made of."""
     heads = TensorType(HALF, ("batch", "seq_len", HEADS, HEAD_DIM), device)
     image = TensorType(HALF, ("batch", "height", "width", 64), device)

@@ -13,10 +13,9 @@ from typing import Any, Final
 
 import numpy as np
 from max.driver import CPU
-from max.graph import Module
 from safetensors.numpy import save_file
 
-from max_diffusion.execution.compiler import in_graph_context
+from max_diffusion.execution.graph_module import GraphModule
 from max_diffusion.models.flux1.transformer import Flux1Transformer
 from max_diffusion.pipelines.opening import demo_model_path
 
@@ -120,7 +119,6 @@ def model_digest(size: Size) -> str:
     return digest(parts)
 
 
-@in_graph_context
 def _write_large(folder: Path) -> None:
     """The demo model with a larger transformer of random weights."""
     shutil.copytree(demo_model_path(), folder, dirs_exist_ok=True)
@@ -129,11 +127,11 @@ def _write_large(folder: Path) -> None:
     config = json.loads(path.read_text()) | _LARGE_TRANSFORMER
     path.write_text(json.dumps(config, indent=1) + "\n")
     transformer = Flux1Transformer(config, "float32", [CPU()], None)
-    scope = transformer.build_graphs(Module())
-    assert scope is not None
+    transformer.graph_groups = frozenset(["full"])
+    [build] = transformer.graph_modules().values()
     rng = np.random.default_rng(0)
     arrays = {}
-    for name, spec in scope.specs.items():
+    for name, spec in GraphModule("full", build).needs.specs.items():
         shape = tuple(int(n) for n in spec.shape)
         is_norm = len(shape) == 1 and name.endswith("weight")
         # Spread so that activations neither vanish nor grow.

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, final
 
 from max.driver import Buffer, Device
 from max.dtype import DType
-from max.graph import DeviceRef, Module
+from max.graph import DeviceRef
 
 from ..core.buffers import copied
 from ..errors import RequestError
-from ..execution.compiler import CompiledGraphs, in_graph_context
+from ..execution.compiler import CompiledGraphs
 from ..execution.graph_call import run
+from ..execution.graph_module import GraphModule
 from .history import add_series_graphs
 from .kinds import Run
 from .series_cache import SeriesState
@@ -42,7 +44,6 @@ class TaylorSeerCache:
         RequestError: ``config`` does not enable TaylorSeer, or a value is out of range.
     """
 
-    @in_graph_context
     def __init__(
         self,
         config: DenoisingCacheConfig,
@@ -60,12 +61,13 @@ class TaylorSeerCache:
             raise RequestError(
                 "TaylorSeerCache: config must have taylorseer=True; set it"
             )
-        module = Module()
         order = max(1, settings.max_order)  # order 0 needs none, but a module needs one
         device_ref = DeviceRef.from_device(device)
-        add_series_graphs(module, dtype, device_ref, max_order=order)
+        build = partial(
+            add_series_graphs, dtype=dtype, device=device_ref, max_order=order
+        )
         graphs = CompiledGraphs(session, device)
-        graphs.add(module, {}, {})
+        graphs.add([GraphModule("series", build)], dict)
         self._models = graphs.models
         self._cache = TaylorSeer(settings)
 

@@ -41,6 +41,27 @@ def add_loading_options(add: Callable[..., Any]) -> None:
     add("--debug", action="store_true", help="show tracebacks of errors")
 
 
+def add_precompiled_options(add: Callable[..., Any]) -> None:
+    """Adds the options that say where compiled graphs are.
+
+    Args:
+        add: The ``add_argument`` of a parser.
+    """
+    add(
+        "--precompiled",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="folder that compile has written: machine code, so it must be yours; may "
+        "be repeated",
+    )
+    add(
+        "--require-precompiled",
+        action="store_true",
+        help="fail at once where graphs would have to be compiled for minutes",
+    )
+
+
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that only some models have, in a group of their own.
 

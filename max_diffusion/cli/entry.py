@@ -21,7 +21,30 @@ def main() -> NoReturn:
     _check_graphs(os.path.join(own, "graphs"))
     from .main import main as run
 
-    run()
+    try:
+        run()
+    except SystemExit as end:
+        _leave(end)
+        raise
+
+
+def _leave(end: SystemExit) -> None:
+    """Ends the process as Python would, but without taking MAX down first.
+
+    That takes 0.2 s, for memory that the system takes back anyway.
+    """
+    import atexit
+    import threading
+
+    others = set(threading.enumerate()) - {threading.current_thread()}
+    if isinstance(end.code, int) and all(thread.daemon for thread in others):
+        atexit._run_exitfuncs()
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+        except OSError:
+            return  # Python says what is wrong
+        os._exit(end.code)
 
 
 def _stop(number: int, frame: object) -> NoReturn:

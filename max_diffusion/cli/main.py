@@ -16,6 +16,7 @@ from ..errors import MaxDiffusionError, RequestCancelled, RequestError
 from .calibrate import CALIBRATE
 from .command import Command, add_model_options
 from .compare import COMPARE
+from .compile import COMPILE
 from .generate import GENERATE
 from .inspect import INSPECT
 from .serve import SERVE
@@ -30,6 +31,7 @@ COMMANDS: Final[Mapping[str, Command]] = MappingProxyType(
         "compare": COMPARE,
         "tune": TUNE,
         "serve": SERVE,
+        "compile": COMPILE,
     }
 )
 

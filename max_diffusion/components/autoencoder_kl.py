@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -37,7 +38,6 @@ class AutoencoderKLDecoder(ComponentModel):
 
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds ``decode``: packed latents ``(B, S_img, C)`` to uint8 NHWC."""
-        self._sizes = autoencoder_config(self.config)
         scope = self.weight_scope()
         latents = TensorType(
             DType.float32,
@@ -49,6 +49,10 @@ class AutoencoderKLDecoder(ComponentModel):
             inputs = [value.tensor for value in graph.inputs]
             graph.output(decode_packed(self._sizes, scope, *inputs))
         return scope
+
+    @cached_property
+    def _sizes(self) -> AutoencoderKLConfig:
+        return autoencoder_config(self.config)
 
     def load_model(self) -> Callable[..., Any]:
         """Returns :meth:`decode`, which runs the loaded graph."""

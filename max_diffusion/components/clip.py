@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -33,7 +34,6 @@ class ClipTextEncoder(ComponentModel):
 
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds one graph: ids ``(B, S)`` to pooled ``(B, D)``."""
-        self._sizes = clip_config(self.config, self.name)
         scope = self.weight_scope()
         # Published checkpoints nest the weights, transformers 5 writes them flat.
         is_nested = any(name.startswith("text_model.") for name in self.weights.tensors)
@@ -48,6 +48,10 @@ class ClipTextEncoder(ComponentModel):
             w = scope / "text_model" if is_nested else scope
             graph.output(clip_text_encoder(self._sizes, w, *inputs))
         return scope
+
+    @cached_property
+    def _sizes(self) -> ClipTextConfig:
+        return clip_config(self.config, self.name)
 
     def load_model(self) -> Callable[[np.ndarray], Buffer]:
         """Returns :meth:`encode`, which runs the loaded graph."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, final
 
 import numpy as np
@@ -36,7 +37,6 @@ class T5TextEncoder(ComponentModel):
 
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds one graph: ids ``(B, S_txt)`` to ``(B, S_txt, D)``."""
-        self._sizes = t5_config(self.config, self.name)
         scope = self.weight_scope()
         # One table under two names; a file holds either.
         names = ("shared.weight", "encoder.embed_tokens.weight")
@@ -51,6 +51,10 @@ class T5TextEncoder(ComponentModel):
                 t5_encoder(self._sizes, scope, ids, buckets, embedding_name=embedding)
             )
         return scope
+
+    @cached_property
+    def _sizes(self) -> T5Config:
+        return t5_config(self.config, self.name)
 
     def load_model(self) -> Callable[[np.ndarray], Buffer]:
         """Returns :meth:`encode`, which runs the loaded graph."""

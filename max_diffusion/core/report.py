@@ -81,9 +81,10 @@ class RunReport:
     load_seconds: float
     """Seconds for reading files and handing weights to the device."""
     compile_seconds: float
-    """Seconds for compiling, or for finding the compiled graphs on disk."""
+    """Seconds for compiling, or for reading compiled graphs."""
     compile_count: int
-    """Number of compiles since the pipeline was created."""
+    """Number of modules compiled since the pipeline was created, or found in MAX's
+    cache; those that were read from files of their own do not count."""
     encode_seconds: float
     """Seconds that the text encoders took."""
     denoise_seconds: float

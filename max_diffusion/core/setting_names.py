@@ -32,6 +32,8 @@ RESERVED: Final = frozenset(
             "model",
             "num_images",
             "output",
+            "precompiled",
+            "require_precompiled",
         ),
         *("plugin", "plugins", "prompts", "revision", "run", "timeline", "variant"),
         # Of HTTP, and of the class that reads its bodies.

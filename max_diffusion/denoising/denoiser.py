@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from typing import Any, Final, cast, get_args
 
 import numpy as np
 from max.driver import Buffer
-from max.graph import Dim, Module
+from max.graph import Module
 
 from graphs.denoiser import AbstractDenoiser, ModuleLevel, StepGraphs
 from graphs.weights import WeightScope
@@ -21,11 +21,15 @@ from ..caches import (
     GraphGroup,
 )
 from ..caches.kinds import Hidden, Inputs
-from ..core.buffers import take_rows
 from ..errors import RequestError
 from ..execution.component import ComponentModel
 from ..execution.graph_call import ALL, GraphCall, Routine, run
+from ..execution.graph_module import GraphBuilder
 from .state_sizes import StateSizer
+from .step_inputs import StepInputs
+
+# Groups of graphs that no transformer brings.
+_OF_OTHERS: Final = frozenset(("series",))
 
 
 class DenoiserComponent(ComponentModel):
@@ -68,24 +72,38 @@ class DenoiserComponent(ComponentModel):
         """One step under a cache: the prediction ``(B, S_img, C)``."""
         return memory.cache.run_step(memory, step, self, inputs)
 
-    def build_graphs(self, module: Module) -> WeightScope:
-        """Adds the graphs of :attr:`graph_groups`."""
-        pieces, w = self.denoiser(), self.weight_scope()
-        types = pieces.input_types()
-        self._input_names = tuple(types)
-        self._block_inputs = pieces.block_inputs
-        self.batched_inputs = frozenset(
-            name for name, kind in types.items() if kind.shape[0] == Dim("batch")
-        )
-        graphs = StepGraphs(module, pieces, w)
-        if "full" in self.graph_groups:
+    def graph_modules(self) -> Mapping[str, GraphBuilder]:
+        """Returns what builds each of :attr:`graph_groups`, in a module of its own.
+
+        What is before and after the blocks is another, for all groups but ``full``.
+        """
+        groups = [
+            g for g in get_args(GraphGroup) if g in self.graph_groups - _OF_OTHERS
+        ]
+        if set(groups) - {"full"}:
+            groups.insert(0, "ends")
+        return {
+            f"{self.name}.{group}": partial(self._build_group, group)
+            for group in groups
+        }
+
+    def _build_group(self, group: str, module: Module) -> WeightScope:
+        w = self.weight_scope()
+        graphs = StepGraphs(module, self.denoiser(), w)
+        if group == "full":
             graphs.add_full()
-        if "blocks" in self.graph_groups:
+        elif group == "ends":
+            graphs.add_ends()
+        elif group == "blocks":
             graphs.add_blocks()
-        for level in get_args(ModuleLevel):
-            if level in self.graph_groups:
-                graphs.add_modules(level)
+        else:
+            graphs.add_modules(cast(ModuleLevel, group))
         return w
+
+    @cached_property
+    def inputs(self) -> StepInputs:
+        """What the graphs of a step take."""
+        return StepInputs.of(self.denoiser())
 
     @cached_property
     def sizes(self) -> StateSizer:
@@ -100,10 +118,10 @@ class DenoiserComponent(ComponentModel):
         """All blocks: the prediction ``(B, S_img, C)``."""
         outputs = yield GraphCall(
             f"{self.name}.full",
-            tuple(inputs[name] for name in self._input_names),
+            tuple(inputs[name] for name in self.inputs.names),
             self.device,
-            self._shared,
-            self._constant,
+            self.inputs.shared,
+            self.inputs.constant,
             stage=1,
         )
         return outputs[0]
@@ -112,14 +130,14 @@ class DenoiserComponent(ComponentModel):
         """Inputs to the hidden states before the first block."""
         outputs = yield GraphCall(
             f"{self.name}.embed",
-            tuple(inputs[name] for name in self._input_names),
+            tuple(inputs[name] for name in self.inputs.names),
             self.device,
-            self._shared,
-            self._constant,
+            self.inputs.shared,
+            self.inputs.constant,
             num_passing=ALL,
         )
         image, text, *condition = outputs
-        shared = [inputs[name] for name in self._block_inputs]
+        shared = [inputs[name] for name in self.inputs.of_blocks]
         return Hidden(image, text, (*condition, *shared))
 
     def run_blocks(self, hidden: Hidden, start: int, stop: int) -> Routine[Hidden]:
@@ -147,7 +165,7 @@ class DenoiserComponent(ComponentModel):
             f"{self.name}.output",
             hidden.buffers,
             self.device,
-            self._shared_of(hidden),
+            self.inputs.shared_of(hidden),
             stage=self.num_blocks + 1,
         )
         return outputs[0]
@@ -158,7 +176,7 @@ class DenoiserComponent(ComponentModel):
             f"{self.name}.modulated_input",
             hidden.buffers,
             self.device,
-            self._shared_of(hidden),
+            self.inputs.shared_of(hidden),
         )
         return outputs[0]
 
@@ -166,24 +184,11 @@ class DenoiserComponent(ComponentModel):
         self, inputs: Inputs, rows: Sequence[int]
     ) -> dict[str, Buffer | np.ndarray]:
         """The inputs of some samples as a batch of their own."""
-        return {
-            name: _some(value, rows) if name in self.batched_inputs else value
-            for name, value in inputs.items()
-        }
+        return self.inputs.rows_of(inputs, rows)
 
     def rows_of_hidden(self, hidden: Hidden, rows: Sequence[int]) -> Hidden:
         """The hidden states of some samples as a batch of their own."""
-        count = len(hidden.context) - len(self._block_inputs)
-        condition, shared = hidden.context[:count], hidden.context[count:]
-        named = dict(zip(self._block_inputs, shared, strict=True))
-        return Hidden(
-            take_rows(hidden.image, rows),
-            take_rows(hidden.text, rows),
-            (
-                *(_some(value, rows) for value in condition),
-                *self.rows_of(named, rows).values(),
-            ),
-        )
+        return self.inputs.rows_of_hidden(hidden, rows)
 
     def _run(
         self, name: str, index: int, hidden: Hidden, values: Sequence[Buffer] = ()
@@ -192,42 +197,9 @@ class DenoiserComponent(ComponentModel):
             f"{self.name}.{name}_{index}",
             (*hidden.buffers, *values),
             self.device,
-            self._shared_of(hidden),
+            self.inputs.shared_of(hidden),
             num_passing=2,
             stage=index + 1,
         )
         image, text, *taken = outputs
         return Hidden(image, text, hidden.context), taken
-
-    @cached_property
-    def _shared(self) -> frozenset[int]:
-        """Positions of the inputs without a batch axis."""
-        return frozenset(
-            place
-            for place, name in enumerate(self._input_names)
-            if name not in self.batched_inputs
-        )
-
-    @cached_property
-    def _constant(self) -> frozenset[int]:
-        """Positions of the inputs that are the same in all steps."""
-        return frozenset(
-            place
-            for place, name in enumerate(self._input_names)
-            if name not in ("latents", "timestep")
-        )
-
-    def _shared_of(self, hidden: Hidden) -> frozenset[int]:
-        """The same among the inputs of a graph on hidden states."""
-        start = len(hidden.buffers) - len(self._block_inputs)
-        return frozenset(
-            start + place
-            for place, name in enumerate(self._block_inputs)
-            if name not in self.batched_inputs
-        )
-
-
-def _some(value: Buffer | np.ndarray, rows: Sequence[int]) -> Buffer | np.ndarray:
-    if isinstance(value, np.ndarray):
-        return value[list(rows)]
-    return take_rows(value, rows)

@@ -10,7 +10,7 @@ from max.graph import Module
 from graphs.denoiser import ModuleLevel, StepGraphs
 
 from ..caches import StateSizes
-from ..execution.compiler import in_graph_context
+from ..execution.graph_context import in_graph_context
 
 if TYPE_CHECKING:
     from .denoiser import DenoiserComponent

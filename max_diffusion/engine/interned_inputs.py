@@ -41,7 +41,7 @@ class InternedInputs:
             return
         denoising.branches = tuple(
             replace(
-                branch, inputs=self._interned(branch.inputs, denoiser.batched_inputs)
+                branch, inputs=self._interned(branch.inputs, denoiser.inputs.batched)
             )
             for branch in denoising.branches
         )

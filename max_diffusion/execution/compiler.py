@@ -5,16 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, final
+from typing import Any, Final, final
 
-from max._mlir_context import in_default_mlir_context
 from max.driver import CPU, Accelerator, Buffer, Device, accelerator_count
 from max.dtype import DType
-from max.engine import InferenceSession, Model
-from max.graph import Module
+from max.engine import CompiledModel, InferenceSession, Model
 
 from graphs.weights import WeightSlot
 
@@ -25,19 +24,17 @@ from ..errors import (
     ModelLoadError,
     RequestError,
 )
+from .artefacts import Artefact
 from .compile_cache import prepare_compile_cache
 from .compile_memory import memory_watched
+from .graph_library import GraphLibrary
+from .graph_module import GraphModule
 
 logger = logging.getLogger(__name__)
 
-in_graph_context = in_default_mlir_context
-"""For functions that build graphs, in whatever thread.
-
-MAX 26.7 enters its context in the main thread only, and ``Graph()`` for its own
-construction; ``Module()`` and the shapes of values want it too. No public name enters
-it.
-"""
-
+# That read and initialise compiled graphs: most of the time goes to two of them, the
+# transformer's and the decoder's.
+_THREADS: Final = 2
 _DTYPES = {"float32": DType.float32, "bfloat16": DType.bfloat16}
 
 
@@ -118,19 +115,28 @@ class CompiledGraphs:
     Args:
         session: What compiles, and runs.
         device: Where the weights live.
+        library: Where compiled graphs may be; ``None`` compiles all.
+        on_event: Is told of compiling, where there is anything to compile.
     """
 
-    def __init__(self, session: InferenceSession, device: Device) -> None:
-        self._session, self._device = session, device
+    def __init__(
+        self,
+        session: InferenceSession,
+        device: Device,
+        library: GraphLibrary | None = None,
+        on_event: Callable[[str, str], None] = lambda stage, what: None,
+    ) -> None:
+        self._on_event = on_event
+        self._session, self._device, self._library = session, device, library
         self._models: dict[str, Model] = {}
         # MAX reads these very bytes and keeps none of them: they live as long as this.
         self._weights: dict[str, Any] = {}
         self.models: Mapping[str, Model] = OwnGraphs(self._models)
         """By name; shows what is added later, too."""
         self.compile_count = 0
-        """Modules compiled so far."""
+        """Modules that MAX compiled so far, or had in its cache."""
         self.compile_seconds = 0.0
-        """What that took."""
+        """What that took, or reading compiled graphs instead."""
 
     @property
     def weight_names(self) -> Collection[str]:
@@ -139,43 +145,91 @@ class CompiledGraphs:
 
     def add(
         self,
-        module: Module,
-        weights: Mapping[str, Any],
-        expected: Mapping[str, WeightSlot],
+        modules: Sequence[GraphModule],
+        load_weights: Callable[[], Mapping[str, Any]],
     ) -> None:
-        """Compiles every graph of a module at once and gives it its weights.
+        """Compiles the graphs of some modules and gives them their weights.
 
         Args:
-            module: Graphs whose names are new here.
-            weights: Arrays by registry name (``component.checkpoint name``) that were
-                not given before. Host arrays are copied to the device once, shared by
-                all graphs.
-            expected: Every slot of the module by the same names, for shape and dtype.
-                MAX checks neither and would compute on whatever bytes it finds.
+            modules: Graphs whose names are new here.
+            load_weights: Returns arrays by registry name (``component.checkpoint
+                name``) that were not given before; called while compiled graphs are
+                read in other threads. Host arrays are copied to the device once, shared
+                by all graphs. MAX checks neither shape nor dtype, and would compute on
+                whatever bytes it finds.
 
         Raises:
             ModelLoadError: A slot's array is missing, or of another shape or dtype.
-            CompileError: MAX refused the graphs, or has no folder to keep them in.
+            CompileError: MAX refused the graphs, or has no folder to keep them in, or
+                only compiled graphs may be used, and some are missing or damaged.
         """
-        _check({**self._weights, **weights}, expected)
         check_not_forked(_first_process())
-        prepare_compile_cache()
-        started = time.perf_counter()
-        try:
-            with memory_watched():
-                compiled = self._session.compile(module)
-        except Exception as err:
-            reason = _first_reason(str(err.__cause__ or err))
-            raise CompileError(f"compile: MAX refused the graphs: {reason}") from err
-        seconds = time.perf_counter() - started
-        with memory_errors_said():
-            is_host = self._device.is_host
-            self._weights |= weights if is_host else _to_device(weights, self._device)
-            models = self._session.init_all(compiled, weights_registry=self._weights)
-        self._models.update(models)
-        self.compile_count += 1
-        self.compile_seconds += seconds
-        logger.info("compiled %s in %.2f s", ", ".join(models), seconds)
+        found = [self._library and self._library.find(module) for module in modules]
+        with ThreadPoolExecutor(_THREADS) as pool:
+            reads = [
+                artefact and pool.submit(self._read, artefact, module)
+                for artefact, module in zip(found, modules, strict=True)
+            ]
+            weights = load_weights()
+            known = {**self._weights, **weights}
+            for module in modules:
+                _check(known, module.needs.named_slots)
+            started = time.perf_counter()
+            known_graphs = [None if read is None else read.result() for read in reads]
+            compiled = self._complete(modules, known_graphs)
+            self.compile_seconds += time.perf_counter() - started
+            with memory_errors_said():
+                is_host = self._device.is_host
+                own = weights if is_host else _to_device(weights, self._device)
+                self._weights |= own
+                # One after the other on a GPU, whose memory is what there is least of.
+                run = pool.map if is_host else map
+                for models in run(self._initialise, modules, compiled):
+                    self._models |= models
+
+    def _read(self, artefact: Artefact, module: GraphModule) -> CompiledModel | None:
+        assert self._library is not None
+        return self._library.read(artefact, module)
+
+    def _complete(
+        self, modules: Sequence[GraphModule], known: Sequence[CompiledModel | None]
+    ) -> list[CompiledModel]:
+        """Compiles those modules whose graphs are not known."""
+        missing = known.count(None)
+        if missing:
+            self._on_event("compile", "start")
+        found = [
+            compiled_module(self._session, module) if graphs is None else graphs
+            for module, graphs in zip(modules, known, strict=True)
+        ]
+        if missing:
+            self._on_event("compile", "end")
+        self.compile_count += missing
+        return found
+
+    def _initialise(
+        self, module: GraphModule, compiled: CompiledModel
+    ) -> Mapping[str, Model]:
+        own = {name: self._weights[name] for name in module.needs.named_slots}
+        return self._session.init_all(compiled, weights_registry=own)
+
+
+def compiled_module(session: InferenceSession, module: GraphModule) -> CompiledModel:
+    """Compiles a module, or takes it from MAX's own cache.
+
+    Raises:
+        CompileError: MAX refused the graphs, or has no folder to keep them in.
+    """
+    prepare_compile_cache()
+    started = time.perf_counter()
+    try:
+        with memory_watched():
+            compiled = session.compile(module.module)
+    except Exception as err:
+        reason = _first_reason(str(err.__cause__ or err))
+        raise CompileError(f"compile: MAX refused {module.name}: {reason}") from err
+    logger.info("compiled %s in %.2f s", module.name, time.perf_counter() - started)
+    return compiled
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from max.graph import DeviceRef, Module
 from graphs.weights import WeightScope
 
 from .compiler import resolve_dtype
+from .graph_module import GraphBuilder
 
 if TYPE_CHECKING:
     from ..caches import DenoisingCacheConfig
@@ -26,9 +27,9 @@ _SPARE_WEIGHTS: Final = 1000
 class ComponentModel(ABC):
     """One model of a pipeline: a text encoder, the transformer, the decoder.
 
-    A pipeline constructs its components, lets each add its graphs to one shared module
-    (:meth:`build_graphs`), compiles that module once, hands back the executable graphs
-    (:meth:`bind`) and finally calls :meth:`load_model`.
+    A pipeline constructs its components, compiles the modules of each
+    (:meth:`graph_modules`) over one registry of weights, hands back the executable
+    graphs (:meth:`bind`) and finally calls :meth:`load_model`.
 
     Args:
         config: The component's parsed ``config.json``.
@@ -82,11 +83,22 @@ class ComponentModel(ABC):
     def build_graphs(self, module: Module) -> WeightScope | None:
         """Adds this component's graphs to ``module``; none by default.
 
+        Not called where compiled graphs of the same are found: what the component
+        needs to run them is made elsewhere.
+
         Returns:
             The scope the graphs drew their weights from. The pipeline checks the
             component's weights against it, strictly both ways, before it compiles.
         """
         return None
+
+    def graph_modules(self) -> Mapping[str, GraphBuilder]:
+        """Returns what builds this component's graphs, by the module they are in.
+
+        Modules compile one by one, and one that did not change is found compiled,
+        whatever else a pipeline has.
+        """
+        return {self.name: self.build_graphs}
 
     def bind(self, models: Mapping[str, Model]) -> None:
         """Receives the pipeline's executable graphs by name, in ``self.models``."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, final
 
 from max.driver import Device
@@ -11,12 +12,13 @@ from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Module
 
-from graphs.weights import WeightSlot
-
 from ..caches import GraphGroup, add_series_graphs
 from ..denoising import DenoiserComponent
 from ..errors import MaxDiffusionError
-from ..execution.compiler import CompiledGraphs, in_graph_context, open_session
+from ..execution.artefacts import hash_of
+from ..execution.compiler import CompiledGraphs, open_session
+from ..execution.graph_module import GraphModule
+from ..execution.recipe import subject_of
 from ..sampling import AbstractGuidance, AbstractSampler
 from .loading import OpenedComponents
 from .outputs import OnEvent
@@ -30,7 +32,7 @@ class PipelineGraphs:
         opened: Components whose graphs are built and whose files are checked.
         groups: Graphs of the denoiser, and forecasts, that are compiled at once.
         device: Where they run.
-        on_event: Is told of loading and compiling.
+        on_event: Is told of loading, and of compiling where that is needed.
     """
 
     def __init__(
@@ -41,12 +43,13 @@ class PipelineGraphs:
         on_event: OnEvent,
     ) -> None:
         self.opened = opened
-        self.groups = groups
-        """Graphs that are compiled, or will be."""
+        self.groups: frozenset[GraphGroup] = groups | {"series"}
+        """Graphs that are compiled, or will be; forecasts always are."""
         self.load_seconds = 0.0
         """What reading the weights and binding the components took."""
         self._device, self._on_event = device, on_event
         self._compiled: CompiledGraphs | None = None
+        self._names: set[str] = set()
 
     @property
     def is_compiled(self) -> bool:
@@ -68,15 +71,14 @@ class PipelineGraphs:
 
     @property
     def compile_count(self) -> int:
-        """Modules compiled so far: 1, and 1 for each time requests needed more."""
+        """Modules that MAX compiled so far, or had in its cache."""
         return 0 if self._compiled is None else self._compiled.compile_count
 
     @property
     def compile_seconds(self) -> float:
-        """What compiling took, all together."""
+        """What compiling took, or reading compiled graphs, all together."""
         return 0.0 if self._compiled is None else self._compiled.compile_seconds
 
-    @in_graph_context
     def compile(
         self,
         session: InferenceSession | None,
@@ -84,7 +86,7 @@ class PipelineGraphs:
         guidance: AbstractGuidance,
         dtype: DType,
     ) -> None:
-        """Adds the sampler's graphs, compiles all, and loads the weights; once.
+        """Compiles the graphs or reads them, and loads the weights; once.
 
         Args:
             session: What compiles, and runs; ``None`` opens one on the device.
@@ -94,21 +96,26 @@ class PipelineGraphs:
 
         Raises:
             ModelLoadError: A weight is not finite.
-            CompileError: MAX refused a graph.
+            CompileError: MAX refused a graph, or only compiled graphs may be used and
+                some were not found.
         """
         if self.is_compiled:
             return
         started = time.perf_counter()
-        module, device_ref = self.opened.module, DeviceRef.from_device(self._device)
-        sampler.add_graphs(module, dtype, device_ref)
-        guidance.add_graphs(module, dtype, device_ref)
-        if "series" in self.groups:
-            add_series_graphs(module, dtype, device_ref)
-        self._on_event("load", "start")
-        weights, expected = self.opened.load()
-        self._on_event("load", "end")
-        compiled = CompiledGraphs(session or open_session(self._device), self._device)
-        self._add(compiled, module, weights, expected)
+        compiled = CompiledGraphs(
+            session or open_session(self._device),
+            self._device,
+            self.opened.library,
+            self._on_event,
+        )
+
+        def load() -> Mapping[str, Any]:
+            self._on_event("load", "start")
+            weights = self.opened.load()
+            self._on_event("load", "end")
+            return weights
+
+        self._add(compiled, self.modules(sampler, guidance, dtype), load)
         self._compiled = compiled
         for component in self.opened.components.values():
             component.bind(compiled.models)
@@ -116,19 +123,14 @@ class PipelineGraphs:
         seconds = time.perf_counter() - started
         self.load_seconds = seconds - compiled.compile_seconds
 
-    @in_graph_context
     def require(
-        self,
-        groups: Iterable[GraphGroup],
-        denoiser: DenoiserComponent | None,
-        dtype: DType,
+        self, groups: Iterable[GraphGroup], denoiser: DenoiserComponent | None
     ) -> None:
         """Compiles graphs that were not compiled with the model, if any are missing.
 
         Args:
             groups: Of a request's cache.
             denoiser: Whose blocks they are, if they are of a split transformer.
-            dtype: Of predictions.
 
         Raises:
             CompileError: MAX refused a graph.
@@ -136,27 +138,42 @@ class PipelineGraphs:
         missing = frozenset(groups) - self.groups
         if not missing or self._compiled is None:
             return
-        module = Module()
-        weights: dict[str, Any] = {}
-        expected: dict[str, WeightSlot] = {}
         if denoiser is not None:
             denoiser.graph_groups = missing
-            scope = denoiser.build_graphs(module)
+            found = self.opened.modules_of(denoiser)
             denoiser.graph_groups = self.groups | missing
+            modules = [each for each in found if each.name not in self._names]
             known = self._compiled.weight_names
-            weights, expected = self.opened.load_more(scope, known)
-        if "series" in missing:
-            add_series_graphs(module, dtype, DeviceRef.from_device(self._device))
-        self._add(self._compiled, module, weights, expected)
+            load = partial(self.opened.load_more, modules, known)
+            self._add(self._compiled, modules, load)
         self.groups |= missing
+
+    def modules(
+        self, sampler: AbstractSampler, guidance: AbstractGuidance, dtype: DType
+    ) -> list[GraphModule]:
+        """Returns the modules that :meth:`compile` needs, found compiled or built."""
+        return [*self.opened.modules.values(), self._steps(sampler, guidance, dtype)]
+
+    def _steps(
+        self, sampler: AbstractSampler, guidance: AbstractGuidance, dtype: DType
+    ) -> GraphModule:
+        """What a step does beside the transformer, forecasts included."""
+        device = DeviceRef.from_device(self._device)
+
+        def build(module: Module) -> None:
+            sampler.add_graphs(module, dtype, device)
+            guidance.add_graphs(module, dtype, device)
+            add_series_graphs(module, dtype, device)
+
+        kinds = [subject_of(type(each)) for each in (sampler, guidance)]
+        subject = hash_of("sampler", kinds, dtype.name, self._device.is_host)
+        return GraphModule("sampler", build, subject)
 
     def _add(
         self,
         compiled: CompiledGraphs,
-        module: Module,
-        weights: Mapping[str, Any],
-        expected: Mapping[str, WeightSlot],
+        modules: Sequence[GraphModule],
+        load_weights: Callable[[], Mapping[str, Any]],
     ) -> None:
-        self._on_event("compile", "start")
-        compiled.add(module, weights, expected)
-        self._on_event("compile", "end")
+        compiled.add(modules, load_weights)
+        self._names.update(module.name for module in modules)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from graphs.weights import WeightScope, WeightSlot
+from graphs.weights import WeightNeeds, WeightSlot
 
 from ..caches import CACHES, AbstractCacheConfig, TaylorSeerConfig
 from ..checkpoint import ComponentWeights
@@ -136,12 +136,12 @@ def inspect(
     )
 
 
-def _component(scope: WeightScope, weights: ComponentWeights) -> ComponentReport:
+def _component(needs: WeightNeeds, weights: ComponentWeights) -> ComponentReport:
     stored = weights.tensors.values()
     return ComponentReport(
         parameters=sum(math.prod(tensor.shape) for tensor in stored),
         stored_bytes=sum(tensor.num_bytes for tensor in stored),
-        used_bytes=sum(map(_bytes, scope.slots.values())),
+        used_bytes=sum(map(_bytes, needs.slots.values())),
     )
 
 

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any, Final, final
 
 from max.driver import Device
-from max.graph import Module
 
-from graphs.weights import TooManyWeights, WeightScope, WeightSlot
+from graphs.weights import TooManyWeights, WeightNeeds
 
 from ..caches import AbstractCacheConfig, Calibration, GraphGroup
 from ..checkpoint import ComponentWeights, WeightTransform
 from ..denoising import DenoiserComponent
 from ..errors import MaxDiffusionError, ModelLoadError, RequestError
-from ..execution.compiler import in_graph_context
 from ..execution.component import ComponentModel
+from ..execution.graph_context import in_graph_context
+from ..execution.graph_library import GraphLibrary
+from ..execution.graph_module import GraphModule
+from ..execution.recipe import recipe_of, subject_of
 
 LEAN_CACHES: Final = ("none", "taylorseer")
 """Caches whose graphs are compiled unless others are named: forecasts of the prediction
@@ -52,6 +57,11 @@ class PipelineConfig:
     first comes, which takes a minute or more; else it is refused."""
     calibration: Calibration = field(default_factory=Calibration)
     """What was measured of the model, for caches that need it."""
+    precompiled: Sequence[str | os.PathLike[str]] = ()
+    """Folders of ``max-diffusion compile``, in which compiled graphs are looked for
+    before those that ship with the package. They are machine code."""
+    require_precompiled: bool = False
+    """Whether graphs that are not found compiled are an error."""
 
 
 @final
@@ -61,53 +71,76 @@ class OpenedComponents:
 
     components: Mapping[str, ComponentModel]
     """By name."""
-    module: Module
-    """All of their graphs."""
-    sources: Mapping[str, tuple[WeightScope, ComponentWeights]]
+    modules: Mapping[str, GraphModule]
+    """Their graphs, by what is in a module; each compiles alone."""
+    sources: Mapping[str, tuple[WeightNeeds, ComponentWeights]]
     """What a component's graphs draw from, and the files it is in, by its name; of
     those that have graphs."""
+    library: GraphLibrary
+    """Where compiled graphs may be."""
 
-    def load(self) -> tuple[dict[str, Any], dict[str, WeightSlot]]:
+    def load(self) -> dict[str, Any]:
         """Reads the weights.
 
         Returns:
-            Arrays by registry name, and what each of them must be.
+            Arrays by registry name.
         """
         arrays: dict[str, Any] = {}
-        expected: dict[str, WeightSlot] = {}
-        for scope, weights in self.sources.values():
-            slots = scope.slots
-            for key, array in weights.load(slots).items():
-                arrays[f"{scope.prefix}.{key}"] = array
-            expected |= named_slots(scope)
-        return arrays, expected
+        for needs, weights in self.sources.values():
+            for key, array in weights.load(needs.slots).items():
+                arrays[f"{needs.prefix}.{key}"] = array
+        return arrays
 
     def load_more(
-        self, scope: WeightScope, known: Collection[str]
-    ) -> tuple[dict[str, Any], dict[str, WeightSlot]]:
-        """Reads what graphs that were built later draw from beyond what is loaded.
+        self, modules: Iterable[GraphModule], known: Collection[str]
+    ) -> dict[str, Any]:
+        """Reads what graphs that came later draw from beyond what is loaded.
 
         Args:
-            scope: Theirs.
+            modules: Their modules.
             known: Registry names that are loaded.
 
         Returns:
-            Arrays by registry name of those that are not, and what all must be.
+            Arrays by registry name of those that are not.
         """
-        weights = next(w for s, w in self.sources.values() if s.prefix == scope.prefix)
-        slots = {
-            key: slot
-            for key, slot in scope.slots.items()
-            if f"{scope.prefix}.{key}" not in known
-        }
-        loaded = weights.load(slots)
-        arrays = {f"{scope.prefix}.{key}": array for key, array in loaded.items()}
-        return arrays, named_slots(scope)
+        arrays: dict[str, Any] = {}
+        for module in modules:
+            prefix, known = module.needs.prefix, {*known, *arrays}
+            slots = {
+                key: slot
+                for key, slot in module.needs.slots.items()
+                if f"{prefix}.{key}" not in known
+            }
+            if slots:
+                loaded = self.sources[prefix][1].load(slots)
+                arrays |= {f"{prefix}.{key}": array for key, array in loaded.items()}
+        return arrays
+
+    def modules_of(self, component: ComponentModel) -> list[GraphModule]:
+        """Returns the modules of a component's graphs, those that have any."""
+        source = self.sources.get(component.name)
+        weights = component.weights if source is None else source[1]
+        return graph_modules(component, weights, self.library)
 
 
-def named_slots(scope: WeightScope) -> dict[str, WeightSlot]:
-    """A scope's slots by their names in the registry."""
-    return {f"{scope.prefix}.{key}": slot for key, slot in scope.slots.items()}
+def graph_modules(
+    component: ComponentModel, weights: ComponentWeights, library: GraphLibrary
+) -> list[GraphModule]:
+    """Returns the modules of a component's graphs, found compiled or built."""
+    subject = subject_of(
+        type(component),
+        component.name,
+        dict(component.config),
+        component.encoding,
+        component.device.is_host,
+        sorted(weights.tensors),
+    )
+    recipe = recipe_of(type(component), subject)
+    modules = [
+        GraphModule(name, build, subject, recipe, library.by_recipe(name, recipe))
+        for name, build in component.graph_modules().items()
+    ]
+    return [module for module in modules if module.graph_names]
 
 
 def files_by_component(
@@ -145,7 +178,7 @@ def open_components(
     files: Mapping[str, Sequence[Path]],
     groups: frozenset[GraphGroup],
 ) -> OpenedComponents:
-    """Constructs components, lets each add its graphs, and checks their files.
+    """Constructs components, finds or builds their graphs, and checks their files.
 
     Args:
         kinds: Classes by component name.
@@ -158,10 +191,13 @@ def open_components(
         ModelLoadError: Weights missing, left over, of another shape or dtype; all of
             them in one error.
     """
-    module = Module()
+    library = GraphLibrary(
+        devices[0], config.precompiled, is_required=config.require_precompiled
+    )
+    modules: dict[str, GraphModule] = {}
     components: dict[str, ComponentModel] = {}
     problems: list[str] = []
-    sources: dict[str, tuple[WeightScope, ComponentWeights]] = {}
+    sources: dict[str, tuple[WeightNeeds, ComponentWeights]] = {}
     for name, kind in kinds.items():
         weights = ComponentWeights.from_files(name, files.get(name, ()))
         settings = config.components.get(name, {})
@@ -175,19 +211,21 @@ def open_components(
             component.graph_groups = groups
         components[name] = component
         try:
-            scope = component.build_graphs(module)
+            own = graph_modules(component, weights, library)
         except TooManyWeights as err:
             raise ModelLoadError(
                 f"{err} by config.json, and the files hold {len(weights.tensors):,}; "
                 "correct a number of layers in it, or download the model again"
             ) from err
-        if scope is not None:
+        if own:
+            modules |= {module.name: module for module in own}
+            needs = reduce(or_, (module.needs for module in own))
             ignores = (config.weight_ignores or {}).get(name, ())
-            problems += weights.problems(scope.specs, ignores)
-            sources[name] = (scope, weights)
+            problems += weights.problems(needs.specs, ignores)
+            sources[name] = (needs, weights)
     if problems:
         raise ModelLoadError("; ".join(problems))
-    return OpenedComponents(components, module, sources)
+    return OpenedComponents(components, modules, sources, library)
 
 
 def _check_not_quantised(name: str, settings: Mapping[str, Any]) -> None:

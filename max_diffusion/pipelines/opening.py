@@ -47,6 +47,8 @@ def load_pipeline(
     calibration: str | os.PathLike[str] | Calibration | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    precompiled: Sequence[str | os.PathLike[str]] = (),
+    require_precompiled: bool = False,
     show_progress: bool = False,
     on_event: OnEvent | None = None,
 ) -> TextToImagePipeline:
@@ -70,14 +72,18 @@ def load_pipeline(
         variant: Weight files' variant, for example ``fp16``; weights are cast to
             ``dtype``.
         revision: Hub revision.
+        precompiled: Folders of ``max-diffusion compile``, looked into before what ships
+            with the package. What they hold is run: they must be yours.
+        require_precompiled: Whether graphs that are not found compiled are an error,
+            instead of minutes of compiling.
         show_progress: Show download progress.
-        on_event: Called with ``("load" | "compile", "start" | "end")``, also where
-            graphs are compiled later.
+        on_event: Called with ``("load" | "compile", "start" | "end")``; with the latter
+            only where graphs are not found compiled, then or later.
 
     Raises:
         ModelLoadError: No such model, files missing or damaged, or a model class that
             is not supported.
-        CompileError: MAX refused a graph.
+        CompileError: MAX refused a graph, or precompiled ones are required and missing.
         DeviceError: No such device.
         RequestError: An argument is malformed.
     """
@@ -91,6 +97,8 @@ def load_pipeline(
         calibration=calibration,
         variant=variant,
         revision=revision,
+        precompiled=precompiled,
+        require_precompiled=require_precompiled,
         show_progress=show_progress,
         on_event=on_event,
     )
@@ -109,6 +117,8 @@ def open_model(
     calibration: str | os.PathLike[str] | Calibration | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    precompiled: Sequence[str | os.PathLike[str]] = (),
+    require_precompiled: bool = False,
     show_progress: bool = False,
     on_event: OnEvent | None = None,
 ) -> TextToImagePipeline:
@@ -127,6 +137,8 @@ def open_model(
         calibration: Measurements instead of the model's own.
         variant: Weight files' variant.
         revision: Hub revision.
+        precompiled: Folders of compiled graphs.
+        require_precompiled: Whether nothing may be compiled.
         show_progress: Show download progress.
         on_event: Is told of loading and compiling.
 
@@ -158,6 +170,8 @@ def open_model(
         caches=_checked(caches),
         is_extensible=is_extensible,
         calibration=read_calibration(folder.path, calibration),
+        precompiled=_folders(precompiled),
+        require_precompiled=require_precompiled,
     )
     files = [
         file
@@ -185,6 +199,18 @@ def _checked(
                 f"TaylorSeerConfig(), got {item!r}"
             )
     return caches
+
+
+def _folders(
+    precompiled: Sequence[str | os.PathLike[str]],
+) -> Sequence[str | os.PathLike[str]]:
+    """Checks the folders that a caller gave."""
+    if isinstance(precompiled, str | os.PathLike):
+        raise RequestError(
+            f"precompiled: expected a sequence of folders, got {precompiled!r}; write "
+            f"[{str(precompiled)!r}]"
+        )
+    return tuple(precompiled)
 
 
 def read_calibration(

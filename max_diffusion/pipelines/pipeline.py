@@ -52,7 +52,7 @@ class DiffusionPipeline(ABC):
     A subclass names its ``components``. The constructor has two phases. It opens the
     model: makes each component, builds their graphs, checks their files and calls
     :meth:`init_remaining_components`; from then on requests can be checked. Then
-    :meth:`compile` compiles all graphs as one module and loads the weights.
+    :meth:`compile` compiles all graphs, or reads them compiled, and loads the weights.
     ``execute(prepare_inputs(context))`` in a loop is the serving contract: whatever a
     request leaves behind dies with its inputs.
 
@@ -263,7 +263,7 @@ class DiffusionPipeline(ABC):
         """
         run = Run() if run is None else run
         bound = self.caches.bound(cache, self.cache_config, run.num_steps)
-        self.graphs.require(bound.config.graph_groups, self.denoiser, self.dtype)
+        self.graphs.require(bound.config.graph_groups, self.denoiser)
         known = replace(run, required_steps=bound.required_steps)
         threshold = 0.0
         if isinstance(bound.config, FirstBlockConfig):

@@ -11,8 +11,9 @@ from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Module
 
-from max_diffusion.execution.compiler import CompiledGraphs, in_graph_context
+from max_diffusion.execution.compiler import CompiledGraphs
 from max_diffusion.execution.graph_call import run
+from max_diffusion.execution.graph_module import GraphModule
 from max_diffusion.sampling import (
     AbstractGuidance,
     DynamicGuidance,
@@ -27,13 +28,13 @@ def models() -> Mapping[str, Model]:
     return compiled()
 
 
-@in_graph_context
 def compiled() -> Mapping[str, Model]:
-    module = Module()
-    for rule in (LinearGuidance(), RescaledGuidance()):
-        rule.add_graphs(module, DType.float32, DeviceRef.CPU())
+    def build(module: Module) -> None:
+        for rule in (LinearGuidance(), RescaledGuidance()):
+            rule.add_graphs(module, DType.float32, DeviceRef.CPU())
+
     graphs = CompiledGraphs(InferenceSession(devices=[CPU()]), CPU())
-    graphs.add(module, {}, {})
+    graphs.add([GraphModule("guidance", build)], dict)
     return graphs.models
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession, Model
-from max.graph import DeviceRef, Module
+from max.graph import DeviceRef
 
 from max_diffusion import (
     CacheStateError,
@@ -24,6 +25,7 @@ from max_diffusion.caches import History, add_series_graphs
 from max_diffusion.caches.series import series_weights
 from max_diffusion.execution.compiler import CompiledGraphs
 from max_diffusion.execution.graph_call import run
+from max_diffusion.execution.graph_module import GraphModule
 
 ORDERS = (1, 2, 4)
 
@@ -49,11 +51,10 @@ def caches() -> dict[int, TaylorSeerCache]:
 
 @pytest.fixture(scope="module")
 def models() -> Mapping[str, Model]:
-    module = Module()
-    add_series_graphs(module, DType.float32, DeviceRef.CPU())
+    build = partial(add_series_graphs, dtype=DType.float32, device=DeviceRef.CPU())
     session = InferenceSession(devices=[CPU()])
     graphs = CompiledGraphs(session, CPU())
-    graphs.add(module, {}, {})
+    graphs.add([GraphModule("series", build)], dict)
     return graphs.models
 
 

@@ -506,10 +506,11 @@ def test_a_cache_not_compiled_for_is_refused(demo: TextToImagePipeline) -> None:
 
 
 def test_nothing_recompiles(flux: TextToImagePipeline) -> None:
+    before = flux.compile_count
     for size in (32, 24, 40):
         for prompt in ("a", "a red circle above a blue square " * 3):
             flux.generate(prompt, height=size, width=36, num_inference_steps=2)
-    assert flux.compile_count == 1
+    assert flux.compile_count == before
 
 
 def test_a_long_prompt_is_cut_and_said(flux: TextToImagePipeline) -> None:

@@ -18,11 +18,12 @@ from max.graph import DeviceRef, Graph, Module, TensorType
 from graphs.autoencoder_kl import encode
 from graphs.denoiser import StepGraphs
 from graphs.flux1 import Flux1Denoiser, image_ids, rotary_table
-from graphs.weights import WeightScope, WeightSlot
+from graphs.weights import WeightScope
 from max_diffusion.checkpoint import ComponentWeights, find_model
 from max_diffusion.components import autoencoder_config
 from max_diffusion.core.buffers import to_device, to_numpy
 from max_diffusion.execution.compiler import CompiledGraphs
+from max_diffusion.execution.graph_module import GraphModule
 from max_diffusion.models.flux1.config import flux1_config
 
 if TYPE_CHECKING:
@@ -31,30 +32,35 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
-    folder, host, module = find_model(flux_folder), DeviceRef.CPU(), Module()
-    vae = WeightScope("vae", DType.float32, host)
+    folder, host = find_model(flux_folder), DeviceRef.CPU()
     config = autoencoder_config(folder.config("vae"))
-    types = [TensorType(DType.float32, ("batch", "height_0", "width_0", 3), host)]
-    for level in range(len(config.block_out_channels)):
-        size = (f"height_{level}", f"width_{level}")
-        types.append(TensorType(DType.int8, size, host))
-    with Graph("encode", input_types=types, module=module) as graph:
-        picture, *levels = (value.tensor for value in graph.inputs)
-        graph.output(*encode(config, vae, picture, levels))
-    half = WeightScope("transformer", DType.bfloat16, host)
     sizes = flux1_config(folder.config("transformer"))
-    denoiser = Flux1Denoiser(sizes, DType.bfloat16, host)
-    StepGraphs(module, denoiser, half).add_full()
+
+    def build_encoder(module: Module) -> WeightScope:
+        vae = WeightScope("vae", DType.float32, host)
+        types = [TensorType(DType.float32, ("batch", "height_0", "width_0", 3), host)]
+        for level in range(len(config.block_out_channels)):
+            size = (f"height_{level}", f"width_{level}")
+            types.append(TensorType(DType.int8, size, host))
+        with Graph("encode", input_types=types, module=module) as graph:
+            picture, *levels = (value.tensor for value in graph.inputs)
+            graph.output(*encode(config, vae, picture, levels))
+        return vae
+
+    def build_half(module: Module) -> WeightScope:
+        half = WeightScope("transformer", DType.bfloat16, host)
+        denoiser = Flux1Denoiser(sizes, DType.bfloat16, host)
+        StepGraphs(module, denoiser, half).add_full()
+        return half
+
+    modules = [GraphModule("encode", build_encoder), GraphModule("half", build_half)]
     filled: dict[str, np.ndarray | Buffer] = {}
-    slots: dict[str, WeightSlot] = {}
-    for scope in (vae, half):
-        files = folder.weight_files(scope.prefix)
-        loaded = ComponentWeights.from_files(scope.prefix, files).load(scope.slots)
-        filled |= {f"{scope.prefix}.{key}": array for key, array in loaded.items()}
-        slots |= {f"{scope.prefix}.{key}": slot for key, slot in scope.slots.items()}
-    session = InferenceSession(devices=[CPU()])
-    compiled = CompiledGraphs(session, CPU())
-    compiled.add(module, filled, slots)
+    for needs in (module.needs for module in modules):
+        files = folder.weight_files(needs.prefix)
+        loaded = ComponentWeights.from_files(needs.prefix, files).load(needs.slots)
+        filled |= {f"{needs.prefix}.{key}": array for key, array in loaded.items()}
+    compiled = CompiledGraphs(InferenceSession(devices=[CPU()]), CPU())
+    compiled.add(modules, lambda: filled)
     yield dict(compiled.models)  # while the weights are alive
 
 

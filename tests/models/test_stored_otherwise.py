@@ -148,18 +148,19 @@ def bits(array: np.ndarray | Buffer) -> np.ndarray:
 def test_arrays_are_those_of_the_plain_folder(
     flux_folder: Path, other_folder: Path, encoding: str
 ) -> None:
-    plain, plain_slots = opened(flux_folder, encoding).load()
-    ours, slots = opened(other_folder, encoding, OTHER).load()
-    assert slots == plain_slots
+    before, after = opened(flux_folder, encoding), opened(other_folder, encoding, OTHER)
+    plain, ours = before.load(), after.load()
+    slots = {name: needs for name, (needs, _) in after.sources.items()}
+    assert slots == {name: needs for name, (needs, _) in before.sources.items()}
     assert ours.keys() == plain.keys()
-    assert any(slot.columns for slot in slots.values())
+    assert any(slot.columns for slot in slots["transformer"].slots.values())
     for name, array in plain.items():
         assert ours[name].dtype == array.dtype
         assert np.array_equal(bits(ours[name]), bits(array)), name
 
 
 def test_rows_of_fused_matrices_are_mapped(other_folder: Path) -> None:
-    arrays, _ = opened(other_folder, "float32", OTHER).load()
+    arrays = opened(other_folder, "float32", OTHER).load()
     query = arrays["transformer.transformer_blocks.0.attn.to_q.weight"]
     turned = arrays["transformer.proj_out.weight"]
     assert not query.flags.writeable
@@ -225,7 +226,7 @@ def test_quantised_matrices_are_scaled_before_they_are_split(damaged: Path) -> N
                 wanted[name] = small.float() * scale
 
     rewritten(damaged, damage)
-    arrays, _ = opened(damaged.parents[1], "float32", OTHER).load()
+    arrays = opened(damaged.parents[1], "float32", OTHER).load()
     stems = "to_q", "to_k", "to_v"
     names = [f"transformer.transformer_blocks.1.attn.{stem}.weight" for stem in stems]
     ours = np.concatenate([arrays[name] for name in names])

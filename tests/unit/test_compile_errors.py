@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 from max.driver import CPU
-from max.graph import Module
 
 from max_diffusion import CompileError
-from max_diffusion.execution.compiler import CompiledGraphs, in_graph_context
+from max_diffusion.execution.compiler import CompiledGraphs
+from max_diffusion.execution.graph_module import GraphModule
 
 
 @pytest.mark.parametrize(
@@ -27,12 +27,13 @@ from max_diffusion.execution.compiler import CompiledGraphs, in_graph_context
         ("", ""),
     ],
 )
-@in_graph_context
 def test_the_reason_is_on_the_one_line(text: str, reason: str) -> None:
     def compile_(module: Any) -> None:
         raise RuntimeError("Failed to compile the model.") from RuntimeError(text)
 
     session: Any = SimpleNamespace(compile=compile_)
     with pytest.raises(CompileError) as caught:
-        CompiledGraphs(session, CPU()).add(Module(), {}, {})
-    assert str(caught.value) == f"compile: MAX refused the graphs: {reason}"
+        CompiledGraphs(session, CPU()).add(
+            [GraphModule("it", lambda module: None)], dict
+        )
+    assert str(caught.value) == f"compile: MAX refused it: {reason}"

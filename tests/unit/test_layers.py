@@ -21,7 +21,7 @@ LAYERS = (
     {"pipelines"},
     {"models"},  # which pipelines import when a folder needs them, by name
     {"engine", "evaluation", "plugins"},
-    {"serving"},
+    {"serving", "exporting"},
     {"cli"},
     {"__main__"},
 )

@@ -55,7 +55,7 @@ def test_pixi_pins_are_those_of_pyproject(
     extra = pins(project["project"]["optional-dependencies"]["test"])
     own = pixi["pypi-dependencies"]
     test = pixi["feature"]["test"]["pypi-dependencies"]
-    assert own["modular"] == base["modular"] == "==26.7.*"
+    assert own["modular"] == base["modular"] == "==26.7.0"
     shared = {
         name: pin if isinstance(pin, str) else f"[{pin['extras'][0]}]{pin['version']}"
         for name, pin in test.items()

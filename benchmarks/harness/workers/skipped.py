@@ -22,6 +22,7 @@ from max_diffusion.caches import (
 )
 from max_diffusion.execution.compiler import CompiledGraphs
 from max_diffusion.execution.graph_call import run
+from max_diffusion.execution.graph_module import GraphModule
 from max_diffusion.models.flux1.transformer import Flux1Transformer
 
 
@@ -47,15 +48,18 @@ def main() -> None:
 
     denoiser = Flux1Transformer(sizes, "float32", [CPU()], None)
     denoiser.graph_groups = frozenset(["blocks"])
-    module, device = Module(), DeviceRef.CPU()
-    scope = denoiser.build_graphs(module)
-    add_series_graphs(module, DType.float32, device)
-    add_euler_step(module, "euler_step", DType.float32, device)
-    expected = {f"{scope.prefix}.{key}": slot for key, slot in scope.slots.items()}
-    weights = {key: random(*slot.shape) for key, slot in expected.items()}
-    session = InferenceSession(devices=[CPU()])
-    graphs = CompiledGraphs(session, CPU())
-    graphs.add(module, weights, expected)
+    device = DeviceRef.CPU()
+
+    def build_steps(module: Module) -> None:
+        add_series_graphs(module, DType.float32, device)
+        add_euler_step(module, "euler_step", DType.float32, device)
+
+    [build_blocks] = denoiser.graph_modules().values()
+    blocks = GraphModule("blocks", build_blocks)
+    slots = blocks.needs.named_slots.items()
+    weights = {key: random(*slot.shape) for key, slot in slots}
+    graphs = CompiledGraphs(InferenceSession(devices=[CPU()]), CPU())
+    graphs.add([blocks, GraphModule("steps", build_steps)], lambda: weights)
     models = graphs.models
     denoiser.bind(models)
     arrays = {

@@ -45,6 +45,8 @@ class Model:
     calibration: str | None = None
     variant: str | None = None
     revision: str | None = None
+    precompiled: Sequence[str] = ()
+    require_precompiled: bool = False
 
     def load(self, backend: LocalBackend, config: EngineConfig) -> Engine:
         """Loads and compiles the model, and starts its engine."""
@@ -62,6 +64,8 @@ class Model:
             calibration=self.calibration,
             variant=self.variant,
             revision=self.revision,
+            precompiled=self.precompiled,
+            require_precompiled=self.require_precompiled,
             is_extensible=False,  # a request must not wait for minutes
             on_event=on_event,
         )

@@ -171,6 +171,8 @@ class ImagePipeline:
             caches=settings.caches,
             is_extensible=False,
             revision=_revision(pipeline_config),
+            precompiled=settings.precompiled,
+            require_precompiled=bool(settings.require_precompiled),
         )
 
     def prepare_inputs(self, context: ImageContext) -> ImageContext:

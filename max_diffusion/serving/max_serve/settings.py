@@ -30,6 +30,8 @@ class ServeSettings:
         caches: Caches that requests may name; in the environment as ``serve --caches``
             takes them. Only these are compiled, and each kind takes minutes the first
             time.
+        precompiled: Folders of ``max-diffusion compile``, separated by commas.
+        require_precompiled: ``1`` where nothing may be compiled, ``0`` otherwise.
         max_prompt_length: Most characters of a prompt, of a negative prompt, and of an
             entry of ``metadata``.
         max_n: Most images of a request.
@@ -39,6 +41,8 @@ class ServeSettings:
 
     plugins: tuple[str, ...] = ()
     caches: tuple[AbstractCacheConfig, ...] = (NoCacheConfig(), TaylorSeerConfig())
+    precompiled: tuple[str, ...] = ()
+    require_precompiled: int = 0
     max_prompt_length: int = 32_000
     max_n: int = 10
     max_size: int = 2048
@@ -46,6 +50,12 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         """Checks the range of each limit."""
+        whole(
+            _variable("require_precompiled"),
+            self.require_precompiled,
+            minimum=0,
+            maximum=1,
+        )
         for name, limit in (
             ("max_prompt_length", None),
             ("max_n", MAX_IMAGES),
@@ -70,6 +80,9 @@ class ServeSettings:
             if item.name == "plugins":
                 given[item.name] = names = tuple(filter(None, text.split(",")))
                 load_plugins(names, _variable(item.name))  # before caches are named
+                continue
+            if item.name == "precompiled":
+                given[item.name] = tuple(filter(None, text.split(",")))
                 continue
             if item.name == "caches":
                 given[item.name] = caches_from_text(text, _variable(item.name))

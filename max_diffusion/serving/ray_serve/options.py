@@ -53,6 +53,14 @@ class Options(BaseModel):
         Field(description="What requests may name, as in serve --caches."),
     ] = ("none", "taylorseer", "auto", "step-mask")
     calibration: str | None = None
+    precompiled: Annotated[
+        tuple[str, ...],
+        BeforeValidator(_names),
+        Field(description="Folders of max-diffusion compile, the same on every node."),
+    ] = ()
+    require_precompiled: Annotated[
+        bool, Field(description="Fail where graphs would have to be compiled.")
+    ] = False
 
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[
@@ -127,6 +135,8 @@ class Options(BaseModel):
             calibration=self.calibration and str(Path(self.calibration).resolve()),
             variant=self.variant,
             revision=self.revision,
+            precompiled=[str(Path(each).resolve()) for each in self.precompiled],
+            require_precompiled=self.require_precompiled,
         )
 
     def settings(self) -> ServerSettings:

@@ -1,0 +1,299 @@
+"""Compiled graphs as files: one module's machine code, and what must be known of it.
+
+``NAME-KEY.mef.xz`` is MAX's own format, which holds no weights, compressed forty-fold;
+``NAME-KEY.json`` beside it is the manifest. Both lie in a folder a target. Every file
+appears whole or not at all, and under a name that says what is in it, so that several
+processes and machines may share a folder. Modules that have much in common may lie in
+one file, one behind the other, which takes half the room.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from io import BytesIO
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, final
+
+from max.dtype import DType
+
+from graphs.weights import WeightNeeds, WeightSlot, WeightSpec, slot_of
+
+from ..core.files import prepared_folder, write_file, write_text
+
+if TYPE_CHECKING:
+    from max.engine import CompiledModel
+
+_PACKAGES: Final = ("max-core", "mojo-compiler")
+_SUFFIX: Final = ".mef.xz"
+# Of a key's 256 bits, in a file's name.
+_DIGITS: Final = 32
+_FIELDS: Final = frozenset(
+    [
+        "name",
+        "key",
+        "subject",
+        "recipe",
+        "target",
+        "versions",
+        "graphs",
+        "file",
+        "sha256",
+        "span",
+        "needs",
+    ]
+)
+
+
+class ArtefactError(Exception):
+    """Says why compiled graphs cannot be used."""
+
+
+@final
+@dataclass(frozen=True)
+class Manifest:
+    """What is known of a module's compiled graphs without loading them."""
+
+    name: str
+    """Of the module, such as ``transformer.full``."""
+    key: str
+    """Hash of the module's text and the compiler's versions: equal for equal graphs."""
+    subject: str
+    """Hash of what the module was made of: component, configuration, dtype."""
+    recipe: str | None
+    """Hash of the subject, of the sources that made graphs of it, and of the compiler's
+    versions; ``None`` where sources outside the package had a part."""
+    target: str
+    """Name of the target whose machine code it is."""
+    versions: Mapping[str, str]
+    """Packages that compiled it."""
+    graphs: tuple[str, ...]
+    """Names of the graphs."""
+    file: str
+    """Name of the compressed file."""
+    sha256: str
+    """Of the compressed file."""
+    span: tuple[int, int]
+    """First byte and last + 1 of the module in what the file decompresses to."""
+    needs: WeightNeeds
+    """Weights that the graphs draw from."""
+
+    @property
+    def stem(self) -> str:
+        """Name of its files without suffixes."""
+        return f"{self.name}-{self.key[:_DIGITS]}"
+
+    def to_json(self) -> str:
+        """Returns the manifest as text, with a hash of itself."""
+        fields = {name: getattr(self, name) for name in sorted(_FIELDS - {"needs"})}
+        fields["needs"] = _plain(self.needs)
+        return json.dumps({"manifest_sha256": _digest(fields), **fields}) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Reads what :meth:`to_json` has written.
+
+        Raises:
+            ArtefactError: It is damaged, or of another form.
+        """
+        try:
+            fields = json.loads(text)
+            is_whole = fields.pop("manifest_sha256") == _digest(fields)
+        except (ValueError, KeyError, AttributeError, TypeError) as err:
+            raise ArtefactError("the manifest is damaged") from err
+        if not is_whole or fields.keys() != _FIELDS:
+            raise ArtefactError("the manifest is damaged, or of another release")
+        fields["graphs"] = tuple(fields["graphs"])
+        fields["span"] = tuple(fields["span"])
+        fields["needs"] = _needs(fields["needs"])
+        return cls(**fields)
+
+
+@final
+@dataclass(frozen=True)
+class Artefact:
+    """A module's compiled graphs in a folder."""
+
+    folder: Path
+    """Of the target."""
+    manifest: Manifest
+
+    def read(self) -> CompiledModel:
+        """Reads the graphs; they are not initialised.
+
+        Raises:
+            ArtefactError: The file is missing, or not the one that was written.
+        """
+        from max.engine import read
+
+        try:
+            return read(BytesIO(self.mef()))
+        except RuntimeError as err:
+            raise ArtefactError(f"{self.path} is no compiled graph of MAX") from err
+
+    def mef(self) -> bytes:
+        """Returns the module as MAX exported it.
+
+        Raises:
+            ArtefactError: The file is missing, or not the one that was written.
+        """
+        start, stop = self.manifest.span
+        packed = self.packed()
+        return lzma.LZMADecompressor().decompress(packed, max_length=stop)[start:]
+
+    @property
+    def path(self) -> Path:
+        """The compressed file."""
+        return self.folder / self.manifest.file
+
+    def packed(self) -> bytes:
+        """Returns the file's bytes.
+
+        Raises:
+            ArtefactError: The file is missing, or not the one that was written.
+        """
+        try:
+            packed = self.path.read_bytes()
+        except OSError as err:
+            raise ArtefactError(f"{self.path} cannot be read ({err.strerror})") from err
+        if sha256_of(packed) != self.manifest.sha256:
+            raise ArtefactError(f"{self.path} is damaged (its sha256 is another)")
+        return packed
+
+
+def compiler_versions() -> dict[str, str]:
+    """Returns the versions of the packages that compile and run graphs."""
+    return {name: version(name) for name in _PACKAGES}
+
+
+def hash_of(*parts: Any) -> str:
+    """Returns the sha256 of values as JSON has them."""
+    return hashlib.sha256(
+        json.dumps(parts, sort_keys=True, default=repr).encode()
+    ).hexdigest()
+
+
+def write_artefacts(
+    folder: Path, manifests: Sequence[Manifest], mefs: Sequence[bytes]
+) -> list[Artefact]:
+    """Writes compiled modules into one file in the folder of their target.
+
+    Args:
+        folder: Has a folder for every target.
+        manifests: What is known of each; the file is filled in.
+        mefs: The modules as MAX exports them.
+
+    Raises:
+        RequestError: The folder cannot be written to.
+    """
+    own = prepared_folder(folder / manifests[0].target)
+    packed = _pack(b"".join(mefs))
+    file = manifests[0].stem + _SUFFIX
+    write_file(own / file, lambda opened: opened.write(packed))
+    ends = list(accumulate(map(len, mefs), initial=0))
+    found = []
+    for manifest, span in zip(manifests, pairwise(ends), strict=True):
+        whole = replace(manifest, file=file, sha256=sha256_of(packed), span=span)
+        found.append(write_manifest(Artefact(own, whole)))
+    return found
+
+
+def write_manifest(artefact: Artefact) -> Artefact:
+    """Writes what is known of a module beside the file that it is in.
+
+    Raises:
+        RequestError: The folder cannot be written to.
+    """
+    manifest = artefact.manifest
+    write_text(artefact.folder / f"{manifest.stem}.json", manifest.to_json())
+    return artefact
+
+
+def sha256_of(packed: bytes) -> str:
+    """Returns the hash that tells whether a file is the one that was written."""
+    return hashlib.sha256(packed).hexdigest()
+
+
+def _pack(mef: bytes) -> bytes:
+    # Symbols of a hundred thousand characters come again megabytes later.
+    return lzma.compress(mef, preset=9 | lzma.PRESET_EXTREME)
+
+
+def artefacts_in(
+    folder: Path, name: str, problems: list[str] | None = None
+) -> list[Artefact]:
+    """Returns what a target's folder has of a module.
+
+    Args:
+        folder: May be missing.
+        name: Of the module.
+        problems: Receives a line for each that cannot be used.
+    """
+    found = []
+    problems = [] if problems is None else problems
+    for stem, suffixes in sorted(_stems(folder, name).items()):
+        if ".json" not in suffixes:
+            problems.append(f"{folder / stem}{_SUFFIX} has no manifest beside it")
+            continue
+        manifest_path = folder / f"{stem}.json"
+        try:
+            text = manifest_path.read_text(encoding="utf-8")
+            artefact = Artefact(folder, Manifest.from_json(text))
+        except (OSError, UnicodeDecodeError) as err:
+            said = getattr(err, "strerror", None) or "it is no text"
+            problems.append(f"{manifest_path} cannot be read ({said})")
+        except ArtefactError as err:
+            problems.append(f"{manifest_path}: {err}")
+        else:
+            found.append(artefact)
+    return found
+
+
+def _stems(folder: Path, name: str) -> dict[str, set[str]]:
+    """Suffixes by the stem of all files of a module."""
+    stems: dict[str, set[str]] = {}
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return stems
+    for each in names:
+        for suffix in (_SUFFIX, ".json"):
+            stem = each.removesuffix(suffix)
+            if stem != each and stem.rpartition("-")[0] == name:
+                stems.setdefault(stem, set()).add(suffix)
+    return stems
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    return hash_of(dict(fields))
+
+
+def _plain(needs: WeightNeeds) -> dict[str, Any]:
+    """Weights as JSON: of every tensor its shape, its dtype and its slots' columns."""
+    columns: dict[str, list[Any]] = {name: [] for name in needs.specs}
+    for slot in needs.slots.values():
+        columns[slot.tensor].append(slot.columns)
+    return {
+        "prefix": needs.prefix,
+        "tensors": {
+            name: [list(spec.shape), spec.dtype.name, columns[name]]
+            for name, spec in needs.specs.items()
+        },
+    }
+
+
+def _needs(plain: Mapping[str, Any]) -> WeightNeeds:
+    specs: dict[str, WeightSpec] = {}
+    slots: dict[str, WeightSlot] = {}
+    for name, (shape, dtype, columns) in plain["tensors"].items():
+        spec = specs[name] = WeightSpec(tuple(shape), DType[dtype])
+        for each in columns:
+            slot = slot_of(name, spec, None if each is None else tuple(each))
+            slots[slot.key] = slot
+    return WeightNeeds(plain["prefix"], specs, slots)

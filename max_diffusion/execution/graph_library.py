@@ -1,0 +1,189 @@
+"""Compiled graphs that are there already: where they are looked for, in which order."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, final
+
+from ..errors import CompileError, RequestError
+from .artefacts import (
+    Artefact,
+    ArtefactError,
+    Manifest,
+    artefacts_in,
+    compiler_versions,
+)
+from .targets import HOSTS, targets_of
+
+if TYPE_CHECKING:
+    from max.driver import Device
+    from max.engine import CompiledModel
+
+    from .graph_module import GraphModule
+
+logger = logging.getLogger(__name__)
+
+# What makes MAX compile other code of the same graphs.
+_DEBUGGING: Final = ("MODULAR_DEBUG", "MODULAR_MAX_DEBUG", "MODULAR_MOJO_MAX_DEBUG")
+
+
+def shipped_graphs() -> Path:
+    """Returns the folder of the compiled graphs that ship with the package."""
+    return Path(__file__).parents[1] / "prebuilt_graphs"
+
+
+@final
+class GraphLibrary:
+    """Finds compiled graphs in given folders, then in the package.
+
+    They are machine code: no other folder is looked into, a model's least of all.
+
+    Args:
+        device: What they shall run on.
+        folders: That :mod:`max_diffusion.exporting` has written to.
+        is_required: Whether graphs that are not found are an error. Compiling them
+            takes minutes.
+
+    Raises:
+        RequestError: There is no such folder.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        folders: Sequence[str | os.PathLike[str]] = (),
+        *,
+        is_required: bool = False,
+    ) -> None:
+        self._given = [Path(folder) for folder in folders]
+        for folder in self._given:
+            if not folder.is_dir():
+                raise RequestError(
+                    f"precompiled: {folder} is no folder; write one with "
+                    "max-diffusion compile MODEL --output DIR"
+                )
+        self._is_required = is_required
+        self._targets = targets_of(device)
+        self._is_debugged = any(name.startswith(_DEBUGGING) for name in os.environ)
+
+    @property
+    def _folders(self) -> Sequence[Path]:
+        return () if self._is_debugged else (*self._given, shipped_graphs())
+
+    def by_recipe(self, name: str, recipe: str | None) -> Artefact | None:
+        """Returns compiled graphs that were built of the same, or ``None``."""
+        if recipe is None:
+            return None
+        return self._find(name, lambda found: found.manifest.recipe == recipe)
+
+    def find(self, module: GraphModule) -> Artefact | None:
+        """Returns a module's compiled graphs, checked as far as can be without them.
+
+        Returns:
+            ``None`` where there are none; where there seem to be, a line of the log
+            says why they cannot be used.
+
+        Raises:
+            CompileError: There are none, and they are required.
+        """
+        artefact = module.artefact
+        if artefact is None:
+            key = module.key
+            artefact = self._find(module.name, lambda found: found.manifest.key == key)
+        if artefact is None:
+            self._tell(module, self._problems(module))
+        elif artefact.manifest.graphs != module.graph_names:
+            self._tell(module, [f"{artefact.path} holds other graphs"])
+            return None
+        return artefact
+
+    def read(self, artefact: Artefact, module: GraphModule) -> CompiledModel | None:
+        """Reads what :meth:`find` has found.
+
+        Returns:
+            ``None`` where the file is damaged, of which a line of the log tells.
+
+        Raises:
+            CompileError: It is damaged, and compiled graphs are required.
+        """
+        try:
+            return artefact.read()
+        except ArtefactError as err:
+            self._tell(module, [str(err)])
+            return None
+
+    def _tell(self, module: GraphModule, problems: Sequence[str]) -> None:
+        """Says what is wrong with compiled graphs, if anything is."""
+        if self._is_required:
+            reason = problems[0] if problems else "there are none"
+            raise CompileError(
+                f"precompiled graphs: {module.name}: {reason}; write them with "
+                "max-diffusion compile, of this model, dtype, caches and processor, "
+                "and give their folder"
+            )
+        if problems:
+            logger.warning(
+                "precompiled graphs: %s: %s; it is compiled here",
+                module.name,
+                problems[0],
+            )
+
+    def _find(
+        self, name: str, is_wanted: Callable[[Artefact], bool]
+    ) -> Artefact | None:
+        for folder in self._folders:
+            for target in self._targets:
+                for found in artefacts_in(folder / target.name, name):
+                    if found.manifest.target == target.name and is_wanted(found):
+                        return found
+        return None
+
+    def _problems(self, module: GraphModule) -> list[str]:
+        """Why nothing was found of what seems to be there."""
+        if self._is_debugged:
+            names = [name for name in os.environ if name.startswith(_DEBUGGING)]
+            return [f"{names[0]} is set"]
+        own = [target.name for target in self._targets]
+        problems: list[str] = []
+        foreign: list[str] = []
+        for folder in self._folders:
+            for name in _subfolders(folder):
+                told = problems if name in own else foreign
+                damaged: list[str] = []
+                for found in artefacts_in(folder / name, module.name, damaged):
+                    told += _difference(found.manifest, module, own)
+                problems += damaged if name in own else ()
+        problems += foreign
+        if self._given and not problems:
+            where = ", ".join(map(str, self._given))
+            problems.append(f"{where} has none of this model, dtype and device")
+        return problems
+
+
+def _difference(
+    manifest: Manifest, module: GraphModule, own: Sequence[str]
+) -> list[str]:
+    """What is wrong with compiled graphs of the same module, if they are."""
+    if manifest.subject != module.subject:
+        return []  # another model's
+    if manifest.target not in own:
+        has = f"is {own[0]}" if own else f"is none of {', '.join(HOSTS)}, or in doubt"
+        return [f"they are for {manifest.target}, and this machine {has}"]
+    versions = compiler_versions()
+    if manifest.versions != versions:
+        return [f"they are of {_listed(manifest.versions)}, not {_listed(versions)}"]
+    return ["the graphs have been changed since"]
+
+
+def _listed(versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
+
+
+def _subfolders(folder: Path) -> list[str]:
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return []

@@ -1,0 +1,155 @@
+"""All modules of a model for all targets, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Final, final
+
+from ..core.files import prepared_folder
+from ..core.host_memory import host_memory
+from ..core.validation import whole
+from ..errors import CompileError, MaxDiffusionError, ModelLoadError, RequestError
+from ..execution.artefacts import Artefact, artefacts_in
+from ..execution.targets import Target, parse_target
+from .job import Job, Model, modules_of, up_to_date
+
+# What compiling the largest module of a model takes, at most.
+_JOB_BYTES: Final = 3 * 2**30
+_ERRORS: Final = {
+    kind.exit_code: kind
+    for kind in (CompileError, MaxDiffusionError, ModelLoadError, RequestError)
+}
+
+
+@final
+@dataclass(frozen=True)
+class Exported:
+    """A module that lies compiled in a folder."""
+
+    artefact: Artefact
+    seconds: float
+    """What compiling took; 0 if it was there already."""
+
+
+@final
+@dataclass(frozen=True)
+class Export:
+    """What is to be compiled, for what, and where it goes."""
+
+    model: Model
+    targets: Sequence[Target]
+    output: Path
+    jobs: int | None = None
+    """Processes at a time, of a core each; by default what cores and memory allow."""
+
+
+def export_graphs(export: Export) -> Iterator[tuple[Exported, int]]:
+    """Compiles every module for every target; what is there already stays.
+
+    Needs a model's configurations and the names, shapes and dtypes of its weights; none
+    is loaded.
+
+    Yields:
+        What has been compiled, or was there, and how many there will be in all.
+
+    Raises:
+        ModelLoadError: Files are missing or damaged.
+        RequestError: The folder cannot be written to.
+        CompileError: MAX refused a module; what was compiled before stays.
+    """
+    jobs = _default_jobs() if export.jobs is None else export.jobs
+    whole("compile: jobs", jobs, minimum=1, maximum=256)
+    prepared_folder(export.output)
+    pipeline = export.model.open("cpu")
+    modules = modules_of(pipeline)
+    pending: list[Job] = []
+    total = len(modules) * len(export.targets)
+    for target in export.targets:
+        for module in modules:
+            # For a GPU the graphs are others than those that were built here.
+            there = None
+            if target.gpu is None:
+                there = up_to_date(module, export.output, target.name)
+            if there is not None:
+                yield Exported(there, 0.0), total
+            else:
+                output = str(export.output)
+                pending.append(Job(export.model, module.name, _text(target), output))
+    cores = _cores(jobs)
+    with ThreadPoolExecutor(jobs) as pool:
+        futures: list[Future[Exported]] = [
+            pool.submit(_run, job, cores) for job in pending
+        ]
+        try:
+            for future in as_completed(futures):
+                yield future.result(), total
+        finally:
+            for future in futures:
+                future.cancel()
+
+
+def _run(job: Job, cores: SimpleQueue[int | None]) -> Exported:
+    core = cores.get()
+    try:
+        done = subprocess.run(
+            (sys.executable, "-m", "max_diffusion.exporting.worker"),
+            input=json.dumps({**asdict(job), "core": core}),
+            env=dict(os.environ),  # not what MAX 26.7 sets in C when it builds graphs
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+    finally:
+        cores.put(core)
+    lines = [line for line in done.stderr.split("\n") if line.strip()]
+    if done.returncode != 0:
+        said = lines[-1].removeprefix("error: ") if lines else "it said nothing"
+        kind = _ERRORS.get(done.returncode)
+        if kind is not None:
+            raise kind(said)
+        raise CompileError(
+            f"compile: {job.module} for {job.target}: MAX ended with "
+            f"{done.returncode} ({said})"
+        )
+    result = json.loads(done.stdout.splitlines()[-1])
+    folder = Path(job.output) / parse_target(job.target).name
+    [artefact] = (
+        found
+        for found in artefacts_in(folder, job.module)
+        if found.manifest.key == result["key"]
+    )
+    return Exported(artefact, result["seconds"])
+
+
+def _text(target: Target) -> str:
+    """The target as ``parse_target`` reads it."""
+    return (
+        target.host.name if target.gpu is None else f"{target.gpu}+{target.host.name}"
+    )
+
+
+def _cores(jobs: int) -> SimpleQueue[int | None]:
+    """A core for each of the processes at a time, where they can be told."""
+    cores: SimpleQueue[int | None] = SimpleQueue()
+    own: list[int | None] = [None]
+    if sys.platform == "linux":
+        own = list(sorted(os.sched_getaffinity(0)))
+    for index in range(jobs):
+        cores.put(own[index % len(own)])
+    return cores
+
+
+def _default_jobs() -> int:
+    cores = os.cpu_count() or 1
+    if sys.platform == "linux":
+        cores = len(os.sched_getaffinity(0))
+    return max(1, min(cores, host_memory() // _JOB_BYTES))

@@ -1,0 +1,91 @@
+"""Compiles the graphs that ship with the package, and those that tests start from."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts"), str(ROOT / "examples")]
+
+from folders import make_flux_folder  # noqa: E402
+
+from max_diffusion.errors import MaxDiffusionError  # noqa: E402
+from max_diffusion.execution.artefacts import artefacts_in  # noqa: E402
+from max_diffusion.execution.graph_library import shipped_graphs  # noqa: E402
+from max_diffusion.execution.targets import HOSTS, Target  # noqa: E402
+from max_diffusion.exporting import Export, Model, export_graphs  # noqa: E402
+from max_diffusion.exporting.joining import join, remove_others  # noqa: E402
+
+# Every group of graphs that a cache can need.
+CACHES = "all,taylorseer:target=modules"
+# Together they take half the room.
+JOINED = ("transformer.attention", "transformer.modules")
+TEST_GRAPHS = ROOT / "tests" / "graphs"
+TEST_TARGETS = ("linux-x86-64-v3",)
+MOST_BYTES = 2 * 2**20
+
+
+def main() -> None:
+    """Compiles what is not today's, and removes what is no longer needed."""
+    parser = argparse.ArgumentParser(prog="scripts/prebuild", description=__doc__)
+    parser.add_argument(
+        "--target",
+        action="append",
+        choices=tuple(HOSTS),
+        help="only for this processor; may be repeated; default: all",
+    )
+    parser.add_argument("--jobs", type=int, help="compiled at a time, 3 GiB each")
+    args = parser.parse_args()
+    targets = args.target or tuple(HOSTS)
+    try:
+        build(Model(caches=CACHES), targets, shipped_graphs(), args.jobs)
+        for target in HOSTS:
+            check_size(shipped_graphs() / target)
+        of_tests = [target for target in TEST_TARGETS if target in targets]
+        with tempfile.TemporaryDirectory() as folder:
+            model = Model(str(make_flux_folder(Path(folder))), caches=CACHES)
+            build(model, of_tests, TEST_GRAPHS, args.jobs)
+    except MaxDiffusionError as err:
+        sys.exit(f"error: {err}")
+
+
+def build(model: Model, targets: Sequence[str], folder: Path, jobs: int | None) -> None:
+    """Brings a folder of graphs up to date for some targets."""
+    keys: dict[str, dict[str, str]] = {target: {} for target in targets}
+    export = Export(model, [Target(HOSTS[name]) for name in targets], folder, jobs)
+    for done, total in export_graphs(export):
+        manifest = done.artefact.manifest
+        keys[manifest.target][manifest.name] = manifest.key
+        took = f"{done.seconds:.0f} s" if done.seconds else "was there"
+        print(f"{manifest.target} {manifest.name}: {took}, of {total}", flush=True)
+    for target, wanted in keys.items():
+        remove_stale(folder / target, wanted)
+        join(folder, target, JOINED)
+        remove_stale(folder / target, wanted)
+
+
+def remove_stale(folder: Path, keys: Mapping[str, str]) -> None:
+    """Removes all files but those of the given keys, by module."""
+    found = [
+        each
+        for name, key in keys.items()
+        for each in artefacts_in(folder, name)
+        if each.manifest.key == key
+    ]
+    for path in remove_others(folder, found):
+        print(f"removed {path.relative_to(ROOT)}")
+
+
+def check_size(folder: Path) -> None:
+    """Ends where a target's files have grown too large to ship."""
+    total = sum(path.stat().st_size for path in folder.glob("*"))
+    if total > MOST_BYTES:
+        sys.exit(f"error: {folder} has {total:,} bytes, and {MOST_BYTES:,} may ship")
+
+
+if __name__ == "__main__":
+    main()

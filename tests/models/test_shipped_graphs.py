@@ -1,0 +1,189 @@
+"""The compiled graphs that ship are those of today's sources, and nothing compiles."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import pytest
+from processes import run
+
+from max_diffusion import (
+    CACHES,
+    AbstractCacheConfig,
+    GenerationRequest,
+    TaylorSeerConfig,
+    TextToImagePipeline,
+    load_pipeline,
+)
+from max_diffusion.execution import graph_library, recipe
+from max_diffusion.execution.artefacts import Artefact, artefacts_in, compiler_versions
+from max_diffusion.execution.graph_library import shipped_graphs
+from max_diffusion.execution.graph_module import GraphModule
+from max_diffusion.execution.targets import HOSTS, host_targets
+from max_diffusion.exporting import Model
+from max_diffusion.exporting.job import modules_of
+
+ROOT = Path(__file__).parents[2]
+EVERYTHING: tuple[AbstractCacheConfig, ...] = (
+    *(kind() for kind in CACHES.values()),
+    TaylorSeerConfig(target="attention"),
+    TaylorSeerConfig(target="modules"),
+)
+PROMPTS = [
+    f"{first} {second}"
+    for first in ("a red circle", "two green stars", "an orange heart", "a blue square")
+    for second in (
+        "above a white triangle",
+        "left of a purple ring",
+        "on a gray background",
+        "below a yellow cross",
+        "",
+    )
+]
+ADVICE = "run scripts/prebuild, and commit what it writes"
+
+
+@pytest.fixture(scope="module")
+def todays() -> list[GraphModule]:
+    """Every module of the demo model."""
+    return modules_of(Model(caches="all,taylorseer:target=modules").open("cpu"))
+
+
+def shipped(target: str, module: GraphModule) -> Artefact:
+    found = artefacts_in(shipped_graphs() / target, module.name)
+    assert [each.manifest.key for each in found] == [module.key], ADVICE
+    return found[0]
+
+
+@pytest.mark.parametrize("target", HOSTS)
+def test_what_ships_is_todays(target: str, todays: list[GraphModule]) -> None:
+    needed: set[Path] = set()
+    for module in todays:
+        artefact = shipped(target, module)
+        manifest = artefact.manifest
+        assert (manifest.target, manifest.versions) == (target, compiler_versions())
+        assert (manifest.subject, manifest.recipe) == (module.subject, module.recipe), (
+            ADVICE
+        )
+        assert manifest.graphs == tuple(module.module.top_level_graph_names())
+        assert len(artefact.mef()) == manifest.span[1] - manifest.span[0] > 0
+        needed |= {artefact.path, artefact.folder / f"{manifest.stem}.json"}
+    files = set((shipped_graphs() / target).iterdir())
+    assert files == needed, ADVICE
+    assert sum(path.stat().st_size for path in files) <= 2 * 2**20
+
+
+def test_a_recipe_knows_every_source_that_builds_a_graph(
+    todays: list[GraphModule],
+) -> None:
+    """What is run while graphs are built is hashed, so that no change is missed."""
+    files: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        files.add(frame.f_code.co_filename)
+
+    fresh = Model(caches="all,taylorseer:target=modules").open("cpu")
+    modules = [module for module in modules_of(fresh) if module.recipe is not None]
+    assert {module.name for module in todays} - {m.name for m in modules} == {"sampler"}
+    sys.setprofile(note)
+    try:
+        for module in modules:
+            # Anew: what was built to be compared is not built again.
+            assert module._build_now()[0].top_level_graph_names()
+    finally:
+        sys.setprofile(None)
+    own = {Path(file) for file in files if file.startswith(str(ROOT))}
+    own = {path for path in own if ".venv" not in path.parts}
+    hashed = set(recipe.source_files())
+    assert ROOT / "graphs" / "flux1.py" in own & hashed
+    # Only read how a module is built, none of what is in it.
+    plain = {ROOT / "max_diffusion/execution" / name for name in ("graph_module.py",)}
+    assert own - plain - {Path(__file__)} <= hashed
+
+
+def test_every_cache_alone_compiles_nothing_and_draws() -> None:
+    for cache in EVERYTHING:
+        pipeline = load_pipeline("demo", device="cpu", cache=cache)
+        result = pipeline.draw(
+            GenerationRequest(prompts=("a red circle",), num_inference_steps=5, seed=1)
+        )
+        assert pipeline.compile_count == 0, cache
+        assert result.report.num_inference_steps == 5
+
+
+def test_what_a_later_request_needs_is_there_too() -> None:
+    pipeline = load_pipeline("demo", device="cpu", caches=("none",))
+    for cache in EVERYTHING:
+        pipeline.draw(
+            GenerationRequest(
+                prompts=("a red circle",), num_inference_steps=5, seed=1, cache=cache
+            )
+        )
+    assert pipeline.compile_count == 0
+
+
+@pytest.mark.parametrize("home", ["missing", "closed"])
+def test_the_first_picture_of_a_machine_writes_nothing_but_itself(
+    tmp_path: Path, home: str
+) -> None:
+    place = tmp_path / "home"
+    if home == "closed":
+        place.mkdir(mode=0o500)
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MODULAR_", "XDG_"))
+    }
+    environment |= {"HOME": str(place), "TMPDIR": str(tmp_path), "LC_ALL": "C.UTF-8"}
+    command = ("-m", "max_diffusion", "generate", "a red circle", "--seed", "1")
+    picture = tmp_path / "out.png"
+    done = run(sys.executable, *command, "--output", picture, cwd=ROOT, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [picture]
+
+
+@pytest.fixture
+def pipelines(tmp_path: Path) -> Iterator[list[TextToImagePipeline]]:
+    """The demo model on the graphs of each target that this machine runs."""
+    found = []
+    for host in host_targets():
+        folder = tmp_path / host.name
+        folder.mkdir()
+        (folder / host.name).symlink_to(shipped_graphs() / host.name)
+        found.append(load_pipeline("demo", device="cpu", precompiled=[folder]))
+    yield found
+
+
+def test_graphs_of_different_processors_draw_the_same(
+    pipelines: list[TextToImagePipeline],
+) -> None:
+    if len(pipelines) < 2:
+        pytest.skip("this processor runs the graphs of one target only")
+    for index, prompt in enumerate(PROMPTS):
+        first, second = (
+            pipeline.generate(prompt, seed=index, num_inference_steps=28).images[0]
+            for pipeline in pipelines
+        )
+        levels = np.abs(np.asarray(first, np.int16) - np.asarray(second, np.int16))
+        assert levels.max() <= 1, prompt
+
+
+@pytest.mark.slow
+def test_shipped_graphs_draw_what_graphs_compiled_here_draw(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ships = load_pipeline("demo", device="cpu")
+    monkeypatch.setattr(graph_library, "shipped_graphs", lambda: tmp_path / "nothing")
+    here = load_pipeline("demo", device="cpu")
+    assert (ships.compile_count, here.compile_count > 0) == (0, True)
+    for index, prompt in enumerate(PROMPTS[:5]):
+        first, second = (
+            np.asarray(pipeline.generate(prompt, seed=index).images[0])
+            for pipeline in (ships, here)
+        )
+        assert np.array_equal(first, second), prompt

@@ -1,0 +1,112 @@
+"""Which compiled graphs a machine may run: two sources must agree."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import pytest
+from max.driver import CPU
+
+from max_diffusion import RequestError
+from max_diffusion.execution import targets
+from max_diffusion.execution.targets import HOSTS, host_targets, parse_target
+
+V3 = "fpu sse4_2 avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"
+V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
+NUMPY_V3 = {"SSE42", "AVX2", "F16C", "FMA3"}
+NUMPY_V4 = NUMPY_V3 | {"AVX512F", "AVX512CD", "AVX512_SKX"}
+ARM = "fp asimd evtstrm aes atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
+NUMPY_ARM = {"NEON", "ASIMD", "ASIMDHP", "ASIMDDP"}
+
+
+def machine(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    system: str,
+    architecture: str,
+    flags: list[str],
+    features: set[str],
+) -> list[str]:
+    """The targets of a machine that says this of itself."""
+    word = "Features" if architecture == "aarch64" else "flags"
+    info = folder / "cpuinfo"
+    each = [f"processor\t: {i}\n{word}\t\t: {item}\n" for i, item in enumerate(flags)]
+    info.write_text("\n".join(each))
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "machine", lambda: architecture)
+    monkeypatch.setattr(targets, "_CPUINFO", info)
+    monkeypatch.setattr(targets, "_numpy_features", lambda: features)
+    return [host.name for host in host_targets()]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "flags", "features", "expected"),
+    [
+        ("x86_64", [V4, V4], NUMPY_V4, ["linux-x86-64-v4", "linux-x86-64-v3"]),
+        ("x86_64", [V3], NUMPY_V3, ["linux-x86-64-v3"]),
+        ("x86_64", [V4], NUMPY_V3, ["linux-x86-64-v3"]),
+        ("x86_64", [V3], NUMPY_V4, ["linux-x86-64-v3"]),
+        ("x86_64", [V4, V3], NUMPY_V4, ["linux-x86-64-v3"]),
+        ("x86_64", [V3.replace(" fma ", " ")], NUMPY_V4, []),
+        ("x86_64", [V4], NUMPY_V4 - {"FMA3"}, []),
+        ("x86_64", [V4], set(), []),
+        ("x86_64", [], NUMPY_V4, []),
+        ("i686", [V4], NUMPY_V4, []),
+        ("aarch64", [ARM], NUMPY_ARM, ["linux-aarch64"]),
+        ("aarch64", [ARM.replace(" lrcpc", "")], NUMPY_ARM, []),
+        ("aarch64", [ARM], NUMPY_ARM - {"ASIMDDP"}, []),
+        ("riscv64", [ARM], NUMPY_ARM, []),
+    ],
+)
+def test_what_both_sources_say_counts(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    architecture: str,
+    flags: list[str],
+    features: set[str],
+    expected: list[str],
+) -> None:
+    found = machine(monkeypatch, tmp_path, "Linux", architecture, flags, features)
+    assert found == expected
+
+
+def test_other_systems(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    mac = machine(monkeypatch, tmp_path, "Darwin", "arm64", [], NUMPY_ARM)
+    assert mac == ["macos-arm64"]
+    assert machine(monkeypatch, tmp_path, "Windows", "AMD64", [V4], NUMPY_V4) == []
+    assert machine(monkeypatch, tmp_path, "Darwin", "x86_64", [V4], NUMPY_V4) == []
+
+
+def test_this_machine_is_one_of_them() -> None:
+    found = targets.targets_of(CPU())
+    assert found, "tests run on x86-64-v3 or better, or on arm64"
+    assert {each.name for each in found} <= HOSTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("linux-x86-64-v3", "linux-x86-64-v3"),
+        ("x86-64-v4", "linux-x86-64-v4"),
+        ("aarch64", "linux-aarch64"),
+        ("macos-arm64", "macos-arm64"),
+        ("cuda:sm_90", "cuda-sm_90-linux-x86-64-v3"),
+        ("cuda:sm_90+linux-aarch64", "cuda-sm_90-linux-aarch64"),
+        ("hip:gfx942+x86-64-v4", "hip-gfx942-linux-x86-64-v4"),
+    ],
+)
+def test_names_of_targets(text: str, name: str) -> None:
+    assert parse_target(text).name == name
+
+
+@pytest.mark.parametrize("text", ["", "native", "x86-64-v9", "cuda", "cuda:sm_90+z"])
+def test_other_names_are_refused(text: str) -> None:
+    with pytest.raises(RequestError, match=r"target: expected linux-x86-64-v4, .*got"):
+        parse_target(text)
+
+
+@pytest.mark.parametrize("text", ["cuda:", "vulkan:1", ":", "cuda:../../x"])
+def test_other_gpus_are_refused(text: str) -> None:
+    with pytest.raises(RequestError, match=r"target: expected a GPU such as"):
+        parse_target(text)
