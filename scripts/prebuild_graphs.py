@@ -18,12 +18,9 @@ from max_diffusion.execution.artefacts import artefacts_in  # noqa: E402
 from max_diffusion.execution.graph_library import shipped_graphs  # noqa: E402
 from max_diffusion.execution.targets import HOSTS, Target  # noqa: E402
 from max_diffusion.exporting import Export, Model, export_graphs  # noqa: E402
-from max_diffusion.exporting.joining import join, remove_others  # noqa: E402
 
 # Every group of graphs that a cache can need.
 CACHES = "all,taylorseer:target=modules"
-# Together they take half the room.
-JOINED = ("transformer.attention", "transformer.modules")
 TEST_GRAPHS = ROOT / "tests" / "graphs"
 TEST_TARGETS = ("linux-x86-64-v3",)
 MOST_BYTES = 2 * 2**20
@@ -63,20 +60,18 @@ def build(model: Model, targets: Sequence[str], folder: Path, jobs: int | None) 
         took = f"{done.seconds:.0f} s" if done.seconds else "was there"
         print(f"{manifest.target} {manifest.name}: {took}, of {total}", flush=True)
     for target, wanted in keys.items():
-        remove_stale(folder / target, wanted)
-        join(folder, target, JOINED)
-        remove_stale(folder / target, wanted)
+        remove_others(folder / target, wanted)
 
 
-def remove_stale(folder: Path, keys: Mapping[str, str]) -> None:
-    """Removes all files but those of the given keys, by module."""
-    found = [
-        each
-        for name, key in keys.items()
-        for each in artefacts_in(folder, name)
-        if each.manifest.key == key
-    ]
-    for path in remove_others(folder, found):
+def remove_others(folder: Path, keys: Mapping[str, str]) -> None:
+    """Removes all files of a target but those of the given keys, by module."""
+    needed: set[Path] = set()
+    for name, key in keys.items():
+        for each in artefacts_in(folder, name):
+            if each.manifest.key == key:
+                needed |= {each.path, each.folder / f"{each.manifest.stem}.json"}
+    for path in set(folder.glob("*")) - needed:
+        path.unlink()
         print(f"removed {path.relative_to(ROOT)}")
 
 

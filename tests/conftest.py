@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,13 +20,51 @@ from max_diffusion import (
     demo_model_path,
     load_pipeline,
 )
+from max_diffusion.execution import compiler
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
+    from max.engine import CompiledModel, InferenceSession
 
+    from max_diffusion.execution.graph_module import GraphModule
+
+COMPILED = pytest.StashKey[list[tuple[str, float]]]()
 
 TEST_GRAPHS = Path(__file__).parent / "graphs"
 """What scripts/prebuild compiles of :func:`flux`."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtestloop(session: pytest.Session) -> Iterator[None]:
+    """Counts what is compiled, so that a run can say what it started from."""
+    compiled: list[tuple[str, float]] = []
+    session.config.stash[COMPILED] = compiled
+    compile_ = compiler.compiled_module
+
+    def counted(own: InferenceSession, module: GraphModule) -> CompiledModel:
+        started = time.perf_counter()
+        found = compile_(own, module)
+        compiled.append((module.name, time.perf_counter() - started))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "compiled_module", counted)
+        return (yield)
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Tells what this process compiled; children are not counted."""
+    compiled = config.stash.get(COMPILED, [])
+    slow = [(name, seconds) for name, seconds in compiled if seconds > 1]
+    total = sum(seconds for _, seconds in slow)
+    terminalreporter.write_line(
+        f"graphs: {len(slow)} modules compiled in {total:.0f} s, "
+        f"{len(compiled) - len(slow)} found in MAX's cache"
+    )
+    for name, seconds in sorted(slow, key=lambda item: -item[1])[:8]:
+        terminalreporter.write_line(f"  {name}: {seconds:.0f} s")
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from max_diffusion.errors import RequestError
 
 from .models import DEMO, LARGE, Size
 
-GROUPS: Final = (DEMO.name, LARGE.name, "cold", "parts")
-"""What can be measured by itself: the models, cold compiles of the demo model in
-float32, and parts and whole processes."""
+GROUPS: Final = (DEMO.name, LARGE.name, "start", "cold", "parts")
+"""What can be measured by itself: the models, from shell to PNG and what that time goes
+into, first pictures without any cache in float32, and parts."""
 QUICK_GROUPS: Final = (DEMO.name, "parts")
 """Those of them that the quick form has."""
 ROUNDS: Final = 3

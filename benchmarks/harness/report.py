@@ -36,8 +36,9 @@ _NAMES: Final[Mapping[str, str]] = {
     "picture, taylorseer": "picture with TaylorSeer",
 }
 _TITLES: Final[Mapping[str, str]] = {
-    "cold": "demo model, compiled anew: one process each",
-    "parts": "parts, and whole processes",
+    "start": "demo model, from the shell to a PNG",
+    "cold": "demo model, nothing compiled before: one process each",
+    "parts": "parts",
 }
 # What is no runtime, but the least that a figure could be.
 _BOUNDS: Final = ("its front alone", "memory copy")

@@ -38,6 +38,7 @@ from .runtimes import (
     described,
     exported,
 )
+from .start import PROCESSES, StartJob, measure_starts
 from .worker_process import output_of
 
 _LIMIT_SECONDS: Final = 3600.0  # of a process
@@ -107,7 +108,8 @@ class _Runner:
         all_rounds = [min(plan.rounds, size.max_rounds) for size in plan.sizes]
         alone = [r for r in self._runtimes if self._starts_alone(r)]
         self._planned = len(self._runtimes + alone) * sum(all_rounds)
-        self._planned += 5 * plan.rounds * ("parts" in self._plan.groups)
+        self._planned += 3 * plan.rounds * ("parts" in self._plan.groups)
+        self._planned += PROCESSES * plan.rounds * ("start" in self._plan.groups)
         self._planned += len(self._runtimes) // 2 * ("cold" in self._plan.groups)
         if not plan.is_quick:
             self._planned += len(self._runtimes + alone) * len(self._plan.sizes)
@@ -129,11 +131,12 @@ class _Runner:
             for runtime in self._runtimes:
                 if runtime.dtype == "float32" and self._prepare(runtime, DEMO):
                     self._draw(runtime, DEMO, kind="cold")
+        if "start" in self._plan.groups:
+            self._measure_starts()
         if "parts" in self._plan.groups:
             self._measure_parts()
             if not self._plan.is_quick:
                 self._measure_skips()
-            self._measure_start()
         return BenchResult(
             is_quick=self._plan.is_quick,
             date=datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -333,19 +336,26 @@ class _Runner:
                 for label, value in values.items():
                     self._found.add("parts", name, "ms", label, value)
 
-    def _measure_start(self) -> None:
-        """Measures whole processes of ours: what a shell waits for."""
-        lines = {
-            "python, doing nothing": ["-c", "pass"],
-            "import max_diffusion": ["-c", "import max_diffusion"],
-        }
+    def _measure_starts(self) -> None:
+        """Measures whole processes, from the shell to a PNG."""
+        theirs = next(r for r in self._runtimes if r.environment is OPENVINO)
+        has_theirs = self._prepare(theirs, DEMO)
+        job = StartJob(
+            prompt=_PROMPT,
+            side=DEMO.side,
+            steps=50,
+            text_tokens=_TEXT_TOKENS,
+            folder=model_folder(DEMO, self._work),
+            their_folder=self._folder(theirs, DEMO) if has_theirs else None,
+            their_python=self._pythons[OPENVINO] if has_theirs else None,
+            compiled=self._work / "compiled" / "openvino",
+        )
+        measure_starts(job, Collection())  # fills what is kept
         for _ in range(self._plan.rounds):
-            for name, arguments in lines.items():
-                started = time.perf_counter()
-                self._wait([sys.executable, *arguments], name, {})
-                seconds = time.perf_counter() - started
-                self._found.add("parts", name, "s", f"{OURS} float32", seconds)
-                self._done += 1
+            self._tell("from the shell to a PNG")
+            time.sleep(self._pause)
+            measure_starts(job, self._found)
+            self._done += PROCESSES
 
     def _add(
         self, size: Size, name: str, unit: str, runtime: Runtime, value: float
@@ -394,7 +404,7 @@ def _name(runtime: Runtime, kind: str) -> str:
         "first": ", before it is timed",
         "first start": ", before its start is timed",
         "start": ", its start",
-        "cold": ", compiling anew",
+        "cold": ", nothing compiled before",
     }
     return runtime.label + words.get(kind, "")
 

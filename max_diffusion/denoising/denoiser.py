@@ -77,11 +77,12 @@ class DenoiserComponent(ComponentModel):
 
         What is before and after the blocks is another, for all groups but ``full``.
         """
-        groups = [
-            g for g in get_args(GraphGroup) if g in self.graph_groups - _OF_OTHERS
-        ]
-        if set(groups) - {"full"}:
-            groups.insert(0, "ends")
+        groups: list[str] = []
+        for group in get_args(GraphGroup):
+            if group in self.graph_groups and group not in _OF_OTHERS:
+                if group != "full" and "ends" not in groups:
+                    groups.append("ends")
+                groups.append(group)
         return {
             f"{self.name}.{group}": partial(self._build_group, group)
             for group in groups

@@ -3,8 +3,7 @@
 ``NAME-KEY.mef.xz`` is MAX's own format, which holds no weights, compressed forty-fold;
 ``NAME-KEY.json`` beside it is the manifest. Both lie in a folder a target. Every file
 appears whole or not at all, and under a name that says what is in it, so that several
-processes and machines may share a folder. Modules that have much in common may lie in
-one file, one behind the other, which takes half the room.
+processes and machines may share a folder.
 """
 
 from __future__ import annotations
@@ -13,11 +12,10 @@ import hashlib
 import json
 import lzma
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from io import BytesIO
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -43,9 +41,7 @@ _FIELDS: Final = frozenset(
         "target",
         "versions",
         "graphs",
-        "file",
         "sha256",
-        "span",
         "needs",
     ]
 )
@@ -75,12 +71,8 @@ class Manifest:
     """Packages that compiled it."""
     graphs: tuple[str, ...]
     """Names of the graphs."""
-    file: str
-    """Name of the compressed file."""
     sha256: str
     """Of the compressed file."""
-    span: tuple[int, int]
-    """First byte and last + 1 of the module in what the file decompresses to."""
     needs: WeightNeeds
     """Weights that the graphs draw from."""
 
@@ -110,7 +102,6 @@ class Manifest:
         if not is_whole or fields.keys() != _FIELDS:
             raise ArtefactError("the manifest is damaged, or of another release")
         fields["graphs"] = tuple(fields["graphs"])
-        fields["span"] = tuple(fields["span"])
         fields["needs"] = _needs(fields["needs"])
         return cls(**fields)
 
@@ -133,24 +124,14 @@ class Artefact:
         from max.engine import read
 
         try:
-            return read(BytesIO(self.mef()))
-        except RuntimeError as err:
+            return read(BytesIO(lzma.decompress(self.packed())))
+        except (lzma.LZMAError, RuntimeError) as err:
             raise ArtefactError(f"{self.path} is no compiled graph of MAX") from err
-
-    def mef(self) -> bytes:
-        """Returns the module as MAX exported it.
-
-        Raises:
-            ArtefactError: The file is missing, or not the one that was written.
-        """
-        start, stop = self.manifest.span
-        packed = self.packed()
-        return lzma.LZMADecompressor().decompress(packed, max_length=stop)[start:]
 
     @property
     def path(self) -> Path:
         """The compressed file."""
-        return self.folder / self.manifest.file
+        return self.folder / (self.manifest.stem + _SUFFIX)
 
     def packed(self) -> bytes:
         """Returns the file's bytes.
@@ -179,29 +160,24 @@ def hash_of(*parts: Any) -> str:
     ).hexdigest()
 
 
-def write_artefacts(
-    folder: Path, manifests: Sequence[Manifest], mefs: Sequence[bytes]
-) -> list[Artefact]:
-    """Writes compiled modules into one file in the folder of their target.
+def write_artefact(folder: Path, manifest: Manifest, mef: bytes) -> Artefact:
+    """Writes a compiled module into the folder of its target.
 
     Args:
         folder: Has a folder for every target.
-        manifests: What is known of each; the file is filled in.
-        mefs: The modules as MAX exports them.
+        manifest: What is known of the module; the file's hash is filled in.
+        mef: The module as MAX exports it.
 
     Raises:
         RequestError: The folder cannot be written to.
     """
-    own = prepared_folder(folder / manifests[0].target)
-    packed = _pack(b"".join(mefs))
-    file = manifests[0].stem + _SUFFIX
-    write_file(own / file, lambda opened: opened.write(packed))
-    ends = list(accumulate(map(len, mefs), initial=0))
-    found = []
-    for manifest, span in zip(manifests, pairwise(ends), strict=True):
-        whole = replace(manifest, file=file, sha256=sha256_of(packed), span=span)
-        found.append(write_manifest(Artefact(own, whole)))
-    return found
+    own = prepared_folder(folder / manifest.target)
+    # Symbols of a hundred thousand characters come again megabytes later.
+    packed = lzma.compress(mef, preset=9 | lzma.PRESET_EXTREME)
+    artefact = Artefact(own, replace(manifest, sha256=sha256_of(packed)))
+    write_file(artefact.path, lambda file: file.write(packed))
+    # Last: what has a manifest is whole.
+    return write_manifest(artefact)
 
 
 def write_manifest(artefact: Artefact) -> Artefact:
@@ -218,11 +194,6 @@ def write_manifest(artefact: Artefact) -> Artefact:
 def sha256_of(packed: bytes) -> str:
     """Returns the hash that tells whether a file is the one that was written."""
     return hashlib.sha256(packed).hexdigest()
-
-
-def _pack(mef: bytes) -> bytes:
-    # Symbols of a hundred thousand characters come again megabytes later.
-    return lzma.compress(mef, preset=9 | lzma.PRESET_EXTREME)
 
 
 def artefacts_in(

@@ -107,6 +107,7 @@ def _run(job: Job, cores: SimpleQueue[int | None]) -> Exported:
             encoding="utf-8",
             errors="replace",
             check=False,
+            start_new_session=True,  # Ctrl-C is heard here, and ends them if need be
         )
     finally:
         cores.put(core)

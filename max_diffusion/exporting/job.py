@@ -15,7 +15,7 @@ from ..execution.artefacts import (
     Manifest,
     artefacts_in,
     compiler_versions,
-    write_artefacts,
+    write_artefact,
     write_manifest,
 )
 from ..execution.targets import parse_target
@@ -105,7 +105,7 @@ class Job:
         mef = _compiled(pipeline, module)
         seconds = time.perf_counter() - started
         manifest = manifest_of(module, target.name)
-        return write_artefacts(folder, [manifest], [mef])[0], seconds
+        return write_artefact(folder, manifest, mef), seconds
 
 
 def modules_of(pipeline: TextToImagePipeline) -> list[GraphModule]:
@@ -123,16 +123,10 @@ def up_to_date(module: GraphModule, folder: Path, target: str) -> Artefact | Non
             found.packed()
         except ArtefactError:
             continue
-        own = found.manifest
-        manifest = replace(
-            manifest_of(module, target),
-            file=own.file,
-            sha256=own.sha256,
-            span=own.span,
-        )
-        return (
-            found if manifest == own else write_manifest(Artefact(own_folder, manifest))
-        )
+        manifest = replace(manifest_of(module, target), sha256=found.manifest.sha256)
+        if manifest == found.manifest:
+            return found
+        return write_manifest(Artefact(own_folder, manifest))
     return None
 
 
@@ -146,9 +140,7 @@ def manifest_of(module: GraphModule, target: str) -> Manifest:
         target=target,
         versions=compiler_versions(),
         graphs=tuple(module.module.top_level_graph_names()),
-        file="",
         sha256="",
-        span=(0, 0),
         needs=module.needs,
     )
 

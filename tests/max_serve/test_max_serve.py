@@ -393,6 +393,12 @@ def test_settings_come_from_the_environment() -> None:
     assert read == ServeSettings(caches=caches, max_n=3)
     read = ServeSettings.from_environment({"MAX_DIFFUSION_CACHES": "all"})
     assert read.caches == tuple(kind() for kind in CACHES.values())
+    given = {
+        "MAX_DIFFUSION_PRECOMPILED": "/one,two",
+        "MAX_DIFFUSION_REQUIRE_PRECOMPILED": "1",
+    }
+    read = ServeSettings.from_environment(given)
+    assert (read.precompiled, read.require_precompiled) == (("/one", "two"), 1)
     text = "none,taylorseer:target=modules"
     read = ServeSettings.from_environment({"MAX_DIFFUSION_CACHES": text})
     assert read.caches == (CACHES["none"](), TaylorSeerConfig(target="modules"))
@@ -405,6 +411,8 @@ def test_settings_come_from_the_environment() -> None:
         ("CACHES", "", "MAX_DIFFUSION_CACHES: expected all, .*got ''"),
         ("MAX_N", "many", "MAX_DIFFUSION_MAX_N: expected a whole number, got 'many'"),
         ("MAX_STEPS", "0", "MAX_DIFFUSION_MAX_STEPS must be at least 1"),
+        ("REQUIRE_PRECOMPILED", "2", "_REQUIRE_PRECOMPILED must be .* 1, got 2"),
+        ("REQUIRE_PRECOMPILED", "yes", "expected a whole number, got 'yes'"),
     ],
 )
 def test_bad_settings_are_refused(name: str, text: str, message: str) -> None:

@@ -281,7 +281,7 @@ def test_graphs_that_a_request_needs_beyond_are_compiled_once(
 
     lean = load_pipeline(toy_folder, device="cpu", on_event=note)
     at_first = lean.compile_count
-    assert at_first > 1  # a module a component, and one for the steps
+    assert at_first >= 1  # the steps of its sampler may ship
     assert lean.graph_groups == {"full", "series"}
     del events[:]
     wanted = lean.generate("gray 7", seed=1).images

@@ -25,7 +25,7 @@ from max_diffusion.execution.artefacts import (
     Manifest,
     artefacts_in,
     compiler_versions,
-    write_artefacts,
+    write_artefact,
 )
 from max_diffusion.execution.compiler import CompiledGraphs, compiled_module
 from max_diffusion.execution.graph_library import GraphLibrary
@@ -65,7 +65,7 @@ def mef(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def folder(mef: bytes, tmp_path: Path) -> Path:
     """A folder that holds the module for this machine."""
-    write_artefacts(tmp_path, [manifest_of(tripled(), OWN)], [mef])
+    write_artefact(tmp_path, manifest_of(tripled(), OWN), mef)
     return tmp_path
 
 
@@ -243,16 +243,6 @@ def test_another_literal_is_another_graph(folder: Path) -> None:
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="is no folder; write one with"):
         GraphLibrary(CPU(), [tmp_path / "nowhere"])
-
-
-def test_modules_may_lie_in_one_file(mef: bytes, tmp_path: Path) -> None:
-    first = manifest_of(tripled(), OWN)
-    second = replace(first, name="other", key="1" * 64)
-    write_artefacts(tmp_path, [first, second], [mef, mef[::-1]])
-    assert the_artefact(tmp_path).mef() == mef
-    [other] = artefacts_in(tmp_path / OWN, "other")
-    assert (other.path, other.mef()) == (the_artefact(tmp_path).path, mef[::-1])
-    assert loaded(tmp_path, is_required=True).compile_count == 0
 
 
 def test_a_manifest_is_read_as_it_was_written(folder: Path) -> None:

@@ -481,9 +481,13 @@ def test_options_are_read_from_the_command_line() -> None:
             "cache_options": '{"cache_interval": 3}',
             "min_replicas": "2",
             "device": "cpu",
+            "precompiled": "/graphs,here",
+            "require_precompiled": "true",
         }
     )
     model = options.loader()
+    assert model.precompiled == ["/graphs", str(Path("here").resolve())]
+    assert model.require_precompiled is True
     assert model.caches == (NoCacheConfig(), TaylorSeerConfig())
     assert model.cache == TaylorSeerConfig(cache_interval=3)
     assert options.most_replicas == 2
