@@ -21,7 +21,7 @@ from max_diffusion.exporting import Export, Model, export_graphs  # noqa: E402
 
 # Every group of graphs that a cache can need.
 CACHES = "all,taylorseer:target=modules"
-TEST_GRAPHS = ROOT / "tests" / "graphs"
+TEST_GRAPHS = ROOT / "tests" / "compiled_graphs"
 TEST_TARGETS = ("linux-x86-64-v3",)
 MOST_BYTES = 2 * 2**20
 
@@ -79,7 +79,12 @@ def check_size(folder: Path) -> None:
     """Ends where a target's files have grown too large to ship."""
     total = sum(path.stat().st_size for path in folder.glob("*"))
     if total > MOST_BYTES:
-        sys.exit(f"error: {folder} has {total:,} bytes, and {MOST_BYTES:,} may ship")
+        # MAX 26.7 puts what it compiles at different times into different objects.
+        sys.exit(
+            f"error: {folder} has {total:,} bytes, and {MOST_BYTES:,} may ship; what "
+            "is compiled on a busy machine is up to twice as large: remove the largest "
+            "and run again when nothing else does"
+        )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 COMPILED = pytest.StashKey[list[tuple[str, float]]]()
 
-TEST_GRAPHS = Path(__file__).parent / "graphs"
+TEST_GRAPHS = Path(__file__).parent / "compiled_graphs"
 """What scripts/prebuild compiles of :func:`flux`."""
 
 
@@ -52,10 +52,24 @@ def pytest_runtestloop(session: pytest.Session) -> Iterator[None]:
         return (yield)
 
 
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """In a worker of pytest-xdist: tells the run what this one compiled."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["compiled"] = session.config.stash[COMPILED]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """In the run: hears it."""
+    found = getattr(node, "workeroutput", {}).get("compiled", ())
+    node.config.stash.setdefault(COMPILED, []).extend(map(tuple, found))
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
-    """Tells what this process compiled; children are not counted."""
+    """Tells what was compiled; processes that tests start are not counted."""
     compiled = config.stash.get(COMPILED, [])
     slow = [(name, seconds) for name, seconds in compiled if seconds > 1]
     total = sum(seconds for _, seconds in slow)

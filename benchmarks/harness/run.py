@@ -338,16 +338,18 @@ class _Runner:
 
     def _measure_starts(self) -> None:
         """Measures whole processes, from the shell to a PNG."""
-        theirs = next(r for r in self._runtimes if r.environment is OPENVINO)
-        has_theirs = self._prepare(theirs, DEMO)
+        others = (r for r in self._runtimes if r.environment is OPENVINO)
+        theirs = next(others, None)
+        if theirs is not None and not self._prepare(theirs, DEMO):
+            theirs = None
         job = StartJob(
             prompt=_PROMPT,
             side=DEMO.side,
             steps=50,
             text_tokens=_TEXT_TOKENS,
             folder=model_folder(DEMO, self._work),
-            their_folder=self._folder(theirs, DEMO) if has_theirs else None,
-            their_python=self._pythons[OPENVINO] if has_theirs else None,
+            their_folder=theirs and self._folder(theirs, DEMO),
+            their_python=theirs and self._pythons[OPENVINO],
             compiled=self._work / "compiled" / "openvino",
         )
         measure_starts(job, Collection())  # fills what is kept

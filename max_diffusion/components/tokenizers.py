@@ -17,7 +17,6 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from ..checkpoint.reading import check_file, read_json
-from ..checkpoint.sentencepiece_file import read_sentencepiece
 from ..core.files import read_lines
 from ..errors import ModelLoadError
 
@@ -158,6 +157,9 @@ def load_t5_tokenizer(path: Path) -> AbstractTokenizer:
 
 def _t5_from_sentencepiece(path: Path, extra: Sequence[str]) -> Tokenizer:
     """Builds a unigram model of the pieces, then ``extra``, as transformers 5 does."""
+    # Few folders need it, and it imports protobuf.
+    from ..checkpoint.sentencepiece_file import read_sentencepiece
+
     if not path.is_file():
         raise ModelLoadError(
             f"{path.parent.name}: no tokenizer.json and no spiece.model; download the "

@@ -26,8 +26,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What makes MAX compile other code of the same graphs.
-_DEBUGGING: Final = ("MODULAR_DEBUG", "MODULAR_MAX_DEBUG", "MODULAR_MOJO_MAX_DEBUG")
+# Of MAX's debugging, set in Python or by the environment: what makes it compile other
+# code of the same graphs, or tell of compiling.
+_DEBUGGING: Final = (
+    "assert_level",
+    "ir_output_dir",
+    "nan_check",
+    "op_log_level",
+    "pre_jit",
+    "uninitialized_read_check",
+)
 
 
 def shipped_graphs() -> Path:
@@ -67,11 +75,10 @@ class GraphLibrary:
                 )
         self._is_required = is_required
         self._targets = targets_of(device)
-        self._is_debugged = any(name.startswith(_DEBUGGING) for name in os.environ)
 
     @property
     def _folders(self) -> Sequence[Path]:
-        return () if self._is_debugged else (*self._given, shipped_graphs())
+        return () if _debugging() else (*self._given, shipped_graphs())
 
     def by_recipe(self, name: str, recipe: str | None) -> Artefact | None:
         """Returns compiled graphs that were built of the same, or ``None``."""
@@ -143,9 +150,9 @@ class GraphLibrary:
 
     def _problems(self, module: GraphModule) -> list[str]:
         """Why nothing was found of what seems to be there."""
-        if self._is_debugged:
-            names = [name for name in os.environ if name.startswith(_DEBUGGING)]
-            return [f"{names[0]} is set"]
+        debugging = _debugging()
+        if debugging:
+            return [f"MAX's debugging has {', '.join(debugging)} set"]
         own = [target.name for target in self._targets]
         problems: list[str] = []
         foreign: list[str] = []
@@ -161,6 +168,14 @@ class GraphLibrary:
             where = ", ".join(map(str, self._given))
             problems.append(f"{where} has none of this model, dtype and device")
         return problems
+
+
+def _debugging() -> list[str]:
+    """What is set of MAX's debugging that shipped code was compiled without."""
+    from max.engine import InferenceSession
+
+    debug = InferenceSession.debug
+    return [name for name in _DEBUGGING if getattr(debug, name)]
 
 
 def _difference(

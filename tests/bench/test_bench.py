@@ -78,6 +78,12 @@ def test_figures_of_all_rounds_are_kept(
     assert ("flux-300m", "start to first picture, warm") not in found
     assert found["parts", "TaylorSeer predict"]["MAX's own float32"] == [2.0, 2.0]
     assert ("demo", "step, pab") not in found
+    shell = found["start", "shell to PNG, 50 steps"]
+    assert shell.keys() == {label}
+    assert len(shell[label]) == 2
+    assert all(0 < seconds < 60 for seconds in shell[label])
+    assert found["start", "of it: draw"] == {label: [0.02, 0.02]}
+    assert found["start", "shell to PNG, 50 steps, empty cache"].keys() == {label}
     assert found["demo", "full steps, taylorseer"] == {label: [17, 17]}
     assert result.not_run == {
         "demo": {"max_diffusion float32, pab": "no such cache"},
@@ -271,7 +277,7 @@ def run(
         (["--quick", "--readme", "R.md"], "--readme: the README takes the full form"),
         (["--rounds", "0"], "bench: rounds must be at least 1, got 0"),
         (["--rounds", "x"], "--rounds: invalid int value: 'x'"),
-        (["--only", "demo, large"], "bench: a group must be demo, flux-300m, cold, pa"),
+        (["--only", "demo, large"], "bench: a group must be demo, flux-300m, start, "),
         (["--quick", "--only", "cold"], "the quick form has demo, parts, not cold"),
         (["--readme", "no.md"], "bench: no.md cannot be read"),
         (["--output", "/dev/null"], "/dev/null"),

@@ -162,6 +162,6 @@ def test_figures_of_other_groups_stay(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="holds no results; choose another folder"):
         save_bench(later, tmp_path)
     with pytest.raises(
-        RequestError, match="a group must be demo, flux-300m, cold, parts"
+        RequestError, match="a group must be demo, flux-300m, start, cold"
     ):
         bench(groups=("large",))

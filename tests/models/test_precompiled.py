@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession
 from max.graph import DeviceRef, Graph, Module, TensorType
+from processes import run
 
 from max_diffusion import CompileError, RequestError
 from max_diffusion.core.buffers import to_numpy
@@ -221,17 +224,28 @@ def test_a_processor_in_doubt_compiles(
     assert f"they are for {OWN}, and this machine is none of" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["MODULAR_DEBUG", "MODULAR_MAX_DEBUG_IR_OUTPUT_DIR"])
 def test_what_debugging_changes_is_compiled(
-    folder: Path,
-    name: str,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(name, "")
-    library = GraphLibrary(CPU(), [folder])
-    assert library.find(tripled()) is None
-    assert f"{name} is set" in caplog.text
+    debug = InferenceSession.debug
+    debug.nan_check = True
+    try:
+        assert GraphLibrary(CPU(), [folder]).find(tripled()) is None
+    finally:
+        debug.nan_check = False
+    assert "tripled: MAX's debugging has nan_check set; it is compiled" in caplog.text
+    assert GraphLibrary(CPU(), [folder]).find(tripled()) is not None
+
+
+def test_the_environment_sets_debugging_too(folder: Path) -> None:
+    code = (
+        "from max_diffusion.execution.graph_library import _debugging;"
+        "print(*_debugging())"
+    )
+    for text, expected in (("nan-check", "nan_check\n"), ("", "\n")):
+        environment = {**os.environ, "MODULAR_DEBUG": text}
+        done = run(sys.executable, "-c", code, env=environment)
+        assert (done.returncode, done.stdout) == (0, expected)
 
 
 def test_another_literal_is_another_graph(folder: Path) -> None:
