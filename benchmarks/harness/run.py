@@ -348,8 +348,8 @@ class _Runner:
             steps=50,
             text_tokens=_TEXT_TOKENS,
             folder=model_folder(DEMO, self._work),
-            their_folder=theirs and self._folder(theirs, DEMO),
-            their_python=theirs and self._pythons[OPENVINO],
+            their_folder=None if theirs is None else self._folder(theirs, DEMO),
+            their_python=None if theirs is None else self._pythons[OPENVINO],
             compiled=self._work / "compiled" / "openvino",
         )
         measure_starts(job, Collection())  # fills what is kept

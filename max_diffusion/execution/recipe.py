@@ -15,8 +15,11 @@ from .artefacts import compiler_versions, hash_of
 # which are run while graphs are built.
 _SOURCES: Final = (
     "caches",
+    "checkpoint/weights.py",
     "components",
+    "core/json_values.py",
     "denoising",
+    "execution/compiler.py",
     "execution/component.py",
     "models",
     "sampling",

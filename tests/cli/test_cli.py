@@ -14,11 +14,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
 
+import new_model
 import numpy as np
 import processes
 import pytest
 from commands import COMMAND, parse, run
-from new_model import write_folder
+from new_model import ToyPipeline, write_folder
 from pictures import open_png, psnr
 from PIL import Image
 
@@ -473,7 +474,7 @@ def test_the_readme_command_draws_a_picture(
 
 
 def test_compiled_graphs_that_can_only_be_read_are_used_and_not_compiled_again(
-    demo: TextToImagePipeline, tmp_path: Path
+    toy: ToyPipeline, toy_folder: Path, tmp_path: Path
 ) -> None:
     """Where MAX keeps them the disk is full, for all that the command can tell."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -485,8 +486,9 @@ def test_compiled_graphs_that_can_only_be_read_are_used_and_not_compiled_again(
         "shutil.disk_usage = full\n"
     )
     variables = {"PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
+    plugin = ("--model", toy_folder, "--plugin", new_model.__file__)
     done = run(
-        *("a", "--steps", 1, "--json", "--output", tmp_path / "x.png"),
+        *("gray 1", *plugin, "--steps", 1, "--json", "--output", tmp_path / "x.png"),
         env=dict(os.environ) | variables,
     )
     own = tmp_path / f"max_diffusion-{os.geteuid()}"

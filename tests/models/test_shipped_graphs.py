@@ -17,6 +17,7 @@ from max_diffusion import (
     AbstractCacheConfig,
     GenerationRequest,
     TaylorSeerConfig,
+    TeaCacheConfig,
     TextToImagePipeline,
     load_pipeline,
 )
@@ -30,7 +31,8 @@ from max_diffusion.exporting.job import modules_of
 
 ROOT = Path(__file__).parents[2]
 EVERYTHING: tuple[AbstractCacheConfig, ...] = (
-    *(kind() for kind in CACHES.values()),
+    *(kind() for name, kind in CACHES.items() if name != "teacache"),
+    TeaCacheConfig(coefficients=(1.0, 0.0)),  # the demo model's own are refused
     TaylorSeerConfig(target="attention"),
     TaylorSeerConfig(target="modules"),
 )
@@ -144,7 +146,9 @@ def test_the_first_picture_of_a_machine_writes_nothing_but_itself(
     picture = tmp_path / "out.png"
     done = run(sys.executable, *command, "--output", picture, cwd=ROOT, env=environment)
     assert (done.returncode, done.stderr) == (0, "")
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [picture]
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    # MAX 26.7 numbers installations, where there is a home.
+    assert [path for path in files if path.name != "installId"] == [picture]
 
 
 @pytest.fixture
@@ -159,12 +163,15 @@ def pipelines(tmp_path: Path) -> Iterator[list[TextToImagePipeline]]:
     yield found
 
 
+@pytest.mark.parametrize(
+    "count", [4, pytest.param(len(PROMPTS), marks=pytest.mark.slow)]
+)
 def test_graphs_of_different_processors_draw_the_same(
-    pipelines: list[TextToImagePipeline],
+    pipelines: list[TextToImagePipeline], count: int
 ) -> None:
     if len(pipelines) < 2:
         pytest.skip("this processor runs the graphs of one target only")
-    for index, prompt in enumerate(PROMPTS):
+    for index, prompt in enumerate(PROMPTS[:count]):
         first, second = (
             pipeline.generate(prompt, seed=index, num_inference_steps=28).images[0]
             for pipeline in pipelines

@@ -90,7 +90,7 @@ class Service:
             f"{self.url}/v1/images/generations",
             json={"prompt": PROMPT} | body,
             headers=HEADERS,
-            timeout=120,
+            timeout=600,  # where others keep the machine busy
         )
 
     @contextmanager
@@ -101,7 +101,7 @@ class Service:
             f"{self.url}/v1/images/generations",
             json={"prompt": PROMPT, "stream": True} | body,
             headers=HEADERS,
-            timeout=120,
+            timeout=600,  # where others keep the machine busy
         ) as response:
             assert response.status_code == 200
             lines = response.iter_lines()
