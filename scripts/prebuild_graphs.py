@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts"), str(ROOT / "examples")]
 
-from folders import make_flux_folder  # noqa: E402
+from folders import TEST_GRAPHS, make_flux_folder  # noqa: E402
 
 from max_diffusion.errors import MaxDiffusionError  # noqa: E402
 from max_diffusion.execution.artefacts import artefacts_in  # noqa: E402
@@ -21,8 +21,9 @@ from max_diffusion.exporting import Export, Model, export_graphs  # noqa: E402
 
 # Every group of graphs that a cache can need.
 CACHES = "all,taylorseer:target=modules"
-TEST_GRAPHS = ROOT / "tests" / "compiled_graphs"
 TEST_TARGETS = ("linux-x86-64-v3",)
+HALF = ("transformer.full",)
+"""Modules that tests also have in bfloat16."""
 MOST_BYTES = 2 * 2**20
 
 
@@ -44,23 +45,33 @@ def main() -> None:
             check_size(shipped_graphs() / target)
         of_tests = [target for target in TEST_TARGETS if target in targets]
         with tempfile.TemporaryDirectory() as folder:
-            model = Model(str(make_flux_folder(Path(folder))), caches=CACHES)
-            build(model, of_tests, TEST_GRAPHS, args.jobs)
+            path = str(make_flux_folder(Path(folder)))
+            model = Model(path, caches=CACHES)
+            build(model, of_tests, TEST_GRAPHS / "float32", args.jobs)
+            half = Model(path, dtype="bfloat16")
+            build(half, of_tests, TEST_GRAPHS / "bfloat16", args.jobs, HALF)
     except MaxDiffusionError as err:
         sys.exit(f"error: {err}")
 
 
-def build(model: Model, targets: Sequence[str], folder: Path, jobs: int | None) -> None:
+def build(
+    model: Model,
+    targets: Sequence[str],
+    folder: Path,
+    jobs: int | None,
+    modules: Sequence[str] = (),
+) -> None:
     """Brings a folder of graphs up to date for some targets."""
     keys: dict[str, dict[str, str]] = {target: {} for target in targets}
-    export = Export(model, [Target(HOSTS[name]) for name in targets], folder, jobs)
+    wanted = [Target(HOSTS[name]) for name in targets]
+    export = Export(model, wanted, folder, modules, jobs)
     for done, total in export_graphs(export):
         manifest = done.artefact.manifest
         keys[manifest.target][manifest.name] = manifest.key
         took = f"{done.seconds:.0f} s" if done.seconds else "was there"
         print(f"{manifest.target} {manifest.name}: {took}, of {total}", flush=True)
-    for target, wanted in keys.items():
-        remove_others(folder / target, wanted)
+    for target, own in keys.items():
+        remove_others(folder / target, own)
 
 
 def remove_others(folder: Path, keys: Mapping[str, str]) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from folders import make_flux_folder
+from folders import TEST_GRAPHS, make_flux_folder
 from new_model import ToyPipeline, write_folder
 
 from max_diffusion import (
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
     from max_diffusion.execution.graph_module import GraphModule
 
 COMPILED = pytest.StashKey[list[tuple[str, float]]]()
-
-TEST_GRAPHS = Path(__file__).parent / "compiled_graphs"
-"""What scripts/prebuild compiles of :func:`flux`."""
 
 
 @pytest.hookimpl(wrapper=True)
@@ -95,7 +92,7 @@ def flux(flux_folder: Path) -> TextToImagePipeline:
         flux_folder,
         device="cpu",
         caches=(*CACHES, modules),
-        precompiled=[TEST_GRAPHS],
+        precompiled=[TEST_GRAPHS / "float32"],
     )
 
 

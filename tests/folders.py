@@ -22,6 +22,8 @@ TRANSFORMER = {
     "guidance_embeds": False,
     "axes_dims_rope": (4, 6, 6),
 }
+TEST_GRAPHS = Path(__file__).parent / "compiled_graphs"
+"""What scripts/prebuild compiles of :func:`make_flux_folder`, a folder a dtype."""
 CAPTIONS = [
     "a red circle above a blue square",
     "two green stars on a gray background",

@@ -38,7 +38,9 @@ def _compile(args: argparse.Namespace, interruption: Interruption) -> None:
         revision=args.revision,
         plugins=tuple(args.plugin),
     )
-    wanted = Export(model, list(dict.fromkeys(targets)), Path(args.output), args.jobs)
+    wanted = Export(
+        model, list(dict.fromkeys(targets)), Path(args.output), jobs=args.jobs
+    )
     files = []
     with ExitStack() as stack:
         progress = Progress(stack, is_shown=sys.stderr.isatty(), word="compiling")

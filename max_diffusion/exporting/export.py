@@ -47,6 +47,8 @@ class Export:
     model: Model
     targets: Sequence[Target]
     output: Path
+    modules: Sequence[str] = ()
+    """Names of the modules to compile; all by default."""
     jobs: int | None = None
     """Processes at a time, of a core each; by default what cores and memory allow."""
 
@@ -70,6 +72,8 @@ def export_graphs(export: Export) -> Iterator[tuple[Exported, int]]:
     prepared_folder(export.output)
     pipeline = export.model.open("cpu")
     modules = modules_of(pipeline)
+    if export.modules:
+        modules = [module for module in modules if module.name in export.modules]
     pending: list[Job] = []
     total = len(modules) * len(export.targets)
     for target in export.targets:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from folders import TEST_GRAPHS
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession, Model
@@ -23,6 +24,7 @@ from max_diffusion.checkpoint import ComponentWeights, find_model
 from max_diffusion.components import autoencoder_config
 from max_diffusion.core.buffers import to_device, to_numpy
 from max_diffusion.execution.compiler import CompiledGraphs
+from max_diffusion.execution.graph_library import GraphLibrary
 from max_diffusion.execution.graph_module import GraphModule
 from max_diffusion.models.flux1.config import flux1_config
 
@@ -53,13 +55,17 @@ def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
         StepGraphs(module, denoiser, half).add_full()
         return half
 
-    modules = [GraphModule("encode", build_encoder), GraphModule("half", build_half)]
+    modules = [
+        GraphModule("encode", build_encoder),
+        GraphModule("transformer.full", build_half),
+    ]
     filled: dict[str, np.ndarray | Buffer] = {}
     for needs in (module.needs for module in modules):
         files = folder.weight_files(needs.prefix)
         loaded = ComponentWeights.from_files(needs.prefix, files).load(needs.slots)
         filled |= {f"{needs.prefix}.{key}": array for key, array in loaded.items()}
-    compiled = CompiledGraphs(InferenceSession(devices=[CPU()]), CPU())
+    library = GraphLibrary(CPU(), [TEST_GRAPHS / "bfloat16"])
+    compiled = CompiledGraphs(InferenceSession(devices=[CPU()]), CPU(), library)
     compiled.add(modules, lambda: filled)
     yield dict(compiled.models)  # while the weights are alive
 
