@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -13,11 +15,18 @@ import pytest
 from max_diffusion import load_pipeline
 from max_diffusion.execution.graph_library import shipped_graphs
 
+AARCH64 = "MAX_DIFFUSION_AARCH64_PYTHON"
+"""Names a command that runs an aarch64 Python with ``modular``'s and numpy's wheels,
+such as ``qemu-aarch64 -L ROOT ROOT/usr/bin/python3.11``."""
 DRAW = """
 import sys
+from pathlib import Path
 import numpy as np
 from max_diffusion import load_pipeline
+from max_diffusion.execution import targets
 from max_diffusion.execution.targets import host_targets
+if len(sys.argv) > 2:
+    targets._CPUINFO = Path(sys.argv[2])  # emulation shows the real one's
 pipeline = load_pipeline("demo", device="cpu", require_precompiled=True)
 result = pipeline.generate("a red circle", seed=1, num_inference_steps=2)
 np.save(sys.argv[1], result.images)
@@ -41,3 +50,25 @@ def test_a_processor_with_avx2_only(tmp_path: Path) -> None:
     here = load_pipeline("demo", device="cpu", precompiled=[own])
     wanted = here.generate("a red circle", seed=1, num_inference_steps=2).images
     assert np.array_equal(np.load(file), wanted)
+
+
+@pytest.mark.slow
+def test_an_arm_processor(tmp_path: Path) -> None:
+    command = os.environ.get(AARCH64)
+    if command is None:
+        pytest.skip(f"{AARCH64} is not set")
+    file, info = tmp_path / "there.npy", tmp_path / "cpuinfo"
+    info.write_text("Features\t: fp asimd atomics asimdhp lrcpc asimddp\n")
+    # Not what MAX has told this process of its own place.
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MODULAR_", "PYTHON"))
+    }
+    arguments = (*shlex.split(command), "-c", DRAW, file, info)
+    done = processes.run(*arguments, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "linux-aarch64 0\n"
+    here = load_pipeline("demo", device="cpu")
+    wanted = here.generate("a red circle", seed=1, num_inference_steps=2).images
+    assert np.abs(np.load(file).astype(int) - wanted).max() <= 1
