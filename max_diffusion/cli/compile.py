@@ -7,10 +7,11 @@ import json
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import DeviceError
+from ..errors import DeviceError, RequestCancelled, RequestError
 from .command import Command
 from .terminal import Interruption, Progress
 
@@ -22,6 +23,8 @@ def _compile(args: argparse.Namespace, interruption: Interruption) -> None:
     from ..execution.targets import Target, host_targets, parse_target
     from ..exporting import Export, Model, export_graphs
 
+    if not args.output:
+        raise RequestError("--output: expected a folder, got ''; . is this one")
     targets = [parse_target(text) for text in args.target]
     if not targets:
         hosts = host_targets()
@@ -45,8 +48,7 @@ def _compile(args: argparse.Namespace, interruption: Interruption) -> None:
     with ExitStack() as stack:
         progress = Progress(stack, is_shown=sys.stderr.isatty(), word="compiling")
         progress.on_share(0.0, "its graphs are built")
-        for done, total in export_graphs(wanted):
-            interruption.check()
+        for done, total in export_graphs(wanted, partial(_check, interruption)):
             files.append(done)
             progress.on_share(len(files) / total, f"{len(files)} of {total}")
             if not args.json:
@@ -55,6 +57,13 @@ def _compile(args: argparse.Namespace, interruption: Interruption) -> None:
                 print(f"{done.artefact.path}: {size:.2f} MiB, {took}")
     if args.json:
         print(json.dumps({"graphs": [_row(done) for done in files]}))
+
+
+def _check(interruption: Interruption) -> None:
+    try:
+        interruption.check()
+    except RequestCancelled as err:
+        raise RequestCancelled("stopped by Ctrl-C, what was compiled stays") from err
 
 
 def _row(done: Exported) -> dict[str, Any]:

@@ -97,7 +97,7 @@ class Manifest:
         try:
             fields = json.loads(text)
             is_whole = fields.pop("manifest_sha256") == _digest(fields)
-        except (ValueError, KeyError, AttributeError, TypeError) as err:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as err:
             raise ArtefactError("the manifest is damaged") from err
         if not is_whole or fields.keys() != _FIELDS:
             raise ArtefactError("the manifest is damaged, or of another release")
@@ -140,6 +140,8 @@ class Artefact:
             ArtefactError: The file is missing, or not the one that was written.
         """
         try:
+            if self.path.exists() and not self.path.is_file():
+                raise ArtefactError(f"{self.path} is no file")
             packed = self.path.read_bytes()
         except OSError as err:
             raise ArtefactError(f"{self.path} cannot be read ({err.strerror})") from err
@@ -213,9 +215,14 @@ def artefacts_in(
             problems.append(f"{folder / stem}{_SUFFIX} has no manifest beside it")
             continue
         manifest_path = folder / f"{stem}.json"
+        if not manifest_path.is_file():
+            problems.append(f"{manifest_path} is no file")
+            continue
         try:
             text = manifest_path.read_text(encoding="utf-8")
             artefact = Artefact(folder, Manifest.from_json(text))
+            if artefact.manifest.stem != stem:
+                raise ArtefactError(f"it was {artefact.manifest.stem}.json; name it so")
         except (OSError, UnicodeDecodeError) as err:
             said = getattr(err, "strerror", None) or "it is no text"
             problems.append(f"{manifest_path} cannot be read ({said})")

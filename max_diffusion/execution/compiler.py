@@ -164,11 +164,12 @@ class CompiledGraphs:
                 only compiled graphs may be used, and some are missing or damaged.
         """
         check_not_forked(_first_process())
-        found = [self._library and self._library.find(module) for module in modules]
+        library = self._library
+        found = [[] if library is None else library.find(each) for each in modules]
         with ThreadPoolExecutor(_THREADS) as pool:
             reads = [
-                artefact and pool.submit(self._read, artefact, module)
-                for artefact, module in zip(found, modules, strict=True)
+                pool.submit(self._read, artefacts, module) if artefacts else None
+                for artefacts, module in zip(found, modules, strict=True)
             ]
             weights = load_weights()
             known = {**self._weights, **weights}
@@ -187,9 +188,11 @@ class CompiledGraphs:
                 for models in run(self._initialise, modules, compiled):
                     self._models |= models
 
-    def _read(self, artefact: Artefact, module: GraphModule) -> CompiledModel | None:
+    def _read(
+        self, artefacts: Sequence[Artefact], module: GraphModule
+    ) -> CompiledModel | None:
         assert self._library is not None
-        return self._library.read(artefact, module)
+        return self._library.read(artefacts, module)
 
     def _complete(
         self, modules: Sequence[GraphModule], known: Sequence[CompiledModel | None]

@@ -12,7 +12,6 @@ from ..errors import CompileError, RequestError
 from .artefacts import (
     Artefact,
     ArtefactError,
-    Manifest,
     artefacts_in,
     compiler_versions,
 )
@@ -66,13 +65,7 @@ class GraphLibrary:
         *,
         is_required: bool = False,
     ) -> None:
-        self._given = [Path(folder) for folder in folders]
-        for folder in self._given:
-            if not folder.is_dir():
-                raise RequestError(
-                    f"precompiled: {folder} is no folder; write one with "
-                    "max-diffusion compile MODEL --output DIR"
-                )
+        self._given = [_checked(folder) for folder in folders]
         self._is_required = is_required
         self._targets = targets_of(device)
 
@@ -84,43 +77,57 @@ class GraphLibrary:
         """Returns compiled graphs that were built of the same, or ``None``."""
         if recipe is None:
             return None
-        return self._find(name, lambda found: found.manifest.recipe == recipe)
+        found = self._find(name, lambda each: each.manifest.recipe == recipe)
+        return found[0] if found else None
 
-    def find(self, module: GraphModule) -> Artefact | None:
+    def find(self, module: GraphModule) -> list[Artefact]:
         """Returns a module's compiled graphs, checked as far as can be without them.
 
         Returns:
-            ``None`` where there are none; where there seem to be, a line of the log
-            says why they cannot be used.
+            The best first; none where there seem to be some, but none can be used: a
+            line of the log says why.
 
         Raises:
             CompileError: There are none, and they are required.
         """
-        artefact = module.artefact
-        if artefact is None:
-            key = module.key
-            artefact = self._find(module.name, lambda found: found.manifest.key == key)
-        if artefact is None:
-            self._tell(module, self._problems(module))
-        elif artefact.manifest.graphs != module.graph_names:
-            self._tell(module, [f"{artefact.path} holds other graphs"])
-            return None
-        return artefact
+        own = module.artefact
+        key = module.key if own is None else own.manifest.key
+        found = self._find(module.name, lambda each: each.manifest.key == key)
+        names = module.graph_names
+        good = [each for each in found if each.manifest.graphs == names]
+        if not good:
+            others = [f"{each.path} holds other graphs" for each in found]
+            self._tell(module, others or self._problems(module))
+        return good
 
-    def read(self, artefact: Artefact, module: GraphModule) -> CompiledModel | None:
-        """Reads what :meth:`find` has found.
+    def read(
+        self, artefacts: Sequence[Artefact], module: GraphModule
+    ) -> CompiledModel | None:
+        """Reads the best of what :meth:`find` has found.
 
         Returns:
-            ``None`` where the file is damaged, of which a line of the log tells.
+            ``None`` where every file is damaged, of which a line of the log tells.
 
         Raises:
-            CompileError: It is damaged, and compiled graphs are required.
+            CompileError: They are damaged, and compiled graphs are required.
         """
-        try:
-            return artefact.read()
-        except ArtefactError as err:
-            self._tell(module, [str(err)])
-            return None
+        problems: list[str] = []
+        for artefact in artefacts:
+            try:
+                graphs = artefact.read()
+            except ArtefactError as err:
+                problems.append(str(err))
+                continue
+            for problem in problems:
+                logger.warning(
+                    "precompiled graphs: %s: %s; %s is used instead",
+                    module.name,
+                    problem,
+                    artefact.path,
+                )
+            return graphs
+        self._tell(module, problems)
+        return None
 
     def _tell(self, module: GraphModule, problems: Sequence[str]) -> None:
         """Says what is wrong with compiled graphs, if anything is."""
@@ -138,15 +145,14 @@ class GraphLibrary:
                 problems[0],
             )
 
-    def _find(
-        self, name: str, is_wanted: Callable[[Artefact], bool]
-    ) -> Artefact | None:
-        for folder in self._folders:
-            for target in self._targets:
-                for found in artefacts_in(folder / target.name, name):
-                    if found.manifest.target == target.name and is_wanted(found):
-                        return found
-        return None
+    def _find(self, name: str, is_wanted: Callable[[Artefact], bool]) -> list[Artefact]:
+        return [
+            found
+            for folder in self._folders
+            for target in self._targets
+            for found in artefacts_in(folder / target.name, name)
+            if found.manifest.target == target.name and is_wanted(found)
+        ]
 
     def _problems(self, module: GraphModule) -> list[str]:
         """Why nothing was found of what seems to be there."""
@@ -161,7 +167,7 @@ class GraphLibrary:
                 told = problems if name in own else foreign
                 damaged: list[str] = []
                 for found in artefacts_in(folder / name, module.name, damaged):
-                    told += _difference(found.manifest, module, own)
+                    told += _difference(found, module, own)
                 problems += damaged if name in own else ()
         problems += foreign
         if self._given and not problems:
@@ -178,12 +184,37 @@ def _debugging() -> list[str]:
     return [name for name in _DEBUGGING if getattr(debug, name)]
 
 
+def _checked(folder: str | os.PathLike[str]) -> Path:
+    """A folder of compiled graphs that was given."""
+    path = Path(folder)
+    try:
+        is_folder = path.is_dir()
+        is_target = is_folder and any(path.glob("*.mef.xz"))
+    except OSError as err:
+        raise RequestError(
+            f"precompiled: {path!s:.200} cannot be read ({err.strerror})"
+        ) from err
+    if not os.fspath(folder) or not is_folder:
+        raise RequestError(
+            f"precompiled: {os.fspath(folder)!r} is no folder; write one with "
+            "max-diffusion compile MODEL --output DIR"
+        )
+    if is_target:
+        raise RequestError(
+            f"precompiled: {path} is a target's folder; give the one above it"
+        )
+    return path
+
+
 def _difference(
-    manifest: Manifest, module: GraphModule, own: Sequence[str]
+    artefact: Artefact, module: GraphModule, own: Sequence[str]
 ) -> list[str]:
     """What is wrong with compiled graphs of the same module, if they are."""
+    manifest, place = artefact.manifest, artefact.folder.name
     if manifest.subject != module.subject:
         return []  # another model's
+    if manifest.target != place:
+        return [f"{artefact.path} is for {manifest.target}, not for {place}"]
     if manifest.target not in own:
         has = f"is {own[0]}" if own else f"is none of {', '.join(HOSTS)}, or in doubt"
         return [f"they are for {manifest.target}, and this machine {has}"]

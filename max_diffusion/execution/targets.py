@@ -122,8 +122,10 @@ def parse_target(text: str) -> Target:
     Raises:
         RequestError: There is no such processor, or the GPU is malformed.
     """
-    first, _, second = text.partition("+")
-    gpu, host = (first, second or "linux-x86-64-v3") if ":" in first else (None, text)
+    first, plus, second = text.partition("+")
+    gpu, host = None, text
+    if ":" in first:
+        gpu, host = first, second if plus else "linux-x86-64-v3"
     if gpu is not None and not re.fullmatch(r"(cuda|hip|metal):\w+", gpu):
         raise RequestError(f"target: expected a GPU such as cuda:sm_90, got {gpu!r}")
     found = HOSTS.get(host) or HOSTS.get(f"linux-{host}")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+from ..core.files import prepared_folder
 from ..errors import MaxDiffusionError
 from ..execution.artefacts import (
     Artefact,
@@ -104,8 +109,22 @@ class Job:
         started = time.perf_counter()
         mef = _compiled(pipeline, module)
         seconds = time.perf_counter() - started
-        manifest = manifest_of(module, target.name)
-        return write_artefact(folder, manifest, mef), seconds
+        with locked(prepared_folder(folder / target.name)):
+            # Of two that compiled the same, the first one's stays.
+            there = up_to_date(module, folder, target.name)
+            manifest = manifest_of(module, target.name)
+            return there or write_artefact(folder, manifest, mef), seconds
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other writers out of a folder."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def modules_of(pipeline: TextToImagePipeline) -> list[GraphModule]:

@@ -171,7 +171,7 @@ def open_model(
         is_extensible=is_extensible,
         calibration=read_calibration(folder.path, calibration),
         precompiled=_folders(precompiled),
-        require_precompiled=require_precompiled,
+        require_precompiled=_flag(require_precompiled),
     )
     files = [
         file
@@ -210,7 +210,20 @@ def _folders(
             f"precompiled: expected a sequence of folders, got {precompiled!r}; write "
             f"[{str(precompiled)!r}]"
         )
+    is_list = isinstance(precompiled, list | tuple)
+    if not is_list or not all(isinstance(x, str | os.PathLike) for x in precompiled):
+        raise RequestError(
+            f"precompiled: expected a list of folders, got {precompiled!r}"
+        )
     return tuple(precompiled)
+
+
+def _flag(require_precompiled: bool) -> bool:
+    if not isinstance(require_precompiled, bool):
+        raise RequestError(
+            f"require_precompiled: expected True or False, got {require_precompiled!r}"
+        )
+    return require_precompiled
 
 
 def read_calibration(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import lzma
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
 
 import processes
 import pytest
@@ -24,12 +24,6 @@ from max_diffusion.exporting.job import Job
 
 COMMAND = str(Path(sys.executable).with_name("max-diffusion"))
 OWN = host_targets()[0].name
-
-
-def one_core() -> SimpleQueue[int | None]:
-    cores: SimpleQueue[int | None] = SimpleQueue()
-    cores.put(None)
-    return cores
 
 
 @pytest.fixture
@@ -84,6 +78,7 @@ def test_old_manifests_are_written_anew(full: Path) -> None:
         (("--target", "cuda:90 "), 2, "target: expected a GPU such as cuda:sm_90"),
         (("--jobs", "0"), 2, "compile: jobs must be at least 1, got 0"),
         (("--caches", "nothing"), 2, "--caches: expected all, or none, taylorseer"),
+        (("--target", "cuda:sm_90+"), 2, "target: expected linux-x86-64-v4, linux-x8"),
         (("--dtype", "int8"), 2, "argument --dtype: invalid choice: 'int8'"),
         ((), 3, "nowhere at all"),
     ],
@@ -97,6 +92,7 @@ def test_mistakes_are_one_line(
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "x").exists()
 
 
 def test_an_output_that_is_a_file_is_one_line(tmp_path: Path) -> None:
@@ -104,15 +100,15 @@ def test_an_output_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     done = processes.run(COMMAND, "compile", "demo", "-o", tmp_path / "x")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"error: output: {tmp_path / 'x'} cannot be made (File exists); choose another "
-        "folder\n"
+        f"error: output: {tmp_path / 'x'} cannot be made ({tmp_path / 'x'} is no "
+        "folder); choose another folder\n"
     )
 
 
 def test_graphs_for_another_machine(tmp_path: Path) -> None:
     """The smallest module, for a processor that this is not."""
     job = Job(Model(), "sampler", "linux-aarch64", str(tmp_path))
-    done = export._run(job, one_core())
+    done = export.Processes(1).run(job)
     manifest = done.artefact.manifest
     assert done.seconds > 0
     assert manifest.target == "linux-aarch64"
@@ -121,34 +117,27 @@ def test_graphs_for_another_machine(tmp_path: Path) -> None:
     start = mef.index(b"\x7fELF")
     assert int.from_bytes(mef[start + 18 : start + 20], "little") == 183  # AArch64
     # Again: it is there.
-    assert export._run(job, one_core()).seconds == 0
+    assert export.Processes(1).run(job).seconds == 0
 
 
 @pytest.mark.slow
 def test_graphs_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:
     job = Job(Model(), "sampler", "cuda:sm_90+x86-64-v4", str(tmp_path))
-    done = export._run(job, one_core())
+    done = export.Processes(1).run(job)
     assert done.artefact.folder.name == "cuda-sm_90-linux-x86-64-v4"
     assert b"sm_90" in lzma.decompress(done.artefact.packed())
 
 
 def test_a_process_ends_with_the_one_that_asked(tmp_path: Path) -> None:
     """Whatever ended that: nothing goes on compiling for minutes."""
+    script = (
+        "import os, time; from max_diffusion.exporting.worker import _watch;"
+        "print(os.getpid(), flush=True); _watch(os.getppid())"
+    )
     code = (
-        "import os, subprocess, sys, threading, time\n"
-        "from max_diffusion.exporting import export, Model\n"
-        "from max_diffusion.exporting.job import Job\n"
-        "run = subprocess.run\n"
-        "def started(line, **options):\n"
-        "    script = 'import threading, time, os;'\n"
-        "    script += 'from max_diffusion.exporting.worker import _watch;'\n"
-        "    script += 'print(os.getpid(), flush=True); _watch(os.getppid())'\n"
-        "    options |= {'capture_output': False}\n"
-        "    return run((line[0], '-c', script), **options)\n"
-        "subprocess.run = started\n"
-        f"job = Job(Model(), 'sampler', {OWN!r}, {str(tmp_path)!r})\n"
-        "go = lambda: export._run(job, export._cores(1))\n"
-        "threading.Thread(target=go, daemon=True).start()\n"
+        "import os, subprocess, sys, time\n"
+        f"line = (sys.executable, '-c', {script!r})\n"
+        "subprocess.Popen(line, start_new_session=True)\n"
         "time.sleep(5)\n"
         "os._exit(3)\n"
     )
@@ -165,7 +154,7 @@ def test_a_process_ends_with_the_one_that_asked(tmp_path: Path) -> None:
 def test_what_a_process_says_is_said(tmp_path: Path) -> None:
     job = Job(Model(str(tmp_path / "gone")), "sampler", OWN, str(tmp_path))
     with pytest.raises(ModelLoadError, match="gone"):
-        export._run(job, one_core())
+        export.Processes(1).run(job)
 
 
 def test_a_process_that_aborts_is_an_error(
@@ -173,19 +162,42 @@ def test_a_process_that_aborts_is_an_error(
 ) -> None:
     """As MAX does of a target that its compiler does not know."""
 
-    def aborted(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
-        said = "'bogus' is not a recognized processor\nLLVM ERROR: 64-bit code\n"
-        return subprocess.CompletedProcess(arguments, -6, "", said)
+    class Aborted:
+        returncode = -6
 
-    monkeypatch.setattr(subprocess, "run", aborted)
+        def communicate(self, told: str) -> tuple[str, str]:
+            assert json.loads(told)["module"] == "sampler"
+            return "", "'bogus' is not recognized\nLLVM ERROR: 64-bit code\n"
+
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: Aborted())
     job = Job(Model(), "sampler", OWN, str(tmp_path))
-    cores = one_core()
-    with pytest.raises(CompileError) as caught:
-        export._run(job, cores)
+    at_once = export.Processes(1)
+    for _ in range(2):  # its core is free again
+        with pytest.raises(CompileError) as caught:
+            at_once.run(job)
     assert str(caught.value) == (
-        f"compile: sampler for {OWN}: MAX ended with -6 (LLVM ERROR: 64-bit code)"
+        f"compile: sampler for {OWN}: its process ended with -6 (LLVM ERROR: 64-bit "
+        "code)"
     )
-    assert cores.get(timeout=1) is None  # for the next
+
+
+def test_ctrl_c_ends_what_compiles(tmp_path: Path) -> None:
+    """At once, although MAX would go on for minutes; what was compiled stays."""
+    words = (COMMAND, "compile", "demo", "-o", str(tmp_path), "--jobs", "1")
+    with subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "MODULAR_CACHE_DIR": str(tmp_path / "cache")},
+    ) as process:
+        time.sleep(6)
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    assert time.monotonic() - started < 30
+    assert (process.returncode, output) == (130, "")
+    assert errors == "cancelled: stopped by Ctrl-C, what was compiled stays\n"
 
 
 def test_every_target_has_graphs_that_ship() -> None:

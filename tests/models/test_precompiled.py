@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef, Graph, Module, TensorType
 from processes import run
 
-from max_diffusion import CompileError, RequestError
+from max_diffusion import CompileError, RequestError, open_model
 from max_diffusion.core.buffers import to_numpy
 from max_diffusion.execution import artefacts, graph_library, targets
 from max_diffusion.execution.artefacts import (
@@ -171,6 +172,25 @@ def of_nothing(folder: Path) -> None:
     shutil.rmtree(folder / OWN)
 
 
+def nested(folder: Path) -> None:
+    found = the_artefact(folder)
+    (found.folder / f"{found.manifest.stem}.json").write_text("[" * 200_000)
+
+
+def no_file(folder: Path) -> None:
+    found = the_artefact(folder)
+    path = found.folder / f"{found.manifest.stem}.json"
+    path.unlink()
+    os.mkfifo(path)
+
+
+def renamed(folder: Path) -> None:
+    found = the_artefact(folder)
+    for path in list(found.folder.iterdir()):
+        suffix = ".json" if path.suffix == ".json" else ".mef.xz"
+        path.rename(path.with_name("tripled-0" + suffix))
+
+
 WORDS: dict[Callable[[Path], None], str] = {
     flipped: r"is damaged \(its sha256 is another\)",
     cut: r"is damaged \(its sha256 is another\)",
@@ -183,7 +203,10 @@ WORDS: dict[Callable[[Path], None], str] = {
     other_graph: "the graphs have been changed since",
     other_names: "holds other graphs",
     other_machine: f"they are for .*, and this machine is {OWN}",
-    in_the_wrong_folder: f"they are for .*, and this machine is {OWN}",
+    in_the_wrong_folder: f"is for .*, not for {OWN}",
+    nested: "the manifest is damaged",
+    no_file: r"\.json is no file",
+    renamed: r"it was tripled-.*\.json; name it so",
     of_nothing: "has none of this model, dtype and device",
 }
 
@@ -230,11 +253,11 @@ def test_what_debugging_changes_is_compiled(
     debug = InferenceSession.debug
     debug.nan_check = True
     try:
-        assert GraphLibrary(CPU(), [folder]).find(tripled()) is None
+        assert GraphLibrary(CPU(), [folder]).find(tripled()) == []
     finally:
         debug.nan_check = False
     assert "tripled: MAX's debugging has nan_check set; it is compiled" in caplog.text
-    assert GraphLibrary(CPU(), [folder]).find(tripled()) is not None
+    assert len(GraphLibrary(CPU(), [folder]).find(tripled())) == 1
 
 
 def test_the_environment_sets_debugging_too(folder: Path) -> None:
@@ -254,9 +277,54 @@ def test_another_literal_is_another_graph(folder: Path) -> None:
     assert answer(graphs) == [0.0, 5.0, 10.0]
 
 
-def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="is no folder; write one with"):
-        GraphLibrary(CPU(), [tmp_path / "nowhere"])
+def test_another_copy_is_used_where_one_is_damaged(
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    mef: bytes,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    other = tmp_path_factory.mktemp("other")
+    good = write_artefact(other, manifest_of(tripled(), OWN), mef)
+    flipped(folder)
+    library = GraphLibrary(CPU(), [folder, other], is_required=True)
+    graphs = CompiledGraphs(InferenceSession(devices=[CPU()]), CPU(), library)
+    graphs.add([tripled()], dict)
+    assert (graphs.compile_count, answer(graphs)) == (0, [0.0, 4.0, 8.0])
+    [record] = caplog.records
+    line = record.getMessage()
+    assert line.endswith(f"(its sha256 is another); {good.path} is used instead")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "is no folder; write one with"),
+        ("", "'' is no folder"),
+        ("a" * 5000, r"cannot be read \(File name too long\)"),
+    ],
+)
+def test_a_folder_that_is_none_is_refused(name: str, message: str) -> None:
+    with pytest.raises(RequestError, match=f"precompiled: .*{message}"):
+        GraphLibrary(CPU(), [name])
+
+
+def test_the_folder_of_one_target_is_refused(folder: Path) -> None:
+    with pytest.raises(RequestError, match="is a target's folder; give the one above"):
+        GraphLibrary(CPU(), [folder / OWN])
+
+
+@pytest.mark.parametrize(
+    "given", [None, 3, True, "x", Path("x"), [None], [["x"]], [b"x"], {"x": 1}]
+)
+def test_what_is_no_list_of_folders_is_refused(given: Any) -> None:
+    with pytest.raises(RequestError, match=r"precompiled: expected a \w+"):
+        open_model("demo", device="cpu", precompiled=given)
+
+
+@pytest.mark.parametrize("given", ["no", "0", None, 2, 1])
+def test_what_is_no_flag_is_refused(given: Any) -> None:
+    with pytest.raises(RequestError, match="require_precompiled: expected True or"):
+        open_model("demo", device="cpu", require_precompiled=given)
 
 
 def test_a_manifest_is_read_as_it_was_written(folder: Path) -> None:
