@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..errors import DeviceError, RequestCancelled, RequestError
+from ..errors import DeviceError, RequestCancelled
 from .command import Command
 from .terminal import Interruption, Progress
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def _compile(args: argparse.Namespace, interruption: Interruption) -> None:
+    from ..core.files import check_folder
     from ..execution.targets import Target, host_targets, parse_target
     from ..exporting import Export, Model, export_graphs
 
-    if not args.output:
-        raise RequestError("--output: expected a folder, got ''; . is this one")
+    check_folder(args.output)
     targets = [parse_target(text) for text in args.target]
     if not targets:
         hosts = host_targets()

@@ -13,7 +13,7 @@ import json
 import lzma
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from io import BytesIO
 from pathlib import Path
@@ -32,19 +32,6 @@ _PACKAGES: Final = ("max-core", "mojo-compiler")
 _SUFFIX: Final = ".mef.xz"
 # Of a key's 256 bits, in a file's name.
 _DIGITS: Final = 32
-_FIELDS: Final = frozenset(
-    [
-        "name",
-        "key",
-        "subject",
-        "recipe",
-        "target",
-        "versions",
-        "graphs",
-        "sha256",
-        "needs",
-    ]
-)
 
 
 class ArtefactError(Exception):
@@ -83,9 +70,9 @@ class Manifest:
 
     def to_json(self) -> str:
         """Returns the manifest as text, with a hash of itself."""
-        fields = {name: getattr(self, name) for name in sorted(_FIELDS - {"needs"})}
-        fields["needs"] = _plain(self.needs)
-        return json.dumps({"manifest_sha256": _digest(fields), **fields}) + "\n"
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        values["needs"] = _plain(self.needs)
+        return json.dumps({"manifest_sha256": hash_of(values), **values}) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
@@ -95,15 +82,15 @@ class Manifest:
             ArtefactError: It is damaged, or of another form.
         """
         try:
-            fields = json.loads(text)
-            is_whole = fields.pop("manifest_sha256") == _digest(fields)
+            values = json.loads(text)
+            is_whole = values.pop("manifest_sha256") == hash_of(values)
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as err:
             raise ArtefactError("the manifest is damaged") from err
-        if not is_whole or fields.keys() != _FIELDS:
+        if not is_whole or values.keys() != {item.name for item in fields(cls)}:
             raise ArtefactError("the manifest is damaged, or of another release")
-        fields["graphs"] = tuple(fields["graphs"])
-        fields["needs"] = _needs(fields["needs"])
-        return cls(**fields)
+        values["graphs"] = tuple(values["graphs"])
+        values["needs"] = _needs(values["needs"])
+        return cls(**values)
 
 
 @final
@@ -246,10 +233,6 @@ def _stems(folder: Path, name: str) -> dict[str, set[str]]:
             if stem != each and stem.rpartition("-")[0] == name:
                 stems.setdefault(stem, set()).add(suffix)
     return stems
-
-
-def _digest(fields: Mapping[str, Any]) -> str:
-    return hash_of(dict(fields))
 
 
 def _plain(needs: WeightNeeds) -> dict[str, Any]:
