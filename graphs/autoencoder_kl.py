@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
 
-from .layers import attention, conv2d, group_norm, linear
+from . import processor
+from .layers import attention, conv2d, fused_group_norm, group_norm, linear
+from .processor import TokenStream
 from .weights import WeightScope
 
 
@@ -115,10 +117,17 @@ def decode(
         for layer in range(config.layers_per_block + 1):
             x = _resnet(config, scope / "resnets" / layer, x, width)
         if index < len(widths) - 1:
-            x = _sized(_double(x), levels[index + 1])
-            x = conv2d(scope / "upsamplers" / 0 / "conv", x, width, width)
-    x = ops.silu(group_norm(w / "conv_norm_out", x, config.norm_num_groups))
-    return conv2d(w / "conv_out", x, widths[-1], config.out_channels)
+            scope = scope / "upsamplers" / 0 / "conv"
+            x = conv2d(scope, x, width, width, is_doubled=True)
+            x = _sized(x, levels[index + 1])
+    return conv2d(
+        w / "conv_out",
+        x,
+        widths[-1],
+        config.out_channels,
+        norm=w / "conv_norm_out",
+        groups=config.norm_num_groups,
+    )
 
 
 def encode(
@@ -147,9 +156,15 @@ def encode(
             x = conv2d(down, x, width, width, stride=2, padding=(0, 1, 0, 1))
             x = _sized(x, levels[index + 1])
     x = _middle(config, scope / "mid_block", x)
-    x = ops.silu(group_norm(scope / "conv_norm_out", x, config.norm_num_groups))
     moments = 2 * config.latent_channels
-    x = conv2d(scope / "conv_out", x, widths[-1], moments)
+    x = conv2d(
+        scope / "conv_out",
+        x,
+        widths[-1],
+        moments,
+        norm=scope / "conv_norm_out",
+        groups=config.norm_num_groups,
+    )
     if config.use_quant_conv:
         x = conv2d(w / "quant_conv", x, moments, moments, kernel=1)
     mean, log_variance = ops.split(x, [config.latent_channels] * 2, axis=3)
@@ -166,52 +181,65 @@ def _middle(config: AutoencoderKLConfig, w: WeightScope, x: TensorValue) -> Tens
     width = int(x.shape[3])
     x = _resnet(config, w / "resnets" / 0, x, width)
     if config.mid_block_add_attention:
-        x = x + _self_attention(config, w / "attentions" / 0, x)
+        x = _attended(config, w / "attentions" / 0, x)
     return _resnet(config, w / "resnets" / 1, x, width)
 
 
-def _self_attention(
+def _attended(
     config: AutoencoderKLConfig, w: WeightScope, x: TensorValue
 ) -> TensorValue:
-    """Computes attention of one head over all cells, without the residual."""
+    """Adds attention of one head over all cells."""
     batch, height, width, channels = x.shape
-    size = int(channels)
-    y = group_norm(w / "group_norm", x, config.norm_num_groups)
-    y = ops.reshape(y, (batch, height * width, size))
+    size, groups = int(channels), config.norm_num_groups
+    names, out = ("to_q", "to_k", "to_v"), w / "to_out" / 0
+    if w.products is not None:
+        y = processor.convolution(
+            x,
+            w.packed([f"{name}.weight" for name in names], [size] * 3, size),
+            3 * size,
+            bias=w.joined([f"{name}.bias" for name in names], *[size] * 3),
+            kernel=1,
+            padding=(0, 0, 0, 0),
+            norm=fused_group_norm(w / "group_norm", size, groups),
+        )
+        tokens = TokenStream(ops.reshape(y, (batch, height * width, 3 * size)))
+        (mixed,) = processor.attention([tokens], 1, size, scale=size**-0.5)
+        return processor.convolution(
+            ops.reshape(mixed, x.shape),
+            out.packed(["weight"], [size], size),
+            size,
+            bias=out.joined(["bias"], size),
+            kernel=1,
+            padding=(0, 0, 0, 0),
+            residual=x,
+        )
+    y = ops.reshape(
+        group_norm(w / "group_norm", x, groups), (batch, height * width, size)
+    )
     query, key, value = (
-        ops.unsqueeze(linear(w / name, y, size, size), 2)
-        for name in ("to_q", "to_k", "to_v")
+        ops.unsqueeze(linear(w / name, y, size, size), 2) for name in names
     )
     mixed = ops.squeeze(attention(query, key, value, scale=size**-0.5), 2)
-    out = linear(w / "to_out" / 0, mixed, size, size)
-    return ops.reshape(out, (batch, height, width, size))
+    return x + ops.reshape(linear(out, mixed, size, size), x.shape)
 
 
 def _resnet(
     config: AutoencoderKLConfig, w: WeightScope, x: TensorValue, width: int
 ) -> TensorValue:
     width_in, groups = int(x.shape[3]), config.norm_num_groups
-    y = ops.silu(group_norm(w / "norm1", x, groups))
-    y = conv2d(w / "conv1", y, width_in, width)
-    y = ops.silu(group_norm(w / "norm2", y, groups))
-    y = conv2d(w / "conv2", y, width, width)
+    y = conv2d(w / "conv1", x, width_in, width, norm=w / "norm1", groups=groups)
     if width_in != width:
         x = conv2d(w / "conv_shortcut", x, width_in, width, kernel=1)
-    return x + y
+    x = ops.rebind(x, y.shape)
+    return conv2d(
+        w / "conv2", y, width, width, norm=w / "norm2", groups=groups, residual=x
+    )
 
 
 def _sized(x: TensorValue, level: TensorValue) -> TensorValue:
     """Gives ``x`` (B, h, w, C) a carrier's height and width; checked when run."""
     batch, _, _, channels = x.shape
     return ops.rebind(x, (batch, *level.shape, channels))
-
-
-def _double(x: TensorValue) -> TensorValue:
-    """Repeats every cell four times: ``(B, h, w, C)`` to ``(B, 2h, 2w, C)``."""
-    batch, height, width, channels = x.shape
-    x = ops.reshape(x, (batch, height, 1, width, 1, channels))
-    x = ops.broadcast_to(x, (batch, height, 2, width, 2, channels))
-    return ops.reshape(x, (batch, height * 2, width * 2, channels))
 
 
 def _clamp(x: TensorValue, low: float, high: float) -> TensorValue:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from max.graph import TensorValue, ops
 
-from .layers import attention, layer_norm, linear, merge_heads, split_heads
+from .layers import layer_norm, linear
+from .pieces import AffineNorm, Attending, Layer, attend, project
+from .processor import Activation
 from .weights import WeightScope
 
 _MASKED = -1e30
@@ -84,16 +86,19 @@ def _layer(
 ) -> TensorValue:
     width, inner = config.hidden_size, config.intermediate_size
     heads, epsilon = config.num_attention_heads, config.layer_norm_eps
-    y = layer_norm(x, width, w / "layer_norm1", epsilon=epsilon)
+    normed = AffineNorm(w / "layer_norm1", x, "layer", epsilon)
     scope = w / "self_attn"
-    query, key, value = (
-        split_heads(linear(scope / name, y, width, width), heads)
-        for name in ("q_proj", "k_proj", "v_proj")
+    layers = [Layer(name, width) for name in ("q_proj", "k_proj", "v_proj")]
+    qkv = project(scope, layers, normed, width)
+    head_dim = width // heads
+    bias = ops.unsqueeze(ops.unsqueeze(mask, 0), 0)
+    (mixed,) = attend(
+        scope, [Attending(qkv)], heads, head_dim, scale=head_dim**-0.5, bias=bias
     )
-    scale = (width // heads) ** -0.5
-    mixed = merge_heads(attention(query, key, value, scale=scale, bias=mask))
     x = x + linear(scope / "out_proj", mixed, width, width)
-    y = layer_norm(x, width, w / "layer_norm2", epsilon=epsilon)
-    y = linear(w / "mlp" / "fc1", y, width, inner)
-    y = y * ops.sigmoid(y * 1.702) if config.hidden_act == "quick_gelu" else ops.gelu(y)
+    normed = AffineNorm(w / "layer_norm2", x, "layer", epsilon)
+    is_quick = config.hidden_act == "quick_gelu"
+    kind: Activation = "quick_gelu" if is_quick else ""
+    (up,) = project(w / "mlp", [Layer("fc1", inner, kind)], normed, width)
+    y = up.tensor if is_quick else ops.gelu(up.tensor)
     return x + linear(w / "mlp" / "fc2", y, inner, width)

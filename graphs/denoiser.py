@@ -28,7 +28,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 from max.dtype import DType
 from max.graph import (
@@ -42,6 +42,7 @@ from max.graph import (
     TensorValue,
 )
 
+from .pieces import Given, computed
 from .weights import WeightScope
 
 ConditioningT = TypeVar("ConditioningT")
@@ -73,16 +74,24 @@ class AbstractBlock(ABC):
         """Returns the normed and modulated ``(B, S, D)`` that attention reads."""
 
     @abstractmethod
-    def attention(self) -> tuple[TensorValue, ...]:
+    def attention(self) -> tuple[Given, ...]:
         """Returns the outputs of the attention, each ``(B, S, D)``."""
 
     @abstractmethod
-    def outputs(self, attention: tuple[TensorValue, ...]) -> tuple[TensorValue, ...]:
-        """Returns all that the block adds before gates, each ``(B, S, D)``."""
+    def outputs(self, attention: tuple[Any, ...]) -> tuple[Given, ...]:
+        """Returns all that the block adds before gates, each ``(B, S, D)``.
+
+        Args:
+            attention: What :meth:`attention` returned, or tensors in its place.
+        """
 
     @abstractmethod
-    def add(self, outputs: tuple[TensorValue, ...]) -> Streams:
-        """Adds the outputs to the streams, through gates of the present step."""
+    def add(self, outputs: tuple[Any, ...]) -> Streams:
+        """Adds the outputs to the streams, through gates of the present step.
+
+        Args:
+            outputs: What :meth:`outputs` returned, or tensors in its place.
+        """
 
     def run(self) -> Streams:
         """Runs the whole block and returns the streams after it."""
@@ -224,9 +233,11 @@ class StepGraphs(Generic[ConditioningT]):
             name = f"{level}_{index}"
             with self._on_hidden(name) as (graph, streams, conditioning, _):
                 block = denoiser.block(w, index, streams, conditioning)
-                attention = block.attention()
-                outputs = block.outputs(attention)
-                values = attention if level == "attention" else outputs
+                # Computed for their own sake: as part of a sum they are nowhere.
+                values = tuple(map(computed, block.attention()))
+                outputs = block.outputs(values)
+                if level == "modules":
+                    outputs = values = tuple(map(computed, outputs))
                 streams = block.add(outputs)
                 graph.output(streams.image, streams.text, *values)
             shapes = [value.shape for value in values]

@@ -12,18 +12,25 @@ from typing import final
 
 import numpy as np
 from max.dtype import DType
-from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
+from max.graph import DeviceRef, TensorType, TensorValue, ops
 
 from .denoiser import AbstractBlock, AbstractDenoiser, Streams
-from .layers import (
-    attention,
-    layer_norm,
-    linear,
-    merge_heads,
-    rms_norm,
-    split_heads,
-    timestep_embedding,
+from .layers import linear, timestep_embedding
+from .pieces import (
+    Attending,
+    Given,
+    Layer,
+    ModulatedNorm,
+    Modulation,
+    Product,
+    attend,
+    computed,
+    cut,
+    gated,
+    modulations,
+    project,
 )
+from .processor import Columns
 from .weights import WeightScope
 
 _TIMESTEP_CHANNELS = 256
@@ -59,9 +66,12 @@ class Flux1Conditioning:
 
     embedding: TensorValue
     """SiLU of the time, guidance and text embedding, ``(B, D)``."""
-    rotary: tuple[TensorValue, TensorValue]
-    """Cosines and sines of the rotary angles for text then image tokens, each ``(S_txt
-    + S_img, 1, Dh)``."""
+    text_rotary: TensorValue
+    """Cosines and sines of the text tokens' rotary angles, ``(2, S_txt, Dh)``."""
+    image_rotary: TensorValue
+    """Those of the image tokens, ``(2, S_img, Dh)``."""
+    joint_rotary: TensorValue
+    """Both, text before image."""
 
 
 @final
@@ -117,7 +127,10 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
     def condition(
         self, w: WeightScope, inputs: dict[str, TensorValue]
     ) -> tuple[TensorValue]:
-        """Combines time, guidance and pooled text in one vector ``(B, D)``."""
+        """Combines time, guidance and pooled text in one vector ``(B, D)``.
+
+        float32 where the pieces take it so, see :mod:`.pieces`.
+        """
         scope = w / "time_text_embed"
         embedding = self._embed_scalar(scope / "timestep_embedder", inputs["timestep"])
         if self.config.guidance_embeds:
@@ -135,14 +148,13 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
         self, condition: tuple[TensorValue, ...], inputs: dict[str, TensorValue]
     ) -> Flux1Conditioning:
         """Returns that vector, and the rotary tables of both sequences joined."""
-        table = ops.concat([inputs["text_rotary"], inputs["image_rotary"]], axis=1)
-        table = ops.unsqueeze(table, 2)  # 2, S_txt + S_img, 1, Dh
-        return Flux1Conditioning(condition[0], (table[0], table[1]))
+        tables = inputs["text_rotary"], inputs["image_rotary"]
+        return Flux1Conditioning(condition[0], *tables, ops.concat(tables, axis=1))
 
     def embed(self, w: WeightScope, inputs: dict[str, TensorValue]) -> Streams:
         """Projects latents and text states to the model's width."""
         config = self.config
-        latents = inputs["latents"].cast(self.dtype)
+        latents = inputs["latents"]
         image = linear(w / "x_embedder", latents, config.in_channels, self.width)
         text = linear(
             w / "context_embedder",
@@ -172,21 +184,29 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
         """Turns the image stream into the velocity ``(B, S_img, C)``."""
         config = self.config
         # The final norm stores scale before shift, unlike the blocks.
-        scope = w / "norm_out" / "linear"
-        scale, shift = _modulation(scope, conditioning, self.width, 2)
-        x = _modulate(layer_norm(image, self.width), shift, scale)
+        embedding, width = conditioning.embedding, self.width
+        (mod,) = modulations(w / "norm_out", ["linear"], embedding, width, 2)
+        x = ModulatedNorm(image, mod, shift=1, scale=0)
         channels = config.patch_size**2 * config.out_channels
-        return linear(w / "proj_out", x, self.width, channels)
+        return project(w, [Layer("proj_out", channels)], x, width)[0].tensor
 
     def _embed_scalar(self, w: WeightScope, value: TensorValue) -> TensorValue:
-        sinusoid = timestep_embedding(value, _TIMESTEP_CHANNELS).cast(self.dtype)
+        sinusoid = timestep_embedding(value, _TIMESTEP_CHANNELS)
         return self._two_linears(w, sinusoid, _TIMESTEP_CHANNELS)
 
     def _two_linears(
         self, w: WeightScope, x: TensorValue, in_features: int
     ) -> TensorValue:
-        hidden = ops.silu(linear(w / "linear_1", x, in_features, self.width))
-        return linear(w / "linear_2", hidden, self.width, self.width)
+        dtype = self.dtype if w.products is None else DType.float32
+        hidden = linear(
+            w / "linear_1",
+            x,
+            in_features,
+            self.width,
+            activation="silu",
+            dtype=dtype,
+        )
+        return linear(w / "linear_2", hidden, self.width, self.width, dtype=dtype)
 
 
 class Flux1Block(AbstractBlock):
@@ -203,33 +223,22 @@ class Flux1Block(AbstractBlock):
         self.width = config.width
         self.streams, self.conditioning = streams, conditioning
 
-    def modulation(self, w: WeightScope, count: int) -> list[TensorValue]:
-        """Computes ``count`` tensors ``(B, 1, D)`` from the conditioning."""
-        return _modulation(w, self.conditioning, self.width, count)
+    def modulations(self, *names: str, count: int) -> list[Modulation]:
+        """Computes ``count`` vectors from the condition, of each linear layer."""
+        embedding = self.conditioning.embedding
+        return modulations(self.w, names, embedding, self.width, count)
 
-    def qkv(
-        self, w: WeightScope, x: TensorValue, names: tuple[str, str, str], norm: str
-    ) -> tuple[TensorValue, TensorValue, TensorValue]:
-        """Computes normed query and key, and value, ``(B, S, heads, head_dim)``."""
-        heads, head_dim = (
+    def attend(self, *streams: Attending) -> list[TensorValue]:
+        """Computes attention with rotary positions, of each stream ``(B, S, D)``."""
+        head_dim = self.config.attention_head_dim
+        return attend(
+            self.w / "attn",
+            streams,
             self.config.num_attention_heads,
-            self.config.attention_head_dim,
+            head_dim,
+            scale=head_dim**-0.5,
+            joint_rotary=self.conditioning.joint_rotary,
         )
-        query, key, value = (
-            split_heads(linear(w / name, x, self.width, self.width), heads)
-            for name in names
-        )
-        query = rms_norm(w / f"{norm}q", query, head_dim)
-        return query, rms_norm(w / f"{norm}k", key, head_dim), value
-
-    def attend(
-        self, query: TensorValue, key: TensorValue, value: TensorValue
-    ) -> TensorValue:
-        """Computes attention with rotary positions, ``(B, S, D)``."""
-        query = _rotate(query, self.conditioning.rotary)
-        key = _rotate(key, self.conditioning.rotary)
-        scale = self.config.attention_head_dim**-0.5
-        return merge_heads(attention(query, key, value, scale=scale))
 
 
 @final
@@ -244,66 +253,65 @@ class DoubleBlock(Flux1Block):
         conditioning: Flux1Conditioning,
     ) -> None:
         super().__init__(config, w, streams, conditioning)
-        self._image_mod = self.modulation(w / "norm1" / "linear", 6)
-        self._text_mod = self.modulation(w / "norm1_context" / "linear", 6)
+        names = "norm1.linear", "norm1_context.linear"
+        self._image_mod, self._text_mod = self.modulations(*names, count=6)
 
     def modulated_input(self) -> TensorValue:
         """Returns the image stream's input of attention, ``(B, S_img, D)``."""
-        x = layer_norm(self.streams.image, self.width)
-        return _modulate(x, *self._image_mod[:2])
+        return ModulatedNorm(self.streams.image, self._image_mod).tensor
 
-    def attention(self) -> tuple[TensorValue, ...]:
+    def attention(self) -> tuple[Product, ...]:
         """Returns the image's and the text's attention after their own projections."""
-        text = self.streams.text
-        text_in = _modulate(layer_norm(text, self.width), *self._text_mod[:2])
+        names = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
+        image = self._qkv(self.streams.image, self._image_mod, names[0])
+        text = self._qkv(self.streams.text, self._text_mod, names[1])
+        norms = "norm_added_q", "norm_added_k"
+        of_text, of_image = self.attend(
+            Attending(text, self.conditioning.text_rotary, norms),
+            Attending(image, self.conditioning.image_rotary, ("norm_q", "norm_k")),
+        )
         scope = self.w / "attn"
-        names = ("to_q", "to_k", "to_v")
-        image_qkv = self.qkv(scope, self.modulated_input(), names, "norm_")
-        names = ("add_q_proj", "add_k_proj", "add_v_proj")
-        text_qkv = self.qkv(scope, text_in, names, "norm_added_")
-        query, key, value = (
-            ops.concat([t, i], axis=1) for t, i in zip(text_qkv, image_qkv, strict=True)
-        )  # B, S_txt + S_img, heads, head_dim
-        mixed = self.attend(query, key, value)
-        text_mixed, image_mixed = _cut(mixed, text.shape[1])
         return (
-            linear(scope / "to_out" / 0, image_mixed, self.width, self.width),
-            linear(scope / "to_add_out", text_mixed, self.width, self.width),
+            Product(scope / "to_out" / 0, [Columns.all_of(of_image)], self.width),
+            Product(scope / "to_add_out", [Columns.all_of(of_text)], self.width),
         )
 
-    def outputs(self, attention: tuple[TensorValue, ...]) -> tuple[TensorValue, ...]:
+    def outputs(self, attention: tuple[Given, ...]) -> tuple[Given, ...]:
         """Returns attention and feed-forward outputs, image before text each."""
         image, text = self._attended(attention)
-        image_ff = self._feed_forward(self.w / "ff", image, self._image_mod)
-        text_ff = self._feed_forward(self.w / "ff_context", text, self._text_mod)
+        image_ff = self._feed_forward("ff", image, self._image_mod)
+        text_ff = self._feed_forward("ff_context", text, self._text_mod)
         return (*attention, image_ff, text_ff)
 
-    def add(self, outputs: tuple[TensorValue, ...]) -> Streams:
+    def add(self, outputs: tuple[Given, ...]) -> Streams:
         """Adds each output to its stream, through its own gate."""
         image, text = self._attended(outputs[:2])
         return Streams(
-            image + self._image_mod[5] * outputs[2],
-            text + self._text_mod[5] * outputs[3],
+            gated(image, self._image_mod, 5, outputs[2]),
+            gated(text, self._text_mod, 5, outputs[3]),
         )
 
+    def _qkv(
+        self, x: TensorValue, modulation: Modulation, names: tuple[str, ...]
+    ) -> list[Columns]:
+        layers = [Layer(name, self.width) for name in names]
+        normed = ModulatedNorm(x, modulation)
+        return project(self.w / "attn", layers, normed, self.width)
+
     def _attended(
-        self, attention: tuple[TensorValue, ...]
+        self, attention: tuple[Given, ...]
     ) -> tuple[TensorValue, TensorValue]:
         image, text = attention
         return (
-            self.streams.image + self._image_mod[2] * image,
-            self.streams.text + self._text_mod[2] * text,
+            gated(self.streams.image, self._image_mod, 2, image),
+            gated(self.streams.text, self._text_mod, 2, text),
         )
 
-    def _feed_forward(
-        self, w: WeightScope, x: TensorValue, modulation: list[TensorValue]
-    ) -> TensorValue:
-        shift, scale = modulation[3:5]
-        hidden = _MLP_RATIO * self.width
-        y = _modulate(layer_norm(x, self.width), shift, scale)
-        y = linear(w / "net" / 0 / "proj", y, self.width, hidden)
-        y = ops.gelu(y, approximate="tanh")
-        return linear(w / "net" / 2, y, hidden, self.width)
+    def _feed_forward(self, name: str, x: TensorValue, mod: Modulation) -> Product:
+        w, hidden = self.w / name / "net", _MLP_RATIO * self.width
+        normed = ModulatedNorm(x, mod, shift=3, scale=4)
+        layer = Layer("0.proj", hidden, "gelu_tanh")
+        return Product(w / 2, project(w, [layer], normed, self.width), self.width)
 
 
 @final
@@ -322,36 +330,37 @@ class SingleBlock(Flux1Block):
         if joint is None:
             joint = ops.concat([streams.text, streams.image], axis=1)
         self._joint = joint
-        shift, scale, self._gate = self.modulation(w / "norm" / "linear", 3)
-        self._normed = _modulate(layer_norm(joint, self.width), shift, scale)
+        (self._mod,) = self.modulations("norm.linear", count=3)
+        self._normed = ModulatedNorm(joint, self._mod)
+        self._layers = [
+            *(Layer(f"attn.{name}", self.width) for name in ("to_q", "to_k", "to_v")),
+            Layer("proj_mlp", _MLP_RATIO * self.width, "gelu_tanh"),
+        ]
+        # Known where attention has been computed with it.
+        self._mlp: Columns | None = None
 
     def modulated_input(self) -> TensorValue:
         """Returns the joint input of attention, ``(B, S_txt + S_img, D)``."""
-        return self._normed
+        return self._normed.tensor
 
     def attention(self) -> tuple[TensorValue, ...]:
         """Returns the joint attention, before the block's one projection."""
-        names = ("to_q", "to_k", "to_v")
-        return (self.attend(*self.qkv(self.w / "attn", self._normed, names, "norm_")),)
+        *qkv, self._mlp = project(self.w, self._layers, self._normed, self.width)
+        rotary, norms = self.conditioning.joint_rotary, ("norm_q", "norm_k")
+        return tuple(self.attend(Attending(qkv, rotary, norms)))
 
-    def outputs(self, attention: tuple[TensorValue, ...]) -> tuple[TensorValue, ...]:
+    def outputs(self, attention: tuple[Given, ...]) -> tuple[Product, ...]:
         """Returns the one projection of attention and feed-forward together."""
-        width, hidden = self.width, _MLP_RATIO * self.width
-        mlp = linear(self.w / "proj_mlp", self._normed, width, hidden)
-        mlp = ops.gelu(mlp, approximate="tanh")
-        # One matrix in the checkpoint, two here: joining attention and MLP along the
-        # channels copies both, and takes longer than the product on CPU.
-        w_out = self.w / "proj_out"
-        total = width + hidden
-        first = w_out.columns("weight", width, total, 0, width)
-        second = w_out.columns("weight", width, total, width, total)
-        out = attention[0] @ ops.transpose(first, 0, 1) + w_out("bias", width)
-        return (out + mlp @ ops.transpose(second, 0, 1),)
+        mlp = self._mlp
+        if mlp is None:
+            (mlp,) = project(self.w, self._layers, self._normed, self.width, first=3)
+        mixed = Columns.all_of(computed(attention[0]))
+        return (Product(self.w / "proj_out", [mixed, mlp], self.width),)
 
-    def add(self, outputs: tuple[TensorValue, ...]) -> Streams:
+    def add(self, outputs: tuple[Given, ...]) -> Streams:
         """Adds the output to the joint sequence, through the gate."""
-        joint = self._joint + self._gate * outputs[0]
-        text, image = _cut(joint, self.streams.text.shape[1])
+        joint = gated(self._joint, self._mod, 2, outputs[0])
+        text, image = cut(joint, self.streams.text.shape[1])
         return Streams(image, text, joint)
 
 
@@ -383,34 +392,3 @@ def image_ids(rows: int, columns: int) -> np.ndarray:
     ids[..., 1] = np.arange(rows)[:, None]
     ids[..., 2] = np.arange(columns)[None, :]
     return ids.reshape(-1, 3)
-
-
-def _modulation(
-    w: WeightScope, conditioning: Flux1Conditioning, width: int, count: int
-) -> list[TensorValue]:
-    y = linear(w, conditioning.embedding, width, count * width)
-    return ops.split(ops.unsqueeze(y, 1), [width] * count, axis=2)
-
-
-def _modulate(x: TensorValue, shift: TensorValue, scale: TensorValue) -> TensorValue:
-    return x * (1 + scale) + shift
-
-
-def _rotate(x: TensorValue, rotary: tuple[TensorValue, TensorValue]) -> TensorValue:
-    """Rotates neighbouring channel pairs of ``(B, S, heads, Dh)`` in float32."""
-    cos, sin = rotary
-    head_dim = int(x.shape[3])
-    # (a, b) to (-b, a) for every pair. A product with 0 and 1 is exact, and on CPU an
-    # order of magnitude faster than taking every second channel.
-    turn = np.zeros((head_dim, head_dim), np.float32)
-    even = np.arange(0, head_dim, 2)
-    turn[even + 1, even], turn[even, even + 1] = -1, 1
-    turned = x @ ops.constant(turn, DType.float32, x.device).cast(x.dtype)
-    rotated = x.cast(DType.float32) * cos + turned.cast(DType.float32) * sin
-    return rotated.cast(x.dtype)
-
-
-def _cut(x: TensorValue, first: Dim) -> tuple[TensorValue, TensorValue]:
-    """Splits ``(B, S, D)`` into the first tokens and the others."""
-    # By their sizes: bounds that are tensors would each be compiled to be folded.
-    return x[:, :first, :], x[:, first:, :]

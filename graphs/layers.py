@@ -11,6 +11,8 @@ import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorValue, ops
 
+from . import processor
+from .processor import Activation, Columns
 from .weights import WeightScope
 
 
@@ -21,10 +23,47 @@ def linear(
     features: int,
     *,
     bias: bool = True,
+    activation: Activation = "",
+    dtype: DType | None = None,
 ) -> TensorValue:
-    """``x @ weight.T + bias`` over the last axis; weight ``(features, in)``."""
-    y = x @ ops.transpose(w("weight", features, in_features), 0, 1)
-    return y + w("bias", features) if bias else y
+    """``activation(x @ weight.T + bias)`` over the last axis.
+
+    Args:
+        w: Scope of ``weight``, ``(features, in_features)``, and ``bias``.
+        x: Any floats ``(..., in_features)``.
+        in_features: Columns of ``x``.
+        features: Columns of the result.
+        bias: Whether there is one.
+        activation: Of the sums.
+        dtype: Of the result; the scope's by default.
+    """
+    dtype = dtype or w.dtype
+    if w.products is not None:
+        return processor.linear(
+            Columns.all_of(x),
+            w.packed(["weight"], [features], in_features),
+            features,
+            bias=w.joined(["bias"], features) if bias else None,
+            activation=activation,
+            dtype=dtype,
+        )
+    y = x.cast(w.dtype) @ ops.transpose(w("weight", features, in_features), 0, 1)
+    if bias:
+        y = y + w("bias", features)
+    return activated(y, activation).cast(dtype)
+
+
+def activated(x: TensorValue, activation: Activation) -> TensorValue:
+    """The activation of every element."""
+    if activation == "gelu_tanh":
+        return ops.gelu(x, approximate="tanh")
+    if activation == "silu":
+        return ops.silu(x)
+    if activation == "quick_gelu":
+        return x * ops.sigmoid(x * 1.702)
+    if activation == "relu":
+        return ops.relu(x)
+    return x
 
 
 def layer_norm(
@@ -105,6 +144,25 @@ def attention(
     return ops.permute(mixed, [0, 2, 1, 3])
 
 
+def rotate(x: TensorValue, rotary: TensorValue) -> TensorValue:
+    """Rotates neighbouring channel pairs of ``(B, S, heads, head_dim)`` in float32.
+
+    Args:
+        x: Queries or keys.
+        rotary: Cosines and sines, float32 ``(2, S, head_dim)``.
+    """
+    table = ops.unsqueeze(rotary, 2)  # 2, S, 1, head_dim
+    head_dim = int(x.shape[3])
+    # (a, b) to (-b, a) for every pair. A product with 0 and 1 is exact, and on CPU an
+    # order of magnitude faster than taking every second channel.
+    turn = np.zeros((head_dim, head_dim), np.float32)
+    even = np.arange(0, head_dim, 2)
+    turn[even + 1, even], turn[even, even + 1] = -1, 1
+    turned = x @ ops.constant(turn, DType.float32, x.device).cast(x.dtype)
+    rotated = x.cast(DType.float32) * table[0] + turned.cast(DType.float32) * table[1]
+    return rotated.cast(x.dtype)
+
+
 def split_heads(x: TensorValue, heads: int) -> TensorValue:
     """``(B, S, D)`` to ``(B, S, heads, D / heads)``."""
     batch, length, width = x.shape
@@ -133,11 +191,64 @@ def conv2d(
     kernel: int = 3,
     stride: int = 1,
     padding: tuple[int, int, int, int] = (1, 1, 1, 1),
+    norm: WeightScope | None = None,
+    groups: int = 0,
+    is_doubled: bool = False,
+    residual: TensorValue | None = None,
 ) -> TensorValue:
-    """Convolution of NHWC ``x`` with a checkpoint filter ``(channels, in, k, k)``.
+    """Convolution of NHWC ``x``, and what is around it.
 
-    ``padding`` is top, bottom, left, right. The filter's transpose to MAX's layout is
-    an expression of weights only, so it is folded when the weights are loaded.
+    Args:
+        w: Scope of ``weight``, ``(channels, channels_in, kernel, kernel)``, and
+            ``bias``.
+        x: ``(B, H, W, channels_in)``.
+        channels_in: Channels of ``x``.
+        channels: Of the result.
+        kernel: Height and width of the filter.
+        stride: Pixels from one filter's place to the next.
+        padding: Zeros at the top, bottom, left and right.
+        norm: Scope of a group norm of ``x`` before, with SiLU after it.
+        groups: Of the norm.
+        is_doubled: Whether each pixel is repeated before, to four.
+        residual: What is added to the result.
+
+    Returns:
+        ``(B, H', W', channels)``.
+    """
+    if kernel == 1:
+        padding = (0, 0, 0, 0)
+    if w.products is not None:
+        return processor.convolution(
+            x,
+            w.packed_filter("weight", channels, channels_in, kernel),
+            channels,
+            bias=w.joined(["bias"], channels),
+            kernel=kernel,
+            stride=stride,
+            padding=padding,
+            norm=None if norm is None else fused_group_norm(norm, channels_in, groups),
+            silu=norm is not None,
+            upsample=is_doubled,
+            residual=residual,
+        )
+    if norm is not None:
+        x = ops.silu(group_norm(norm, x, groups))
+    if is_doubled:
+        x = _doubled(x)
+    y = _plain_conv2d(w, x, channels_in, channels, kernel, stride, padding)
+    return y if residual is None else residual + y
+
+
+def _plain_conv2d(
+    w: WeightScope,
+    x: TensorValue,
+    channels_in: int,
+    channels: int,
+    kernel: int,
+    stride: int,
+    padding: tuple[int, int, int, int],
+) -> TensorValue:
+    """By MAX's operation.
 
     A subgraph of its own: fused with what follows, every place of a network would get a
     convolution kernel of its own, and each takes 10 to 20 s to compile.
@@ -148,6 +259,7 @@ def conv2d(
         # A product of matrices, which compiles in half the time.
         matrix = ops.reshape(weight, (channels, channels_in))
         return x @ ops.transpose(matrix, 0, 1) + bias
+    # An expression of weights only: folded when they are loaded.
     weight = ops.permute(weight, [2, 3, 1, 0])
     name = f"conv_{channels_in}_{channels}_{kernel}_{stride}"
     inputs = [x, weight, bias]
@@ -158,6 +270,22 @@ def conv2d(
             x, weight, stride=(stride, stride), padding=padding, bias=bias
         ),
     )
+
+
+def _doubled(x: TensorValue) -> TensorValue:
+    """Repeats every pixel four times: ``(B, h, w, C)`` to ``(B, 2h, 2w, C)``."""
+    batch, height, width, channels = x.shape
+    x = ops.reshape(x, (batch, height, 1, width, 1, channels))
+    x = ops.broadcast_to(x, (batch, height, 2, width, 2, channels))
+    return ops.reshape(x, (batch, height * 2, width * 2, channels))
+
+
+def fused_group_norm(
+    w: WeightScope, channels: int, groups: int, epsilon: float = 1e-6
+) -> processor.GroupNorm:
+    """Returns a group norm as what a convolution does before its product."""
+    gamma, beta = w.joined(["weight"], channels), w.joined(["bias"], channels)
+    return processor.GroupNorm(groups, gamma, beta, epsilon)
 
 
 def group_norm(

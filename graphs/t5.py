@@ -14,7 +14,9 @@ import numpy as np
 from max.dtype import DType
 from max.graph import TensorValue, ops
 
-from .layers import attention, linear, merge_heads, rms_norm, split_heads
+from .layers import linear, rms_norm
+from .pieces import AffineNorm, Attending, Layer, attend, project
+from .processor import Activation
 from .weights import WeightScope
 
 
@@ -81,39 +83,37 @@ def t5_encoder(
     x = ops.gather(table, token_ids, axis=0).cast(DType.float32)
     for index in range(config.num_layers):
         layer = blocks / index / "layer"
-        y = rms_norm(
-            layer / 0 / "layer_norm", x, width, epsilon=config.layer_norm_epsilon
-        )
-        x = x + _attend(config, layer / 0 / "SelfAttention", y.cast(w.dtype), bias)
-        y = rms_norm(
-            layer / 1 / "layer_norm", x, width, epsilon=config.layer_norm_epsilon
-        )
-        x = x + _feed_forward(config, layer / 1 / "DenseReluDense", y.cast(w.dtype))
+        epsilon = config.layer_norm_epsilon
+        normed = AffineNorm(layer / 0 / "layer_norm", x, "rms", epsilon)
+        x = x + _attend(config, layer / 0 / "SelfAttention", normed, bias)
+        normed = AffineNorm(layer / 1 / "layer_norm", x, "rms", epsilon)
+        x = x + _feed_forward(config, layer / 1 / "DenseReluDense", normed)
     final = w / "encoder" / "final_layer_norm"
     return rms_norm(final, x, width, epsilon=config.layer_norm_epsilon).cast(w.dtype)
 
 
 def _attend(
-    config: T5Config, w: WeightScope, x: TensorValue, bias: TensorValue
+    config: T5Config, w: WeightScope, x: AffineNorm, bias: TensorValue
 ) -> TensorValue:
-    inner = config.num_heads * config.d_kv
-    query, key, value = (
-        split_heads(
-            linear(w / name, x, config.d_model, inner, bias=False), config.num_heads
-        )
-        for name in ("q", "k", "v")
-    )
+    width, inner = config.d_model, config.num_heads * config.d_kv
+    layers = [Layer(name, inner) for name in ("q", "k", "v")]
+    qkv = project(w, layers, x, width, bias=False)
     # T5 folds the usual 1/sqrt(d) into its initialisation.
-    mixed = merge_heads(attention(query, key, value, scale=1.0, bias=bias))
-    return linear(w / "o", mixed, inner, config.d_model, bias=False).cast(DType.float32)
+    (mixed,) = attend(
+        w, [Attending(qkv)], config.num_heads, config.d_kv, scale=1.0, bias=bias
+    )
+    return linear(w / "o", mixed, inner, width, bias=False, dtype=DType.float32)
 
 
-def _feed_forward(config: T5Config, w: WeightScope, x: TensorValue) -> TensorValue:
+def _feed_forward(config: T5Config, w: WeightScope, x: AffineNorm) -> TensorValue:
     width, inner = config.d_model, config.d_ff
+
+    def up(name: str, activation: Activation) -> TensorValue:
+        layer = Layer(name, inner, activation)
+        return project(w, [layer], x, width, bias=False)[0].tensor
+
     if config.feed_forward_proj == "relu":
-        y = ops.relu(linear(w / "wi", x, width, inner, bias=False))
+        y = up("wi", "relu")
     else:
-        gate = linear(w / "wi_0", x, width, inner, bias=False)
-        y = ops.gelu(gate, approximate="tanh")
-        y = y * linear(w / "wi_1", x, width, inner, bias=False)
-    return linear(w / "wo", y, inner, width, bias=False).cast(DType.float32)
+        y = up("wi_0", "gelu_tanh") * up("wi_1", "")
+    return linear(w / "wo", y, inner, width, bias=False, dtype=DType.float32)

@@ -9,6 +9,8 @@ from typing import final
 from max.dtype import DType
 from max.graph import DeviceRef, Graph, TensorType, TensorValue, ops
 
+from .processor import packed_filter_shape, packed_shape
+
 
 @dataclass(frozen=True)
 class WeightSpec:
@@ -20,21 +22,33 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class WeightSlot:
-    """What one slot of a graph is filled with: a checkpoint tensor or columns of it."""
+    """What one slot of a graph is filled with: checkpoint tensors, or a part of one."""
 
     tensor: str
     """Name in the checkpoint."""
     shape: tuple[int, ...]
+    """Of what fills the slot."""
     dtype: DType
     columns: tuple[int, int] | None = None
     """First and last + 1 of the second axis, of a matrix; ``None`` for everything."""
+    others: tuple[str, ...] = ()
+    """Tensors that follow the first one, joined to it along the first axis."""
+    is_packed: bool = False
+    """Whether the matrix is laid out for products on a CPU, see
+    :func:`graphs.processor.packed_shape`."""
+
+    @property
+    def tensors(self) -> tuple[str, ...]:
+        """Names of all tensors in it."""
+        return (self.tensor, *self.others)
 
     @property
     def key(self) -> str:
         """Its name in the registry, without the component's."""
-        if self.columns is None:
-            return self.tensor
-        return "{}.columns_{}_{}".format(self.tensor, *self.columns)
+        name = "+".join(self.tensors)
+        if self.columns is not None:
+            name = "{}.columns_{}_{}".format(name, *self.columns)
+        return f"{name}.packed" if self.is_packed else name
 
 
 @dataclass(frozen=True)
@@ -58,16 +72,6 @@ class WeightNeeds:
         return WeightNeeds(
             self.prefix, {**self.specs, **other.specs}, {**self.slots, **other.slots}
         )
-
-
-def slot_of(
-    tensor: str, spec: WeightSpec, columns: tuple[int, int] | None
-) -> WeightSlot:
-    """Returns the slot for a tensor, or for some columns of it."""
-    if columns is None:
-        return WeightSlot(tensor, spec.shape, spec.dtype)
-    start, stop = columns
-    return WeightSlot(tensor, (spec.shape[0], stop - start), spec.dtype, columns)
 
 
 class TooManyWeights(Exception):
@@ -104,6 +108,8 @@ class WeightScope:
         device: Where the graph runs.
         limit: Most checkpoint tensors that may be asked for. A configuration with a
             billion layers then ends at once, not when memory does.
+        products: Dtype of packed matrices for the operations of
+            :mod:`graphs.processor`; ``None`` to build MAX's own operations.
     """
 
     def __init__(
@@ -113,12 +119,14 @@ class WeightScope:
         device: DeviceRef,
         limit: int | None = None,
         *,
+        products: DType | None = None,
         _path: str = "",
         _record: _Record | None = None,
     ) -> None:
         self.prefix = prefix
         self.dtype = dtype
         self.device = device
+        self.products = products
         self._path = _path
         self._record = _record if _record is not None else _Record(limit)
 
@@ -128,6 +136,7 @@ class WeightScope:
             self.prefix,
             self.dtype,
             self.device,
+            products=self.products,
             _path=f"{self._path}{name}.",
             _record=self._record,
         )
@@ -137,7 +146,7 @@ class WeightScope:
     ) -> TensorValue:
         """The slot ``name`` of this scope, of ``shape``, in the current graph."""
         spec = self._require(name, WeightSpec(shape, dtype or self.dtype))
-        return self._value(slot_of(self._path + name, spec, None))
+        return self._value(WeightSlot(self._path + name, spec.shape, spec.dtype))
 
     def columns(
         self, name: str, rows: int, columns: int, start: int, stop: int
@@ -147,8 +156,44 @@ class WeightScope:
         Cut when the weights are loaded: a slice in the graph would be folded into a
         second copy on the device.
         """
-        spec = self._require(name, WeightSpec((rows, columns), self.dtype))
-        return self._value(slot_of(self._path + name, spec, (start, stop)))
+        self._require(name, WeightSpec((rows, columns), self.dtype))
+        shape = rows, stop - start
+        tensor = self._path + name
+        return self._value(WeightSlot(tensor, shape, self.dtype, (start, stop)))
+
+    def joined(self, names: Sequence[str], *size: int) -> TensorValue:
+        """Vectors of ``size`` elements each, one after the other, as float32."""
+        for name, each in zip(names, size, strict=True):
+            self._require(name, WeightSpec((each,), self.dtype))
+        first, *others = (self._path + name for name in names)
+        slot = WeightSlot(first, (sum(size),), DType.float32, others=tuple(others))
+        return self._value(slot)
+
+    def packed(
+        self, names: Sequence[str], rows: Sequence[int], columns: int
+    ) -> TensorValue:
+        """Matrices ``(rows, columns)``, one below the other, for products on a CPU."""
+        for name, each in zip(names, rows, strict=True):
+            self._require(name, WeightSpec((each, columns), self.dtype))
+        first, *others = (self._path + name for name in names)
+        assert self.products is not None, "a scope of plain operations packs nothing"
+        shape = packed_shape(sum(rows), columns, self.products)
+        slot = WeightSlot(
+            first, shape, self.products, others=tuple(others), is_packed=True
+        )
+        return self._value(slot)
+
+    def packed_filter(
+        self, name: str, channels: int, inputs: int, kernel: int
+    ) -> TensorValue:
+        """A filter ``(channels, inputs, kernel, kernel)`` for products on a CPU."""
+        shape = channels, inputs, kernel, kernel
+        self._require(name, WeightSpec(shape, self.dtype))
+        assert self.products is not None, "a scope of plain operations packs nothing"
+        packed = packed_filter_shape(channels, inputs, kernel, self.products)
+        return self._value(
+            WeightSlot(self._path + name, packed, self.products, is_packed=True)
+        )
 
     def _require(self, name: str, spec: WeightSpec) -> WeightSpec:
         key = self._path + name

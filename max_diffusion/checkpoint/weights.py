@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, final
@@ -16,6 +17,7 @@ from graphs.weights import WeightSlot, WeightSpec
 from ..core.buffers import bfloat16_bits
 from ..errors import ModelLoadError
 from .computed import FLOAT8, adapted, decoded, scaled, to_float32
+from .packing import packed
 from .safetensors_file import read_header
 from .tensors import (
     AbstractStoredTensor,
@@ -27,6 +29,8 @@ from .tensors import (
 
 _FLOATS = (DType.float64, DType.float32, DType.float16, DType.bfloat16)
 _SHOWN = 10
+# That read and pack at a time, which memory limits more than cores do.
+_THREADS = 4
 # Elements checked at once: bounds the temporary mask to 4 MiB.
 _CHUNK = 1 << 22
 
@@ -279,24 +283,44 @@ class ComponentWeights:
         Raises:
             ModelLoadError: A weight is not finite.
         """
-        arrays: dict[str, np.ndarray | Buffer] = {}
         broken: dict[str, None] = {}
-        for key, slot in slots.items():
-            tensor = whole = self[slot.tensor]
+
+        def read(name: str, slot: WeightSlot) -> tuple[np.ndarray, DType | None]:
+            tensor = whole = self[name]
             if slot.columns is not None:
                 tensor = whole.sliced(1, *slot.columns)
             bits = np.asarray(tensor.read(), order="C")
             if check_finite and not _is_finite(bits, tensor.dtype):
-                made = origin(slot.tensor, whole)
-                broken[slot.tensor + (made and f" (from {made})")] = None
-            elif not broken:
-                arrays[key] = _cast(bits, tensor.dtype, slot)
+                made = origin(name, whole)
+                broken[name + (made and f" (from {made})")] = None
+            return bits, tensor.dtype
+
+        def filled(slot: WeightSlot) -> np.ndarray | Buffer | None:
+            parts = [read(name, slot) for name in slot.tensors]
+            if broken:
+                return None
+            if slot.is_packed:
+                return packed(slot, [_cast_bits(*part, slot.dtype) for part in parts])
+            bits = [_cast_bits(*part, slot.dtype) for part in parts]
+            return _viewed(bits[0] if len(bits) == 1 else np.concatenate(bits), slot)
+
+        # Several at once: packing is copying, for which Python is let go.
+        with ThreadPoolExecutor(_THREADS) as pool:
+            arrays = dict(zip(slots, pool.map(filled, slots.values()), strict=True))
         if broken:
+            in_order = [
+                each
+                for slot in slots.values()
+                for name in slot.tensors
+                for each in broken
+                if each.partition(" (from ")[0] == name
+            ]
+            names = list(dict.fromkeys(in_order))
             raise ModelLoadError(
-                f"{self.name}: {len(broken)} weights hold NaN or infinity: "
-                f"{_listed(list(broken))}; the file is damaged: download it again"
+                f"{self.name}: {len(names)} weights hold NaN or infinity: "
+                f"{_listed(names)}; the file is damaged: download it again"
             )
-        return arrays
+        return {key: array for key, array in arrays.items() if array is not None}
 
     def _over(
         self,
@@ -335,17 +359,22 @@ def _is_finite(bits: np.ndarray, dtype: DType | None) -> bool:
     return True
 
 
-def _cast(
-    bits: np.ndarray, dtype: DType | None, slot: WeightSlot
-) -> np.ndarray | Buffer:
-    if slot.dtype == DType.bfloat16:
-        if dtype != DType.bfloat16:
-            bits = bfloat16_bits(bits.astype(np.float32, copy=False))
-        # numpy has no bfloat16: the buffer reads the same bytes as one.
-        return Buffer.from_numpy(bits).view(DType.bfloat16, slot.shape)
+def _cast_bits(bits: np.ndarray, dtype: DType | None, wanted: DType) -> np.ndarray:
+    """Bits in another dtype; bfloat16 as uint16, which numpy has in its place."""
+    if wanted == DType.bfloat16:
+        if dtype == DType.bfloat16:
+            return bits
+        return bfloat16_bits(bits.astype(np.float32, copy=False))
     if dtype == DType.bfloat16:
         bits = to_float32(bits, dtype)
-    return bits.astype(slot.dtype.to_numpy(), copy=False)
+    return bits.astype(wanted.to_numpy(), copy=False)
+
+
+def _viewed(bits: np.ndarray, slot: WeightSlot) -> np.ndarray | Buffer:
+    if slot.dtype == DType.bfloat16:
+        # numpy has no bfloat16: the buffer reads the same bytes as one.
+        return Buffer.from_numpy(bits).view(DType.bfloat16, slot.shape)
+    return bits
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -70,7 +70,7 @@ class StateSizer:
             graphs = StepGraphs(
                 Module(),
                 self._component.denoiser(),
-                self._component.weight_scope(),
+                self._component.weight_scope(is_plain=True),
                 (1, 1, 2),
             )
             shapes = {

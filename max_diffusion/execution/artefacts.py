@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 from max.dtype import DType
 
-from graphs.weights import WeightNeeds, WeightSlot, WeightSpec, slot_of
+from graphs.weights import WeightNeeds, WeightSlot, WeightSpec
 
 from ..core.files import prepared_folder, write_file, write_text
 
@@ -89,7 +89,10 @@ class Manifest:
         if not is_whole or values.keys() != {item.name for item in fields(cls)}:
             raise ArtefactError("the manifest is damaged, or of another release")
         values["graphs"] = tuple(values["graphs"])
-        values["needs"] = _needs(values["needs"])
+        try:
+            values["needs"] = _needs(values["needs"])
+        except (KeyError, TypeError, ValueError) as err:
+            raise ArtefactError("the manifest is of another release") from err
         return cls(**values)
 
 
@@ -236,25 +239,33 @@ def _stems(folder: Path, name: str) -> dict[str, set[str]]:
 
 
 def _plain(needs: WeightNeeds) -> dict[str, Any]:
-    """Weights as JSON: of every tensor its shape, its dtype and its slots' columns."""
-    columns: dict[str, list[Any]] = {name: [] for name in needs.specs}
-    for slot in needs.slots.values():
-        columns[slot.tensor].append(slot.columns)
+    """Weights as JSON: shapes and dtypes of tensors, and what slots are made of."""
     return {
         "prefix": needs.prefix,
         "tensors": {
-            name: [list(spec.shape), spec.dtype.name, columns[name]]
-            for name, spec in needs.specs.items()
+            name: [spec.shape, spec.dtype.name] for name, spec in needs.specs.items()
         },
+        "slots": [
+            [slot.tensors, slot.shape, slot.dtype.name, slot.columns, slot.is_packed]
+            for slot in needs.slots.values()
+        ],
     }
 
 
 def _needs(plain: Mapping[str, Any]) -> WeightNeeds:
-    specs: dict[str, WeightSpec] = {}
+    specs = {
+        name: WeightSpec(tuple(shape), DType[dtype])
+        for name, (shape, dtype) in plain["tensors"].items()
+    }
     slots: dict[str, WeightSlot] = {}
-    for name, (shape, dtype, columns) in plain["tensors"].items():
-        spec = specs[name] = WeightSpec(tuple(shape), DType[dtype])
-        for each in columns:
-            slot = slot_of(name, spec, None if each is None else tuple(each))
-            slots[slot.key] = slot
+    for (tensor, *others), shape, dtype, columns, is_packed in plain["slots"]:
+        slot = WeightSlot(
+            tensor,
+            tuple(shape),
+            DType[dtype],
+            None if columns is None else tuple(columns),
+            tuple(others),
+            is_packed,
+        )
+        slots[slot.key] = slot
     return WeightNeeds(plain["prefix"], specs, slots)

@@ -27,6 +27,18 @@ logger = logging.getLogger(__name__)
 _MIN_FREE_BYTES: Final = 64 * 2**20
 
 
+def prepared_compile_cache() -> Path:
+    """Returns the folder that MAX has for compiled graphs.
+
+    Raises:
+        CompileError: There is none, see :func:`prepare_compile_cache`.
+    """
+    prepare_compile_cache()
+    found = max_cache_dir()
+    assert found is not None
+    return found
+
+
 def prepare_compile_cache() -> None:
     """Sees to it that MAX has a folder for compiled graphs.
 

@@ -227,7 +227,9 @@ def compiled_module(session: InferenceSession, module: GraphModule) -> CompiledM
     started = time.perf_counter()
     try:
         with memory_watched():
-            compiled = session.compile(module.module)
+            compiled = session.compile(
+                module.module, custom_extensions=list(module.libraries)
+            )
     except Exception as err:
         reason = _first_reason(str(err.__cause__ or err))
         raise CompileError(f"compile: MAX refused {module.name}: {reason}") from err

@@ -15,6 +15,7 @@ from graphs.weights import WeightScope
 
 from .compiler import resolve_dtype
 from .graph_module import GraphBuilder
+from .targets import product_dtype
 
 if TYPE_CHECKING:
     from ..caches import DenoisingCacheConfig
@@ -74,11 +75,21 @@ class ComponentModel(ABC):
         """Compute dtype."""
         return resolve_dtype(self.encoding, self.devices[0])
 
-    def weight_scope(self) -> WeightScope:
-        """Where this component's graphs draw their weights from."""
+    def weight_scope(self, *, is_plain: bool = False) -> WeightScope:
+        """Where this component's graphs draw their weights from.
+
+        Args:
+            is_plain: For graphs of MAX's own operations only, which are built quicker:
+                of those that are only looked at.
+        """
         held = len(getattr(self.weights, "tensors", ()))
         limit = _SPARE_WEIGHTS + 4 * held
-        return WeightScope(self.name, self.dtype, self.device_ref, limit)
+        products = None
+        if self.device.is_host and not is_plain:
+            products = product_dtype(self.dtype)
+        return WeightScope(
+            self.name, self.dtype, self.device_ref, limit, products=products
+        )
 
     def build_graphs(self, module: Module) -> WeightScope | None:
         """Adds this component's graphs to ``module``; none by default.

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Final, TypeAlias, final
 
-from max.graph import Module
+from max.graph import Module, default_custom_extensions_scope
 
 from graphs.weights import WeightNeeds, WeightScope
 
 from .artefacts import Artefact, compiler_versions, hash_of
 from .graph_context import in_graph_context
+from .kernels import kernel_hash, kernel_library
 
 GraphBuilder: TypeAlias = Callable[[Module], WeightScope | None]
 """Adds graphs to a module; returns the scope they drew their weights from, if any."""
 
-# Printing a module counts up in it.
+# Printing a module counts up in it, and names the file of the operations for CPUs.
 _COUNTERS: Final = re.compile(r"counter = \d+ : i64")
+_LIBRARIES: Final = re.compile(r"_kernel_library_paths = \[[^\]]*\]")
+# What every name of such an operation begins with.
+_KERNEL: Final = '"diffusion_'
 
 
 @final
@@ -31,6 +36,7 @@ class GraphModule:
         subject: Hash of what they are made of, ``recipe.subject_of``.
         recipe: Hash of that and of the sources, ``recipe.recipe_of``, if there is one.
         artefact: Compiled graphs of the same recipe: nothing has to be built.
+        is_for_cpu: Whether the graphs may call the operations for CPUs.
     """
 
     def __init__(
@@ -40,11 +46,14 @@ class GraphModule:
         subject: str = "",
         recipe: str | None = None,
         artefact: Artefact | None = None,
+        *,
+        is_for_cpu: bool = False,
     ) -> None:
         self.name = name
         self.subject, self.recipe = subject, recipe
         self.artefact = artefact
         self._build = build
+        self._is_for_cpu = is_for_cpu
 
     @property
     def module(self) -> Module:
@@ -67,9 +76,19 @@ class GraphModule:
 
     @cached_property
     def key(self) -> str:
-        """Hash of the graphs' text and of the compiler's versions."""
-        text = _COUNTERS.sub("", str(self.module.mlir_module))
-        return hash_of(text, compiler_versions())
+        """Hash of the graphs' text, of operations, and of the compiler's versions."""
+        text = _LIBRARIES.sub("", _COUNTERS.sub("", self._text))
+        kernels = kernel_hash() if _KERNEL in text else ""
+        return hash_of(text, kernels, compiler_versions())
+
+    @property
+    def libraries(self) -> Sequence[Path]:
+        """Files of the operations that the graphs call."""
+        return [kernel_library()] if _KERNEL in self._text else []
+
+    @cached_property
+    def _text(self) -> str:
+        return str(self.module.mlir_module)
 
     @cached_property
     def _built(self) -> tuple[Module, WeightNeeds]:
@@ -78,5 +97,7 @@ class GraphModule:
     @in_graph_context
     def _build_now(self) -> tuple[Module, WeightNeeds]:
         module = Module()
-        scope = self._build(module)
+        libraries = [kernel_library()] if self._is_for_cpu else []
+        with default_custom_extensions_scope(*libraries):
+            scope = self._build(module)
         return module, WeightNeeds() if scope is None else scope.needs

@@ -10,6 +10,7 @@ from typing import Any, Final
 import graphs
 
 from .artefacts import compiler_versions, hash_of
+from .kernels import kernel_sources
 
 # Sources that can change the graphs of a component of this package; a test watches
 # which are run while graphs are built.
@@ -49,7 +50,7 @@ def recipe_of(kind: type, subject: str) -> str | None:
 def source_files() -> list[Path]:
     """Returns all sources that can change a graph of a component of this package."""
     root = Path(__file__).parents[1]
-    found = list(Path(graphs.__file__).parent.glob("*.py"))
+    found = [*Path(graphs.__file__).parent.glob("*.py"), *kernel_sources()]
     for name in _SOURCES:
         path = root / name
         found += path.rglob("*.py") if path.is_dir() else [path]

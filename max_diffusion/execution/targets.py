@@ -17,6 +17,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, final
 
+from max.driver import get_virtual_cpu_target
+from max.dtype import DType
+
 from ..errors import RequestError
 
 if TYPE_CHECKING:
@@ -50,6 +53,8 @@ class HostTarget:
     architecture says it all."""
     numpy_features: frozenset[str]
     """What numpy must find that it has, by asking the processor itself."""
+    multiplies_bfloat16: bool = False
+    """Whether it adds products of bfloat16 to float32."""
 
 
 HOSTS: Final[Mapping[str, HostTarget]] = MappingProxyType(
@@ -159,6 +164,27 @@ def host_targets() -> tuple[HostTarget, ...]:
         and host.flags <= flags
         and host.numpy_features <= features
     )
+
+
+def product_dtype(dtype: DType) -> DType:
+    """Returns the dtype of matrices for products on a CPU.
+
+    Args:
+        dtype: Of hidden states.
+
+    Returns:
+        bfloat16 where the processor that graphs are built for multiplies it: the one
+        that MAX was told of, or this machine's.
+    """
+    if dtype != DType.bfloat16:
+        return DType.float32
+    virtual = get_virtual_cpu_target()
+    if virtual:
+        known = (host for host in HOSTS.values() if host.descriptor == virtual)
+        is_able = any(host.multiplies_bfloat16 for host in known)
+    else:
+        is_able = bool({"avx512_bf16", "bf16"} & _system_flags())
+    return DType.bfloat16 if is_able else DType.float32
 
 
 def _system_flags() -> Set[str]:

@@ -23,6 +23,7 @@ from ..execution.graph_context import in_graph_context
 from ..execution.graph_library import GraphLibrary
 from ..execution.graph_module import GraphModule
 from ..execution.recipe import recipe_of, subject_of
+from ..execution.targets import product_dtype
 
 LEAN_CACHES: Final = ("none", "taylorseer")
 """Caches whose graphs are compiled unless others are named: forecasts of the prediction
@@ -132,12 +133,19 @@ def graph_modules(
         component.name,
         dict(component.config),
         component.encoding,
-        component.device.is_host,
+        component.device.is_host and product_dtype(component.dtype).name,
         sorted(weights.tensors),
     )
     recipe = recipe_of(type(component), subject)
     modules = [
-        GraphModule(name, build, subject, recipe, library.by_recipe(name, recipe))
+        GraphModule(
+            name,
+            build,
+            subject,
+            recipe,
+            library.by_recipe(name, recipe),
+            is_for_cpu=component.device.is_host,
+        )
         for name, build in component.graph_modules().items()
     ]
     return [module for module in modules if module.graph_names]

@@ -39,7 +39,7 @@ def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
     sizes = flux1_config(folder.config("transformer"))
 
     def build_encoder(module: Module) -> WeightScope:
-        vae = WeightScope("vae", DType.float32, host)
+        vae = WeightScope("vae", DType.float32, host, products=DType.float32)
         types = [TensorType(DType.float32, ("batch", "height_0", "width_0", 3), host)]
         for level in range(len(config.block_out_channels)):
             size = (f"height_{level}", f"width_{level}")
@@ -50,14 +50,15 @@ def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
         return vae
 
     def build_half(module: Module) -> WeightScope:
-        half = WeightScope("transformer", DType.bfloat16, host)
+        # As on a processor that multiplies no bfloat16: as the tests' graphs are.
+        half = WeightScope("transformer", DType.bfloat16, host, products=DType.float32)
         denoiser = Flux1Denoiser(sizes, DType.bfloat16, host)
         StepGraphs(module, denoiser, half).add_full()
         return half
 
     modules = [
-        GraphModule("encode", build_encoder),
-        GraphModule("transformer.full", build_half),
+        GraphModule("encode", build_encoder, is_for_cpu=True),
+        GraphModule("transformer.full", build_half, is_for_cpu=True),
     ]
     filled: dict[str, np.ndarray | Buffer] = {}
     for needs in (module.needs for module in modules):

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 import torch
 from folders import copy_folder
+from kernel_oracle import pack
 from max.driver import CPU, Buffer
+from max.dtype import DType
 from safetensors.torch import load_file, save_file
 
+from graphs.weights import WeightSlot
 from max_diffusion import ModelLoadError, open_model
 from max_diffusion.caches import GraphGroup
 from max_diffusion.checkpoint import (
@@ -153,28 +156,36 @@ def test_arrays_are_those_of_the_plain_folder(
     slots = {name: needs for name, (needs, _) in after.sources.items()}
     assert slots == {name: needs for name, (needs, _) in before.sources.items()}
     assert ours.keys() == plain.keys()
-    assert any(slot.columns for slot in slots["transformer"].slots.values())
+    assert any(slot.is_packed for slot in slots["transformer"].slots.values())
     for name, array in plain.items():
         assert ours[name].dtype == array.dtype
         assert np.array_equal(bits(ours[name]), bits(array)), name
 
 
 def test_rows_of_fused_matrices_are_mapped(other_folder: Path) -> None:
-    arrays = opened(other_folder, "float32", OTHER).load()
-    query = arrays["transformer.transformer_blocks.0.attn.to_q.weight"]
-    turned = arrays["transformer.proj_out.weight"]
+    weights = opened(other_folder, "float32", OTHER).sources["transformer"][1]
+    names = "transformer_blocks.0.attn.to_q.weight", "proj_out.weight"
+    shapes = (48, 48), (20, 48)
+    slots = {
+        name: WeightSlot(name, shape, DType.float32)
+        for name, shape in zip(names, shapes, strict=True)
+    }
+    query, turned = weights.load(slots).values()
+    assert isinstance(query, np.ndarray)
+    assert isinstance(turned, np.ndarray)
     assert not query.flags.writeable
     assert turned.flags.writeable
 
 
 def test_a_family_says_how_its_files_are_read(
-    other_folder: Path, monkeypatch: pytest.MonkeyPatch
+    flux_folder: Path, other_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ModelLoadError, match=r"transformer: .* weights missing: "):
         open_model(other_folder, device="cpu")
     monkeypatch.setattr(Flux1Pipeline, "weight_transforms", OTHER)
     parts = inspect(other_folder, device="cpu").components
-    assert parts["transformer"].used_bytes == parts["transformer"].stored_bytes
+    plain = inspect(flux_folder, device="cpu").components
+    assert parts["transformer"].used_bytes == plain["transformer"].used_bytes
     assert parts["vae"].used_bytes < parts["vae"].stored_bytes  # has an encoder
 
 
@@ -228,13 +239,11 @@ def test_quantised_matrices_are_scaled_before_they_are_split(damaged: Path) -> N
     rewritten(damaged, damage)
     arrays = opened(damaged.parents[1], "float32", OTHER).load()
     stems = "to_q", "to_k", "to_v"
-    names = [f"transformer.transformer_blocks.1.attn.{stem}.weight" for stem in stems]
-    ours = np.concatenate([arrays[name] for name in names])
-    assert np.array_equal(ours, wanted[f"{NET}double.1.qkv.weight"].numpy())
-    turned = wanted[f"{NET}turned.proj_out.weight"].T.numpy()
-    assert np.array_equal(arrays["transformer.proj_out.weight"], turned)
-    cut = [name for name in arrays if ".proj_out.weight.columns_" in name]
-    assert len(cut) == 4
-    whole = np.concatenate([arrays[name] for name in sorted(cut)[:2]], 1)
-    key = f"{NET}turned.single_transformer_blocks.0.proj_out.weight"
-    assert np.array_equal(whole, wanted[key].T.numpy())
+    names = [f"transformer_blocks.1.attn.{stem}.weight" for stem in stems]
+    key = f"transformer.{'+'.join(names)}"
+    matrix = wanted[f"{NET}double.1.qkv.weight"].numpy()
+    assert np.array_equal(arrays[f"{key}.packed"], pack(matrix, DType.float32))
+    for name in ("proj_out.weight", "single_transformer_blocks.0.proj_out.weight"):
+        turned = wanted[f"{NET}turned.{name}"].T.numpy()
+        own = arrays[f"transformer.{name}.packed"]
+        assert np.array_equal(own, pack(turned, DType.float32))

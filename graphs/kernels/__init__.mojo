@@ -1,0 +1,8 @@
+"""Operations of diffusion models on CPUs: linear layers and attention.
+
+Files, lowest first: `lanes` (vectors and dtypes), `team` (work on several threads),
+`tile` (the product of a few rows), `rows` (norms of rows), `product` (rows times a
+packed matrix), `heads` (attention), `operations` (what graphs call).
+"""
+from .operations import *
+from .convolution_operation import *

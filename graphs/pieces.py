@@ -1,0 +1,390 @@
+"""What transformer blocks are made of, in pieces that a CPU runs as one operation each.
+
+A block is written once. Where its scope has products (:attr:`WeightScope.products`),
+each piece is an operation of :mod:`graphs.processor` on packed matrices, norm and
+modulation fused before it, activation, gate and residual after it; elsewhere it is
+MAX's own operations. What is not read is not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, TypeAlias, final
+
+from max.dtype import DType
+from max.graph import Dim, TensorValue, ops
+
+from . import processor
+from .layers import (
+    attention,
+    layer_norm,
+    linear,
+    merge_heads,
+    rms_norm,
+    rotate,
+    split_heads,
+)
+from .processor import Activation, Columns, Gate, RowNorm, TokenStream
+from .weights import WeightScope
+
+
+@final
+@dataclass(frozen=True)
+class Modulation:
+    """Shifts, scales and gates that a block takes from the condition of its step."""
+
+    vectors: TensorValue
+    """``(B, columns)``."""
+    width: int
+    start: int
+    """Column of the first vector."""
+    count: int
+
+    @cached_property
+    def parts(self) -> Sequence[TensorValue]:
+        """The vectors, each ``(B, 1, D)``."""
+        vectors, size = self.vectors, self.count * self.width
+        if int(vectors.shape[1]) != size:
+            vectors = vectors[:, self.start : self.start + size]
+        y = ops.unsqueeze(vectors, 1)
+        return ops.split(y, [self.width] * self.count, axis=2)
+
+    def column(self, index: int) -> int:
+        """Where a vector begins."""
+        return self.start + index * self.width
+
+
+def modulations(
+    w: WeightScope, names: Sequence[str], condition: TensorValue, width: int, count: int
+) -> list[Modulation]:
+    """Computes ``count`` vectors of each of some linear layers of ``(B, D)``."""
+    sizes = [count * width] * len(names)
+    if w.products is None:
+        vectors = [linear(w / name, condition, width, count * width) for name in names]
+        return [Modulation(each, width, 0, count) for each in vectors]
+    layers = [Layer(name, size) for name, size in zip(names, sizes, strict=True)]
+    joined = project(w, layers, condition, width, dtype=DType.float32)
+    return [Modulation(each.tensor, width, each.first, count) for each in joined]
+
+
+@final
+@dataclass(frozen=True)
+class ModulatedNorm:
+    """The layer norm of hidden states, times 1 + scale, plus shift."""
+
+    x: TensorValue
+    """``(B, S, D)``."""
+    modulation: Modulation
+    shift: int = 0
+    """Which vector of the modulation it is."""
+    scale: int = 1
+
+    @cached_property
+    def tensor(self) -> TensorValue:
+        """Computed by itself, ``(B, S, D)``."""
+        parts = self.modulation.parts
+        x = self.x.cast(self.modulation.vectors.dtype)
+        y = layer_norm(x, self.modulation.width) * (1 + parts[self.scale])
+        return (y + parts[self.shift]).cast(self.x.dtype)
+
+    @property
+    def norm(self) -> RowNorm:
+        """As what a linear layer does before its product."""
+        return RowNorm(
+            "layer",
+            self.modulation.vectors,
+            self.modulation.column(self.scale),
+            self.modulation.column(self.shift),
+            offset=1.0,
+            epsilon=1e-6,
+        )
+
+
+@final
+@dataclass(frozen=True)
+class AffineNorm:
+    """The layer or RMS norm of hidden states, with weights of its own."""
+
+    w: WeightScope
+    x: TensorValue
+    """``(..., D)``."""
+    kind: Literal["layer", "rms"]
+    epsilon: float = 1e-6
+
+    @cached_property
+    def tensor(self) -> TensorValue:
+        """Computed by itself, like ``x``."""
+        width = int(self.x.shape[-1])
+        if self.kind == "rms":
+            return rms_norm(self.w, self.x, width, epsilon=self.epsilon)
+        return layer_norm(self.x, width, self.w, epsilon=self.epsilon)
+
+    @property
+    def norm(self) -> RowNorm:
+        """As what a linear layer does before its product."""
+        width = int(self.x.shape[-1])
+        names = ["weight"] if self.kind == "rms" else ["weight", "bias"]
+        joined = self.w.joined(names, *[width] * len(names))
+        vectors = ops.reshape(joined, (1, len(names) * width))
+        shift = None if self.kind == "rms" else width
+        return RowNorm(self.kind, vectors, 0, shift, offset=0.0, epsilon=self.epsilon)
+
+
+Normed: TypeAlias = ModulatedNorm | AffineNorm
+
+
+@final
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer: its name in the scope, its features, what becomes of them."""
+
+    name: str
+    features: int
+    activation: Activation = ""
+
+
+def project(
+    w: WeightScope,
+    layers: Sequence[Layer],
+    x: TensorValue | Normed,
+    in_features: int,
+    *,
+    first: int = 0,
+    bias: bool = True,
+    dtype: DType | None = None,
+) -> list[Columns]:
+    """Several linear layers of the same input.
+
+    Args:
+        w: Scope of the layers.
+        layers: Those with an activation last, which is the same for all of them.
+        x: ``(..., in_features)``.
+        in_features: Columns of ``x``.
+        first: The first layer that is computed; those before are only packed with it,
+            as another graph has them.
+        bias: Whether they have one.
+        dtype: Of the results; the scope's by default.
+
+    Returns:
+        Of each layer from ``first`` on ``(..., features)``.
+    """
+    wanted = layers[first:]
+    if w.products is None:
+        plain = x if isinstance(x, TensorValue) else x.tensor
+        found = [
+            linear(
+                w / each.name,
+                plain,
+                in_features,
+                each.features,
+                bias=bias,
+                activation=each.activation,
+                dtype=dtype,
+            )
+            for each in wanted
+        ]
+        return [Columns.all_of(each) for each in found]
+    sizes = [each.features for each in layers]
+    names = [each.name for each in layers]
+    matrix = w.packed([f"{name}.weight" for name in names], sizes, in_features)
+    active = [each.activation for each in wanted]
+    kinds = set(active) - {""}
+    assert len(kinds) < 2 and active == sorted(active), "those with an activation last"
+    y = processor.linear(
+        Columns.all_of(x if isinstance(x, TensorValue) else x.x),
+        matrix,
+        sum(each.features for each in wanted),
+        bias=w.joined([f"{name}.bias" for name in names], *sizes) if bias else None,
+        first=sum(sizes[:first]),
+        norm=None if isinstance(x, TensorValue) else x.norm,
+        activation=kinds.pop() if kinds else "",
+        activated_from=sum(each.features for each in wanted if not each.activation),
+        dtype=dtype or w.dtype,
+    )
+    starts = [sum(sizes[first : first + i]) for i in range(len(wanted))]
+    return [
+        Columns(y, start, each.features)
+        for start, each in zip(starts, wanted, strict=True)
+    ]
+
+
+@final
+class Product:
+    """A linear layer whose output a block adds to a stream.
+
+    Args:
+        w: Scope of the layer.
+        inputs: One, or two side by side.
+        features: Columns of the output.
+    """
+
+    def __init__(
+        self, w: WeightScope, inputs: Sequence[Columns], features: int
+    ) -> None:
+        self.w, self.inputs, self.features = w, inputs, features
+        # Asked for twice, they are still one operation.
+        self._output: TensorValue | None = None
+        self._sum: TensorValue | None = None
+
+    @property
+    def tensor(self) -> TensorValue:
+        """The output by itself, ``(B, S, features)``."""
+        if self._output is None:
+            is_plain = self.w.products is None
+            self._output = self._plain() if is_plain else self._fused(None)
+        return self._output
+
+    def added(
+        self, residual: TensorValue, modulation: Modulation, index: int
+    ) -> TensorValue:
+        """Adds the output to its stream through a gate of the modulation.
+
+        A block has one place for each output.
+        """
+        if self.w.products is None or self._output is not None:
+            return gated(residual, modulation, index, self.tensor)
+        if self._sum is None:
+            gate = Gate(modulation.vectors, modulation.column(index), residual)
+            self._sum = self._fused(gate)
+        return self._sum
+
+    def _fused(self, gate: Gate | None) -> TensorValue:
+        total = sum(each.size for each in self.inputs)
+        first, *others = self.inputs
+        return processor.linear(
+            first,
+            self.w.packed(["weight"], [self.features], total),
+            self.features,
+            bias=self.w.joined(["bias"], self.features),
+            beside=others[0] if others else None,
+            gate=gate,
+        )
+
+    def _plain(self) -> TensorValue:
+        total = sum(each.size for each in self.inputs)
+        if len(self.inputs) == 1:
+            return linear(self.w, self.inputs[0].tensor, total, self.features)
+        # One matrix in the checkpoint, two here: joining inputs along the channels
+        # copies both.
+        start = 0
+        y = self.w("bias", self.features)
+        for each in self.inputs:
+            stop = start + each.size
+            part = self.w.columns("weight", self.features, total, start, stop)
+            y = each.tensor @ ops.transpose(part, 0, 1) + y
+            start = stop
+        return y
+
+
+Given: TypeAlias = TensorValue | Product
+"""What a block adds to a stream: given to the graph, or to be computed."""
+
+
+def computed(value: Given) -> TensorValue:
+    """The value itself, which is computed for its own sake."""
+    return value.tensor if isinstance(value, Product) else value
+
+
+def gated(
+    residual: TensorValue, modulation: Modulation, index: int, y: Given
+) -> TensorValue:
+    """Adds a value to a stream through a gate of the modulation."""
+    if isinstance(y, Product):
+        return y.added(residual, modulation, index)
+    gate = modulation.parts[index]
+    return (residual.cast(gate.dtype) + gate * y.cast(gate.dtype)).cast(y.dtype)
+
+
+@final
+@dataclass(frozen=True)
+class Attending:
+    """A stream of tokens that attends."""
+
+    qkv: Sequence[Columns]
+    """Queries, keys and values."""
+    rotary: TensorValue | None = None
+    """float32 ``(2, S, head_dim)``: cosines and sines."""
+    norms: tuple[str, str] | None = None
+    """Names of the norms of queries and keys."""
+
+
+def attend(
+    w: WeightScope,
+    streams: Sequence[Attending],
+    heads: int,
+    head_dim: int,
+    *,
+    scale: float,
+    epsilon: float = 1e-6,
+    bias: TensorValue | None = None,
+    joint_rotary: TensorValue | None = None,
+) -> list[TensorValue]:
+    """Attention of one or two streams of tokens together, the second after the first.
+
+    Args:
+        w: Scope of the norms.
+        streams: What attends.
+        heads: How many.
+        head_dim: Channels of each.
+        scale: Factor on the scores, usually ``head_dim ** -0.5``.
+        epsilon: Of the streams' norms: RMS, of each head, before the rotation.
+        bias: Added to the scaled scores, float32, ``(B or 1, heads or 1, S or 1, S)``.
+        joint_rotary: The streams' rotary tables joined.
+
+    Returns:
+        Of each stream ``(B, S, heads * head_dim)``.
+    """
+    if w.products is None:
+        parts = [_heads(w, each, heads, head_dim, epsilon) for each in streams]
+        query, key, value = parts[0]
+        if len(parts) == 2:
+            joined = (ops.concat(each, axis=1) for each in zip(*parts, strict=True))
+            query, key, value = joined
+        if joint_rotary is not None:
+            query, key = rotate(query, joint_rotary), rotate(key, joint_rotary)
+        mixed = merge_heads(attention(query, key, value, scale=scale, bias=bias))
+        if len(streams) == 1:
+            return [mixed]
+        return list(cut(mixed, streams[0].qkv[0].tensor.shape[1]))
+    found = []
+    first = streams[0]
+    columns = first.qkv[0].first, first.qkv[1].first, first.qkv[2].first
+    for each in streams:
+        vectors = None
+        if each.norms is not None:
+            names = [f"{name}.weight" for name in each.norms]
+            vectors = ops.reshape(w.joined(names, head_dim, head_dim), (2, head_dim))
+        tokens = each.qkv[0].tensor
+        assert all(part.tensor is tokens for part in each.qkv)
+        assert tuple(part.first for part in each.qkv) == columns
+        found.append(TokenStream(tokens, vectors, each.rotary))
+    return processor.attention(
+        found,
+        heads,
+        head_dim,
+        scale=scale,
+        columns=columns,
+        norm="" if first.norms is None else "rms",
+        epsilon=epsilon,
+        bias=bias,
+    )
+
+
+def _heads(
+    w: WeightScope, stream: Attending, heads: int, head_dim: int, epsilon: float
+) -> tuple[TensorValue, TensorValue, TensorValue]:
+    """Queries, keys and values ``(B, S, heads, head_dim)``, normed."""
+    query, key, value = (split_heads(each.tensor, heads) for each in stream.qkv)
+    if stream.norms is not None:
+        of_query, of_key = (w / name for name in stream.norms)
+        query = rms_norm(of_query, query, head_dim, epsilon=epsilon)
+        key = rms_norm(of_key, key, head_dim, epsilon=epsilon)
+    return query, key, value
+
+
+def cut(x: TensorValue, first: Dim) -> tuple[TensorValue, TensorValue]:
+    """Splits ``(B, S, D)`` into the first tokens and the others."""
+    # By their sizes: bounds that are tensors would each be compiled to be folded.
+    return x[:, :first, :], x[:, first:, :]

@@ -1,0 +1,71 @@
+"""The operations in Mojo that graphs on a CPU call, as MAX takes them."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import graphs
+
+from ..errors import CompileError
+from .artefacts import compiler_versions
+from .compile_cache import prepared_compile_cache
+
+
+def kernel_sources() -> Sequence[Path]:
+    """Returns all sources of the operations."""
+    return sorted((Path(graphs.__file__).parent / "kernels").glob("*.mojo"))
+
+
+@cache
+def kernel_hash() -> str:
+    """Returns a hash of the sources, and of what compiles them."""
+    digest = hashlib.sha256(repr(compiler_versions()).encode())
+    for path in kernel_sources():
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def kernel_library() -> Path:
+    """Returns the operations precompiled, which takes seconds once a release.
+
+    Kept beside MAX's own compiled graphs. It is no machine code: MAX makes that when it
+    compiles a graph, for the processor that the graph is for.
+
+    Raises:
+        CompileError: The Mojo compiler is missing, or refuses them.
+    """
+    # MAX imports it by its name, which has to be one of Mojo's.
+    library = prepared_compile_cache() / f"diffusion_{kernel_hash()[:32]}.mojoc"
+    if library.is_file():
+        return library
+    try:
+        # Of several processes each writes a whole file, under its name, which is in it.
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            own = Path(folder) / library.name
+            _precompile(kernel_sources()[0].parent, own)
+            own.replace(library)
+    except OSError as err:
+        raise CompileError(
+            f"compile: the operations for CPUs cannot be precompiled: {err}"
+        ) from err
+    return library
+
+
+def _precompile(sources: Path, library: Path) -> None:
+    from mojo.run import subprocess_run_mojo  # type: ignore[import-untyped]
+
+    arguments = ["precompile", str(sources), "-o", str(library)]
+    try:
+        done = subprocess_run_mojo(arguments, capture_output=True, text=True)
+    except RuntimeError as err:
+        raise CompileError(f"compile: {err}") from err
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "error:" in line]
+        said = lines[0] if lines else f"mojo ended with {done.returncode}"
+        raise CompileError(
+            f"compile: the operations for CPUs cannot be precompiled: {said}"
+        )
