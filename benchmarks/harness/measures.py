@@ -14,14 +14,14 @@ from .models import Size
 
 @dataclass
 class Measure:
-    """One figure of every runtime; less is better."""
+    """One figure of every runtime; less is better, but of decibels."""
 
     group: str
     """Name of a :class:`Size`, ``cold`` or ``parts``."""
     name: str
     """What was measured."""
     unit: str
-    """``ms``, ``s``, ``MiB`` or ``steps``."""
+    """``ms``, ``s``, ``MiB``, ``%``, ``dB`` or ``steps``."""
     rounds: dict[str, list[float]] = field(default_factory=dict)
     """The values of all rounds, by runtime."""
 

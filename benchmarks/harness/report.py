@@ -152,16 +152,16 @@ def summary(data: Mapping[str, Any]) -> str:
     for run in data["runs"]:
         for size in run["sizes"]:
             measures = [
-                found
+                measure
                 for name in _SHOWN
-                for found in run["measures"]
-                if (found["group"], found["name"]) == (size["name"], name)
+                for measure in run["measures"]
+                if (measure["group"], measure["name"]) == (size["name"], name)
             ]
             for dtype in _DTYPES:
-                table = _table(measures, f" {dtype}")
-                if table:
-                    parts.append(f"{size['title']}, {dtype}:\n\n{table}")
-        machines[f"{_machine(run)}, {run['date']}"] = None
+                found = table(measures, f" {dtype}")
+                if found:
+                    parts.append(f"{size['title']}, {dtype}:\n\n{found}")
+        machines[f"{machine_words(run)}, {run['date']}"] = None
     parts.append(
         f"{'; '.join(machines)}. Each runtime in processes of its own, in turn; "
         "medians. [Where others are ahead]"
@@ -193,9 +193,9 @@ def _page(data: Mapping[str, Any], charts: Mapping[str, str]) -> str:
             lines += [f"{_when(run)}.", ""]
             measures = [m for m in run["measures"] if m["group"] == group]
             for dtype in _DTYPES:
-                table = _table(measures, f" {dtype}")
-                if table:
-                    lines += [f"{dtype}:", "", table]
+                rows = table(measures, f" {dtype}")
+                if rows:
+                    lines += [f"{dtype}:", "", rows]
             lines += [
                 f"![{words}]({name})\n"
                 for name, words in charts.items()
@@ -231,7 +231,7 @@ def _when(run: Mapping[str, Any]) -> str:
     minutes = _counted(round(run["seconds"] / 60), "minute")
     return (
         f"{run['date']}, `{run['command']}`, {minutes}, {rounds}. "
-        f"{_machine(run)}, {run['machine']['system']}, "
+        f"{machine_words(run)}, {run['machine']['system']}, "
         f"Python {run['machine']['python']}"
     )
 
@@ -240,7 +240,7 @@ def _counted(count: int, word: str) -> str:
     return f"{count} {word}" + ("" if count == 1 else "s")
 
 
-def _table(measures: Iterable[Mapping[str, Any]], ending: str) -> str:
+def table(measures: Iterable[Mapping[str, Any]], ending: str) -> str:
     """Rows of measures, columns of runtimes whose names end so; empty without any."""
     rows = []
     names: list[str] = []
@@ -257,7 +257,7 @@ def _table(measures: Iterable[Mapping[str, Any]], ending: str) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for measure, medians in rows:
         rivals = {k: v for k, v in medians.items() if not k.startswith(_BOUNDS)}
-        is_compared = len(rivals) > 1 and measure["unit"] != "steps"
+        is_compared = len(rivals) > 1 and measure["unit"] not in ("steps", "dB")
         limit = _TIE * min(rivals.values()) if is_compared else 0.0
         name = _NAMES.get(measure["name"], measure["name"])
         cells = [f"{name}, {measure['unit']}"]
@@ -270,7 +270,8 @@ def _table(measures: Iterable[Mapping[str, Any]], ending: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _machine(data: Mapping[str, Any]) -> str:
+def machine_words(data: Mapping[str, Any]) -> str:
+    """Returns a run's processor, cores and memory."""
     found = data["machine"]
     return f"{found['processor']}, {found['cores']} cores, {found['memory_gib']} GiB"
 
