@@ -17,8 +17,9 @@ from benchmarks.harness.run import default_work_folder
 from max_diffusion.cli.terminal import Interruption, Progress
 from max_diffusion.errors import MaxDiffusionError, RequestCancelled, RequestError
 
-from .check import PARTS, ROUNDS, GpuPlan, GpuResult, gpu_check
+from .check import gpu_check
 from .page import check_target, save_gpu_check
+from .plan import PARTS, ROUNDS, GpuPlan, GpuResult
 from .sizes import SIZES
 
 

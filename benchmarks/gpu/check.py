@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import sys
 import tempfile
@@ -16,28 +15,23 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from max.driver import accelerator_count
 
 from benchmarks.harness.artefact_cache import digest, made_once
-from benchmarks.harness.measures import Collection, Measure
+from benchmarks.harness.measures import Collection
 from benchmarks.harness.runtimes import OURS, PeerError
 from benchmarks.harness.worker_process import output_of
 from max_diffusion.core.files import prepared_folder
-from max_diffusion.core.report import plain
-from max_diffusion.core.validation import one_of, whole
-from max_diffusion.errors import DeviceError, RequestError
+from max_diffusion.errors import DeviceError
 from max_diffusion.evaluation.drawing import OnProgress
 from max_diffusion.evaluation.machine import machine
 from max_diffusion.pipelines.opening import demo_model_path
 
 from .device_memory import watched
-from .gpu_tests import GPU_TESTS, ROOT, TestsResult, run_tests
-from .sizes import FULL, GpuSize
+from .gpu_tests import ROOT, TestsResult, run_tests
+from .plan import PARTS, GpuPlan, GpuResult
+from .sizes import FULL
 from .step_inputs import write_step_inputs
 
-PARTS: Final = ("tests", "parity", "step", "picture", "memory")
-"""What can be asked for by itself, in this order."""
-ROUNDS: Final = 3
 _ROLES: Final = ("transformer", "text_encoder", "text_encoder_2", "vae")
 _PROMPT: Final = "a red circle above a blue square"
 _LIMIT_SECONDS: Final = 7200.0  # of a process
@@ -46,101 +40,6 @@ _FACTOR: Final = 1.5
 _FULL_GIB: Final = 33.0
 _CUT_GIB: Final = 3.0
 _DEVICE_KEYS: Final = ("name", "api", "architecture", "targets", "stats")
-
-
-@dataclass(frozen=True)
-class GpuPlan:
-    """What is checked, and how."""
-
-    size: GpuSize = FULL
-    device: str = "gpu"
-    parts: Sequence[str] = PARTS
-    rounds: int = ROUNDS
-    minutes: float = math.inf
-    """After which nothing more is begun."""
-    is_eager: bool = False
-    """Whether diffusers runs without ``torch.compile``."""
-    precompiled: Sequence[Path] = ()
-    """Folders of ``max-diffusion compile``."""
-    command: str = "scripts/gpu_check"
-    """The command that checks the same."""
-    tests: Sequence[Path] = GPU_TESTS
-
-    def check(self) -> None:
-        """Refuses what cannot be run.
-
-        Raises:
-            DeviceError: MAX sees no such device.
-            RequestError: A value is out of range.
-        """
-        for name in self.parts:
-            one_of("gpu_check: a part", name, PARTS)
-        whole("gpu_check: rounds", self.rounds, minimum=1, maximum=100)
-        if not self.minutes > 0:
-            raise RequestError(
-                f"gpu_check: minutes must be above 0, got {self.minutes:g}"
-            )
-        if not re.fullmatch(r"cpu|gpu(:\d+)?", self.device):
-            raise RequestError(
-                f"gpu_check: device must be cpu, gpu or gpu:INDEX, got {self.device!r}"
-            )
-        # Not by making the device: this process would hold some of its memory.
-        found, index = accelerator_count(), int(self.device.partition(":")[2] or 0)
-        if self.device != "cpu" and found == 0:
-            raise DeviceError(
-                "gpu_check: MAX sees no GPU here; run it on a machine with one, or try "
-                "its code by --size tiny --device cpu"
-            )
-        if index >= max(found, 1):
-            raise DeviceError(
-                f"gpu_check: {self.device} asked for, but MAX sees {found} GPUs here; "
-                f"use gpu:0 to gpu:{found - 1}"
-            )
-
-    @property
-    def dtype(self) -> str:
-        """What is computed in: what users get on that device."""
-        return "float32" if self.device == "cpu" else "bfloat16"
-
-    @property
-    def peer(self) -> str:
-        """What steps are measured against."""
-        return "diffusers eager" if self.is_eager else "torch.compile"
-
-
-@dataclass(frozen=True)
-class GpuResult:
-    """What was found."""
-
-    date: str
-    """The day, in UTC: ``2026-01-31``."""
-    command: str
-    size: str
-    """Words for the model."""
-    parts: tuple[str, ...]
-    """Those that were begun."""
-    device: Mapping[str, Any]
-    """What MAX says of the GPU."""
-    machine: Mapping[str, object]
-    versions: Mapping[str, Mapping[str, str]]
-    """Versions of packages by runtime and package."""
-    measures: tuple[Measure, ...]
-    """All figures; their group is the part."""
-    tests: TestsResult | None
-    """``None`` if they were not run."""
-    failures: tuple[str, ...]
-    """What is not as it should be, a line each."""
-    not_run: Mapping[str, Mapping[str, str]]
-    """Why something could not be run, by part and name."""
-    seconds: float
-    """Seconds that all of it took."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The result in plain JSON types."""
-        found: dict[str, Any] = plain(vars(self))
-        for item, measure in zip(found["measures"], self.measures, strict=True):
-            item["medians"] = plain(measure.medians)
-        return found
 
 
 def gpu_check(
@@ -180,7 +79,7 @@ class _Check:
     found: Collection = field(default_factory=Collection)
     failures: list[str] = field(default_factory=list)
     tests: TestsResult | None = None
-    started: float = field(default_factory=time.perf_counter)
+    started: float = field(default_factory=lambda: time.perf_counter())
 
     def run(self) -> GpuResult:
         """Every part, as long as there is time."""
@@ -241,7 +140,8 @@ class _Check:
 
     def _check_parity(self) -> None:
         """A few blocks of full width, against the same in float32."""
-        folder = self._folder(self.plan.size.cut, ("transformer",))
+        cut = self.plan.size.cut
+        folder = self._folder(cut, ("transformer",) if cut else _ROLES)
         job = self._step_job(folder) | {"repeats": 1}
         exact = {"dtype": "float32", "is_compiled": False}
         self._process("parity", "theirs", "step", job | exact, "reference")
@@ -279,7 +179,7 @@ class _Check:
                 except PeerError as err:
                     self._refuse("step", label, err)
                     continue
-                self._add("step", "step", "ms", label, _median(got["step_ms"]))
+                self.found.add("step", "step", "ms", label, _median(got["step_ms"]))
                 self._note_start("step", label, got, turn)
         ours, theirs = (self._output("step", label) for label, *_ in self._two())
         if ours is not None and theirs is not None:
@@ -312,7 +212,7 @@ class _Check:
                 if mine is not None and other is not None:
                     name = f"PSNR to ours{_of(case)}"
                     value = _psnr(mine, other, 255.0)
-                    self._add("picture", name, "dB", label, value)
+                    self.found.add("picture", name, "dB", label, value)
 
     def _measure_memory(self) -> None:
         steps = min(4, self.plan.size.steps)
@@ -325,33 +225,33 @@ class _Check:
             except PeerError as err:
                 self._refuse("memory", label, err)
                 continue
-            self._add("memory", "host, at most", "MiB", label, got["host_mib"])
+            self.found.add("memory", "host, at most", "MiB", label, got["host_mib"])
             if peak.mib is not None:
-                self._add("memory", "GPU, at most", "MiB", label, peak.mib)
+                self.found.add("memory", "GPU, at most", "MiB", label, peak.mib)
             elif self.plan.device != "cpu":
                 self.found.refuse("memory", f"{label}, GPU", "nvidia-smi told nothing")
             if "allocated_mib" in got:
                 name = "GPU, allocated and not only reserved, at most"
-                self._add("memory", name, "MiB", label, got["allocated_mib"])
+                self.found.add("memory", name, "MiB", label, got["allocated_mib"])
 
     def _note_pictures(self, label: str, got: Mapping[str, Any]) -> None:
         for case, values in got["cases"].items():
             took, full = _median(values["picture_ms"]), values["full_steps"]
-            self._add("picture", f"picture{_of(case)}", "ms", label, took)
-            self._add("picture", f"full steps{_of(case)}", "steps", label, full)
+            self.found.add("picture", f"picture{_of(case)}", "ms", label, took)
+            self.found.add("picture", f"full steps{_of(case)}", "steps", label, full)
 
     def _note_start(
         self, part: str, label: str, got: Mapping[str, Any], turn: int
     ) -> None:
         """What came before: the first process of a part finds nothing compiled."""
-        self._add(part, "load", "s", label, got["load_seconds"])
+        self.found.add(part, "load", "s", label, got["load_seconds"])
         if "compile_seconds" in got:
             name = "compile" if turn == 0 else "compile, kept on disk"
-            self._add(part, name, "s", label, got["compile_seconds"])
+            self.found.add(part, name, "s", label, got["compile_seconds"])
         elif "first_seconds" in got:
             name = "first picture" if part == "picture" else "first step"
             name += "" if turn == 0 else ", kept on disk"
-            self._add(part, name, "s", label, got["first_seconds"])
+            self.found.add(part, name, "s", label, got["first_seconds"])
 
     def _compare(
         self, part: str, words: str, label: str, got: np.ndarray, wanted: np.ndarray
@@ -359,9 +259,9 @@ class _Check:
         """Adds the relative error and the PSNR; returns the former."""
         got, wanted = got.astype(np.float64), wanted.astype(np.float64)
         error = float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
-        self._add(part, f"error {words}", "%", label, 100 * error)
+        self.found.add(part, f"error {words}", "%", label, 100 * error)
         peak = float(wanted.max() - wanted.min())
-        self._add(part, f"PSNR {words}", "dB", label, _psnr(got, wanted, peak))
+        self.found.add(part, f"PSNR {words}", "dB", label, _psnr(got, wanted, peak))
         return error
 
     def _two(self) -> list[tuple[str, str, dict[str, Any]]]:
@@ -466,9 +366,6 @@ class _Check:
         self.found.refuse(part, label, err)
         if label.startswith(OURS):
             self.failures.append(f"{part}: {label}: {err}")
-
-    def _add(self, part: str, name: str, unit: str, label: str, value: float) -> None:
-        self.found.add(part, name, unit, label, value)
 
     def _check_time(self) -> None:
         if time.perf_counter() - self.started > 60 * self.plan.minutes:

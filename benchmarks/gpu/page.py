@@ -13,7 +13,7 @@ from max_diffusion.errors import RequestError
 from max_diffusion.evaluation.charts import bar_chart
 from max_diffusion.media.images import save_atomically
 
-from .check import GpuResult
+from .plan import GpuResult
 
 RESULTS: Final = "gpu.json"
 PAGE: Final = "gpu.md"

@@ -77,7 +77,7 @@ def test_training_pins_are_the_tests_pins(project: dict[str, Any]) -> None:
 
 def test_pixi_tasks_are_the_scripts(pixi: dict[str, Any]) -> None:
     tasks = {*pixi["tasks"], *pixi["feature"]["test"]["tasks"]}
-    assert tasks == {"generate", "test", "check", "bench"}
+    assert tasks == {"generate", "test", "check", "bench", "gpu_check"}
     for name in tasks:
         script = ROOT / "scripts" / name
         assert script.stat().st_mode & 0o111, f"{script} must be executable"
@@ -120,7 +120,8 @@ def test_what_only_measures_the_project_is_not_in_the_wheel(
     assert not [name for name in found if "bench" in name]
     data = [item for items in settings["package-data"].values() for item in items]
     assert not [name for name in data if "bench" in name or "workers" in name]
-    assert "benchmarks/harness" in project["tool"]["mypy"]["files"]
+    checked = project["tool"]["mypy"]["files"]
+    assert {"benchmarks/gpu", "benchmarks/harness"} <= {*checked}
 
 
 def test_license_is_apache_in_full(project: dict[str, Any]) -> None:
