@@ -16,6 +16,7 @@ from .kernels import kernel_sources
 # which are run while graphs are built.
 _SOURCES: Final = (
     "caches",
+    "checkpoint/packing.py",
     "checkpoint/weights.py",
     "components",
     "core/json_values.py",
