@@ -29,8 +29,8 @@ from .tensors import (
 
 _FLOATS = (DType.float64, DType.float32, DType.float16, DType.bfloat16)
 _SHOWN = 10
-# That read and pack at a time, which memory limits more than cores do.
-_THREADS = 4
+# That pack: each holds a tensor in memory.
+_THREADS = 2
 # Elements checked at once: bounds the temporary mask to 4 MiB.
 _CHUNK = 1 << 22
 
@@ -304,9 +304,13 @@ class ComponentWeights:
             bits = [_cast_bits(*part, slot.dtype) for part in parts]
             return _viewed(bits[0] if len(bits) == 1 else np.concatenate(bits), slot)
 
-        # Several at once: packing is copying, for which Python is let go.
+        arrays = {
+            key: filled(slot) for key, slot in slots.items() if not slot.is_packed
+        }
+        # Two at a time: packing is copying, for which Python is let go.
+        rest = {key: slot for key, slot in slots.items() if slot.is_packed}
         with ThreadPoolExecutor(_THREADS) as pool:
-            arrays = dict(zip(slots, pool.map(filled, slots.values()), strict=True))
+            arrays |= dict(zip(rest, pool.map(filled, rest.values()), strict=True))
         if broken:
             in_order = [
                 each

@@ -23,6 +23,7 @@ DISTRIBUTIONS = {
     "skimage": "scikit-image",
     "google": "protobuf",
     "max": "modular",
+    "mojo": "modular",
 }
 # Extras of what the package can do beside its main purpose.
 OPTIONAL = ("evaluation", "lpips", "ray")
