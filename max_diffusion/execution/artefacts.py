@@ -200,7 +200,7 @@ def artefacts_in(
     """
     found = []
     problems = [] if problems is None else problems
-    for stem, suffixes in sorted(_stems(folder, name).items()):
+    for stem, suffixes in sorted(_stems(folder, name, problems).items()):
         if ".json" not in suffixes:
             problems.append(f"{folder / stem}{_SUFFIX} has no manifest beside it")
             continue
@@ -223,12 +223,15 @@ def artefacts_in(
     return found
 
 
-def _stems(folder: Path, name: str) -> dict[str, set[str]]:
+def _stems(folder: Path, name: str, problems: list[str]) -> dict[str, set[str]]:
     """Suffixes by the stem of all files of a module."""
     stems: dict[str, set[str]] = {}
     try:
         names = os.listdir(folder)
-    except OSError:
+    except FileNotFoundError:
+        return stems
+    except OSError as err:
+        problems.append(f"{folder} cannot be read ({err.strerror})")
         return stems
     for each in names:
         for suffix in (_SUFFIX, ".json"):

@@ -341,3 +341,19 @@ def test_a_key_does_not_depend_on_how_often_it_was_printed() -> None:
     again = str(module.module.mlir_module), str(module.module.mlir_module)
     assert again[0]
     assert module.key == tripled().key != tripled(4.0).key
+
+
+def test_a_target_s_folder_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Permissions do not stop every user, so that they are imitated."""
+
+    def refused(folder: Path) -> list[str]:
+        raise PermissionError(13, "Permission denied")
+
+    problems: list[str] = []
+    assert artefacts_in(tmp_path / "missing", "vae", problems) == []
+    assert problems == []
+    monkeypatch.setattr("max_diffusion.execution.artefacts.os.listdir", refused)
+    assert artefacts_in(tmp_path, "vae", problems) == []
+    assert problems == [f"{tmp_path} cannot be read (Permission denied)"]

@@ -55,7 +55,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_line(
 ) -> None:
     missing = tmp_path / "missing"
     monkeypatch.setattr(kernels, "prepared_compile_cache", lambda: missing)
-    with pytest.raises(CompileError, match="cannot be precompiled: .*missing"):
+    with pytest.raises(CompileError, match=r"cannot be precompiled: .*missing"):
         kernels.kernel_library()
 
 
