@@ -118,8 +118,9 @@ def decode(
             x = _resnet(config, scope / "resnets" / layer, x, width)
         if index < len(widths) - 1:
             scope = scope / "upsamplers" / 0 / "conv"
-            x = conv2d(scope, x, width, width, is_doubled=True)
-            x = _sized(x, levels[index + 1])
+            level = levels[index + 1]
+            size = level.shape[0], level.shape[1]
+            x = _sized(conv2d(scope, x, width, width, doubled_to=size), level)
     return conv2d(
         w / "conv_out",
         x,

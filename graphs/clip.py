@@ -64,8 +64,8 @@ def clip_text_encoder(
     """Encodes ids int64 ``(B, S)`` as the end token's state, ``(B, D)``.
 
     The other inputs are those of :func:`clip_host_inputs`. The bias has to be an input:
-    MAX 26.7 on CPU fuses the attention below into one kernel and loses a bias that is
-    itself computed from positions, and every query would see the whole prompt.
+    MAX 26.7's own attention loses one that is itself computed from positions, and every
+    query would see the whole prompt.
     """
     width = config.hidden_size
     embeddings = w / "embeddings"
@@ -91,7 +91,9 @@ def _layer(
     layers = [Layer(name, width) for name in ("q_proj", "k_proj", "v_proj")]
     qkv = project(scope, layers, normed, width)
     head_dim = width // heads
-    bias = ops.unsqueeze(ops.unsqueeze(mask, 0), 0)
+    bias = mask
+    if scope.products is not None:
+        bias = ops.unsqueeze(ops.unsqueeze(mask, 0), 0)
     (mixed,) = attend(
         scope, [Attending(qkv)], heads, head_dim, scale=head_dim**-0.5, bias=bias
     )

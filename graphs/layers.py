@@ -193,7 +193,7 @@ def conv2d(
     padding: tuple[int, int, int, int] = (1, 1, 1, 1),
     norm: WeightScope | None = None,
     groups: int = 0,
-    is_doubled: bool = False,
+    doubled_to: tuple[Dim, Dim] | None = None,
     residual: TensorValue | None = None,
 ) -> TensorValue:
     """Convolution of NHWC ``x``, and what is around it.
@@ -209,7 +209,8 @@ def conv2d(
         padding: Zeros at the top, bottom, left and right.
         norm: Scope of a group norm of ``x`` before, with SiLU after it.
         groups: Of the norm.
-        is_doubled: Whether each pixel is repeated before, to four.
+        doubled_to: Height and width after each pixel is repeated, to four; plain
+            dimensions, which MAX wants in what compiles once for several places.
         residual: What is added to the result.
 
     Returns:
@@ -228,13 +229,13 @@ def conv2d(
             padding=padding,
             norm=None if norm is None else fused_group_norm(norm, channels_in, groups),
             silu=norm is not None,
-            upsample=is_doubled,
+            upsample=doubled_to is not None,
             residual=residual,
         )
     if norm is not None:
         x = ops.silu(group_norm(norm, x, groups))
-    if is_doubled:
-        x = _doubled(x)
+    if doubled_to is not None:
+        x = ops.rebind(_doubled(x), (x.shape[0], *doubled_to, channels_in))
     y = _plain_conv2d(w, x, channels_in, channels, kernel, stride, padding)
     return y if residual is None else residual + y
 

@@ -127,10 +127,15 @@ def linear(
         ``(..., features)``.
     """
     device = x.tensor.device
+    dtype = dtype or x.tensor.dtype
+    columns = [x] if beside is None else [x, beside]
+    for each in columns:
+        assert 0 <= each.first <= int(each.tensor.shape[-1]) - each.size
     vectors = None if norm is None else norm.vectors
     if gate is not None:
         assert vectors is None or vectors is gate.vectors
         vectors = gate.vectors
+        assert gate.residual.dtype == dtype, "the residual is of the result's dtype"
     settings = [
         x.first,
         x.size,
@@ -148,7 +153,6 @@ def linear(
     ]
     lead = list(x.tensor.shape)[:-1]
     rows = _flat(x.tensor)
-    dtype = dtype or x.tensor.dtype
     inputs = [
         rows,
         _empty(x.tensor.dtype, 2, device) if beside is None else _flat(beside.tensor),
@@ -204,6 +208,10 @@ def attention(
         Of each stream ``(B, S, heads * size)``.
     """
     assert len(streams) in (1, 2)
+    # One for all: the operation is told once.
+    assert len({each.norm is None for each in streams}) == 1
+    assert len({each.rotary is None for each in streams}) == 1
+    assert (streams[0].norm is None) == (norm == "")
     width = heads * size
     device = streams[0].tokens.device
     settings = [
@@ -289,6 +297,10 @@ def convolution(
     zoom = 2 if upsample else 1
     top, bottom, left, right = padding
     dtype = dtype or x.dtype
+    assert residual is None or residual.dtype == dtype
+    # Of these, the operation would sum half.
+    lanes = packed_filter_shape(channels, int(x.shape[3]), 1, matrix.dtype)[1]
+    assert kernel > 1 or not 1024 < lanes <= 1280, "a product of rows will do"
     settings = [
         kernel,
         stride,

@@ -206,7 +206,8 @@ class WeightScope:
 
     def _value(self, slot: WeightSlot) -> TensorValue:
         key = slot.key
-        self._record.slots[key] = slot
+        known = self._record.slots.setdefault(key, slot)
+        assert known == slot, f"{self.prefix}: {key} asked for as {known} and {slot}"
         # Asked for twice in one graph, a slot is still one constant.
         place = (Graph.current, key)
         if place not in self._record.values:

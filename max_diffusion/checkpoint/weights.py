@@ -283,7 +283,7 @@ class ComponentWeights:
         Raises:
             ModelLoadError: A weight is not finite.
         """
-        broken: dict[str, None] = {}
+        broken: dict[str, str] = {}
 
         def read(name: str, slot: WeightSlot) -> tuple[np.ndarray, DType | None]:
             tensor = whole = self[name]
@@ -292,7 +292,7 @@ class ComponentWeights:
             bits = np.asarray(tensor.read(), order="C")
             if check_finite and not _is_finite(bits, tensor.dtype):
                 made = origin(name, whole)
-                broken[name + (made and f" (from {made})")] = None
+                broken[name] = name + (made and f" (from {made})")
             return bits, tensor.dtype
 
         def filled(slot: WeightSlot) -> np.ndarray | Buffer | None:
@@ -312,14 +312,10 @@ class ComponentWeights:
         with ThreadPoolExecutor(_THREADS) as pool:
             arrays |= dict(zip(rest, pool.map(filled, rest.values()), strict=True))
         if broken:
-            in_order = [
-                each
-                for slot in slots.values()
-                for name in slot.tensors
-                for each in broken
-                if each.partition(" (from ")[0] == name
-            ]
-            names = list(dict.fromkeys(in_order))
+            asked = dict.fromkeys(
+                name for slot in slots.values() for name in slot.tensors
+            )
+            names = [broken[name] for name in asked if name in broken]
             raise ModelLoadError(
                 f"{self.name}: {len(names)} weights hold NaN or infinity: "
                 f"{_listed(names)}; the file is damaged: download it again"

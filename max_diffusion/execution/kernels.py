@@ -56,13 +56,13 @@ def kernel_library() -> Path:
 
 
 def _precompile(sources: Path, library: Path) -> None:
-    from mojo.run import subprocess_run_mojo  # type: ignore[import-untyped]
-
     arguments = ["precompile", str(sources), "-o", str(library)]
     try:
+        from mojo.run import subprocess_run_mojo  # type: ignore[import-untyped]
+
         done = subprocess_run_mojo(arguments, capture_output=True, text=True)
-    except RuntimeError as err:
-        raise CompileError(f"compile: {err}") from err
+    except (ImportError, RuntimeError) as err:
+        raise CompileError(f"compile: no Mojo compiler: {err}") from err
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error:" in line]
         said = lines[0] if lines else f"mojo ended with {done.returncode}"

@@ -242,8 +242,10 @@ def test_quantised_matrices_are_scaled_before_they_are_split(damaged: Path) -> N
     names = [f"transformer_blocks.1.attn.{stem}.weight" for stem in stems]
     key = f"transformer.{'+'.join(names)}"
     matrix = wanted[f"{NET}double.1.qkv.weight"].numpy()
-    assert np.array_equal(arrays[f"{key}.packed"], pack(matrix, DType.float32))
+    assert np.array_equal(
+        arrays[f"{key}.packed"], np.asarray(pack(matrix, DType.float32))
+    )
     for name in ("proj_out.weight", "single_transformer_blocks.0.proj_out.weight"):
         turned = wanted[f"{NET}turned.{name}"].T.numpy()
         own = arrays[f"transformer.{name}.packed"]
-        assert np.array_equal(own, pack(turned, DType.float32))
+        assert np.array_equal(own, np.asarray(pack(turned, DType.float32)))

@@ -196,7 +196,7 @@ def case_of(
 def run(model: Model, case: Case) -> torch.Tensor:
     """Runs a model on a case's inputs."""
     result = model.execute(*(Buffer.from_dlpack(each) for each in case.inputs))
-    return torch.from_dlpack(result[0])
+    return torch.utils.dlpack.from_dlpack(result[0])
 
 
 def _limit(layer: Layer) -> float:
