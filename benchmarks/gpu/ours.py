@@ -80,7 +80,7 @@ def step(job: Mapping[str, Any], device: Device) -> dict[str, Any]:
     transformer.name = "transformer"
     transformer.graph_groups = frozenset(["full"])
     [(name, build)] = transformer.graph_modules().items()
-    module = GraphModule(name, build)
+    module = GraphModule(name, build, is_for_cpu=device.is_host)
     problems = weights.problems(module.needs.specs)
     if problems:
         raise ModelLoadError("; ".join(problems))

@@ -131,7 +131,8 @@ def _write_large(folder: Path) -> None:
     [build] = transformer.graph_modules().values()
     rng = np.random.default_rng(0)
     arrays = {}
-    for name, spec in GraphModule("full", build).needs.specs.items():
+    module = GraphModule("full", build, is_for_cpu=True)
+    for name, spec in module.needs.specs.items():
         shape = tuple(int(n) for n in spec.shape)
         is_norm = len(shape) == 1 and name.endswith("weight")
         # Spread so that activations neither vanish nor grow.

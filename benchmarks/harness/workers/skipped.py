@@ -54,12 +54,17 @@ def main() -> None:
         add_series_graphs(module, DType.float32, device)
         add_euler_step(module, "euler_step", DType.float32, device)
 
-    [build_blocks] = denoiser.graph_modules().values()
-    blocks = GraphModule("blocks", build_blocks)
-    slots = blocks.needs.named_slots.items()
-    weights = {key: random(*slot.shape) for key, slot in slots}
+    modules = [
+        GraphModule(name, build, is_for_cpu=True)
+        for name, build in denoiser.graph_modules().items()
+    ]
+    weights = {
+        key: random(*slot.shape)
+        for module in modules
+        for key, slot in module.needs.named_slots.items()
+    }
     graphs = CompiledGraphs(InferenceSession(devices=[CPU()]), CPU())
-    graphs.add([blocks, GraphModule("steps", build_steps)], lambda: weights)
+    graphs.add([*modules, GraphModule("steps", build_steps)], lambda: weights)
     models = graphs.models
     denoiser.bind(models)
     arrays = {
