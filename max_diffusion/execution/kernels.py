@@ -41,7 +41,8 @@ def kernel_library() -> Path:
     # MAX imports it by its name, which has to be one of Mojo's.
     library = prepared_compile_cache() / f"diffusion_{kernel_hash()[:32]}.mojoc"
     if library.is_file():
-        return library
+        # MAX 26.7 knows compiled graphs by its place, too: a link is where it leads.
+        return library.resolve()
     try:
         # Of several processes each writes a whole file, under its name, which is in it.
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
@@ -52,7 +53,7 @@ def kernel_library() -> Path:
         raise CompileError(
             f"compile: the operations for CPUs cannot be precompiled: {err}"
         ) from err
-    return library
+    return library.resolve()
 
 
 def _precompile(sources: Path, library: Path) -> None:
