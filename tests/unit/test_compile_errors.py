@@ -28,7 +28,7 @@ from max_diffusion.execution.graph_module import GraphModule
     ],
 )
 def test_the_reason_is_on_the_one_line(text: str, reason: str) -> None:
-    def compile_(module: Any) -> None:
+    def compile_(module: Any, custom_extensions: list[Any]) -> None:
         raise RuntimeError("Failed to compile the model.") from RuntimeError(text)
 
     session: Any = SimpleNamespace(compile=compile_)
