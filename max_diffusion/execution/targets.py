@@ -53,8 +53,6 @@ class HostTarget:
     architecture says it all."""
     numpy_features: frozenset[str]
     """What numpy must find that it has, by asking the processor itself."""
-    multiplies_bfloat16: bool = False
-    """Whether it adds products of bfloat16 to float32."""
 
 
 HOSTS: Final[Mapping[str, HostTarget]] = MappingProxyType(
@@ -178,12 +176,9 @@ def product_dtype(dtype: DType) -> DType:
     """
     if dtype != DType.bfloat16:
         return DType.float32
-    virtual = get_virtual_cpu_target()
-    if virtual:
-        known = (host for host in HOSTS.values() if host.descriptor == virtual)
-        is_able = any(host.multiplies_bfloat16 for host in known)
-    else:
-        is_able = bool({"avx512_bf16", "bf16"} & _system_flags())
+    # None of the targets has the instructions.
+    own = not get_virtual_cpu_target()
+    is_able = own and bool({"avx512_bf16", "bf16"} & _system_flags())
     return DType.bfloat16 if is_able else DType.float32
 
 
