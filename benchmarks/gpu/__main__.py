@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -13,9 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NoReturn
 
+from benchmarks.harness.command import Parser, errors_told
 from benchmarks.harness.run import default_work_folder
 from max_diffusion.cli.terminal import Interruption, Progress
-from max_diffusion.errors import MaxDiffusionError, RequestCancelled, RequestError
 
 from .check import gpu_check
 from .page import check_target, save_gpu_check
@@ -23,34 +22,13 @@ from .plan import PARTS, ROUNDS, GpuPlan, GpuResult
 from .sizes import SIZES
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line, as those of ``max-diffusion``."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
-        sys.exit(RequestError.exit_code)
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Checks and writes; exits with 0, 1 after failures, or the error's code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     with Interruption() as interruption:
         args = _parser().parse_args(given)
-        try:
+        with errors_told(is_debugging=args.debug):
             result = _check(args, given, interruption)
-            sys.stdout.flush()
-        except RequestCancelled as err:
-            print(f"cancelled: {err}", file=sys.stderr)
-            sys.exit(err.exit_code)
-        except MaxDiffusionError as err:
-            if args.debug:
-                raise
-            print("error:", " ".join(str(err).splitlines()), file=sys.stderr)
-            sys.exit(err.exit_code)
-        except BrokenPipeError:
-            # The reader of our output has left; give Python's last flush a place to go.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(0)
     sys.exit(1 if result.failures else 0)
 
 
@@ -95,7 +73,7 @@ def _check(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="scripts/gpu_check",
         description="On a machine with a GPU: runs the tests that need one, compares a "
         "step with float32's, measures FLUX.1's full shapes with random weights "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,8 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from max_diffusion.cli.terminal import Interruption, Progress
-from max_diffusion.errors import MaxDiffusionError, RequestCancelled, RequestError
+from max_diffusion.errors import RequestError
 
+from .command import Parser, errors_told
 from .plan import GROUPS
 from .report import RESULTS, check_targets, save_bench, update_readme
 from .run import bench
@@ -21,32 +21,12 @@ from .run import bench
 _FILE_WIDTH = 160  # columns where there is no terminal to ask
 
 
-class _Parser(argparse.ArgumentParser):
-    """Errors in one line, as those of ``max-diffusion``."""
-
-    def error(self, message: str) -> NoReturn:
-        print(f"error: {message}; see {self.prog} --help", file=sys.stderr)
-        sys.exit(RequestError.exit_code)
-
-
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Measures and writes; exits with 0, or the error's code."""
     with Interruption() as interruption:
         args = _parser().parse_args(arguments)
-        try:
+        with errors_told(is_debugging=args.debug):
             _measure(args, interruption)
-            sys.stdout.flush()
-        except RequestCancelled as err:
-            print(f"cancelled: {err}", file=sys.stderr)
-            sys.exit(err.exit_code)
-        except MaxDiffusionError as err:
-            if args.debug:
-                raise
-            print("error:", " ".join(str(err).splitlines()), file=sys.stderr)
-            sys.exit(err.exit_code)
-        except BrokenPipeError:
-            # The reader of our output has left; give Python's last flush a place to go.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(0)
 
 
@@ -90,7 +70,7 @@ def _measure(args: argparse.Namespace, interruption: Interruption) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="scripts/bench",
         description="Measures max_diffusion against diffusers, torch.compile, OpenVINO "
         "and MAX's own cache.",
