@@ -8,34 +8,41 @@ of their own and attend jointly; single blocks run both streams as one sequence.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import final
+from typing import Final, final
 
-import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, TensorType, TensorValue, ops
 
-from .denoiser import AbstractBlock, AbstractDenoiser, Streams
-from .layers import linear, timestep_embedding
+from .denoiser import AbstractDenoiser, Streams
+from .layers import linear
+from .mmdit import (
+    MLP_RATIO,
+    DoubleBlock,
+    DoubleBlockNames,
+    Heads,
+    JointBlock,
+    JointConditioning,
+    embed_scalar,
+    predicted,
+    two_linears,
+)
 from .pieces import (
     Attending,
     Given,
     Layer,
     ModulatedNorm,
-    Modulation,
     Product,
-    attend,
     computed,
     cut,
     gated,
-    modulations,
     project,
 )
 from .processor import Columns
 from .weights import WeightScope
 
-_TIMESTEP_CHANNELS = 256
-_MLP_RATIO = 4
-_THETA = 10000.0
+_DOUBLE: Final = DoubleBlockNames(
+    ("norm1.linear", "norm1_context.linear"), ("ff", "ff_context")
+)
 
 
 @dataclass(frozen=True)
@@ -55,27 +62,13 @@ class Flux1Config:
     patch_size: int = 1
 
     @property
-    def width(self) -> int:
-        """Model width D, the channels of each hidden state."""
-        return self.num_attention_heads * self.attention_head_dim
-
-
-@dataclass(frozen=True)
-class Flux1Conditioning:
-    """What every block reads and none changes."""
-
-    embedding: TensorValue
-    """SiLU of the time, guidance and text embedding, ``(B, D)``."""
-    text_rotary: TensorValue
-    """Cosines and sines of the text tokens' rotary angles, ``(2, S_txt, Dh)``."""
-    image_rotary: TensorValue
-    """Those of the image tokens, ``(2, S_img, Dh)``."""
-    joint_rotary: TensorValue
-    """Both, text before image."""
+    def heads(self) -> Heads:
+        """Sizes of all blocks."""
+        return Heads(self.num_attention_heads, self.attention_head_dim)
 
 
 @final
-class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
+class Flux1Denoiser(AbstractDenoiser[JointConditioning]):
     """Builds the pieces of one FLUX.1 transformer.
 
     Args:
@@ -90,7 +83,7 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
         self.device = device
         self.num_blocks = config.num_layers + config.num_single_layers
         self.block_inputs = ("text_rotary", "image_rotary")
-        self.width = config.width
+        self.width = config.heads.width
 
     def input_types(
         self,
@@ -104,7 +97,7 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
         0..1000; ``guidance`` float32 ``(B,)``, only with a guidance embedding; ``text``
         ``(B, S_txt, joint_attention_dim)``; ``pooled_text`` ``(B,
         pooled_projection_dim)``; ``text_rotary`` and ``image_rotary`` float32 from
-        :func:`rotary_table`.
+        :func:`~.rotary.rotary_table`.
         """
         config = self.config
         head_dim = config.attention_head_dim
@@ -132,24 +125,27 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
         float32 where the pieces take it so, see :mod:`.pieces`.
         """
         scope = w / "time_text_embed"
-        embedding = self._embed_scalar(scope / "timestep_embedder", inputs["timestep"])
+        embedding = embed_scalar(
+            scope / "timestep_embedder", inputs["timestep"], self.width
+        )
         if self.config.guidance_embeds:
             scaled = inputs["guidance"] * 1000.0
-            guidance = self._embed_scalar(scope / "guidance_embedder", scaled)
+            guidance = embed_scalar(scope / "guidance_embedder", scaled, self.width)
             embedding = embedding + guidance
-        embedding = embedding + self._two_linears(
+        embedding = embedding + two_linears(
             scope / "text_embedder",
             inputs["pooled_text"],
             self.config.pooled_projection_dim,
+            self.width,
         )
         return (ops.silu(embedding),)
 
     def conditioning(
         self, condition: tuple[TensorValue, ...], inputs: dict[str, TensorValue]
-    ) -> Flux1Conditioning:
+    ) -> JointConditioning:
         """Returns that vector, and the rotary tables of both sequences joined."""
         tables = inputs["text_rotary"], inputs["image_rotary"]
-        return Flux1Conditioning(condition[0], *tables, ops.concat(tables, axis=1))
+        return JointConditioning(condition[0], *tables, ops.concat(tables, axis=1))
 
     def embed(self, w: WeightScope, inputs: dict[str, TensorValue]) -> Streams:
         """Projects latents and text states to the model's width."""
@@ -169,163 +165,36 @@ class Flux1Denoiser(AbstractDenoiser[Flux1Conditioning]):
         w: WeightScope,
         index: int,
         streams: Streams,
-        conditioning: Flux1Conditioning,
+        conditioning: JointConditioning,
     ) -> DoubleBlock | SingleBlock:
         """Creates block ``index``, counting double blocks first, then single ones."""
+        heads = self.config.heads
         if index < self.config.num_layers:
             scope = w / "transformer_blocks" / index
-            return DoubleBlock(self.config, scope, streams, conditioning)
+            return DoubleBlock(heads, scope, streams, conditioning, _DOUBLE)
         scope = w / "single_transformer_blocks" / (index - self.config.num_layers)
-        return SingleBlock(self.config, scope, streams, conditioning)
+        return SingleBlock(heads, scope, streams, conditioning)
 
     def output(
-        self, w: WeightScope, image: TensorValue, conditioning: Flux1Conditioning
+        self, w: WeightScope, image: TensorValue, conditioning: JointConditioning
     ) -> TensorValue:
         """Turns the image stream into the velocity ``(B, S_img, C)``."""
-        config = self.config
-        # The final norm stores scale before shift, unlike the blocks.
-        embedding, width = conditioning.embedding, self.width
-        (mod,) = modulations(w / "norm_out", ["linear"], embedding, width, 2)
-        x = ModulatedNorm(image, mod, shift=1, scale=0)
-        channels = config.patch_size**2 * config.out_channels
-        return project(w, [Layer("proj_out", channels)], x, width)[0].tensor
-
-    def _embed_scalar(self, w: WeightScope, value: TensorValue) -> TensorValue:
-        sinusoid = timestep_embedding(value, _TIMESTEP_CHANNELS)
-        return self._two_linears(w, sinusoid, _TIMESTEP_CHANNELS)
-
-    def _two_linears(
-        self, w: WeightScope, x: TensorValue, in_features: int
-    ) -> TensorValue:
-        dtype = self.dtype if w.products is None else DType.float32
-        hidden = linear(
-            w / "linear_1",
-            x,
-            in_features,
-            self.width,
-            activation="silu",
-            dtype=dtype,
-        )
-        return linear(w / "linear_2", hidden, self.width, self.width, dtype=dtype)
-
-
-class Flux1Block(AbstractBlock):
-    """Base of double and single blocks, with what both need."""
-
-    def __init__(
-        self,
-        config: Flux1Config,
-        w: WeightScope,
-        streams: Streams,
-        conditioning: Flux1Conditioning,
-    ) -> None:
-        self.config, self.w = config, w
-        self.width = config.width
-        self.streams, self.conditioning = streams, conditioning
-
-    def modulations(self, *names: str, count: int) -> list[Modulation]:
-        """Computes ``count`` vectors from the condition, of each linear layer."""
-        embedding = self.conditioning.embedding
-        return modulations(self.w, names, embedding, self.width, count)
-
-    def attend(self, *streams: Attending) -> list[TensorValue]:
-        """Computes attention with rotary positions, of each stream ``(B, S, D)``."""
-        head_dim = self.config.attention_head_dim
-        return attend(
-            self.w / "attn",
-            streams,
-            self.config.num_attention_heads,
-            head_dim,
-            scale=head_dim**-0.5,
-            joint_rotary=self.conditioning.joint_rotary,
-        )
+        channels = self.config.patch_size**2 * self.config.out_channels
+        return predicted(w, image, conditioning.embedding, channels)
 
 
 @final
-class DoubleBlock(Flux1Block):
-    """A block of two streams with weights of their own and joint attention."""
-
-    def __init__(
-        self,
-        config: Flux1Config,
-        w: WeightScope,
-        streams: Streams,
-        conditioning: Flux1Conditioning,
-    ) -> None:
-        super().__init__(config, w, streams, conditioning)
-        names = "norm1.linear", "norm1_context.linear"
-        self._image_mod, self._text_mod = self.modulations(*names, count=6)
-
-    def modulated_input(self) -> TensorValue:
-        """Returns the image stream's input of attention, ``(B, S_img, D)``."""
-        return ModulatedNorm(self.streams.image, self._image_mod).tensor
-
-    def attention(self) -> tuple[Product, ...]:
-        """Returns the image's and the text's attention after their own projections."""
-        names = ("to_q", "to_k", "to_v"), ("add_q_proj", "add_k_proj", "add_v_proj")
-        image = self._qkv(self.streams.image, self._image_mod, names[0])
-        text = self._qkv(self.streams.text, self._text_mod, names[1])
-        norms = "norm_added_q", "norm_added_k"
-        of_text, of_image = self.attend(
-            Attending(text, self.conditioning.text_rotary, norms),
-            Attending(image, self.conditioning.image_rotary, ("norm_q", "norm_k")),
-        )
-        scope = self.w / "attn"
-        return (
-            Product(scope / "to_out" / 0, [Columns.all_of(of_image)], self.width),
-            Product(scope / "to_add_out", [Columns.all_of(of_text)], self.width),
-        )
-
-    def outputs(self, attention: tuple[Given, ...]) -> tuple[Given, ...]:
-        """Returns attention and feed-forward outputs, image before text each."""
-        image, text = self._attended(attention)
-        image_ff = self._feed_forward("ff", image, self._image_mod)
-        text_ff = self._feed_forward("ff_context", text, self._text_mod)
-        return (*attention, image_ff, text_ff)
-
-    def add(self, outputs: tuple[Given, ...]) -> Streams:
-        """Adds each output to its stream, through its own gate."""
-        image, text = self._attended(outputs[:2])
-        return Streams(
-            gated(image, self._image_mod, 5, outputs[2]),
-            gated(text, self._text_mod, 5, outputs[3]),
-        )
-
-    def _qkv(
-        self, x: TensorValue, modulation: Modulation, names: tuple[str, ...]
-    ) -> list[Columns]:
-        layers = [Layer(name, self.width) for name in names]
-        normed = ModulatedNorm(x, modulation)
-        return project(self.w / "attn", layers, normed, self.width)
-
-    def _attended(
-        self, attention: tuple[Given, ...]
-    ) -> tuple[TensorValue, TensorValue]:
-        image, text = attention
-        return (
-            gated(self.streams.image, self._image_mod, 2, image),
-            gated(self.streams.text, self._text_mod, 2, text),
-        )
-
-    def _feed_forward(self, name: str, x: TensorValue, mod: Modulation) -> Product:
-        w, hidden = self.w / name / "net", _MLP_RATIO * self.width
-        normed = ModulatedNorm(x, mod, shift=3, scale=4)
-        layer = Layer("0.proj", hidden, "gelu_tanh")
-        return Product(w / 2, project(w, [layer], normed, self.width), self.width)
-
-
-@final
-class SingleBlock(Flux1Block):
+class SingleBlock(JointBlock):
     """A block of one joint sequence, attention and feed-forward side by side."""
 
     def __init__(
         self,
-        config: Flux1Config,
+        heads: Heads,
         w: WeightScope,
         streams: Streams,
-        conditioning: Flux1Conditioning,
+        conditioning: JointConditioning,
     ) -> None:
-        super().__init__(config, w, streams, conditioning)
+        super().__init__(heads, w, streams, conditioning)
         joint = streams.joint
         if joint is None:
             joint = ops.concat([streams.text, streams.image], axis=1)
@@ -334,7 +203,7 @@ class SingleBlock(Flux1Block):
         self._normed = ModulatedNorm(joint, self._mod)
         self._layers = [
             *(Layer(f"attn.{name}", self.width) for name in ("to_q", "to_k", "to_v")),
-            Layer("proj_mlp", _MLP_RATIO * self.width, "gelu_tanh"),
+            Layer("proj_mlp", MLP_RATIO * self.width, "gelu_tanh"),
         ]
         # Known where attention has been computed with it.
         self._mlp: Columns | None = None
@@ -362,33 +231,3 @@ class SingleBlock(Flux1Block):
         joint = gated(self._joint, self._mod, 2, outputs[0])
         text, image = cut(joint, self.streams.text.shape[1])
         return Streams(image, text, joint)
-
-
-def rotary_table(ids: np.ndarray, axes_dims: tuple[int, ...]) -> np.ndarray:
-    """Computes cosines and sines of the rotary angles for token positions.
-
-    Angles are formed in float64 as diffusers does on CPU.
-
-    Args:
-        ids: Positions ``(S, number of axes)``: for FLUX.1 (0, row, column).
-        axes_dims: Channels of one head given to each axis; all even.
-
-    Returns:
-        float32 ``(2, S, head_dim)``, cosines first, each angle for both channels of
-        its pair.
-    """
-    angles = [
-        ids[:, axis, None].astype(np.float64)
-        * _THETA ** (-np.arange(0, dim, 2, dtype=np.float64) / dim)
-        for axis, dim in enumerate(axes_dims)
-    ]
-    joined = np.repeat(np.concatenate(angles, axis=1), 2, axis=1)
-    return np.stack([np.cos(joined), np.sin(joined)]).astype(np.float32)
-
-
-def image_ids(rows: int, columns: int) -> np.ndarray:
-    """Returns packed latents' positions by row, float32 ``(rows * columns, 3)``."""
-    ids = np.zeros((rows, columns, 3), np.float32)
-    ids[..., 1] = np.arange(rows)[:, None]
-    ids[..., 2] = np.arange(columns)[None, :]
-    return ids.reshape(-1, 3)

@@ -87,11 +87,19 @@ def rms_norm(
     return ops.rms_norm(x.cast(DType.float32), weight, epsilon).cast(x.dtype)
 
 
-def timestep_embedding(timesteps: TensorValue, channels: int) -> TensorValue:
+def timestep_embedding(
+    timesteps: TensorValue, channels: int, *, factor: float | None = None
+) -> TensorValue:
     """Sinusoidal embedding, cosines first: ``(B,)`` to float32 ``(B, channels)``.
 
     ``[cos(t f_i), sin(t f_i)]`` with ``f_i = 10000 ** (-2 i / channels)``, in the
     timestep's own unit (0..1000 for FLUX).
+
+    Args:
+        timesteps: Numbers to embed.
+        channels: Columns of the result.
+        factor: What the angles ``t f_i`` are multiplied by, after they are rounded:
+            1000 where a model is told sigma.
     """
     half = channels // 2
     # Exponents rounded to float32, as diffusers does and models are trained with: more
@@ -102,6 +110,8 @@ def timestep_embedding(timesteps: TensorValue, channels: int) -> TensorValue:
         np.exp(exponent).astype(np.float32), DType.float32, timesteps.device
     )
     angles = ops.unsqueeze(timesteps.cast(DType.float32), 1) * frequencies
+    if factor is not None:
+        angles = angles * factor
     return ops.concat([ops.cos(angles), ops.sin(angles)], axis=1)
 
 
@@ -112,6 +122,7 @@ def attention(
     *,
     scale: float,
     bias: TensorValue | None = None,
+    lengths: TensorValue | None = None,
 ) -> TensorValue:
     """Softmax attention, all of ``(B, S, heads, head_dim)``, result likewise.
 
@@ -124,6 +135,8 @@ def attention(
         value: Values ``(B, T, heads, head_dim)``.
         scale: Factor on the scores, usually ``head_dim ** -0.5``.
         bias: Added to the scaled scores, float32, broadcast to ``(B, heads, S, T)``.
+        lengths: uint32 ``(B,)``: how many of the first tokens of each sample count, on
+            a GPU and without a bias. The others' results are undefined.
     """
     if bias is None and query.device.is_gpu():
         # Imported here: its first import builds a Mojo extension for this CPU, in
@@ -132,7 +145,12 @@ def attention(
         from max.nn.kernels import flash_attention_gpu
 
         return flash_attention_gpu(
-            query, key, value, mask_variant=MHAMaskVariant.NULL_MASK, scale=scale
+            query,
+            key,
+            value,
+            mask_variant=MHAMaskVariant.NULL_MASK,
+            scale=scale,
+            valid_length=lengths,
         )
     q = ops.permute(query, [0, 2, 1, 3])  # B, heads, S, head_dim
     k = ops.permute(key, [0, 2, 3, 1])  # B, heads, head_dim, T

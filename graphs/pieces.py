@@ -26,6 +26,7 @@ from .layers import (
     rotate,
     split_heads,
 )
+from .padding import KeyMask, attend_padded
 from .processor import Activation, Columns, Gate, RowNorm, TokenStream
 from .weights import WeightScope
 
@@ -320,6 +321,7 @@ def attend(
     epsilon: float = 1e-6,
     bias: TensorValue | None = None,
     joint_rotary: TensorValue | None = None,
+    mask: KeyMask | None = None,
 ) -> list[TensorValue]:
     """Attention of one or two streams of tokens together, the second after the first.
 
@@ -332,10 +334,17 @@ def attend(
         epsilon: Of the streams' norms: RMS, of each head, before the rotation.
         bias: Added to the scaled scores, float32, ``(B or 1, heads or 1, S or 1, S)``.
         joint_rotary: The streams' rotary tables joined.
+        mask: Of the keys of two streams, in place of a bias.
 
     Returns:
         Of each stream ``(B, S, heads * head_dim)``.
     """
+    if mask is not None:
+        if w.products is None and w.device.is_gpu():
+            parts = [_heads(w, each, heads, head_dim, epsilon) for each in streams]
+            tables = [each.rotary for each in streams]
+            return attend_padded(parts, tables, scale, mask)
+        bias = mask.joint
     if w.products is None:
         parts = [_heads(w, each, heads, head_dim, epsilon) for each in streams]
         query, key, value = parts[0]

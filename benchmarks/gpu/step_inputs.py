@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from graphs.flux1 import image_ids, rotary_table
+from graphs.rotary import image_ids, rotary_table
 from max_diffusion.core.buffers import bfloat16_bits
 
 from .sizes import GpuSize

@@ -16,7 +16,7 @@ from max.driver import Buffer, Device
 from max.dtype import DType
 from pictures import psnr
 
-from graphs.flux1 import image_ids, rotary_table
+from graphs.rotary import image_ids, rotary_table
 from max_diffusion import (
     DeviceError,
     GenerationRequest,

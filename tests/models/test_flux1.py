@@ -17,7 +17,7 @@ from max.driver import CPU, Buffer
 from pictures import psnr
 
 from graphs.denoiser import ModuleLevel
-from graphs.flux1 import image_ids, rotary_table
+from graphs.rotary import image_ids, rotary_table
 from max_diffusion import (
     AutoConfig,
     DiffusionPipeline,

@@ -18,7 +18,8 @@ from max.graph import DeviceRef, Graph, Module, TensorType
 
 from graphs.autoencoder_kl import encode
 from graphs.denoiser import StepGraphs
-from graphs.flux1 import Flux1Denoiser, image_ids, rotary_table
+from graphs.flux1 import Flux1Denoiser
+from graphs.rotary import image_ids, rotary_table
 from graphs.weights import WeightScope
 from max_diffusion.checkpoint import ComponentWeights, find_model
 from max_diffusion.components import autoencoder_config

@@ -11,7 +11,7 @@ from max.engine import InferenceSession
 from max.graph import DeviceRef, Module
 from taylorseer import milliseconds
 
-from graphs.flux1 import image_ids, rotary_table
+from graphs.rotary import image_ids, rotary_table
 from graphs.sampler import add_euler_step
 from max_diffusion import FirstBlockConfig, TaylorSeerConfig
 from max_diffusion.caches import (

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final, final
 import numpy as np
 from max.driver import Buffer
 
-from graphs.flux1 import image_ids, rotary_table
+from graphs.rotary import image_ids, rotary_table
 
 from ...components import (
     AbstractTokenizer,
