@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from max.dtype import DType
-from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
+from max.graph import TensorValue, ops
 
 from . import processor
+from .latents import clamp, sized, to_uint8, unpack_latents
 from .layers import attention, conv2d, fused_group_norm, group_norm, linear
 from .processor import TokenStream
 from .weights import WeightScope
@@ -35,25 +35,6 @@ class AutoencoderKLConfig:
     shift_factor: float = 0.0
 
 
-# Sizes come in as the shapes of int8 inputs that nobody reads: MAX takes no products of
-# dimensions in a graph's signature, and a convolution between plain dimensions compiles
-# in half the time of one between products of them.
-def decoder_grids(
-    config: AutoencoderKLConfig, device: DeviceRef
-) -> dict[str, TensorType]:
-    """Returns the input types of :func:`decode_packed` that carry sizes.
-
-    Tokens ``(rows, columns)``, then ``(height, width)`` of every level of the decoder,
-    latents first and images last; each level is twice the one before.
-    """
-    levels = range(len(config.block_out_channels))
-    shapes = {"grid": ("rows", "columns")}
-    shapes |= {f"level_{i}": (f"height_{i}", f"width_{i}") for i in levels}
-    return {
-        name: TensorType(DType.int8, shape, device) for name, shape in shapes.items()
-    }
-
-
 def decode_packed(
     config: AutoencoderKLConfig,
     w: WeightScope,
@@ -67,31 +48,16 @@ def decode_packed(
         config: Sizes of the autoencoder.
         w: Its weights.
         tokens: Packed latents, float32 ``(B, rows * columns, 4 C)``.
-        grid: The first input of :func:`decoder_grids`.
-        levels: The other inputs of :func:`decoder_grids`.
+        grid: The first input of :func:`~.latents.decoder_grids`.
+        levels: The other inputs of :func:`~.latents.decoder_grids`.
 
     Returns:
         uint8 ``(B, H, W, 3)``.
     """
     rows, columns = grid.shape
-    latents = unpack_latents(config, tokens, rows, columns)
+    latents = unpack_latents(tokens, rows, columns)
     latents = latents / config.scaling_factor + config.shift_factor
     return to_uint8(decode(config, w, latents.cast(w.dtype), levels))
-
-
-def unpack_latents(
-    config: AutoencoderKLConfig, tokens: TensorValue, rows: Dim, columns: Dim
-) -> TensorValue:
-    """Unpacks ``(B, rows * columns, 4 C)`` to ``(B, 2 rows, 2 columns, C)``.
-
-    A token holds its four cells channel by channel, as diffusers packs them.
-    """
-    batch, _, packed = tokens.shape
-    channels = config.latent_channels
-    x = ops.rebind(tokens, (batch, rows * columns, packed))
-    x = ops.reshape(x, (batch, rows, columns, channels, 2, 2))
-    x = ops.permute(x, [0, 1, 4, 2, 5, 3])  # B, rows, 2, columns, 2, C
-    return ops.reshape(x, (batch, rows * 2, columns * 2, channels))
 
 
 def decode(
@@ -102,10 +68,10 @@ def decode(
 ) -> TensorValue:
     """Decodes unscaled ``(B, h, w, C)`` to images ``(B, H, W, 3)``, about -1..1.
 
-    ``levels`` carry the sizes of every level, see :func:`decoder_grids`.
+    ``levels`` carry the sizes of every level, see :func:`~.latents.decoder_grids`.
     """
     channels = config.latent_channels
-    x = _sized(latents, levels[0])
+    x = sized(latents, levels[0])
     if config.use_post_quant_conv:
         x = conv2d(w / "post_quant_conv", x, channels, channels, kernel=1)
     w = w / "decoder"
@@ -120,7 +86,7 @@ def decode(
             scope = scope / "upsamplers" / 0 / "conv"
             level = levels[index + 1]
             size = level.shape[0], level.shape[1]
-            x = _sized(conv2d(scope, x, width, width, doubled_to=size), level)
+            x = sized(conv2d(scope, x, width, width, doubled_to=size), level)
     return conv2d(
         w / "conv_out",
         x,
@@ -145,7 +111,7 @@ def encode(
     scope = w / "encoder"
     widths = config.block_out_channels
     x = conv2d(
-        scope / "conv_in", _sized(picture, levels[0]), config.in_channels, widths[0]
+        scope / "conv_in", sized(picture, levels[0]), config.in_channels, widths[0]
     )
     for index, width in enumerate(widths):
         block = scope / "down_blocks" / index
@@ -155,7 +121,7 @@ def encode(
             # Padded at the bottom and right only, as the model was trained.
             down = block / "downsamplers" / 0 / "conv"
             x = conv2d(down, x, width, width, stride=2, padding=(0, 1, 0, 1))
-            x = _sized(x, levels[index + 1])
+            x = sized(x, levels[index + 1])
     x = _middle(config, scope / "mid_block", x)
     moments = 2 * config.latent_channels
     x = conv2d(
@@ -169,13 +135,7 @@ def encode(
     if config.use_quant_conv:
         x = conv2d(w / "quant_conv", x, moments, moments, kernel=1)
     mean, log_variance = ops.split(x, [config.latent_channels] * 2, axis=3)
-    return mean, _clamp(log_variance, -30.0, 20.0)
-
-
-def to_uint8(x: TensorValue) -> TensorValue:
-    """Converts images in -1..1 to uint8, rounded to nearest even as numpy does."""
-    scaled = _clamp(x.cast(DType.float32) * 0.5 + 0.5, 0.0, 1.0) * 255.0
-    return ops.round(scaled).cast(DType.uint8)
+    return mean, clamp(log_variance, -30.0, 20.0)
 
 
 def _middle(config: AutoencoderKLConfig, w: WeightScope, x: TensorValue) -> TensorValue:
@@ -235,13 +195,3 @@ def _resnet(
     return conv2d(
         w / "conv2", y, width, width, norm=w / "norm2", groups=groups, residual=x
     )
-
-
-def _sized(x: TensorValue, level: TensorValue) -> TensorValue:
-    """Gives ``x`` (B, h, w, C) a carrier's height and width; checked when run."""
-    batch, _, _, channels = x.shape
-    return ops.rebind(x, (batch, *level.shape, channels))
-
-
-def _clamp(x: TensorValue, low: float, high: float) -> TensorValue:
-    return ops.min(ops.max(x, low), high)

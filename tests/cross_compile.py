@@ -1,4 +1,4 @@
-"""Compiles a part of FLUX.1 for an H100, without one: ``cross_compile.py FOLDER PART``.
+"""Compiles a part of a model for an H100, without one: ``cross_compile.py DIR PART``.
 
 A script, because virtual devices must be set before MAX makes any device. Parts:
 ``build`` (every graph, built and checked but not compiled), ``step`` (sampler and
@@ -32,7 +32,7 @@ from max_diffusion.caches import GraphGroup, add_series_graphs
 from max_diffusion.checkpoint import ComponentWeights
 from max_diffusion.denoising import DenoiserComponent
 from max_diffusion.execution.graph_module import GraphModule
-from max_diffusion.models.flux1.pipeline import Flux1Pipeline
+from max_diffusion.pipelines.families import pipeline_class
 
 HALF, WIDTH, HEADS, HEAD_DIM = DType.bfloat16, 128, 2, 128
 
@@ -50,7 +50,8 @@ def main() -> None:
         modules.append(GraphModule("step", partial(add_steps, ref)))
     if part == "layers":
         modules.append(GraphModule("layers", partial(add_layers, ref)))
-    for name, kind in (Flux1Pipeline.components or {}).items():
+    index = json.loads((folder / "model_index.json").read_text())
+    for name, kind in (pipeline_class(index["_class_name"]).components or {}).items():
         wanted, _, group = part.partition(":")
         if wanted not in ("build", name):
             continue

@@ -1,21 +1,39 @@
 """Text encoders, tokenizers and autoencoders that several model families share."""
 
 from .autoencoder_kl import AutoencoderKLDecoder, autoencoder_config
+from .byte_level_bpe import NO_TOKEN, TemplateTokenizer, load_byte_level_tokenizer
+from .causal_lm import CausalLMTextEncoder, causal_lm_config, causal_lm_weights
 from .clip import ClipTextEncoder, clip_config
 from .config import require_one_of, select_fields
+from .packed_decoder import PackedDecoder
 from .t5 import T5TextEncoder, t5_config
-from .tokenizers import AbstractTokenizer, load_clip_tokenizer, load_t5_tokenizer
+from .tokenizer_files import check_ids
+from .tokenizers import (
+    AbstractTokenizer,
+    load_clip_tokenizer,
+    load_t5_tokenizer,
+    shortened,
+)
 
 __all__ = [
+    "NO_TOKEN",
     "AbstractTokenizer",
     "AutoencoderKLDecoder",
+    "CausalLMTextEncoder",
     "ClipTextEncoder",
+    "PackedDecoder",
     "T5TextEncoder",
+    "TemplateTokenizer",
     "autoencoder_config",
+    "causal_lm_config",
+    "causal_lm_weights",
+    "check_ids",
     "clip_config",
+    "load_byte_level_tokenizer",
     "load_clip_tokenizer",
     "load_t5_tokenizer",
     "require_one_of",
     "select_fields",
+    "shortened",
     "t5_config",
 ]

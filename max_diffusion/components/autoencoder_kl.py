@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, final
 
-import numpy as np
-from max.driver import Buffer
-from max.dtype import DType
-from max.graph import Graph, Module, TensorType
+from max.graph import TensorValue
 
-from graphs.autoencoder_kl import AutoencoderKLConfig, decode_packed, decoder_grids
+from graphs.autoencoder_kl import AutoencoderKLConfig, decode_packed
 from graphs.weights import WeightScope
 
-from ..core.buffers import to_device
-from ..execution.component import ComponentModel
 from .config import require_one_of, select_fields
+from .packed_decoder import PackedDecoder
 
 
 def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderKLConfig:
@@ -33,34 +29,23 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderKLConfig:
 
 
 @final
-class AutoencoderKLDecoder(ComponentModel):
+class AutoencoderKLDecoder(PackedDecoder):
     """Decodes packed latents to images."""
-
-    def build_graphs(self, module: Module) -> WeightScope:
-        """Adds ``decode``: packed latents ``(B, S_img, C)`` to uint8 NHWC."""
-        scope = self.weight_scope()
-        latents = TensorType(
-            DType.float32,
-            ("batch", "image_seq_len", 4 * self._sizes.latent_channels),
-            self.device_ref,
-        )
-        types = [latents, *decoder_grids(self._sizes, self.device_ref).values()]
-        with Graph(f"{self.name}.decode", input_types=types, module=module) as graph:
-            inputs = [value.tensor for value in graph.inputs]
-            graph.output(decode_packed(self._sizes, scope, *inputs))
-        return scope
 
     @cached_property
     def _sizes(self) -> AutoencoderKLConfig:
         return autoencoder_config(self.config)
 
-    def load_model(self) -> Callable[..., Any]:
-        """Returns :meth:`decode`, which runs the loaded graph."""
-        return self.decode
+    @property
+    def num_levels(self) -> int:
+        """Sizes from latents to images."""
+        return len(self._sizes.block_out_channels)
 
-    def decode(self, latents: Buffer, rows: int, columns: int) -> Buffer:
-        """Decodes float32 ``(B, rows * columns, C)`` to uint8 ``(B, H, W, 3)``."""
-        levels = range(1, 1 + len(self._sizes.block_out_channels))
-        shapes = [(rows * 2**level, columns * 2**level) for level in (0, *levels)]
-        grids = [to_device(np.zeros(shape, np.int8), self.device) for shape in shapes]
-        return self.models[f"{self.name}.decode"].execute(latents, *grids)[0]
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent cell."""
+        return self._sizes.latent_channels
+
+    def decoded(self, w: WeightScope, *inputs: TensorValue) -> TensorValue:
+        """Packed latents and grids to uint8 ``(B, H, W, 3)``."""
+        return decode_packed(self._sizes, w, *inputs)

@@ -6,7 +6,6 @@ Ids equal those of transformers' ``CLIPTokenizer`` and ``T5TokenizerFast`` with
 
 from __future__ import annotations
 
-import codecs
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +16,17 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from ..checkpoint.reading import check_file, read_json
-from ..core.files import read_lines
 from ..errors import ModelLoadError
+from .tokenizer_files import (
+    add_special_tokens,
+    length_limit,
+    read_merges,
+    read_settings,
+    read_tokenizer,
+    special_token,
+    token_id,
+)
 
-_NAMED = ("bos", "eos", "unk", "pad")
-# transformers writes 1e30 for "no limit".
-_NO_LIMIT = 10**9
 _CLIP_WORDS = (
     r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]"
     r"|[^\s\p{L}\p{N}]+"
@@ -118,18 +122,18 @@ def load_clip_tokenizer(path: Path) -> AbstractTokenizer:
     Raises:
         ModelLoadError: Neither is there, or they are damaged.
     """
-    settings = _settings(path)
-    start = _token(settings.get("bos_token"), "<|startoftext|>")
-    end = _token(settings.get("eos_token"), "<|endoftext|>")
-    unknown = _token(settings.get("unk_token"), "<|endoftext|>")
-    pad = _token(settings.get("pad_token"), "<|endoftext|>")
+    settings = read_settings(path)
+    start = special_token(settings.get("bos_token"), "<|startoftext|>")
+    end = special_token(settings.get("eos_token"), "<|endoftext|>")
+    unknown = special_token(settings.get("unk_token"), "<|endoftext|>")
+    pad = special_token(settings.get("pad_token"), "<|endoftext|>")
     if (path / "tokenizer.json").is_file():
-        tokenizer = _from_json(path / "tokenizer.json")
+        tokenizer = read_tokenizer(path / "tokenizer.json")
     else:
         tokenizer = _clip_from_vocabulary(path, unknown.content)
-    _add_special_tokens(tokenizer, path, settings, [end, unknown, pad, start])
-    ids = [_id(tokenizer, path, token.content) for token in (start, end, pad)]
-    limit = _limit(settings, 77)
+    add_special_tokens(tokenizer, path, settings, [end, unknown, pad, start])
+    ids = [token_id(tokenizer, path, token.content) for token in (start, end, pad)]
+    limit = length_limit(settings, 77)
     return FastTokenizer(tokenizer, limit, ids[:1], ids[1:2], ids[2])
 
 
@@ -139,20 +143,20 @@ def load_t5_tokenizer(path: Path) -> AbstractTokenizer:
     Raises:
         ModelLoadError: Neither is there, or they are damaged.
     """
-    settings = _settings(path)
-    end = _token(settings.get("eos_token"), "</s>")
-    unknown = _token(settings.get("unk_token"), "<unk>")
-    pad = _token(settings.get("pad_token"), "<pad>")
+    settings = read_settings(path)
+    end = special_token(settings.get("eos_token"), "</s>")
+    unknown = special_token(settings.get("unk_token"), "<unk>")
+    pad = special_token(settings.get("pad_token"), "<pad>")
     named = [end, unknown, pad]
     if (path / "tokenizer.json").is_file():
-        tokenizer = _from_json(path / "tokenizer.json")
+        tokenizer = read_tokenizer(path / "tokenizer.json")
     else:
         extra = [f"<extra_id_{index}>" for index in range(_extra_ids(settings))]
         tokenizer = _t5_from_sentencepiece(path / "spiece.model", extra)
-        named += [_token(text, text) for text in extra]
-    _add_special_tokens(tokenizer, path, settings, named)
-    ids = [_id(tokenizer, path, token.content) for token in (end, pad)]
-    return FastTokenizer(tokenizer, _limit(settings, 512), (), ids[:1], ids[1])
+        named += [special_token(text, text) for text in extra]
+    add_special_tokens(tokenizer, path, settings, named)
+    ids = [token_id(tokenizer, path, token.content) for token in (end, pad)]
+    return FastTokenizer(tokenizer, length_limit(settings, 512), (), ids[:1], ids[1])
 
 
 def _t5_from_sentencepiece(path: Path, extra: Sequence[str]) -> Tokenizer:
@@ -191,37 +195,6 @@ def _t5_from_sentencepiece(path: Path, extra: Sequence[str]) -> Tokenizer:
     return tokenizer
 
 
-def _add_special_tokens(
-    tokenizer: Tokenizer,
-    path: Path,
-    settings: Mapping[str, Any],
-    named: Sequence[AddedToken],
-) -> None:
-    """Makes tokens of their own of what the settings list, then of the named ones.
-
-    Written out in a prompt, they are then cut out of it before all else.
-    """
-    listed = settings.get("added_tokens_decoder", {})
-    try:
-        places = {int(key): _token(token, "") for key, token in listed.items()}
-    except (AttributeError, TypeError, ValueError) as err:
-        raise ModelLoadError(
-            f"{path.name}/tokenizer_config.json: added_tokens_decoder must hold tokens "
-            f"by id, got {listed!r:.80}; download the tokenizer again"
-        ) from err
-    for token in (*(places[place] for place in sorted(places)), *named):
-        known = {one.content for one in tokenizer.get_added_tokens_decoder().values()}
-        if token.content not in known:
-            tokenizer.add_tokens([token])
-    for place, token in places.items():
-        found = tokenizer.token_to_id(token.content)
-        if found != place:
-            raise ModelLoadError(
-                f"{path.name}: {token.content} is token {found}, and {place} in "
-                "tokenizer_config.json; the tokenizer's files do not belong together"
-            )
-
-
 def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
     vocabulary, merges = path / "vocab.json", path / "merges.txt"
     if not (vocabulary.is_file() and merges.is_file()):
@@ -230,7 +203,7 @@ def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
             "download the model again"
         )
     check_file(merges)
-    known, pairs = read_json(vocabulary), _merges(merges)
+    known, pairs = read_json(vocabulary), read_merges(merges)
     try:
         tokenizer = Tokenizer(
             models.BPE(
@@ -263,62 +236,6 @@ def _clip_from_vocabulary(path: Path, unknown: str) -> Tokenizer:
     return tokenizer
 
 
-def _merges(path: Path) -> list[tuple[str, str]]:
-    """Reads pairs of tokens, one pair per line; only a space separates the two."""
-    try:
-        lines = read_lines(path)
-    except UnicodeDecodeError as err:
-        raise ModelLoadError(
-            f"{path.parent.name}/merges.txt: no UTF-8 text; download it again"
-        ) from err
-    pairs = []
-    for number, line in enumerate(lines, 1):
-        if not line or line.startswith("#version"):
-            continue
-        first, _, second = line.partition(" ")
-        if not first or not second or " " in second:
-            raise ModelLoadError(
-                f"{path.parent.name}/merges.txt: line {number}: expected two tokens "
-                f"with a space between, got {line!r}; download it again"
-            )
-        pairs.append((first, second))
-    return pairs
-
-
-def _from_json(path: Path) -> Tokenizer:
-    check_file(path)
-    try:
-        return Tokenizer.from_buffer(path.read_bytes().removeprefix(codecs.BOM_UTF8))
-    except Exception as err:  # the library raises bare Exception
-        raise ModelLoadError(
-            f"{path.parent.name}/tokenizer.json: damaged ({err}); download it again"
-        ) from err
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """Reads ``tokenizer_config.json``, and the older files where they count."""
-    config, named, added = (
-        {k: v for k, v in read_json(path / name).items() if v is not None}
-        if (path / name).is_file()
-        else {}
-        for name in (
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-            "added_tokens.json",
-        )
-    )
-    # transformers passes over them where the settings list all added tokens.
-    if "added_tokens_decoder" in config:
-        return config
-    settings = config | named
-    special = {_token(settings.get(f"{name}_token"), "").content for name in _NAMED}
-    listed = {
-        place: {"content": text, "special": text in special}
-        for text, place in added.items()
-    }
-    return settings | ({"added_tokens_decoder": listed} if listed else {})
-
-
 def _extra_ids(settings: Mapping[str, Any]) -> int:
     """Returns how many ``<extra_id_0>`` ... follow T5's pieces, the last one first."""
     value = settings.get("extra_ids", 100)
@@ -330,36 +247,6 @@ def _extra_ids(settings: Mapping[str, Any]) -> int:
     return value
 
 
-def _limit(settings: dict[str, Any], default: int) -> int:
-    value = settings.get("model_max_length", default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < 4:
-        raise ModelLoadError(
-            "tokenizer_config.json: model_max_length must be 4 or more, got "
-            f"{value!r}; download the tokenizer again"
-        )
-    return int(value) if value < _NO_LIMIT else default
-
-
-def _token(token: Any, default: str) -> AddedToken:
-    """Creates a special token from text or from an object with its content."""
-    given = token if isinstance(token, dict) else {"content": token}
-    text = given.get("content")
-    flags = {
-        name: given[name]
-        for name in ("lstrip", "normalized", "rstrip", "single_word", "special")
-        if isinstance(given.get(name), bool)
-    }
-    flags.setdefault("special", True)
-    # Whether it is looked for in the normalised text, as CLIP's in lower case.
-    flags.setdefault("normalized", not flags["special"])
-    return AddedToken(text if isinstance(text, str) else default, **flags)
-
-
-def _id(tokenizer: Tokenizer, path: Path, token: str) -> int:
-    found = tokenizer.token_to_id(token)
-    if found is None:
-        raise ModelLoadError(
-            f"{path.name}: the vocabulary has no {token}; the tokenizer's files do not "
-            "belong together"
-        )
-    return int(found)
+def shortened(text: str, limit: int = 80) -> str:
+    """Returns the beginning of a text, for messages."""
+    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RequestError
+from .grid import Grid
 from .validation import whole
 
 _MIN_SEED: Final = -(2**63)
@@ -172,3 +173,28 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
             "check the picture's height and width."
         )
     return sizes
+
+
+def packed_noise(
+    seeds: int | Sequence[int], batch: int, channels: int, grid: Grid
+) -> np.ndarray:
+    """Draws diffusers' noise of images, packed 2 x 2 cells a token.
+
+    Args:
+        seeds: One stream for all images, or one for each.
+        batch: Number of images.
+        channels: Channels ``C`` of a latent cell.
+        grid: The tokens of one image.
+
+    Returns:
+        float32 ``(B, S_img, 4 C)``; a token holds its cells channel by channel.
+    """
+    size = (channels, 2 * grid.rows, 2 * grid.columns)
+    if isinstance(seeds, int):
+        noise = TorchCpuGenerator(seeds).randn((batch, *size))
+    else:
+        each = [TorchCpuGenerator(seed).randn((1, *size)) for seed in seeds]
+        noise = np.concatenate(each)
+    cells = noise.reshape(batch, channels, grid.rows, 2, grid.columns, 2)
+    packed = cells.transpose(0, 2, 4, 1, 3, 5)
+    return np.ascontiguousarray(packed.reshape(batch, -1, 4 * channels))

@@ -29,6 +29,8 @@ class Tokenized:
     """int64 ``(P, S)`` of each text encoder, by its name."""
     notes: tuple[str, ...] = ()
     """What the caller should know, one line each: text that was cut off, say."""
+    text_tokens: int | None = None
+    """Text tokens that the transformer reads, where these are not all it may read."""
 
 
 def make_context(
@@ -63,6 +65,8 @@ def make_context(
     unwanted = None
     if has_negative and negative is not None:
         unwanted = _tokenize_once(pipeline, negative, length)
+    read = [each.text_tokens for each in (words, unwanted) if each is not None]
+    text_tokens = max(length if count is None else count for count in read)
     latent_bytes = 4 * grid.num_tokens * pipeline.token_channels
     size = (request.num_images, frames.count, height, width)
     check_room(pipeline, size, latent_bytes)
@@ -70,13 +74,13 @@ def make_context(
         pipeline.caches.check_memory(
             cache.config,
             request.cache_memory_limit,
-            (request.num_images, grid.num_tokens, length),
+            (request.num_images, grid.num_tokens, text_tokens),
             branches=2 if has_negative else 1,
         )
     return GenerationContext(
         tokens=words.tokens,
         negative_tokens=None if unwanted is None else unwanted.tokens,
-        text_tokens=length,
+        text_tokens=text_tokens,
         latents=pipeline.draw_noise(request, grid),
         options=options,
         num_frames=frames.count,

@@ -20,9 +20,12 @@ from .text_to_image import TextToImagePipeline
 OTHER_TASKS: Final = ("FluxImg2ImgPipeline", "FluxInpaintPipeline")
 # A family of the package is imported when a folder needs it. The one thing that grows:
 # like an import, a registration is of the whole process.
-_kinds: Final[dict[str, tuple[str, str] | type[TextToImagePipeline]]] = dict.fromkeys(
-    ("FluxPipeline", *OTHER_TASKS), ("max_diffusion.models.flux1", "Flux1Pipeline")
-)
+_kinds: Final[dict[str, tuple[str, str] | type[TextToImagePipeline]]] = {
+    **dict.fromkeys(
+        ("FluxPipeline", *OTHER_TASKS), ("max_diffusion.models.flux1", "Flux1Pipeline")
+    ),
+    "QwenImagePipeline": ("max_diffusion.models.qwen_image", "QwenImagePipeline"),
+}
 PIPELINES: Final[Mapping[str, tuple[str, str] | type[TextToImagePipeline]]] = (
     MappingProxyType(_kinds)
 )

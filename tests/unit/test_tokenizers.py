@@ -15,9 +15,9 @@ import transformers
 from folders import CAPTIONS
 
 from max_diffusion import ModelLoadError
+from max_diffusion.components.tokenizer_files import read_merges
 from max_diffusion.components.tokenizers import (
     AbstractTokenizer,
-    _merges,
     load_clip_tokenizer,
     load_t5_tokenizer,
 )
@@ -204,7 +204,9 @@ def test_a_merge_may_hold_what_python_takes_for_the_end_of_a_line(
     marks = "\x85\u2028\x0b\x0c"
     merges = "".join(f"a{mark} b</w>\n" for mark in marks)
     (tmp_path / "merges.txt").write_bytes(merges.encode())
-    assert _merges(tmp_path / "merges.txt") == [(f"a{mark}", "b</w>") for mark in marks]
+    assert read_merges(tmp_path / "merges.txt") == [
+        (f"a{mark}", "b</w>") for mark in marks
+    ]
 
 
 @pytest.mark.parametrize("line", ["a", "a b c", " a", "a "])
@@ -213,7 +215,7 @@ def test_a_line_that_is_no_merge_is_named(tmp_path: Path, line: str) -> None:
     with pytest.raises(
         ModelLoadError, match=r"merges\.txt: line 3: expected two tokens"
     ):
-        _merges(tmp_path / "merges.txt")
+        read_merges(tmp_path / "merges.txt")
 
 
 @pytest.fixture(scope="module")

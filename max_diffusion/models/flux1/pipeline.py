@@ -14,19 +14,20 @@ from max.driver import Buffer
 from graphs.rotary import image_ids, rotary_table
 
 from ...components import (
-    AbstractTokenizer,
     AutoencoderKLDecoder,
     ClipTextEncoder,
     T5TextEncoder,
     autoencoder_config,
+    check_ids,
     clip_config,
     load_clip_tokenizer,
     load_t5_tokenizer,
+    shortened,
     t5_config,
 )
 from ...core.buffers import to_numpy
 from ...core.grid import Grid
-from ...core.noise import TorchCpuGenerator
+from ...core.noise import packed_noise
 from ...core.options import RequestOptions, option
 from ...core.request import GenerationContext, GenerationRequest, PromptTexts
 from ...errors import ModelLoadError, RequestError
@@ -118,8 +119,8 @@ class Flux1Pipeline(TextToImagePipeline):
         )
         self._clip_tokenizer = load_clip_tokenizer(folder / "tokenizer")
         self._t5_tokenizer = load_t5_tokenizer(folder / "tokenizer_2")
-        _check_ids("tokenizer", self._clip_tokenizer, clip.vocab_size)
-        _check_ids("tokenizer_2", self._t5_tokenizer, t5.vocab_size)
+        check_ids("tokenizer", self._clip_tokenizer.vocab_size, clip.vocab_size)
+        check_ids("tokenizer_2", self._t5_tokenizer.vocab_size, t5.vocab_size)
         positions = clip.max_position_embeddings
         limit = self._clip_tokenizer.model_max_length
         if limit > positions:
@@ -183,7 +184,7 @@ class Flux1Pipeline(TextToImagePipeline):
         t5 = self._t5_tokenizer.encode(texts.second, length)
         notes = [
             f"{what} {index + 1} is longer than the {limit} tokens of {encoder} and "
-            f"was cut; not seen: {_shortened(text)}"
+            f"was cut; not seen: {shortened(text)}"
             for encoder, limit, batch in (
                 ("text_encoder", clip_length, clip),
                 ("text_encoder_2", length, t5),
@@ -196,16 +197,9 @@ class Flux1Pipeline(TextToImagePipeline):
 
     def draw_noise(self, request: GenerationRequest, grid: Grid) -> np.ndarray:
         """Draws diffusers' noise for the seeds, float32 ``(B, S_img, 4 C)``, packed."""
-        batch, channels = request.num_images, self._vae.latent_channels
-        size = (channels, 2 * grid.rows, 2 * grid.columns)
-        if request.seeds is None:
-            noise = TorchCpuGenerator(request.seed).randn((batch, *size))
-        else:
-            each = [TorchCpuGenerator(seed).randn((1, *size)) for seed in request.seeds]
-            noise = np.concatenate(each)
-        cells = noise.reshape(batch, channels, grid.rows, 2, grid.columns, 2)
-        packed = cells.transpose(0, 2, 4, 1, 3, 5)
-        return np.ascontiguousarray(packed.reshape(batch, -1, self.token_channels))
+        seeds = request.seed if request.seeds is None else request.seeds
+        channels = self._vae.latent_channels
+        return packed_noise(seeds, request.num_images, channels, grid)
 
     def tables(self, context: GenerationContext) -> Mapping[str, np.ndarray]:
         """Computes both sequences' rotary tables, float32 ``(2, S, head_dim)``."""
@@ -256,16 +250,3 @@ class Flux1Pipeline(TextToImagePipeline):
         size = 4 if is_host else self.dtype.size_in_bytes
         a_pixel = math.ceil(channels * size) + 4 * 3 + 2 * 3
         return num_frames * height * width * a_pixel * 3 // 2
-
-
-def _check_ids(role: str, tokenizer: AbstractTokenizer, rows: int) -> None:
-    # Ids beyond the table would be read from other memory.
-    if tokenizer.vocab_size > rows:
-        raise ModelLoadError(
-            f"{role}: its {tokenizer.vocab_size} ids are more than the {rows} of the "
-            "text encoder; are they of one model?"
-        )
-
-
-def _shortened(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}..."

@@ -1,0 +1,138 @@
+"""A causal language model as a text encoder: from a prompt to one state per token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from max.driver import Buffer
+from max.dtype import DType
+from max.graph import Graph, Module, TensorType
+
+from graphs.causal_lm import CausalLMConfig, causal_lm, causal_lm_host_inputs
+from graphs.weights import WeightScope
+
+from ..checkpoint import ComponentWeights
+from ..core.buffers import to_device
+from ..errors import ModelLoadError
+from ..execution.component import ComponentModel
+from .config import require_one_of, select_fields
+
+# Whether queries, keys and values have biases without a word of it in the
+# configuration, and whether queries and keys are normed, by model type.
+_KINDS = {"qwen2": (True, False), "qwen2_5_vl": (True, False), "qwen3": (False, True)}
+
+
+def causal_lm_config(
+    config: Mapping[str, Any], where: str = "text_encoder"
+) -> CausalLMConfig:
+    """Returns the sizes of a language model from its ``config.json``.
+
+    Those of a model that also sees are under ``text_config``, in newer folders.
+
+    Raises:
+        ModelLoadError: It is another kind of model, or its sizes do not fit each other.
+    """
+    given = {**config, **(config.get("text_config") or {})}
+    known = {name: value for name, value in given.items() if value is not None}
+    kind = str(config.get("model_type", "")).removesuffix("_text")
+    require_one_of(where, "model_type", kind, tuple(_KINDS))
+    require_one_of(where, "hidden_act", known.get("hidden_act", "silu"), ("silu",))
+    if known.get("use_sliding_window"):
+        raise ModelLoadError(
+            f"{where}: use_sliding_window must be false, got true; tokens see all "
+            "before them here"
+        )
+    # transformers 5 keeps what was rope_scaling and rope_theta in one place.
+    rope = known.get("rope_parameters") or known.get("rope_scaling") or {}
+    scaling = rope.get("rope_type", rope.get("type", "default"))
+    require_one_of(where, "rope_type", scaling, ("default", "mrope"))
+    if "rope_theta" in rope:
+        known["rope_theta"] = rope["rope_theta"]
+    if "rope_theta" in known:
+        known["rope_theta"] = float(known["rope_theta"])
+    heads, width = known.get("num_attention_heads"), known.get("hidden_size")
+    if "head_dim" not in known and isinstance(heads, int) and isinstance(width, int):
+        known["head_dim"] = width // max(heads, 1)
+    known.setdefault("num_key_value_heads", heads)
+    has_bias, has_norm = _KINDS[kind]
+    known["has_qkv_bias"] = has_bias or bool(known.get("attention_bias", False))
+    known["has_output_bias"] = not has_bias and known["has_qkv_bias"]
+    known["has_qk_norm"] = has_norm
+    sizes = select_fields(CausalLMConfig, known, where)
+    if sizes.num_attention_heads % sizes.num_key_value_heads or sizes.head_dim % 2:
+        raise ModelLoadError(
+            f"{where}: config.json's num_attention_heads must be a multiple of "
+            f"num_key_value_heads, and head_dim even, got {sizes.num_attention_heads}, "
+            f"{sizes.num_key_value_heads} and {sizes.head_dim}"
+        )
+    return sizes
+
+
+def causal_lm_weights(
+    config: Mapping[str, Any], weights: ComponentWeights
+) -> ComponentWeights:
+    """Finds the language model's tensors among those of a model that does more.
+
+    transformers has saved them under ``model.`` and under ``model.language_model.``;
+    what it sees and predicts with is left over.
+    """
+    names = weights.tensors
+    nested = any(name.startswith("model.language_model.") for name in names)
+    prefix = "model.language_model." if nested else "model."
+    return weights.without("visual.*", "model.visual.*", "lm_head.*").renamed(
+        lambda name: prefix + name
+    )
+
+
+class CausalLMTextEncoder(ComponentModel):
+    """Encodes each prompt as one state per token.
+
+    Final but for what a family chooses.
+    """
+
+    output_layers: tuple[int, ...] = (-1,)
+    """See :class:`~graphs.causal_lm.CausalLMConfig`."""
+    num_dropped: int = 0
+    """Tokens at the front, of a template, whose states are left out."""
+
+    def build_graphs(self, module: Module) -> WeightScope:
+        """Adds one graph: ids ``(B, S)`` to ``(B, S - num_dropped, D)``."""
+        scope = self.weight_scope()
+        length = "tokens"
+        types = [
+            TensorType(DType.int64, ("batch", length), self.device_ref),
+            TensorType(
+                DType.float32, (2, length, self._sizes.head_dim), self.device_ref
+            ),
+            TensorType(DType.float32, (length, length), self.device_ref),
+        ]
+        with Graph(self.name, input_types=types, module=module) as graph:
+            inputs = [value.tensor for value in graph.inputs]
+            states = causal_lm(self._sizes, scope, *inputs)
+            if self.num_dropped:
+                states = states[:, self.num_dropped :, :]
+            graph.output(states)
+        return scope
+
+    @cached_property
+    def _sizes(self) -> CausalLMConfig:
+        sizes = causal_lm_config(self.config, self.name)
+        return replace(sizes, output_layers=self.output_layers)
+
+    def load_model(self) -> Callable[[np.ndarray], Buffer]:
+        """Returns :meth:`encode`, which runs the loaded graph."""
+        return self.encode
+
+    def encode(self, ids: np.ndarray) -> Buffer:
+        """Encodes token ids int64 ``(B, S)``, texts padded at their ends with any id.
+
+        Returns:
+            States ``(B, S - num_dropped, D)``; those of padding are of no use.
+        """
+        arrays = (ids, *causal_lm_host_inputs(self._sizes, ids.shape[1]))
+        inputs = (to_device(array, self.device) for array in arrays)
+        return self.models[self.name].execute(*inputs)[0]
