@@ -178,7 +178,8 @@ class TokenStream:
     """float32 ``(2, size)``, factors of queries and of keys; for layer norms also what
     is added to each, ``(4, size)``."""
     rotary: TensorValue | None = None
-    """float32 ``(2, S, size)``: cosines and sines, each for both of a pair."""
+    """float32 ``(2, S, size)``: cosines and sines, each for both of a pair. Of samples
+    with positions of their own ``(2 B, S, size)``."""
 
 
 def attention(
@@ -298,9 +299,6 @@ def convolution(
     top, bottom, left, right = padding
     dtype = dtype or x.dtype
     assert residual is None or residual.dtype == dtype
-    # Of these, the operation would sum half.
-    lanes = packed_filter_shape(channels, int(x.shape[3]), 1, matrix.dtype)[1]
-    assert kernel > 1 or not 1024 < lanes <= 1280, "a product of rows will do"
     settings = [
         kernel,
         stride,

@@ -23,9 +23,8 @@ from max_diffusion.execution.compiler import (
     CompiledGraphs,
     memory_errors_said,
     open_session,
-    resolve_device,
-    resolve_dtype,
 )
+from max_diffusion.execution.devices import resolve_device, resolve_dtype
 from max_diffusion.execution.graph_call import run
 from max_diffusion.execution.graph_library import GraphLibrary
 from max_diffusion.execution.graph_module import GraphModule

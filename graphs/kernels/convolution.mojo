@@ -412,8 +412,8 @@ struct Convolution[dtype: DType, compute: DType, result: DType](
         """Computes tiles of one panel of columns."""
         var lanes = self.lanes()
         var filter_row = self.kernel * lanes
-        var blocks = ceildiv(filter_row, BLOCK)
         # All rows of a short filter in one go; else blocks of each row.
+        var blocks = 1 if is_short else ceildiv(filter_row, BLOCK)
         var segments = self.kernel if is_short else 1
         var columns = self.finish.columns - panel * PANEL
         var b = self.matrix.unsafe_offset(panel * self.kernel * filter_row * PANEL)

@@ -60,6 +60,7 @@ struct ConvolutionOperation:
         settings: InputTensor[dtype=DType.int32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
+        comptime assert residual.dtype == y.dtype, "convolution: the residual's dtype is another"
         var added = _pixels(residual)
         _convolve[matrix.dtype, x.dtype, y.dtype](
             Pixels[y.dtype](
@@ -100,7 +101,7 @@ def _convolve[
     settings: Matrix[DType.int32],
 ) raises:
     comptime pair = in_lane[compute]()
-    _check(settings.columns == 10, "convolution: settings")
+    _check(settings.columns == 10, "an operation has other settings")
     var how = Settings(settings.start)
     var kernel = how[0]
     var stride = how[1]

@@ -1,8 +1,8 @@
 """Attention over rows as a linear layer writes them: a token's query, key and value
 anywhere in its row, heads side by side.
 
-Keys of a head are normed, rotated and laid out for products once a task; queries go
-through in blocks, with a running maximum, so that no matrix of all scores exists.
+Keys of a head are normed, rotated and laid out for products once; queries go through in
+blocks, with a running maximum, so that no matrix of all scores exists.
 """
 from std.math import ceildiv, sqrt
 from std.memory.alloc import unsafe_alloc
@@ -14,7 +14,6 @@ from .lanes import (
     exponential,
     in_lane,
     is_below,
-    load,
     load_some,
     store,
     store_some,
@@ -27,7 +26,7 @@ comptime QUERIES = 48
 """Of a block, whose scores stay in the first-level cache."""
 comptime KEYS = 256
 """Of a block."""
-# Below every score, and such that a difference of two is finite.
+# What the highest score is at least: below it no query has a key that counts.
 comptime LOWEST = Float32(-3.0e38)
 
 
@@ -47,6 +46,8 @@ struct Stream[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
     """Factors of queries and of keys, then what is added to each: (4, size)."""
     var rotary: Lanes
     """Cosines, then sines: (2, length, size)."""
+    var rotary_stride: Int
+    """Elements from one sample's table to the next one's; 0 where all share one."""
     var y: Address[Self.dtype]
     """(B, length, heads * size)."""
 
@@ -104,8 +105,8 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
 
     @always_inline
     def _normed(
-        self, at: Stream[Self.dtype], token: Int, x: Address[Self.dtype], which: Int,
-        factor: Float32, y: Lanes,
+        self, at: Stream[Self.dtype], sample: Int, token: Int, x: Address[Self.dtype],
+        which: Int, factor: Float32, y: Lanes,
     ):
         """A head's query (which = 0) or key (1) to float32, zero up to `padded`."""
         var values = Array[Vector, Self.groups](fill=Vector(0))
@@ -136,7 +137,8 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
                         weight.unsafe_offset(2 * Self.size + j * WIDTH), rest
                     )
         if self.is_rotated:
-            var cosines = at.rotary.unsafe_offset(token * Self.size)
+            var table = at.rotary.unsafe_offset(sample * at.rotary_stride)
+            var cosines = table.unsafe_offset(token * Self.size)
             var sines = cosines.unsafe_offset(at.length * Self.size)
             comptime for j in range(Self.groups):
                 comptime rest = Self.size - j * WIDTH
@@ -151,8 +153,10 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
         comptime for j in range(Self.groups):
             y.unsafe_offset(j * WIDTH).unsafe_store(values[j] * Vector(factor))
 
-    def prepare(self, sample: Int, head: Int, keys: Lanes, values: Lanes):
-        """Lays out a head's keys and values, zeros up to whole panels.
+    def prepare(
+        self, sample: Int, head: Int, begin: Int, end: Int, keys: Lanes, values: Lanes
+    ):
+        """Lays out keys and values of a head, of whole panels; zeros after the last.
 
         Keys are (panels, lanes of a head, 64 tokens), values (vectors of up to 64 of
         the head, lanes of tokens, that many).
@@ -162,7 +166,7 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
         var row = unsafe_alloc[Scalar[DType.float32]](Self.padded, alignment=64)
         var key_elements = keys.unsafe_bitcast[Scalar[Self.compute]]()
         var value_elements = values.unsafe_bitcast[Scalar[Self.compute]]()
-        for token in range(padded_length):
+        for token in range(begin, end):
             var key_place = key_elements.unsafe_offset(
                 (token // PANEL * Self.lanes * PANEL + token % PANEL) * Self.pair
             )
@@ -170,7 +174,13 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
                 var at, own = self._place(token)
                 var x = at.row(sample, own)
                 self._normed(
-                    at, own, x.unsafe_offset(at.key + head * Self.size), 1, Float32(1), row
+                    at,
+                    sample,
+                    own,
+                    x.unsafe_offset(at.key + head * Self.size),
+                    1,
+                    Float32(1),
+                    row,
                 )
                 for d in range(0, Self.padded, Self.pair):
                     comptime for e in range(Self.pair):
@@ -232,6 +242,7 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
                 var at, own = self._place(start + i)
                 self._normed(
                     at,
+                    sample,
                     own,
                     at.row(sample, own).unsafe_offset(at.query + head * Self.size),
                     0,
@@ -385,39 +396,79 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
         total.unsafe_store(sum + sums.reduce_add())
 
     @always_inline
-    def share(self, team: Team, me: Int, phase: Int):
-        """Computes all of it, as one phase of a team's work.
-
-        A task is a head of a sample, or a part of its queries where heads do not divide
-        among the threads: each part lays out the head's keys again.
-        """
+    def parts(self, threads: Int) -> Int:
+        """Of how many tasks a head is, as few heads do not divide among many threads."""
         var heads = self.samples * self.count
-        var length = self.length()
         var parts = 1
         while (
-            heads * parts % team.size != 0
-            and heads * parts < 4 * team.size
-            and length // (parts + 1) >= 2 * QUERIES
+            heads * parts % threads != 0
+            and heads * parts < 4 * threads
+            and self.length() // (parts + 1) >= 2 * QUERIES
         ):
             parts += 1
+        return parts
+
+    @always_inline
+    def shared_lanes(self, parts: Int) -> Int:
+        """Lanes for the keys and the values of all heads, where tasks share them."""
+        return 2 * self.samples * self.count * self.room() if parts > 1 else 0
+
+    @always_inline
+    def share(self, team: Team, me: Int, parts: Int, shared: Lanes):
+        """Computes all of it, as two phases of a team's work.
+
+        A task is a head of a sample, or a part of its queries: then all heads' keys and
+        values are laid out first, panel by panel, in `shared`.
+        """
+        var heads = self.samples * self.count
+        var room = self.room()
+        if parts > 1:
+            var panels = ceildiv(self.length(), PANEL)
+
+            def lay_out(begin: Int, end: Int) {imm}:
+                for unit in range(begin, end):
+                    var head = unit // panels
+                    var token = unit % panels * PANEL
+                    var keys = shared.unsafe_offset(2 * head * room)
+                    self.prepare(
+                        head // self.count,
+                        head % self.count,
+                        token,
+                        token + PANEL,
+                        keys,
+                        keys.unsafe_offset(room),
+                    )
+
+            team.share(me, 0, heads * panels, 1, lay_out)
 
         def work(begin: Int, end: Int) {imm}:
-            var keys = unsafe_alloc[Scalar[DType.float32]](self.room(), alignment=64)
-            var values = unsafe_alloc[Scalar[DType.float32]](self.room(), alignment=64)
+            if parts == 1:
+                self._work_alone(begin, end)
+                return
+            var length = self.length()
             for task in range(begin, end):
-                var sample = task // parts // self.count
-                var head = task // parts % self.count
+                var head = task // parts
                 var part = task % parts
-                self.prepare(sample, head, keys, values)
+                var keys = shared.unsafe_offset(2 * head * room)
                 self.attend(
-                    sample,
-                    head,
+                    head // self.count,
+                    head % self.count,
                     part * length // parts,
                     (part + 1) * length // parts,
                     keys,
-                    values,
+                    keys.unsafe_offset(room),
                 )
-            keys.unsafe_free()
-            values.unsafe_free()
 
-        team.share(me, phase, heads * parts, 1, work)
+        team.share(me, 1, heads * parts, 1, work)
+
+    def _work_alone(self, begin: Int, end: Int):
+        """Whole heads begin to end, whose keys nobody else needs."""
+        var length = self.length()
+        var keys = unsafe_alloc[Scalar[DType.float32]](2 * self.room(), alignment=64)
+        var values = keys.unsafe_offset(self.room())
+        for head in range(begin, end):
+            var sample = head // self.count
+            var own = head % self.count
+            self.prepare(sample, own, 0, ceildiv(length, PANEL) * PANEL, keys, values)
+            self.attend(sample, own, 0, length, keys, values)
+        keys.unsafe_free()

@@ -11,7 +11,7 @@ from .heads import Heads, Stream
 from .lanes import Address, Lanes, in_lane, lane_count, multiplies_bfloat16
 from .product import Finish, Product, Rows
 from .rows import LAYER_NORM, NO_NORM, Norm, copy_row
-from .team import Team, run_team
+from .team import Team, run_team, team_size
 from .tile import PANEL
 
 # Multiplications below which one thread is quicker than several.
@@ -85,6 +85,13 @@ struct Settings(Copyable, ImplicitlyCopyable, Movable):
         return self.start.unsafe_offset(index).unsafe_bitcast[Float32]().unsafe_load()
 
 
+def _settings(
+    tensor: InputTensor[dtype=DType.int32, rank=1, ...], count: Int
+) raises -> Settings:
+    _check(tensor.dim_size(0) == count, "an operation has other settings")
+    return Settings(_vector(tensor).start)
+
+
 def _check(is_so: Bool, what: StaticString) raises:
     if not is_so:
         raise Error(what)
@@ -114,6 +121,7 @@ struct Linear:
         settings: InputTensor[dtype=DType.int32, rank=1, ...],
         ctx: DeviceContext,
     ) raises:
+        comptime assert residual.dtype == y.dtype, "linear: the residual's dtype is another"
         var added = _matrix(residual)
         _linear[matrix.dtype, x.dtype, beside.dtype, y.dtype](
             Matrix[y.dtype](
@@ -129,7 +137,7 @@ struct Linear:
             Matrix[y.dtype](
                 added.start.unsafe_bitcast[Scalar[y.dtype]](), added.rows, added.columns
             ),
-            Settings(_vector(settings).start),
+            _settings(settings, 13),
         )
 
 
@@ -153,6 +161,7 @@ def _linear[
     var is_gated = how[12] >= 0
     var lanes = lane_count[compute](size + beside_size)
     var has_bias = bias.columns > 0
+    _check(min(min(how[0], how[2]), how[4]) >= 0, "linear: a column is negative")
     _check(how[0] + size <= x.columns, "linear: x has fewer columns")
     _check(y.rows == x.rows, "linear: y has other rows than x")
     if beside_size > 0:
@@ -265,6 +274,7 @@ def _linear[
 struct Attention[size: Int]:
     """Attention of (B, S, columns) with heads of `size`, to (B, S, heads * size).
 
+    `rotary` is (2, S, size), or (2 B, S, size): cosines and sines of each sample.
     `settings`: columns that 0 queries, 1 keys and 2 values begin at; 3 heads; 4 norm of
     queries and keys and 5 its epsilon by its bits; 6 whether they are rotated; 7 factor
     of the scores by its bits. `bias` broadcasts to (B, heads, S, S), or is empty.
@@ -283,7 +293,7 @@ struct Attention[size: Int]:
         ctx: DeviceContext,
     ) raises:
         comptime dtype = x.dtype
-        var how = Settings(_vector(settings).start)
+        var how = _settings(settings, 8)
         var mixed = rebind[Block[dtype]](_result(y))
         var first = _stream[dtype, Self.size](_block(x), _matrix(norm), _block(rotary), mixed, how)
         var second = first
@@ -312,7 +322,7 @@ struct JointAttention[size: Int]:
         ctx: DeviceContext,
     ) raises:
         comptime dtype = first_x.dtype
-        var how = Settings(_vector(settings).start)
+        var how = _settings(settings, 8)
         _check(
             first_x.dim_size(0) == second_x.dim_size(0), "attention: streams differ in samples"
         )
@@ -379,9 +389,15 @@ def _stream[
             norm.columns == size and norm.rows == (4 if how[4] == LAYER_NORM else 2),
             "attention: the norm's vectors have another shape",
         )
+    _check(
+        min(min(how[0], how[1]), how[2]) >= 0, "attention: a column is negative"
+    )
     if how[6] != 0:
         _check(
-            rotary.first == 2 and rotary.second == tokens.second and rotary.third == size,
+            _fits(rotary.first // 2, tokens.first)
+            and rotary.first % 2 == 0
+            and rotary.second == tokens.second
+            and rotary.third == size,
             "attention: the rotary table's shape is another",
         )
     return Stream[dtype](
@@ -393,6 +409,7 @@ def _stream[
         how[2],
         norm.start,
         rotary.start,
+        0 if rotary.first == 2 else 2 * rotary.second * rotary.third,
         y.start,
     )
 
@@ -432,10 +449,17 @@ def _attend[
         bias.keys if bias.queries > 1 else 0,
     )
 
-    def body(team: Team, me: Int) {imm}:
-        heads.share(team, me, 0)
+    var is_parallel = 2 * samples * how[3] * size * length * length > ALONE
+    var parts = heads.parts(team_size(is_parallel))
+    var shared = unsafe_alloc[Scalar[DType.float32]](
+        max(heads.shared_lanes(parts), 1), alignment=64
+    )
 
-    run_team(1, 2 * samples * how[3] * size * length * length > ALONE, body)
+    def body(team: Team, me: Int) {imm}:
+        heads.share(team, me, parts, shared)
+
+    run_team(2, is_parallel, body)
+    shared.unsafe_free()
 
 
 @always_inline

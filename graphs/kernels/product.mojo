@@ -226,7 +226,8 @@ struct Product[compute: DType, result: DType](Copyable, ImplicitlyCopyable, Mova
         var tiles = self.tiles()
         var first_panel = self.finish.first // PANEL
         var last_panel = (self.finish.first + self.finish.columns - 1) // PANEL
-        var sums = unsafe_alloc[Scalar[DType.float32]](tiles * ROWS * PANEL, alignment=64)
+        var together = min(tiles, end - begin)
+        var sums = unsafe_alloc[Scalar[DType.float32]](together * ROWS * PANEL, alignment=64)
         var unit = begin
         while unit < end:
             var panel = first_panel + unit // tiles
@@ -246,7 +247,7 @@ struct Product[compute: DType, result: DType](Copyable, ImplicitlyCopyable, Mova
                     for tile in range(first_tile, last_tile):
                         var row = tile * ROWS
                         var rows = min(ROWS, self.count - row)
-                        var place = sums.unsafe_offset(row * PANEL)
+                        var place = sums.unsafe_offset((tile - first_tile) * ROWS * PANEL)
                         var source = a.at(row).unsafe_offset(done)
                         if not is_last and last_tile - first_tile > 3:
                             fetch_part(
@@ -271,7 +272,7 @@ struct Product[compute: DType, result: DType](Copyable, ImplicitlyCopyable, Mova
                 min(self.count, last_tile * ROWS) - row,
                 row,
                 panel * PANEL,
-                sums.unsafe_offset(row * PANEL),
+                sums,
             )
         sums.unsafe_free()
 

@@ -5,6 +5,7 @@ another's work when it has none left. One thread alone does everything: none nee
 another to be running, so that nothing hangs on a busy machine.
 """
 from std.atomic import Atomic
+from std.ffi import external_call
 from std.memory.alloc import unsafe_alloc
 from std.sys import CompilationTarget, llvm_intrinsic
 from max.algorithm import sync_parallelize
@@ -12,13 +13,24 @@ from max.runtime.asyncrt import parallelism_level
 
 # Counters lie a cache line apart.
 comptime APART = 8
+# Looks at a counter before a waiting thread leaves its core to others for a moment: what
+# it waits for may be a thread that has none. Some tens of microseconds.
+comptime PATIENCE = 1024
 
 
 @always_inline
-def pause():
-    """Lets the core's other thread run, in a loop that waits."""
+def pause(times: Int):
+    """One look of a loop that waits, after that many before."""
     comptime if CompilationTarget.is_x86():
         llvm_intrinsic["llvm.x86.sse2.pause", NoneType]()
+    if times % PATIENCE == PATIENCE - 1:
+        _ = external_call["sched_yield", Int32]()
+
+
+@always_inline
+def team_size(is_parallel: Bool) -> Int:
+    """How many threads a region has."""
+    return max(1, parallelism_level(None)) if is_parallel else 1
 
 
 @fieldwise_init
@@ -51,15 +63,17 @@ struct Team(Copyable, ImplicitlyCopyable, Movable):
                 work(at, end)
                 _ = Atomic.fetch_add(done, Int64(end - at))
         if phase + 1 < self.phases:
+            var times = 0
             while Int(Atomic.load(done)) < units:
-                pause()
+                pause(times)
+                times += 1
 
 
 def run_team[
     Body: def(Team, Int) -> None
 ](phases: Int, is_parallel: Bool, body: Body) raises:
     """Calls body(team, me) on every thread, or on this one only."""
-    var size = parallelism_level(None) if is_parallel else 1
+    var size = team_size(is_parallel)
     var count = phases * (size + 1) * APART
     var counters = unsafe_alloc[Scalar[DType.int64]](count, alignment=64)
     for i in range(count):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..core.setting_names import flags
-from .command import Command, add_loading_options, add_precompiled_options
+from .command import Command, add_loading_options, add_running_options
 from .terminal import Interruption, Progress
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
             revision=args.revision,
             precompiled=args.precompiled,
             require_precompiled=args.require_precompiled,
+            threads=args.threads,
             show_progress=is_shown,
             on_event=progress.on_event,
         )
@@ -109,7 +110,7 @@ def _add_calibrate_options(add: Callable[..., Any]) -> None:
     )
     add("--seed", type=int, default=0, help="of the first picture")
     add_loading_options(add)
-    add_precompiled_options(add)
+    add_running_options(add)
 
 
 CALIBRATE: Final = Command(

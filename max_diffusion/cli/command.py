@@ -41,8 +41,8 @@ def add_loading_options(add: Callable[..., Any]) -> None:
     add("--debug", action="store_true", help="show tracebacks of errors")
 
 
-def add_precompiled_options(add: Callable[..., Any]) -> None:
-    """Adds the options that say where compiled graphs are.
+def add_running_options(add: Callable[..., Any]) -> None:
+    """Adds the options that say where compiled graphs are, and how they run.
 
     Args:
         add: The ``add_argument`` of a parser.
@@ -59,6 +59,13 @@ def add_precompiled_options(add: Callable[..., Any]) -> None:
         "--require-precompiled",
         action="store_true",
         help="fail at once where graphs would have to be compiled for minutes",
+    )
+    add(
+        "--threads",
+        type=int,
+        metavar="N",
+        help="that compute on the CPU; default: one a CPU, in a container as many as "
+        "it may use",
     )
 
 

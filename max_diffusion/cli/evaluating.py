@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.files import read_lines
 from ..core.setting_names import flags
 from ..errors import RequestError
-from .command import add_loading_options, add_precompiled_options
+from .command import add_loading_options, add_running_options
 from .terminal import Interruption, Progress
 
 if TYPE_CHECKING:
@@ -97,6 +97,7 @@ def loaded_model(
             revision=args.revision,
             precompiled=args.precompiled,
             require_precompiled=args.require_precompiled,
+            threads=args.threads,
             show_progress=sys.stderr.isatty(),
             on_event=progress.on_event,
         )
@@ -151,4 +152,4 @@ def add_evaluation_options(add: Callable[..., Any]) -> None:
     )
     add("--calibration", metavar="FILE", help="measurements instead of the model's")
     add_loading_options(add)
-    add_precompiled_options(add)
+    add_running_options(add)

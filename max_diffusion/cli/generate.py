@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..core.setting_names import flags
 from ..errors import RequestError
-from .command import Command, add_precompiled_options, model_options
+from .command import Command, add_running_options, model_options
 from .options import chosen_cache, memory_size, one_or_several, parse_seeds
 from .terminal import Interruption, Progress
 
@@ -178,6 +178,7 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             revision=args.revision,
             precompiled=args.precompiled,
             require_precompiled=args.require_precompiled,
+            threads=args.threads,
             show_progress=is_shown,
             on_event=progress.on_event,
         )
@@ -324,7 +325,7 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         help="a picture of what each step did; it and --json time each step, for which "
         "a GPU is waited for",
     )
-    add_precompiled_options(add)
+    add_running_options(add)
     add("--json", action="store_true", help="print the run's report as JSON")
     add("--debug", action="store_true", help="show tracebacks of errors")
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from .command import Command, add_precompiled_options
+from .command import Command, add_running_options
 from .options import chosen_cache, memory_size
 from .terminal import Interruption
 
@@ -57,6 +57,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         revision=args.revision,
         precompiled=args.precompiled,
         require_precompiled=args.require_precompiled,
+        threads=args.threads,
     )
     serve(
         model,
@@ -87,7 +88,7 @@ def _add_options(add: Callable[..., Any]) -> None:
         "default %(default)s",
     )
     add("--calibration", metavar="FILE", help="measurements instead of the model's")
-    add_precompiled_options(add)
+    add_running_options(add)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all")
     add("--port", type=int, default=8000, help="0 is any that is free")
     add("--served-model-name", metavar="ID", help="id of the model for clients")

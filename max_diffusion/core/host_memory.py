@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-from typing import Final
+from collections.abc import Iterable
 
-_GROUPS: Final = Path("/proc/self/cgroup")
-_ROOT: Final = Path("/sys/fs/cgroup")
+from .control_groups import group_limits
 
 
 def host_memory() -> int:
@@ -16,36 +14,16 @@ def host_memory() -> int:
     return min(installed, group_memory_limit() or installed)
 
 
-def group_memory_limit(groups: Path = _GROUPS, root: Path = _ROOT) -> int | None:
+def group_memory_limit() -> int | None:
     """Returns the most bytes that this process's control group may take.
 
     ``None`` without a limit.
-
-    Args:
-        groups: File in which Linux lists the process's groups.
-        root: Folder that the groups' files are in.
     """
-    limits = []
-    try:
-        lines = groups.read_text(encoding="utf-8").split("\n")
-    except OSError:  # not Linux
-        return None
-    for line in filter(None, lines):
-        _, controllers, name = line.split(":", 2)
-        if controllers == "":  # version 2
-            place, file = root, "memory.max"
-        elif "memory" in controllers.split(","):
-            place, file = root / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        group = place / name.lstrip("/")
-        # In a container the name may be the host's, and the root this group itself.
-        for folder in (group, *group.parents):
-            if (folder / file).is_file():
-                text = (folder / file).read_text(encoding="utf-8").strip()
-                limits += [int(text)] if text.isdigit() else []
-            if folder == place:
-                break
+    return least_bytes(group_limits("memory", "memory.max", ("memory.limit_in_bytes",)))
+
+
+def least_bytes(limits: Iterable[str]) -> int | None:
+    """Returns the least of the limits of control groups; ``None`` if there is none."""
+    known = [int(text) for text in limits if text.isdigit()]
     # Version 1 writes "no limit" as a number beyond any memory.
-    limits = [limit for limit in limits if limit < 2**60]
-    return min(limits, default=None)
+    return min((limit for limit in known if limit < 2**60), default=None)

@@ -34,6 +34,7 @@ RESERVED: Final = frozenset(
             "output",
             "precompiled",
             "require_precompiled",
+            "threads",
         ),
         *("plugin", "plugins", "prompts", "revision", "run", "timeline", "variant"),
         # Of HTTP, and of the class that reads its bodies.

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final, final
 
-from max.driver import CPU, Accelerator, Buffer, Device, accelerator_count
+from max.driver import Buffer, Device
 from max.dtype import DType
 from max.engine import CompiledModel, InferenceSession, Model
 
@@ -22,7 +22,6 @@ from ..errors import (
     DeviceError,
     MaxDiffusionError,
     ModelLoadError,
-    RequestError,
 )
 from .artefacts import Artefact
 from .compile_cache import prepare_compile_cache
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 # That read and initialise compiled graphs: most of the time goes to two of them, the
 # transformer's and the decoder's.
 _THREADS: Final = 2
-_DTYPES = {"float32": DType.float32, "bfloat16": DType.bfloat16}
 
 
 @final
@@ -63,39 +61,6 @@ class OwnGraphs(Mapping[str, Model]):
 
     def __len__(self) -> int:
         return len(self._models)
-
-
-def resolve_device(name: str) -> Device:
-    """``auto``, ``cpu``, ``gpu`` or ``gpu:i`` to a device; ``auto`` prefers a GPU.
-
-    Raises:
-        RequestError: Another word.
-        DeviceError: That GPU is not there.
-    """
-    kind, _, index = name.partition(":")
-    is_known = kind in ("auto", "cpu", "gpu") and (not index or kind == "gpu")
-    if not is_known or (index and not index.isdigit()):
-        raise RequestError(
-            f"device: expected auto, cpu, gpu or gpu:INDEX, got {name!r}"
-        )
-    if kind == "cpu" or (kind == "auto" and accelerator_count() == 0):
-        return CPU()
-    wanted, found = int(index or 0), accelerator_count()
-    if wanted >= found:
-        raise DeviceError(
-            f"device: {name} asked for, but MAX sees {found} GPUs here; use "
-            + (f"gpu:0 to gpu:{found - 1} or cpu" if found else "cpu")
-        )
-    return Accelerator(wanted)
-
-
-def resolve_dtype(name: str | None, device: Device) -> DType:
-    """``float32`` or ``bfloat16``; by default the former on CPU, the latter on GPU."""
-    if name is None:
-        return DType.float32 if device.is_host else DType.bfloat16
-    if name not in _DTYPES:
-        raise RequestError(f"dtype: expected {' or '.join(_DTYPES)}, got {name!r}")
-    return _DTYPES[name]
 
 
 def open_session(device: Device) -> InferenceSession:

@@ -13,7 +13,7 @@ from max.graph import DeviceRef, Module
 
 from graphs.weights import WeightScope
 
-from .compiler import resolve_dtype
+from .devices import resolve_dtype
 from .graph_module import GraphBuilder
 from .targets import product_dtype
 

@@ -17,7 +17,7 @@ from ..caches import (
 )
 from ..checkpoint import ModelFolder, find_model
 from ..errors import ModelLoadError, RequestError
-from ..execution.compiler import resolve_device, resolve_dtype
+from ..execution.devices import resolve_device, resolve_dtype
 from .families import OTHER_TASKS, PIPELINES, pipeline_class
 from .loading import LEAN_CACHES, PipelineConfig
 from .outputs import OnEvent
@@ -49,6 +49,7 @@ def load_pipeline(
     revision: str | None = None,
     precompiled: Sequence[str | os.PathLike[str]] = (),
     require_precompiled: bool = False,
+    threads: int | None = None,
     show_progress: bool = False,
     on_event: OnEvent | None = None,
 ) -> TextToImagePipeline:
@@ -76,6 +77,9 @@ def load_pipeline(
             with the package. What they hold is run: they must be yours.
         require_precompiled: Whether graphs that are not found compiled are an error,
             instead of minutes of compiling.
+        threads: That compute on the CPU; default one a CPU that the process may use.
+            MAX starts them with a process's first model, for all of its models. Linux
+            only.
         show_progress: Show download progress.
         on_event: Called with ``("load" | "compile", "start" | "end")``; with the latter
             only where graphs are not found compiled, then or later.
@@ -99,6 +103,7 @@ def load_pipeline(
         revision=revision,
         precompiled=precompiled,
         require_precompiled=require_precompiled,
+        threads=threads,
         show_progress=show_progress,
         on_event=on_event,
     )
@@ -119,6 +124,7 @@ def open_model(
     revision: str | None = None,
     precompiled: Sequence[str | os.PathLike[str]] = (),
     require_precompiled: bool = False,
+    threads: int | None = None,
     show_progress: bool = False,
     on_event: OnEvent | None = None,
 ) -> TextToImagePipeline:
@@ -139,6 +145,7 @@ def open_model(
         revision: Hub revision.
         precompiled: Folders of compiled graphs.
         require_precompiled: Whether nothing may be compiled.
+        threads: That compute on the CPU.
         show_progress: Show download progress.
         on_event: Is told of loading and compiling.
 
@@ -148,7 +155,7 @@ def open_model(
         DeviceError: No such device.
         RequestError: An argument is malformed.
     """
-    chosen = resolve_device(device)
+    chosen = resolve_device(device, threads)
     wanted = resolve_dtype(dtype, chosen)
     settings = cache_from_options(cache) if isinstance(cache, str) else cache
     folder, kind = open_folder(

@@ -21,7 +21,7 @@ from max_diffusion import (
     TextToImagePipeline,
     load_pipeline,
 )
-from max_diffusion.execution.compiler import resolve_device
+from max_diffusion.execution.devices import resolve_device
 
 CACHES_OF_ALL_GRAPHS: Sequence[str | AbstractCacheConfig] = (
     *CACHES,

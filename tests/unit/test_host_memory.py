@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from processes import run_python
 
-from max_diffusion.core.host_memory import group_memory_limit, host_memory
+from max_diffusion.core.control_groups import group_limits
+from max_diffusion.core.host_memory import host_memory, least_bytes
 
 
 @pytest.mark.parametrize(
@@ -46,13 +47,22 @@ def test_the_limit_is_the_least_of_all_groups_around(
         path = tmp_path / "root" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    assert group_memory_limit(tmp_path / "groups", tmp_path / "root") == limit
+    found = group_limits(
+        "memory",
+        "memory.max",
+        ("memory.limit_in_bytes",),
+        groups=tmp_path / "groups",
+        root=tmp_path / "root",
+    )
+    assert least_bytes(found) == limit
 
 
 def test_elsewhere_there_is_no_limit_and_never_more_than_the_machine_has(
     tmp_path: Path,
 ) -> None:
-    assert group_memory_limit(tmp_path / "missing", tmp_path) is None
+    missing = tmp_path / "missing"
+    found = group_limits("memory", "memory.max", (), groups=missing, root=tmp_path)
+    assert least_bytes(found) is None
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     assert 0 < host_memory() <= installed
 

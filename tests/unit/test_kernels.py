@@ -171,6 +171,11 @@ def _add_plain_attention(module: Module) -> None:
         x, vectors = (value.tensor for value in graph.inputs)
         stream = TokenStream(x, vectors)
         graph.output(*processor.attention([stream], 2, 24, scale=0.2, norm="layer"))
+    types = [typed(F32, "batch", "tokens", 3 * 32), typed(F32, "tables", "tokens", 16)]
+    with Graph("own_tables", input_types=types, module=module) as graph:
+        x, table = (value.tensor for value in graph.inputs)
+        y = processor.attention([TokenStream(x, rotary=table)], 2, 16, scale=0.25)
+        graph.output(*y)
 
 
 def _add_any_sizes(module: Module) -> None:
@@ -322,6 +327,34 @@ def test_attention_with_a_bias_and_with_layer_norms(
         (found,) = models["layer_norms"].execute(x, vectors)
         wanted = attention([x], 2, 24, 0.2, "layer", [vectors])
         assert _relative(numbers(found), wanted) < 2e-6
+
+
+def test_keys_that_a_bias_rules_out(models: Mapping[str, Model]) -> None:
+    rng = np.random.default_rng()
+    x = rng.standard_normal((2, 300, 3 * 3 * 20), np.float32)
+    bias = np.zeros((2, 1, 1, 300), np.float32)
+    bias[0, ..., :270] = -1e30  # all of the first keys that are looked at together
+    bias[1, ..., 5:] = -np.inf
+    (found,) = models["bias_batch_1_1"].execute(x, bias)
+    wanted = attention([x], 3, 20, 0.3, bias=bias)
+    assert _relative(numbers(found), wanted) < 2e-6
+
+
+def test_positions_of_each_sample(models: Mapping[str, Model]) -> None:
+    rng = np.random.default_rng()
+    for batch, length in ((1, 5), (3, 130), (2, 300)):
+        x = rng.standard_normal((batch, length, 3 * 32), np.float32)
+        angles = np.repeat(rng.uniform(-4, 4, (batch, length, 8)), 2, 2)
+        tables = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+        (found,) = models["own_tables"].execute(
+            x, tables.reshape(2 * batch, length, 16)
+        )
+        for sample in range(batch):
+            own = x[sample : sample + 1]
+            wanted = attention([own], 2, 16, 0.25, tables=[tables[sample]])
+            assert _relative(numbers(found)[sample], wanted[0]) < 2e-6
+    with pytest.raises(Exception, match="rotary table's shape"):
+        models["own_tables"].execute(x, tables.reshape(-1, length, 16)[:3])
 
 
 def test_samples_do_not_influence_each_other(models: Mapping[str, Model]) -> None:

@@ -62,6 +62,14 @@ class Options(BaseModel):
         bool, Field(description="Fail where graphs would have to be compiled.")
     ] = False
 
+    threads: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Of a replica, that compute on the CPU; None: one a CPU.",
+        ),
+    ] = None
+
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[
         int | None,
@@ -137,6 +145,7 @@ class Options(BaseModel):
             revision=self.revision,
             precompiled=[str(Path(each).resolve()) for each in self.precompiled],
             require_precompiled=self.require_precompiled,
+            threads=self.threads,
         )
 
     def settings(self) -> ServerSettings:
