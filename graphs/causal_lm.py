@@ -18,7 +18,7 @@ from max.graph import TensorValue, ops
 from . import processor
 from .layers import attention, linear, merge_heads, rms_norm, split_heads
 from .pieces import AffineNorm, Layer, project
-from .processor import Columns, TokenStream
+from .processor import TokenStream
 from .weights import WeightScope
 
 _MASKED = -1e30
@@ -128,7 +128,7 @@ def _attend(
     ]
     found = project(w, layers, x, config.hidden_size, bias=config.has_qkv_bias)
     query, key, value = (
-        split_heads(_own(each), int(each.size) // size) for each in found
+        split_heads(each.alone, int(each.size) // size) for each in found
     )
     if config.has_qk_norm:
         epsilon = config.rms_norm_eps
@@ -157,15 +157,8 @@ def _feed_forward(config: CausalLMConfig, w: WeightScope, x: AffineNorm) -> Tens
     width, inner = config.hidden_size, config.intermediate_size
     layers = [Layer("up_proj", inner), Layer("gate_proj", inner, "silu")]
     up, gate = project(w, layers, x, width, bias=False)
-    y = _own(gate) * _own(up)
+    y = gate.alone * up.alone
     return linear(w / "down_proj", y, inner, width, bias=False, dtype=DType.float32)
-
-
-def _own(x: Columns) -> TensorValue:
-    """Columns as a tensor of their own."""
-    if int(x.tensor.shape[-1]) == x.size:
-        return x.tensor
-    return x.tensor[:, :, x.first : x.first + x.size]
 
 
 def _rotate_halves(x: TensorValue, rotary: TensorValue) -> TensorValue:

@@ -167,9 +167,12 @@ def rotate(x: TensorValue, rotary: TensorValue) -> TensorValue:
 
     Args:
         x: Queries or keys.
-        rotary: Cosines and sines, float32 ``(2, S, head_dim)``.
+        rotary: Cosines and sines, float32 ``(2, S, head_dim)``; of samples with
+            positions of their own ``(B, 2, S, head_dim)``.
     """
-    table = ops.unsqueeze(rotary, 2)  # 2, S, 1, head_dim
+    if rotary.rank == 4:
+        rotary = ops.permute(rotary, [1, 0, 2, 3])
+    table = ops.unsqueeze(rotary, rotary.rank - 1)  # 2, (B,) S, 1, head_dim
     head_dim = int(x.shape[3])
     # (a, b) to (-b, a) for every pair. A product with 0 and 1 is exact, and on CPU an
     # order of magnitude faster than taking every second channel.

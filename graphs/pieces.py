@@ -19,6 +19,7 @@ from max.graph import Dim, TensorValue, ops
 from . import processor
 from .layers import (
     attention,
+    filled,
     layer_norm,
     linear,
     merge_heads,
@@ -133,7 +134,38 @@ class AffineNorm:
         return RowNorm(self.kind, vectors, 0, shift, offset=0.0, epsilon=self.epsilon)
 
 
-Normed: TypeAlias = ModulatedNorm | AffineNorm
+@final
+@dataclass(frozen=True)
+class ScaledNorm:
+    """The layer or RMS norm of hidden states, times a vector of each sample."""
+
+    x: TensorValue
+    """``(B, S, D)``."""
+    factors: TensorValue
+    """float32 ``(B, D)``: weights and scales, in one."""
+    kind: Literal["layer", "rms"]
+    epsilon: float = 1e-6
+
+    @cached_property
+    def tensor(self) -> TensorValue:
+        """Computed by itself, like ``x``."""
+        width = int(self.x.shape[-1])
+        x = self.x.cast(DType.float32)
+        if self.kind == "rms":
+            y = ops.rms_norm(x, filled(1.0, (width,), x.device), self.epsilon)
+        else:
+            y = layer_norm(x, width, epsilon=self.epsilon)
+        return (y * ops.unsqueeze(self.factors, 1)).cast(self.x.dtype)
+
+    @property
+    def norm(self) -> RowNorm:
+        """As what a linear layer does before its product."""
+        return RowNorm(
+            self.kind, self.factors, 0, None, offset=0.0, epsilon=self.epsilon
+        )
+
+
+Normed: TypeAlias = ModulatedNorm | AffineNorm | ScaledNorm
 
 
 @final
@@ -219,12 +251,18 @@ class Product:
         w: Scope of the layer.
         inputs: One, or two side by side.
         features: Columns of the output.
+        bias: Whether the layer has one.
     """
 
     def __init__(
-        self, w: WeightScope, inputs: Sequence[Columns], features: int
+        self,
+        w: WeightScope,
+        inputs: Sequence[Columns],
+        features: int,
+        *,
+        bias: bool = True,
     ) -> None:
-        self.w, self.inputs, self.features = w, inputs, features
+        self.w, self.inputs, self.features, self._bias = w, inputs, features, bias
         # Asked for twice, they are still one operation.
         self._output: TensorValue | None = None
         self._sum: TensorValue | None = None
@@ -258,7 +296,7 @@ class Product:
             first,
             self.w.packed(["weight"], [self.features], total),
             self.features,
-            bias=self.w.joined(["bias"], self.features),
+            bias=self.w.joined(["bias"], self.features) if self._bias else None,
             beside=others[0] if others else None,
             gate=gate,
         )
@@ -266,7 +304,9 @@ class Product:
     def _plain(self) -> TensorValue:
         total = sum(each.size for each in self.inputs)
         if len(self.inputs) == 1:
-            return linear(self.w, self.inputs[0].tensor, total, self.features)
+            x = self.inputs[0].tensor
+            return linear(self.w, x, total, self.features, bias=self._bias)
+        assert self._bias
         # One matrix in the checkpoint, two here: joining inputs along the channels
         # copies both.
         start = 0
@@ -306,7 +346,7 @@ class Attending:
     qkv: Sequence[Columns]
     """Queries, keys and values."""
     rotary: TensorValue | None = None
-    """float32 ``(2, S, head_dim)``: cosines and sines."""
+    """float32 ``(2, S, head_dim)``: cosines and sines; or ``(B, 2, S, head_dim)``."""
     norms: tuple[str, str] | None = None
     """Names of the norms of queries and keys."""
 

@@ -63,6 +63,13 @@ class Columns:
         """All columns of a tensor."""
         return cls(tensor, 0, int(tensor.shape[-1]))
 
+    @property
+    def alone(self) -> TensorValue:
+        """The columns as a tensor of their own, ``(B, S, size)``."""
+        if int(self.tensor.shape[-1]) == self.size:
+            return self.tensor
+        return self.tensor[:, :, self.first : self.first + self.size]
+
 
 @final
 @dataclass(frozen=True)
@@ -178,8 +185,8 @@ class TokenStream:
     """float32 ``(2, size)``, factors of queries and of keys; for layer norms also what
     is added to each, ``(4, size)``."""
     rotary: TensorValue | None = None
-    """float32 ``(2, S, size)``: cosines and sines, each for both of a pair. Of samples
-    with positions of their own ``(2 B, S, size)``."""
+    """float32 ``(2, S, size)``: cosines and sines, each for both of a pair; of samples
+    with positions of their own ``(B, 2, S, size)``."""
 
 
 def attention(
@@ -226,7 +233,9 @@ def attention(
     nothing = _empty(DType.float32, 2, device)
     norms = [nothing if each.norm is None else each.norm for each in streams]
     nothing = _empty(DType.float32, 3, device)
-    tables = [nothing if each.rotary is None else each.rotary for each in streams]
+    tables = [
+        nothing if each.rotary is None else _of_samples(each.rotary) for each in streams
+    ]
     tokens = [each.tokens for each in streams]
     results = [
         TensorType(each.dtype, (*list(each.shape)[:2], width), device)
@@ -336,6 +345,14 @@ def _places(size: Dim, more: int, stride: int) -> Dim:
     if stride == 1:
         return size if more == -1 else size + (more + 1)
     return (size + more) // stride + 1
+
+
+def _of_samples(rotary: TensorValue) -> TensorValue:
+    """Tables one after the other, as the operation takes them."""
+    if rotary.rank == 3:
+        return rotary
+    batch, both, length, size = rotary.shape
+    return ops.reshape(rotary, (batch * both, length, size))
 
 
 def _flat(x: TensorValue) -> TensorValue:

@@ -112,10 +112,10 @@ def make_qwen_folder(
         warnings.simplefilter("ignore")  # the oracle's own
         pipeline = QwenImagePipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
-            vae=_filled(AutoencoderKLQwenImage(**vae)),
-            text_encoder=_filled(Qwen2_5_VLForConditionalGeneration(config)),
+            vae=filled(AutoencoderKLQwenImage(**vae)),
+            text_encoder=filled(Qwen2_5_VLForConditionalGeneration(config)),
             tokenizer=tokenizer,
-            transformer=_filled(QwenImageTransformer2DModel(**transformer)),
+            transformer=filled(QwenImageTransformer2DModel(**transformer)),
         )
         pipeline.save_pretrained(path)
     return path
@@ -159,7 +159,7 @@ def build_qwen_tokenizer(texts: Sequence[str]) -> Qwen2Tokenizer:
     )
 
 
-def _filled(model: torch.nn.Module) -> torch.nn.Module:
+def filled(model: torch.nn.Module) -> torch.nn.Module:
     """Fills a model by its tensors' names, so that activations keep their size.
 
     Norms' scales are about 1 and biases about 0, but not just that: mistakes would hide

@@ -77,12 +77,13 @@ def causal_lm_weights(
 ) -> ComponentWeights:
     """Finds the language model's tensors among those of a model that does more.
 
-    transformers has saved them under ``model.`` and under ``model.language_model.``;
-    what it sees and predicts with is left over.
+    transformers has saved them under ``model.`` and under ``model.language_model.``,
+    and those of a model that only encodes under their own names; what it sees and
+    predicts with is left over.
     """
     names = weights.tensors
-    nested = any(name.startswith("model.language_model.") for name in names)
-    prefix = "model.language_model." if nested else "model."
+    prefixes = ("model.language_model.", "model.", "")
+    prefix = next(p for p in prefixes if any(name.startswith(p) for name in names))
     return weights.without("visual.*", "model.visual.*", "lm_head.*").renamed(
         lambda name: prefix + name
     )

@@ -25,6 +25,7 @@ _kinds: Final[dict[str, tuple[str, str] | type[TextToImagePipeline]]] = {
         ("FluxPipeline", *OTHER_TASKS), ("max_diffusion.models.flux1", "Flux1Pipeline")
     ),
     "QwenImagePipeline": ("max_diffusion.models.qwen_image", "QwenImagePipeline"),
+    "ZImagePipeline": ("max_diffusion.models.z_image", "ZImagePipeline"),
 }
 PIPELINES: Final[Mapping[str, tuple[str, str] | type[TextToImagePipeline]]] = (
     MappingProxyType(_kinds)

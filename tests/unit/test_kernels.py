@@ -171,7 +171,10 @@ def _add_plain_attention(module: Module) -> None:
         x, vectors = (value.tensor for value in graph.inputs)
         stream = TokenStream(x, vectors)
         graph.output(*processor.attention([stream], 2, 24, scale=0.2, norm="layer"))
-    types = [typed(F32, "batch", "tokens", 3 * 32), typed(F32, "tables", "tokens", 16)]
+    types = [
+        typed(F32, "batch", "tokens", 3 * 32),
+        typed(F32, "tables", 2, "tokens", 16),
+    ]
     with Graph("own_tables", input_types=types, module=module) as graph:
         x, table = (value.tensor for value in graph.inputs)
         y = processor.attention([TokenStream(x, rotary=table)], 2, 16, scale=0.25)
@@ -346,15 +349,13 @@ def test_positions_of_each_sample(models: Mapping[str, Model]) -> None:
         x = rng.standard_normal((batch, length, 3 * 32), np.float32)
         angles = np.repeat(rng.uniform(-4, 4, (batch, length, 8)), 2, 2)
         tables = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
-        (found,) = models["own_tables"].execute(
-            x, tables.reshape(2 * batch, length, 16)
-        )
+        (found,) = models["own_tables"].execute(x, tables)
         for sample in range(batch):
             own = x[sample : sample + 1]
             wanted = attention([own], 2, 16, 0.25, tables=[tables[sample]])
             assert _relative(numbers(found)[sample], wanted[0]) < 2e-6
     with pytest.raises(Exception, match="rotary table's shape"):
-        models["own_tables"].execute(x, tables.reshape(-1, length, 16)[:3])
+        models["own_tables"].execute(x, np.concatenate([tables, tables[:1]]))
 
 
 def test_samples_do_not_influence_each_other(models: Mapping[str, Model]) -> None:

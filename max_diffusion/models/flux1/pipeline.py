@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -231,22 +230,7 @@ class Flux1Pipeline(TextToImagePipeline):
         return images[:, None].copy()
 
     def decode_bytes(self, height: int, width: int, num_frames: int) -> int:
-        """Returns the bytes that :meth:`decode` takes per image while it runs.
-
-        At its widest, a residual block holds its input and two tensors of its output's
-        channels on a CPU, in float32 at most; on a GPU three of its input's and one of
-        its output's. For the demo model these and the image are 274 bytes a pixel on a
-        CPU; 312 were measured at 1024 x 1024, with what MAX keeps from one run to the
-        next, for which half as much again is counted.
-        """
-        widths = self._vae.block_out_channels
-        entering = (*widths[1:], widths[-1])
-        is_host = self.device.is_host
-        of_input, of_output = (1, 2) if is_host else (3, 1)
-        channels = max(
-            (of_input * before + of_output * after) / 4**level
-            for level, (before, after) in enumerate(zip(entering, widths, strict=True))
-        )
-        size = 4 if is_host else self.dtype.size_in_bytes
-        a_pixel = math.ceil(channels * size) + 4 * 3 + 2 * 3
-        return num_frames * height * width * a_pixel * 3 // 2
+        """Returns the bytes that :meth:`decode` takes per image while it runs."""
+        decoder = self.loaded["vae"]
+        assert isinstance(decoder, AutoencoderKLDecoder)
+        return num_frames * height * width * decoder.bytes_per_pixel
