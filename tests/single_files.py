@@ -92,6 +92,30 @@ def as_bfl(tensors: Mapping[str, torch.Tensor]) -> Tensors:
     return stored
 
 
+def from_bfl(stored: Mapping[str, torch.Tensor], like: Tensors) -> Tensors:
+    """The way back, by where numbers come to lie; diffusers' own is for one width.
+
+    Args:
+        stored: By Black Forest Labs' names.
+        like: Tensors of the same shapes by diffusers' names.
+    """
+    count = sum(tensor.numel() for tensor in like.values())
+    places = torch.arange(count).split([tensor.numel() for tensor in like.values()])
+    moved = as_bfl(
+        {
+            name: place.reshape(tensor.shape)
+            for (name, tensor), place in zip(like.items(), places, strict=True)
+        }
+    )
+    numbers = torch.full((count,), float("nan"))
+    for name, place in moved.items():
+        numbers[place] = stored[name].float()
+    return {
+        name: numbers[place].reshape(tensor.shape)
+        for (name, tensor), place in zip(like.items(), places, strict=True)
+    }
+
+
 def as_ldm(tensors: Mapping[str, torch.Tensor], levels: int) -> Tensors:
     """An autoencoder's tensors by the names of latent diffusion."""
     attention = {
