@@ -15,7 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..core.setting_names import flags
 from ..errors import RequestError
-from .command import Command, add_running_options, model_options
+from .command import (
+    Command,
+    add_running_options,
+    add_source_options,
+    model_options,
+    source_of,
+)
 from .options import chosen_cache, memory_size, one_or_several, parse_seeds
 from .terminal import Interruption, Progress
 
@@ -37,6 +43,7 @@ class Job:
     output: Path
     timeline: Path | None
     model: str
+    transformer: str | None
     dtype: str | None
     like: Likeness | None
     """Settings of the image to repeat, but for what was given beside it; ``None`` if
@@ -116,15 +123,20 @@ def resolve(args: argparse.Namespace) -> Job:
     is_timed = args.json or args.timeline is not None
     request = GenerationRequest(**asked | {"cache": None, "is_timed": is_timed})
     timeline = Path(args.timeline) if args.timeline is not None else None
-    model, dtype = args.model, args.dtype
+    model, transformer, dtype = args.model, args.transformer, args.dtype
     if like is not None:
+        if model is None:  # another model's transformer would not fit it
+            transformer = transformer or like.text("transformer")
         model, dtype = model or like.text("model"), dtype or like.text("dtype")
     output = Path(args.output)
     if not output.suffix:
         check_writable(output, "--output", *FORMATS)  # before it is numbered
     if timeline:
         check_writable(timeline, "--timeline")
-    job = Job(request, cache, output, timeline, model or "demo", dtype, like, is_one)
+    job = Job(
+        *(request, cache, output, timeline, model or "demo", transformer, dtype),
+        *(like, is_one),
+    )
     files = output_paths(job.output, job.num_images)
     if timeline and timeline.resolve() in {file.resolve() for file in files}:
         raise RequestError(f"--timeline: {timeline} is a picture's name already")
@@ -174,8 +186,7 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             dtype=job.dtype,
             cache=job.cache,
             calibration=args.calibration,
-            variant=args.variant,
-            revision=args.revision,
+            **{**source_of(args), "transformer": job.transformer},
             precompiled=args.precompiled,
             require_precompiled=args.require_precompiled,
             threads=args.threads,
@@ -246,8 +257,7 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         help="repeat a picture of this command or server, but for other options given",
     )
     add("--model", help="demo, the default, a diffusers folder or a hub repo id")
-    add("--variant", help="weight files' variant, for example fp16")
-    add("--revision", help="branch, tag or commit of a model of the hub")
+    add_source_options(add)
     add(
         "--output",
         default="out.png",

@@ -7,7 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from .command import Command, add_running_options
+from .command import (
+    Command,
+    add_running_options,
+    add_source_options,
+    source_of,
+)
 from .options import chosen_cache, memory_size
 from .terminal import Interruption
 
@@ -53,8 +58,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         cache=chosen_cache(args.cache, args.cache_option, args.cache_file),
         caches=caches,
         calibration=args.calibration,
-        variant=args.variant,
-        revision=args.revision,
+        **source_of(args),
         precompiled=args.precompiled,
         require_precompiled=args.require_precompiled,
         threads=args.threads,
@@ -72,8 +76,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
 
 def _add_options(add: Callable[..., Any]) -> None:
     add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
-    add("--variant", help="weight files' variant, for example fp16")
-    add("--revision", help="branch, tag or commit of a model of the hub")
+    add_source_options(add)
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
     add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
     add("--cache", metavar="NAME", help="of requests that name none; default none")

@@ -5,6 +5,7 @@ from .byte_level_bpe import NO_TOKEN, TemplateTokenizer, load_byte_level_tokeniz
 from .causal_lm import CausalLMTextEncoder, causal_lm_config, causal_lm_weights
 from .clip import ClipTextEncoder, clip_config
 from .config import require_one_of, select_fields
+from .ldm_autoencoder import from_ldm, is_ldm
 from .packed_decoder import PackedDecoder
 from .t5 import T5TextEncoder, t5_config
 from .tokenizer_files import check_ids
@@ -29,6 +30,8 @@ __all__ = [
     "causal_lm_weights",
     "check_ids",
     "clip_config",
+    "from_ldm",
+    "is_ldm",
     "load_byte_level_tokenizer",
     "load_clip_tokenizer",
     "load_t5_tokenizer",

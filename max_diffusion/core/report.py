@@ -107,6 +107,9 @@ class RunReport:
     negative_prompt_2: str | tuple[str, ...] | None = None
     """What the second text encoder read instead of the negative prompt; ``None`` if no
     other text was given."""
+    transformer: str | None = None
+    """The file that the transformer, and what else it holds, was read from; ``None`` if
+    that is the model's own."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Options that only some models have, as asked for or the model's own choice; in
     JSON they stand beside all other fields."""

@@ -49,6 +49,11 @@ class PipelineConfig:
     weight_transforms: Mapping[str, WeightTransform] | None = None
     """What makes of the files' tensors those that a component's graphs ask for, by
     component; of others the files hold just these."""
+    weight_sources: Mapping[str, ComponentWeights] = field(default_factory=dict)
+    """Weights of components that are in no files of their own, by component: as their
+    graphs ask for them."""
+    checkpoint_file: str | None = None
+    """The file that these are from, for reports."""
     caches: Sequence[str | AbstractCacheConfig] = LEAN_CACHES
     """Caches whose graphs are compiled at once, beside the pipeline's own cache's. A
     name stands for the cache at its defaults; an option that needs other graphs, such
@@ -134,7 +139,7 @@ def graph_modules(
         dict(component.config),
         component.encoding,
         component.device.is_host and product_dtype(component.dtype).name,
-        sorted(weights.tensors),
+        sorted(weights.names),
     )
     recipe = recipe_of(type(component), subject)
     modules = [
@@ -207,12 +212,10 @@ def open_components(
     problems: list[str] = []
     sources: dict[str, tuple[WeightNeeds, ComponentWeights]] = {}
     for name, kind in kinds.items():
-        weights = ComponentWeights.from_files(name, files.get(name, ()))
         settings = config.components.get(name, {})
-        _check_not_quantised(name, settings)
-        transform = (config.weight_transforms or {}).get(name)
-        if transform is not None:
-            weights = transform(settings, weights)
+        weights = config.weight_sources.get(name)
+        if weights is None:
+            weights = _of_folder(name, settings, config, files.get(name, ()))
         component = kind(settings, config.encoding, devices, weights)
         component.name = name
         if isinstance(component, DenoiserComponent):
@@ -232,8 +235,23 @@ def open_components(
             problems += weights.problems(needs.specs, ignores)
             sources[name] = (needs, weights)
     if problems:
+        if config.weight_sources:
+            problems.append(f"is the file of the same model as {config.model_name}?")
         raise ModelLoadError("; ".join(problems))
     return OpenedComponents(components, modules, sources, library)
+
+
+def _of_folder(
+    name: str,
+    settings: Mapping[str, Any],
+    config: PipelineConfig,
+    files: Sequence[Path],
+) -> ComponentWeights:
+    """A component's weights in its own files."""
+    weights = ComponentWeights.from_files(name, files)
+    _check_not_quantised(name, settings)
+    transform = (config.weight_transforms or {}).get(name)
+    return weights if transform is None else transform(settings, weights)
 
 
 def _check_not_quantised(name: str, settings: Mapping[str, Any]) -> None:

@@ -43,6 +43,7 @@ class Model:
     cache: AbstractCacheConfig | None = None
     caches: Sequence[str | AbstractCacheConfig] = ("none",)
     calibration: str | None = None
+    transformer: str | None = None
     variant: str | None = None
     revision: str | None = None
     precompiled: Sequence[str] = ()
@@ -63,6 +64,7 @@ class Model:
             cache=self.cache,
             caches=self.caches,
             calibration=self.calibration,
+            transformer=self.transformer,
             variant=self.variant,
             revision=self.revision,
             precompiled=self.precompiled,
