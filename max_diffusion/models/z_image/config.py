@@ -7,8 +7,18 @@ from typing import Any
 
 from graphs.z_image import ZImageConfig
 
-from ...components import select_fields
+from ...checkpoint import ComponentWeights
+from ...components import causal_lm_config, causal_lm_weights, select_fields
 from ...errors import ModelLoadError
+
+
+def text_weights(
+    config: Mapping[str, Any], weights: ComponentWeights
+) -> ComponentWeights:
+    """The language model's tensors, without its last layer and norm: none sees them."""
+    last = causal_lm_config(config).num_hidden_layers - 1
+    norm = "norm.weight", "model.norm.weight"
+    return causal_lm_weights(config, weights.without(f"*layers.{last}.*", *norm))
 
 
 def z_image_config(config: Mapping[str, Any]) -> ZImageConfig:

@@ -18,7 +18,6 @@ from ...components import (
     TemplateTokenizer,
     autoencoder_config,
     causal_lm_config,
-    causal_lm_weights,
     check_ids,
     load_byte_level_tokenizer,
     shortened,
@@ -32,7 +31,7 @@ from ...errors import ModelLoadError
 from ...pipelines import TextToImagePipeline, Tokenized
 from ...sampling import load_sampler
 from .components import ZImageTextEncoder, ZImageTransformer
-from .config import z_image_config
+from .config import text_weights, z_image_config
 
 # The words around every prompt: Qwen3's template of a chat, thinking allowed.
 _BEFORE: Final = "<|im_start|>user\n"
@@ -88,11 +87,10 @@ class ZImagePipeline(TextToImagePipeline):
         }
     )
     options_class = ZImageOptions
-    # What encodes pictures; and of the language model what nothing here is made of.
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {"vae": ("encoder.*", "quant_conv.*")}
     )
-    weight_transforms = MappingProxyType({"text_encoder": causal_lm_weights})
+    weight_transforms = MappingProxyType({"text_encoder": text_weights})
     default_num_inference_steps = 50
     default_size = _SIDE, _SIDE
     default_true_cfg_scale = 6.0
