@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,15 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import cross_compile
 import numpy as np
-import processes
 import pytest
 import torch
-from folders import copy_folder
 from max.driver import CPU, Buffer
 from pictures import psnr
-from qwen_folder import make_qwen_folder, open_qwen_in_diffusers
+from qwen_folder import open_qwen_in_diffusers
 
 from graphs.denoiser import ModuleLevel
 from graphs.rotary import image_ids, rotary_table
@@ -29,12 +24,10 @@ from max_diffusion import (
     FirstBlockConfig,
     GenerationRequest,
     MagCacheConfig,
-    ModelLoadError,
     RequestError,
     TaylorSeerConfig,
     TextToImagePipeline,
     load_pipeline,
-    open_model,
 )
 from max_diffusion.components import CausalLMTextEncoder, PackedDecoder
 from max_diffusion.core.buffers import to_device, to_numpy
@@ -112,11 +105,6 @@ class Pair:
             **settings,
         ).images
         return (pictures * 255).round().astype(np.uint8)
-
-
-@pytest.fixture(scope="session")
-def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_qwen_folder(tmp_path_factory.mktemp("qwen"))
 
 
 @pytest.fixture(scope="session")
@@ -417,94 +405,7 @@ def test_module_caches_of_a_batch_equal_single_pictures(
         assert psnr(alone.images[0], both.images[place]) >= 55
 
 
-# What is refused.
-
-
-def rewrite(path: Path, **settings: Any) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
-
-
-@pytest.mark.parametrize(
-    ("component", "settings", "message"),
-    [
-        ("transformer", {"zero_cond_t": True}, "zero_cond_t must be false .* editing"),
-        ("transformer", {"use_layer3d_rope": True}, "use_layer3d_rope must be false"),
-        ("transformer", {"guidance_embeds": True}, "guidance_embeds must be false"),
-        ("transformer", {"joint_attention_dim": 41}, "are they of one model"),
-        ("transformer", {"out_channels": 4}, "takes 12 channels and gives 16"),
-        ("transformer", {"axes_dims_rope": [4, 4, 4]}, "must add up to .* 16"),
-        ("vae", {"attn_scales": [1.0]}, "attn_scales must be empty"),
-        ("vae", {"input_channels": 4}, "input_channels must be 3, got 4"),
-        ("vae", {"latents_std": [1.0]}, "z_dim = 3 values each, got 3 and 1"),
-        ("text_encoder", {"model_type": "t5"}, "model_type must be .* got 't5'"),
-        ("text_encoder", {"text_config": {"use_sliding_window": True}}, "use_sliding"),
-    ],
-)
-def test_configurations_of_other_models_are_refused(
-    qwen_folder: Path,
-    tmp_path: Path,
-    component: str,
-    settings: dict[str, Any],
-    message: str,
-) -> None:
-    folder = copy_folder(qwen_folder, tmp_path / "copy")
-    path = folder / component / "config.json"
-    for name, value in settings.items():
-        if isinstance(value, dict):
-            settings = {name: json.loads(path.read_text())[name] | value}
-    rewrite(path, **settings)
-    with pytest.raises(ModelLoadError, match=message) as caught:
-        open_model(folder, device="cpu")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "QwenImageEditPipeline",
-        "QwenImageEditPlusPipeline",
-        "QwenImageLayeredPipeline",
-        "QwenImage21Pipeline",
-    ],
-)
-def test_pipelines_for_other_tasks_are_refused_by_name(
-    qwen_folder: Path, tmp_path: Path, name: str
-) -> None:
-    folder = copy_folder(qwen_folder, tmp_path / "copy")
-    rewrite(folder / "model_index.json", _class_name=name)
-    with pytest.raises(ModelLoadError, match=f"{name}.*supported are.*QwenImagePip"):
-        open_model(folder, device="cpu")
-
-
-def test_a_text_encoder_of_another_model_is_refused(
-    qwen_folder: Path, flux_folder: Path, tmp_path: Path
-) -> None:
-    folder = copy_folder(qwen_folder, tmp_path / "copy")
-    (folder / "text_encoder").rename(tmp_path / "old")
-    copy_folder(flux_folder / "text_encoder", folder / "text_encoder")
-    with pytest.raises(ModelLoadError, match="model_type must be qwen2 or") as caught:
-        open_model(folder, device="cpu")
-    assert "\n" not in str(caught.value)
-
-
-def test_a_tokenizer_of_another_model_is_refused(
-    qwen_folder: Path, tmp_path: Path
-) -> None:
-    folder = copy_folder(qwen_folder, tmp_path / "copy")
-    path = folder / "tokenizer" / "tokenizer_config.json"
-    rewrite(path, additional_special_tokens=[f"<more {n}>" for n in range(20)])
-    with pytest.raises(ModelLoadError, match="ids are more than the .* of the text"):
-        open_model(folder, device="cpu")
-
-
-def test_a_truncated_file_is_refused_before_anything_compiles(
-    qwen_folder: Path, tmp_path: Path
-) -> None:
-    folder = copy_folder(qwen_folder, tmp_path / "copy")
-    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ModelLoadError, match="truncated"):
-        open_model(folder, device="cpu")
+# What is refused, of folders in test_qwen_folders.py.
 
 
 @pytest.mark.parametrize(
@@ -520,9 +421,3 @@ def test_bad_requests_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         pair.ours.generate("a heart", seed=1, **settings)
-
-
-def test_graphs_build_for_a_gpu(qwen_folder: Path) -> None:
-    script = cross_compile.__file__
-    done = processes.run(sys.executable, script, qwen_folder, "build")
-    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-2000:]
