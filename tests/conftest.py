@@ -12,6 +12,7 @@ import pytest
 import torch
 from folders import TEST_GRAPHS, make_flux_folder
 from new_model import ToyPipeline, write_folder
+from qwen_folder import make_qwen_folder
 
 from max_diffusion import (
     CACHES,
@@ -94,6 +95,12 @@ def flux(flux_folder: Path) -> TextToImagePipeline:
         caches=(*CACHES, modules),
         precompiled=[TEST_GRAPHS / "float32"],
     )
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen-Image model in the diffusers layout, float32."""
+    return make_qwen_folder(tmp_path_factory.mktemp("qwen"))
 
 
 @pytest.fixture(scope="session")
