@@ -106,8 +106,8 @@ def bfl_modules(num_layers: int, num_single_layers: int) -> Mapping[str, BflRows
         for original, names in _STREAM.items():
             for stream, name in zip(("img", "txt"), names, strict=True):
                 found[f"{own}.{name}"] = BflRows(f"{stem}.{stream}_{original}")
-        for stream, names in _QKV.items():
-            for place, name in enumerate(names):
+        for stream, fused in _QKV.items():
+            for place, name in enumerate(fused):
                 found[f"{own}.{name}"] = BflRows(
                     f"{stem}.{stream}_attn.qkv", ((place, place + 1),), 3
                 )
