@@ -83,27 +83,10 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             no header.
     """
     where = short_name(path)
-    check_file(path)
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(_HEADER_BYTES), "little")
-        start = _HEADER_BYTES + length
-        if size < _HEADER_BYTES or start > size:
-            raise ModelLoadError(
-                f"{where}: the header should end at byte {start}, the file at "
-                f"{size}; it is truncated or no safetensors file: download it again"
-            )
-        try:
-            header: dict[str, Any] = json.loads(file.read(length))
-            entries = header.items()
-        except (ValueError, AttributeError, RecursionError) as err:
-            raise ModelLoadError(
-                f"{where}: the header is no JSON object; the file is damaged: "
-                "download it again"
-            ) from err
+    header, start, size = _read_entries(path)
     tensors = {
         name: _tensor(path, name, entry, start)
-        for name, entry in entries
+        for name, entry in header.items()
         if name != "__metadata__"
     }
     end = start
@@ -126,6 +109,42 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             "file is truncated: download it again"
         )
     return tensors
+
+
+def _read_entries(path: Path) -> tuple[dict[str, Any], int, int]:
+    """What a file's header has, where it ends, and the size of the file."""
+    where = short_name(path)
+    check_file(path)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(_HEADER_BYTES), "little")
+        start = _HEADER_BYTES + length
+        if size < _HEADER_BYTES or start > size:
+            raise ModelLoadError(
+                f"{where}: the header should end at byte {start}, the file at "
+                f"{size}; it is truncated or no safetensors file: download it again"
+            )
+        try:
+            header = json.loads(file.read(length))
+            if not isinstance(header, dict):
+                raise ValueError("no object")
+        except (ValueError, RecursionError) as err:
+            raise ModelLoadError(
+                f"{where}: the header is no JSON object; the file is damaged: "
+                "download it again"
+            ) from err
+    return header, start, size
+
+
+def read_metadata(path: Path) -> Mapping[str, str]:
+    """What a file says of itself beside its tensors.
+
+    Raises:
+        ModelLoadError: As of :func:`read_header`.
+    """
+    found = _read_entries(path)[0].get("__metadata__")
+    entries = found.items() if isinstance(found, dict) else ()
+    return {key: value for key, value in entries if isinstance(value, str)}
 
 
 def _tensor(

@@ -263,7 +263,7 @@ class ComponentWeights:
             "of a dtype that cannot be cast": dtypes,
         }
         return [
-            f"{self.name}: {len(names)} weights {kind}: {_listed(names)}"
+            f"{self.name}: {len(names)} weights {kind}: {listed(names)}"
             for kind, names in kinds.items()
             if names
         ]
@@ -318,7 +318,7 @@ class ComponentWeights:
             names = [broken[name] for name in asked if name in broken]
             raise ModelLoadError(
                 f"{self.name}: {len(names)} weights hold NaN or infinity: "
-                f"{_listed(names)}; the file is damaged: download it again"
+                f"{listed(names)}; the file is damaged: download it again"
             )
         return {key: array for key, array in arrays.items() if array is not None}
 
@@ -377,6 +377,7 @@ def _viewed(bits: np.ndarray, slot: WeightSlot) -> np.ndarray | Buffer:
     return bits
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names of a problem, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more
