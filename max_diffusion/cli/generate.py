@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ..core.loras import Loras, as_loras, lora_from_text
 from ..core.setting_names import flags
 from ..errors import RequestError
 from .command import Command, add_precompiled_options, model_options
@@ -38,6 +39,8 @@ class Job:
     timeline: Path | None
     model: str
     dtype: str | None
+    loras: Loras
+    """Files that are merged into the model, each with its weight."""
     like: Likeness | None
     """Settings of the image to repeat, but for what was given beside it; ``None`` if
     there is none."""
@@ -112,6 +115,12 @@ def resolve(args: argparse.Namespace) -> Job:
             asked["options"] = {**before.get("options", {}), **asked["options"]}
         asked = before | asked
     asked.setdefault("seed", secrets.randbelow(2**32))
+    given_loras = [lora_from_text("--lora", text) for text in map(_typed, args.lora)]
+    loras = as_loras("--lora", given_loras)
+    # Those of an image are merged, too, whoever drew it.
+    known = asked.pop("loras", ())
+    if like is not None and known and not loras:
+        loras = like.lora_files()
     # Both show how long each step took; without them a GPU is not waited for.
     is_timed = args.json or args.timeline is not None
     request = GenerationRequest(**asked | {"cache": None, "is_timed": is_timed})
@@ -124,7 +133,8 @@ def resolve(args: argparse.Namespace) -> Job:
         check_writable(output, "--output", *FORMATS)  # before it is numbered
     if timeline:
         check_writable(timeline, "--timeline")
-    job = Job(request, cache, output, timeline, model or "demo", dtype, like, is_one)
+    model = model or "demo"
+    job = Job(request, cache, output, timeline, model, dtype, loras, like, is_one)
     files = output_paths(job.output, job.num_images)
     if timeline and timeline.resolve() in {file.resolve() for file in files}:
         raise RequestError(f"--timeline: {timeline} is a picture's name already")
@@ -173,6 +183,7 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             device=args.device,
             dtype=job.dtype,
             cache=job.cache,
+            loras=job.loras,
             calibration=args.calibration,
             variant=args.variant,
             revision=args.revision,
@@ -247,6 +258,14 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     add("--model", help="demo, the default, a diffusers folder or a hub repo id")
     add("--variant", help="weight files' variant, for example fp16")
     add("--revision", help="branch, tag or commit of a model of the hub")
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="LoRA to merge into the model, as diffusers, Kohya, ComfyUI or XLabs name "
+        "its tensors; may be repeated",
+    )
     add(
         "--output",
         default="out.png",

@@ -12,11 +12,13 @@ from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Module
 
+from graphs.weights import WeightSlot
+
 from ..caches import GraphGroup, add_series_graphs
 from ..denoising import DenoiserComponent
 from ..errors import MaxDiffusionError
 from ..execution.artefacts import hash_of
-from ..execution.compiler import CompiledGraphs, open_session
+from ..execution.compiler import AdaptedGraphs, CompiledGraphs, open_session
 from ..execution.graph_module import GraphModule
 from ..execution.recipe import subject_of
 from ..sampling import AbstractGuidance, AbstractSampler
@@ -50,6 +52,9 @@ class PipelineGraphs:
         self._device, self._on_event = device, on_event
         self._compiled: CompiledGraphs | None = None
         self._names: set[str] = set()
+        self._slots = {
+            name: dict(needs.slots) for name, (needs, _) in opened.sources.items()
+        }
 
     @property
     def is_compiled(self) -> bool:
@@ -64,9 +69,7 @@ class PipelineGraphs:
             MaxDiffusionError: The model was only opened.
         """
         if self._compiled is None:
-            raise MaxDiffusionError(
-                "pipeline: the model is open, but not compiled; call compile() first"
-            )
+            raise _not_compiled()
         return self._compiled.models
 
     @property
@@ -78,6 +81,28 @@ class PipelineGraphs:
     def compile_seconds(self) -> float:
         """What compiling took, or reading compiled graphs, all together."""
         return 0.0 if self._compiled is None else self._compiled.compile_seconds
+
+    @property
+    def num_modules(self) -> int:
+        """Modules that are compiled."""
+        return 0 if self._compiled is None else self._compiled.num_modules
+
+    def slots(self, component: str) -> Mapping[str, WeightSlot]:
+        """What a component's graphs draw from, by registry name without its own."""
+        return self._slots[component]
+
+    def adapted(self, weights: Mapping[str, Any]) -> AdaptedGraphs:
+        """The executable graphs with some weights in place of their own.
+
+        Args:
+            weights: Arrays by registry name.
+
+        Raises:
+            MaxDiffusionError: The model was only opened.
+        """
+        if self._compiled is None:
+            raise _not_compiled()
+        return self._compiled.adapted(weights)
 
     def compile(
         self,
@@ -176,4 +201,12 @@ class PipelineGraphs:
         load_weights: Callable[[], Mapping[str, Any]],
     ) -> None:
         compiled.add(modules, load_weights)
-        self._names.update(module.name for module in modules)
+        for module in modules:
+            self._names.add(module.name)
+            self._slots.setdefault(module.needs.prefix, {}).update(module.needs.slots)
+
+
+def _not_compiled() -> MaxDiffusionError:
+    return MaxDiffusionError(
+        "pipeline: the model is open, but not compiled; call compile() first"
+    )

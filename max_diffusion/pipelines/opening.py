@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..caches import (
@@ -16,6 +16,8 @@ from ..caches import (
     cache_from_options,
 )
 from ..checkpoint import ModelFolder, find_model
+from ..core.loras import ADAPTER_NAME, GivenLoras, as_loras
+from ..core.validation import whole
 from ..errors import ModelLoadError, RequestError
 from ..execution.compiler import resolve_device, resolve_dtype
 from .families import OTHER_TASKS, PIPELINES, pipeline_class
@@ -47,6 +49,9 @@ def load_pipeline(
     calibration: str | os.PathLike[str] | Calibration | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    loras: GivenLoras | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+    adapter_memory_limit: int | None = None,
     precompiled: Sequence[str | os.PathLike[str]] = (),
     require_precompiled: bool = False,
     show_progress: bool = False,
@@ -72,6 +77,15 @@ def load_pipeline(
         variant: Weight files' variant, for example ``fp16``; weights are cast to
             ``dtype``.
         revision: Hub revision.
+        loras: LoRA files that are merged into the weights, in float32: one, several, or
+            weights by file (``{"style.safetensors": 0.8}``). As PEFT and diffusers,
+            Kohya, ComfyUI and XLabs name their tensors.
+        adapters: LoRA files by the names that requests choose them by, see
+            :meth:`~max_diffusion.TextToImagePipeline.generate`; nothing of them is
+            loaded before.
+        adapter_memory_limit: Most bytes of the matrices that these change, of all
+            choices that are in memory together; what was used longest ago leaves.
+            Default a quarter of what is free.
         precompiled: Folders of ``max-diffusion compile``, looked into before what ships
             with the package. What they hold is run: they must be yours.
         require_precompiled: Whether graphs that are not found compiled are an error,
@@ -82,7 +96,7 @@ def load_pipeline(
 
     Raises:
         ModelLoadError: No such model, files missing or damaged, or a model class that
-            is not supported.
+            is not supported; a LoRA that is damaged or does not fit.
         CompileError: MAX refused a graph, or precompiled ones are required and missing.
         DeviceError: No such device.
         RequestError: An argument is malformed.
@@ -97,6 +111,9 @@ def load_pipeline(
         calibration=calibration,
         variant=variant,
         revision=revision,
+        loras=loras,
+        adapters=adapters,
+        adapter_memory_limit=adapter_memory_limit,
         precompiled=precompiled,
         require_precompiled=require_precompiled,
         show_progress=show_progress,
@@ -117,6 +134,9 @@ def open_model(
     calibration: str | os.PathLike[str] | Calibration | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    loras: GivenLoras | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+    adapter_memory_limit: int | None = None,
     precompiled: Sequence[str | os.PathLike[str]] = (),
     require_precompiled: bool = False,
     show_progress: bool = False,
@@ -137,6 +157,9 @@ def open_model(
         calibration: Measurements instead of the model's own.
         variant: Weight files' variant.
         revision: Hub revision.
+        loras: LoRA files to merge.
+        adapters: LoRA files that requests choose.
+        adapter_memory_limit: Bytes for what they change.
         precompiled: Folders of compiled graphs.
         require_precompiled: Whether nothing may be compiled.
         show_progress: Show download progress.
@@ -144,7 +167,7 @@ def open_model(
 
     Raises:
         ModelLoadError: No such model, files missing or damaged, or a model class that
-            is not supported.
+            is not supported; a LoRA that is damaged or does not fit.
         DeviceError: No such device.
         RequestError: An argument is malformed.
     """
@@ -167,6 +190,14 @@ def open_model(
         path=folder.path,
         weight_ignores=kind.weight_ignores,
         weight_transforms=kind.weight_transforms,
+        lora_names=kind.lora_names,
+        loras=as_loras("loras", loras),
+        adapters=_adapters(adapters),
+        adapter_memory_limit=(
+            None
+            if adapter_memory_limit is None
+            else whole("adapter_memory_limit", adapter_memory_limit, minimum=1)
+        ),
         caches=_checked(caches),
         is_extensible=is_extensible,
         calibration=read_calibration(folder.path, calibration),
@@ -216,6 +247,28 @@ def _folders(
             f"precompiled: expected a list of folders, got {precompiled!r}"
         )
     return tuple(precompiled)
+
+
+def _adapters(
+    given: Mapping[str, str | os.PathLike[str]] | None,
+) -> Mapping[str, str]:
+    """Checks the LoRA files by name that a caller gave."""
+    if given is not None and not isinstance(given, Mapping):
+        raise RequestError(
+            f"adapters: expected files by name such as {{'style': 'style.safetensors'}}"
+            f", got {given!r:.80}"
+        )
+    found: dict[str, str] = {}
+    for name, file in (given or {}).items():
+        if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
+            raise RequestError(
+                f"adapters: a name is up to 64 letters, digits, '.', '_' and '-', got "
+                f"{name!r:.80}"
+            )
+        if not isinstance(file, str | os.PathLike):
+            raise RequestError(f"adapters: {name}: expected a file, got {file!r:.80}")
+        found[name] = os.fspath(file)
+    return found
 
 
 def _flag(require_precompiled: bool) -> bool:

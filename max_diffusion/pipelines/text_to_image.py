@@ -22,8 +22,10 @@ from ..caches import (
     cache_from_options,
 )
 from ..checkpoint import ModelFolder, WeightTransform
+from ..checkpoint.lora import LoraNaming
 from ..core.buffers import repeat_rows, to_device
 from ..core.grid import Frames, Grid
+from ..core.loras import GivenLoras, as_loras
 from ..core.options import RequestOptions
 from ..core.report import RunReport
 from ..core.request import GenerationContext, GenerationRequest, PromptTexts
@@ -94,6 +96,9 @@ class TextToImagePipeline(DiffusionPipeline):
     """For components whose files name, fuse, transpose or quantise tensors otherwise
     than the graphs ask for them; :class:`~max_diffusion.checkpoint.ComponentWeights`
     says what can be made of them."""
+
+    lora_names: ClassVar[Mapping[str, LoraNaming]] = {}
+    """For components that LoRA files name otherwise than by ``component.module``."""
 
     cell: int = 1
     """Pixels a side that one image token stands for; sizes are multiples of it."""
@@ -255,13 +260,18 @@ class TextToImagePipeline(DiffusionPipeline):
     def encode(self, model_inputs: GenerationInputs) -> Denoising:
         """Runs the text encoders: prepared inputs to a loop before its first step."""
         context = model_inputs.context
+        if context.loras:
+            # Before their set is made, which is of the graphs that there are.
+            groups = context.cache.config.graph_groups
+            self.graphs.require(groups, self.denoiser)
+        adapted = self.adapted(context.loras)
         branches = [
-            _branch(self, "conditional", model_inputs, context.tokens),
+            _branch(adapted, "conditional", model_inputs, context.tokens),
         ]
         if context.negative_tokens is not None:
             unwanted = context.negative_tokens
-            branches.append(_branch(self, "unconditional", model_inputs, unwanted))
-        return self.begin(
+            branches.append(_branch(adapted, "unconditional", model_inputs, unwanted))
+        return adapted.begin(
             model_inputs.latents,
             Schedule(context.sigmas, context.timesteps),
             branches,
@@ -313,6 +323,7 @@ class TextToImagePipeline(DiffusionPipeline):
         sigmas: Sequence[float] | None = None,
         cache: str | DenoisingCacheConfig | AbstractCacheConfig | None = None,
         cache_memory_limit: int | None = None,
+        loras: GivenLoras | None = None,
         is_timed: bool = False,
         on_step: OnStep | None = None,
         **options: Any,
@@ -346,6 +357,9 @@ class TextToImagePipeline(DiffusionPipeline):
                 name of ``CACHES`` for its defaults. Never recompiles.
             cache_memory_limit: Most bytes that the cache's state may take on the
                 device; a cache that would need more is refused before anything runs.
+            loras: LoRAs of this call, of those that ``load_pipeline`` was given as
+                ``adapters``: a name, several, or weights by name. Nothing compiles; a
+                choice that is new is merged first.
             is_timed: Time each step on a GPU too, which is then waited for twice a
                 step; on a CPU the report always has its milliseconds.
             on_step: Called with ``(steps done, steps)``; raise
@@ -382,6 +396,7 @@ class TextToImagePipeline(DiffusionPipeline):
             sigmas=None if sigmas is None else as_tuple("sigmas", sigmas),
             cache=_config_of(self, cache),
             cache_memory_limit=cache_memory_limit,
+            loras=as_loras("request: loras", loras),
             options=options,
             is_timed=is_timed,
         )

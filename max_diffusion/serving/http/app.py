@@ -20,6 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ... import __version__
 from ...caches import CACHES, cache_from_options
+from ...core.loras import Loras, as_loras
 from ...core.request import GenerationRequest
 from ...engine import SubmitOptions
 from ...errors import MaxDiffusionError, RequestError
@@ -37,6 +38,7 @@ from .schemas import (
     ModelList,
     field_names,
     request_model,
+    shown,
 )
 from .settings import ServerSettings
 from .store import ImageStore
@@ -359,6 +361,7 @@ def to_request(
         seed=secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed,
         num_images_per_prompt=body.n or 1,
         cache=cache,
+        loras=_loras(body, model),
         options=body.options(),
         is_timed=bool(body.report),
     )
@@ -371,6 +374,24 @@ def to_request(
     return request, options
 
 
+def _loras(body: ImageGenerationRequest, model: ModelDescription) -> Loras:
+    """The LoRAs that a body names, all of which are served."""
+    try:
+        found = as_loras("loras", body.chosen_loras())
+    except RequestError as err:
+        raise ApiError(400, str(err), code="invalid_value", param="loras") from err
+    for name, _ in found:
+        if name not in model.loras:
+            there = ", ".join(model.loras) or "none"
+            raise ApiError(
+                400,
+                f"loras: {shown(name)} is not served here; there are: {there}",
+                code="invalid_value",
+                param="loras",
+            )
+    return found
+
+
 def _card(model: ModelDescription, settings: ServerSettings, created: int) -> ModelCard:
     width, height = model.default_size
     return ModelCard(
@@ -381,6 +402,7 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
         default_cache=model.default_cache,
         default_cache_options=dict(model.default_cache_options),
         options=list(model.options),
+        loras=dict(model.loras),
         default_size=f"{width}x{height}",
         default_steps=min(model.default_steps, settings.max_steps),
         max_size=settings.max_size,
