@@ -1,16 +1,20 @@
-"""Model folders in the diffusers layout, and the tensors in them."""
+"""Model folders in the diffusers layout, single files, and the tensors in them."""
 
+from .float8 import without_float8
 from .folder import ModelFolder
 from .hub import find_model
+from .single_file import CheckpointFile
 from .tensors import AbstractStoredTensor, AbstractTensor, joined
 from .weights import ComponentWeights, WeightTransform
 
 __all__ = [
     "AbstractStoredTensor",
     "AbstractTensor",
+    "CheckpointFile",
     "ComponentWeights",
     "ModelFolder",
     "WeightTransform",
     "find_model",
     "joined",
+    "without_float8",
 ]

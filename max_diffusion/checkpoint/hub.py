@@ -84,7 +84,8 @@ def _is_folder(name: str) -> bool:
         what = "a file" if path.exists() else "a link to nothing"
         raise ModelLoadError(
             f"model: {name} is {what}; expected a folder in the diffusers layout, with "
-            f"a {INDEX_NAME}"
+            f"a {INDEX_NAME}; a file of weights is given as the transformer (in Python "
+            "transformer=, --transformer) beside a folder, which has the tokenizers"
         )
     if not _REPO_ID.fullmatch(name):
         raise ModelLoadError(

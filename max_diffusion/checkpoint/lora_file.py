@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import ModelLoadError
 from .computed import is_number, to_float32
 from .reading import read_json, short_name
-from .safetensors_file import read_header, read_metadata
+from .safetensors_file import read_file
 from .tensors import AbstractStoredTensor
 from .weights import listed
 
@@ -90,9 +90,9 @@ class LoraFile:
         """
         path = _file_of(path)
         where = f"lora {short_name(path)}"
-        tensors = read_header(path)
+        tensors, told = read_file(path)
         _check_kind(where, tensors)
-        settings = _settings(path, where)
+        settings = _settings(path, where, told.get(_DIFFUSERS_CONFIGS))
         stems, rest = _halves(tensors)
         problems = []
         if rest:
@@ -192,12 +192,19 @@ def _check_kind(where: str, names: Collection[str]) -> None:
             )
 
 
-def _settings(path: Path, where: str) -> Mapping[str, Mapping[str, Any]]:
-    """PEFT's settings by what begins the names of modules they are of."""
+def _settings(
+    path: Path, where: str, text: str | None
+) -> Mapping[str, Mapping[str, Any]]:
+    """PEFT's settings by what begins the names of modules they are of.
+
+    Args:
+        path: The file, beside which there may be some.
+        where: For messages.
+        text: Those in its header, as diffusers writes them.
+    """
     found: dict[str, dict[str, Any]] = {}
     if path.name == _PEFT_FILE and (path.parent / _PEFT_CONFIG).is_file():
         found[_PEFT_STEM] = read_json(path.parent / _PEFT_CONFIG)
-    text = read_metadata(path).get(_DIFFUSERS_CONFIGS)
     if text is not None:
         try:
             for key, value in json.loads(text).items():

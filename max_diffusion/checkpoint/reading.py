@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import mmap
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import ModelLoadError
 
@@ -36,6 +39,14 @@ def check_file(path: Path) -> None:
             f"{short_name(path)}: expected the file, got Git LFS's pointer to it; run "
             "`git lfs pull` in the model's folder, or download the model again"
         )
+
+
+def mapped_bytes(path: Path) -> np.ndarray:
+    """A file's bytes, mapped: uint8, read-only; those that are used are read."""
+    with path.open("rb") as file:
+        # The array keeps the mapping alive; the file may close.
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapped, np.uint8)
 
 
 def read_json(path: Path) -> dict[str, Any]:

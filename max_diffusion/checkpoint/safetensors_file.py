@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import operator
 import os
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import numpy as np
 from max.dtype import DType
 
 from ..errors import ModelLoadError
-from .reading import check_file, short_name
+from .reading import check_file, mapped_bytes, short_name
 from .tensors import AbstractStoredTensor
 
 _HEADER_BYTES = 8
@@ -64,11 +63,8 @@ class StoredTensor(AbstractStoredTensor):
             not in (DType.bfloat16, DType.float8_e4m3fn, DType.float8_e5m2)
             else np.dtype(f"u{width}")
         )
-        with self.file.open("rb") as file:
-            # The array keeps the mapping alive; the file may close.
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        count = self.num_bytes // width
-        array = np.frombuffer(mapped, kind, count=count, offset=self.offset)
+        place = slice(self.offset, self.offset + self.num_bytes)
+        array = mapped_bytes(self.file)[place].view(kind)
         if not array.flags.aligned:
             array = array.copy()
             array.flags.writeable = False
@@ -82,11 +78,33 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         ModelLoadError: The file cannot be read, is shorter than its header says, or has
             no header.
     """
+    return read_file(path)[0]
+
+
+def read_file(path: Path) -> tuple[dict[str, StoredTensor], Mapping[str, str]]:
+    """:func:`read_header`, and what the writer of the file says of it, by key."""
     where = short_name(path)
-    header, start, size = _read_entries(path)
+    check_file(path)
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(_HEADER_BYTES), "little")
+        start = _HEADER_BYTES + length
+        if size < _HEADER_BYTES or start > size:
+            raise ModelLoadError(
+                f"{where}: the header should end at byte {start}, the file at "
+                f"{size}; it is truncated or no safetensors file: download it again"
+            )
+        try:
+            header: dict[str, Any] = json.loads(file.read(length))
+            entries = header.items()
+        except (ValueError, AttributeError, RecursionError) as err:
+            raise ModelLoadError(
+                f"{where}: the header is no JSON object; the file is damaged: "
+                "download it again"
+            ) from err
     tensors = {
         name: _tensor(path, name, entry, start)
-        for name, entry in header.items()
+        for name, entry in entries
         if name != "__metadata__"
     }
     end = start
@@ -108,43 +126,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             f"{where}: {end} bytes expected from its header, got {size}; the "
             "file is truncated: download it again"
         )
-    return tensors
-
-
-def _read_entries(path: Path) -> tuple[dict[str, Any], int, int]:
-    """What a file's header has, where it ends, and the size of the file."""
-    where = short_name(path)
-    check_file(path)
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(_HEADER_BYTES), "little")
-        start = _HEADER_BYTES + length
-        if size < _HEADER_BYTES or start > size:
-            raise ModelLoadError(
-                f"{where}: the header should end at byte {start}, the file at "
-                f"{size}; it is truncated or no safetensors file: download it again"
-            )
-        try:
-            header = json.loads(file.read(length))
-            if not isinstance(header, dict):
-                raise ValueError("no object")
-        except (ValueError, RecursionError) as err:
-            raise ModelLoadError(
-                f"{where}: the header is no JSON object; the file is damaged: "
-                "download it again"
-            ) from err
-    return header, start, size
-
-
-def read_metadata(path: Path) -> Mapping[str, str]:
-    """What a file says of itself beside its tensors.
-
-    Raises:
-        ModelLoadError: As of :func:`read_header`.
-    """
-    found = _read_entries(path)[0].get("__metadata__")
-    entries = found.items() if isinstance(found, dict) else ()
-    return {key: value for key, value in entries if isinstance(value, str)}
+    told = header.get("__metadata__")
+    told = told if isinstance(told, dict) else {}
+    return tensors, {str(key): str(value) for key, value in told.items()}
 
 
 def _tensor(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -49,6 +49,7 @@ class ComponentWeights:
         find: The tensor that a name stands for; may raise MissingTensors or
             UnfitTensor. Default the stored one of that name.
         adapters: What is stored of adapters, which no pattern for the model excuses.
+        names: That may be asked for, as far as is known; default the stored ones.
     """
 
     def __init__(
@@ -57,10 +58,13 @@ class ComponentWeights:
         tensors: Mapping[str, AbstractStoredTensor],
         find: Callable[[str], AbstractTensor] | None = None,
         adapters: Sequence[AbstractStoredTensor] = (),
+        names: Collection[str] | None = None,
     ) -> None:
         self.name = name
         self.tensors = tensors
         """What is stored and has to be used, by name."""
+        self.names = frozenset(tensors if names is None else names)
+        """What graphs may see of it: compiled ones are found by these names."""
         self._find = find or self._stored
         self._adapters = tuple(adapters)
 
@@ -127,14 +131,19 @@ class ComponentWeights:
         return found
 
     def through(
-        self, recipe: Callable[[ComponentWeights, str], AbstractTensor]
+        self,
+        recipe: Callable[[ComponentWeights, str], AbstractTensor],
+        names: Collection[str] | None = None,
     ) -> ComponentWeights:
         """Each tensor made by a recipe.
 
         Args:
             recipe: Given these weights and the name asked for.
+            names: What it makes, where that is known: with those of a plain file,
+                graphs that were compiled for one are found without building any.
         """
-        return self._over(self.tensors, lambda name: recipe(self, name))
+        names = self.names if names is None else names
+        return self._over(self.tensors, lambda name: recipe(self, name), names)
 
     def renamed(
         self, names: Mapping[str, str] | Callable[[str], str]
@@ -184,7 +193,8 @@ class ComponentWeights:
                 return scaled(values, scale, block)
             return decoded(values) if values.dtype in FLOAT8 else values
 
-        return self.through(recipe)
+        scales = {scale_name(name) for name in self.names if scale_name(name) != name}
+        return self.through(recipe, self.names - scales)
 
     def adapted(
         self, adapter: ComponentWeights, strength: float = 1.0
@@ -209,7 +219,7 @@ class ComponentWeights:
 
         # Not by name: several adapters hold tensors of the same ones.
         adapters = (*self._adapters, *adapter.tensors.values())
-        return ComponentWeights(self.name, self.tensors, find, adapters)
+        return ComponentWeights(self.name, self.tensors, find, adapters, self.names)
 
     def problems(
         self, expected: Mapping[str, WeightSpec], ignore: Sequence[str] = ()
@@ -326,8 +336,9 @@ class ComponentWeights:
         self,
         tensors: Mapping[str, AbstractStoredTensor],
         find: Callable[[str], AbstractTensor],
+        names: Collection[str] | None = None,
     ) -> ComponentWeights:
-        return ComponentWeights(self.name, tensors, find, self._adapters)
+        return ComponentWeights(self.name, tensors, find, self._adapters, names)
 
     def _stored(self, name: str) -> AbstractTensor:
         if name not in self.tensors:

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..core.setting_names import flags
-from .command import Command, add_loading_options, add_precompiled_options
+from ..errors import RequestError
+from .command import (
+    Command,
+    add_loading_options,
+    add_precompiled_options,
+    source_of,
+)
 from .terminal import Interruption, Progress
 
 if TYPE_CHECKING:
@@ -35,6 +41,11 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
     }
     # Loading and compiling take minutes: a slip is told before.
     requests = calibration_requests(prompts, **settings)
+    if args.output is None and args.transformer is not None:
+        raise RequestError(
+            "--output: with --transformer it must be given; the model's own "
+            "measurements are of its own transformer"
+        )
     if args.output is None:
         folder, _ = open_folder(
             args.model,
@@ -54,8 +65,7 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
             dtype=args.dtype,
             caches=("none", "magcache"),
             calibration=Calibration(),  # not the model's own: it may be damaged
-            variant=args.variant,
-            revision=args.revision,
+            **source_of(args),
             precompiled=args.precompiled,
             require_precompiled=args.require_precompiled,
             show_progress=is_shown,

@@ -10,6 +10,7 @@ from typing import Any, Final
 from .terminal import Interruption
 
 _MODEL_OPTION: Final = "model_option."
+_SOURCE: Final = ("transformer", "variant", "revision")
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,34 @@ class Command:
     """Whether the command takes the options that only some models have."""
 
 
+def add_source_options(add: Callable[..., Any]) -> None:
+    """Adds the options that say which files a model is read from.
+
+    Args:
+        add: The ``add_argument`` of a parser.
+    """
+    add(
+        "--transformer",
+        metavar="FILE",
+        help="the transformer's weights, and whatever else the file holds, instead of "
+        "the model's: safetensors or GGUF, as of ComfyUI",
+    )
+    add("--variant", help="weight files' variant, for example fp16")
+    add("--revision", help="branch, tag or commit of a model of the hub")
+
+
+def source_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what these options say, as ``open_model`` takes it."""
+    return {name: getattr(args, name) for name in _SOURCE}
+
+
 def add_loading_options(add: Callable[..., Any]) -> None:
     """Adds the options that say how a model is loaded.
 
     Args:
         add: The ``add_argument`` of a parser.
     """
-    add("--variant", help="weight files' variant, for example fp16")
-    add("--revision", help="branch, tag or commit of a model of the hub")
+    add_source_options(add)
     add("--height", type=int, help="pixels; default: the model's")
     add("--width", type=int, help="pixels; default: the model's")
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")

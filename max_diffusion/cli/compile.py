@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import DeviceError, RequestCancelled
-from .command import Command
+from .command import Command, add_source_options, source_of
 from .terminal import Interruption, Progress
 
 if TYPE_CHECKING:
@@ -37,8 +37,7 @@ def _compile(args: argparse.Namespace, interruption: Interruption) -> None:
         path=args.model,
         dtype=args.dtype,
         caches=args.caches,
-        variant=args.variant,
-        revision=args.revision,
+        **source_of(args),
         plugins=tuple(args.plugin),
     )
     wanted = Export(
@@ -102,8 +101,7 @@ def _add_options(add: Callable[..., Any]) -> None:
         "auto and step-mask need too",
     )
     add("--dtype", choices=("float32", "bfloat16"), help="default: by target")
-    add("--variant", help="weight files' variant, for example fp16")
-    add("--revision", help="branch, tag or commit of a model of the hub")
+    add_source_options(add)
     add(
         "--jobs",
         type=int,

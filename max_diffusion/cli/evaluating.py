@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.files import read_lines
 from ..core.setting_names import flags
 from ..errors import RequestError
-from .command import add_loading_options, add_precompiled_options
+from .command import add_loading_options, add_precompiled_options, source_of
 from .terminal import Interruption, Progress
 
 if TYPE_CHECKING:
@@ -93,8 +93,7 @@ def loaded_model(
             dtype=args.dtype,
             caches=tuple(CACHES) if caches is None else ("none", *caches),
             calibration=args.calibration,
-            variant=args.variant,
-            revision=args.revision,
+            **source_of(args),
             precompiled=args.precompiled,
             require_precompiled=args.require_precompiled,
             show_progress=sys.stderr.isatty(),

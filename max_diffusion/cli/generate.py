@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 from ..core.loras import Loras, as_loras, lora_from_text
 from ..core.setting_names import flags
 from ..errors import RequestError
-from .command import Command, add_precompiled_options, model_options
+from .command import (
+    Command,
+    add_precompiled_options,
+    add_source_options,
+    model_options,
+    source_of,
+)
 from .options import chosen_cache, memory_size, one_or_several, parse_seeds
 from .terminal import Interruption, Progress
 
@@ -38,6 +44,7 @@ class Job:
     output: Path
     timeline: Path | None
     model: str
+    transformer: str | None
     dtype: str | None
     loras: Loras
     """Files that are merged into the model, each with its weight."""
@@ -125,16 +132,20 @@ def resolve(args: argparse.Namespace) -> Job:
     is_timed = args.json or args.timeline is not None
     request = GenerationRequest(**asked | {"cache": None, "is_timed": is_timed})
     timeline = Path(args.timeline) if args.timeline is not None else None
-    model, dtype = args.model, args.dtype
+    model, transformer, dtype = args.model, args.transformer, args.dtype
     if like is not None:
+        if model is None:  # another model's transformer would not fit it
+            transformer = transformer or like.text("transformer")
         model, dtype = model or like.text("model"), dtype or like.text("dtype")
     output = Path(args.output)
     if not output.suffix:
         check_writable(output, "--output", *FORMATS)  # before it is numbered
     if timeline:
         check_writable(timeline, "--timeline")
-    model = model or "demo"
-    job = Job(request, cache, output, timeline, model, dtype, loras, like, is_one)
+    job = Job(
+        *(request, cache, output, timeline, model or "demo", transformer, dtype),
+        *(loras, like, is_one),
+    )
     files = output_paths(job.output, job.num_images)
     if timeline and timeline.resolve() in {file.resolve() for file in files}:
         raise RequestError(f"--timeline: {timeline} is a picture's name already")
@@ -185,8 +196,7 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             cache=job.cache,
             loras=job.loras,
             calibration=args.calibration,
-            variant=args.variant,
-            revision=args.revision,
+            **{**source_of(args), "transformer": job.transformer},
             precompiled=args.precompiled,
             require_precompiled=args.require_precompiled,
             show_progress=is_shown,
@@ -256,8 +266,7 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         help="repeat a picture of this command or server, but for other options given",
     )
     add("--model", help="demo, the default, a diffusers folder or a hub repo id")
-    add("--variant", help="weight files' variant, for example fp16")
-    add("--revision", help="branch, tag or commit of a model of the hub")
+    add_source_options(add)
     add(
         "--lora",
         action="append",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
-from .command import Command, add_loading_options
+from .command import Command, add_loading_options, source_of
 from .terminal import Interruption
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def _inspect(args: argparse.Namespace, interruption: Interruption) -> None:
         device=args.device,
         dtype=args.dtype,
         calibration=args.calibration,
-        variant=args.variant,
-        revision=args.revision,
+        **source_of(args),
         show_progress=sys.stderr.isatty(),
     )
     if args.json:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..caches import AbstractCacheConfig
     from ..core.report import RunReport
 
-_WARNED_OF = ("model", "device", "dtype")
+_WARNED_OF = ("model", "transformer", "device", "dtype")
 
 
 @dataclass(frozen=True)

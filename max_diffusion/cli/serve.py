@@ -7,7 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from .command import Command, add_precompiled_options
+from .command import (
+    Command,
+    add_precompiled_options,
+    add_source_options,
+    source_of,
+)
 from .options import chosen_cache, lora_names, memory_size
 from .terminal import Interruption
 
@@ -53,10 +58,9 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         cache=chosen_cache(args.cache, args.cache_option, args.cache_file),
         caches=caches,
         calibration=args.calibration,
-        variant=args.variant,
-        revision=args.revision,
         adapters=lora_names(args.lora),
         adapter_memory_limit=memory_size("--lora-memory", args.lora_memory),
+        **source_of(args),
         precompiled=args.precompiled,
         require_precompiled=args.require_precompiled,
     )
@@ -73,8 +77,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
 
 def _add_options(add: Callable[..., Any]) -> None:
     add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
-    add("--variant", help="weight files' variant, for example fp16")
-    add("--revision", help="branch, tag or commit of a model of the hub")
+    add_source_options(add)
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
     add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
     add("--cache", metavar="NAME", help="of requests that name none; default none")

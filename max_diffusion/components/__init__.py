@@ -3,6 +3,7 @@
 from .autoencoder_kl import AutoencoderKLDecoder, autoencoder_config
 from .clip import ClipTextEncoder, clip_config
 from .config import require_one_of, select_fields
+from .ldm_autoencoder import from_ldm, is_ldm
 from .t5 import T5TextEncoder, t5_config
 from .tokenizers import AbstractTokenizer, load_clip_tokenizer, load_t5_tokenizer
 
@@ -13,6 +14,8 @@ __all__ = [
     "T5TextEncoder",
     "autoencoder_config",
     "clip_config",
+    "from_ldm",
+    "is_ldm",
     "load_clip_tokenizer",
     "load_t5_tokenizer",
     "require_one_of",

@@ -36,7 +36,7 @@ class ClipTextEncoder(ComponentModel):
         """Adds one graph: ids ``(B, S)`` to pooled ``(B, D)``."""
         scope = self.weight_scope()
         # Published checkpoints nest the weights, transformers 5 writes them flat.
-        is_nested = any(name.startswith("text_model.") for name in self.weights.tensors)
+        is_nested = any(name.startswith("text_model.") for name in self.weights.names)
         types = [
             TensorType(DType.int64, ("batch", "tokens"), self.device_ref),
             TensorType(DType.int64, ("tokens",), self.device_ref),

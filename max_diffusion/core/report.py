@@ -110,6 +110,9 @@ class RunReport:
     loras: Mapping[str, float] = field(default_factory=dict)
     """Weight of each LoRA, by the file that was merged at load or the name that the
     request chose it by."""
+    transformer: str | None = None
+    """The file that the transformer, and what else it holds, was read from; ``None`` if
+    that is the model's own."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Options that only some models have, as asked for or the model's own choice; in
     JSON they stand beside all other fields."""

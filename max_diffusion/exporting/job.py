@@ -41,6 +41,7 @@ class Model:
     caches: str | None = None
     """Caches whose graphs are compiled, as ``--caches`` names them; by default those
     that are loaded with a model."""
+    transformer: str | None = None
     variant: str | None = None
     revision: str | None = None
     plugins: tuple[str, ...] = ()
@@ -58,6 +59,7 @@ class Model:
             device=device,
             dtype=self.dtype,
             caches=caches,
+            transformer=self.transformer,
             variant=self.variant,
             revision=self.revision,
         )

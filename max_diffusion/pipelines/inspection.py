@@ -72,6 +72,7 @@ def inspect(
     device: str = "auto",
     dtype: str | None = None,
     calibration: str | os.PathLike[str] | None = None,
+    transformer: str | os.PathLike[str] | None = None,
     variant: str | None = None,
     revision: str | None = None,
     show_progress: bool = False,
@@ -88,6 +89,7 @@ def inspect(
         device: Tells the default dtype.
         dtype: Compute dtype.
         calibration: File of measurements instead of the model's own.
+        transformer: File of the transformer's weights, instead of the model's.
         variant: Weight files' variant.
         revision: Hub revision.
         show_progress: Show download progress.
@@ -106,6 +108,7 @@ def inspect(
         dtype,
         caches=("none",),
         calibration=calibration,
+        transformer=transformer,
         variant=variant,
         revision=revision,
         show_progress=show_progress,

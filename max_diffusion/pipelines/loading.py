@@ -61,6 +61,11 @@ class PipelineConfig:
     adapter_memory_limit: int | None = None
     """Most bytes of the matrices that these change, of all choices in memory together;
     ``None`` for a quarter of what is free."""
+    weight_sources: Mapping[str, ComponentWeights] = field(default_factory=dict)
+    """Weights of components that are in no files of their own, by component: as their
+    graphs ask for them."""
+    checkpoint_file: str | None = None
+    """The file that these are from, for reports."""
     caches: Sequence[str | AbstractCacheConfig] = LEAN_CACHES
     """Caches whose graphs are compiled at once, beside the pipeline's own cache's. A
     name stands for the cache at its defaults; an option that needs other graphs, such
@@ -148,7 +153,7 @@ def graph_modules(
         dict(component.config),
         component.encoding,
         component.device.is_host and product_dtype(component.dtype).name,
-        sorted(weights.tensors),
+        sorted(weights.names),
     )
     recipe = recipe_of(type(component), subject)
     modules = [
@@ -221,12 +226,10 @@ def open_components(
     problems: list[str] = []
     sources: dict[str, tuple[WeightNeeds, ComponentWeights]] = {}
     for name, kind in kinds.items():
-        weights = ComponentWeights.from_files(name, files.get(name, ()))
         settings = config.components.get(name, {})
-        _check_not_quantised(name, settings)
-        transform = (config.weight_transforms or {}).get(name)
-        if transform is not None:
-            weights = transform(settings, weights)
+        weights = config.weight_sources.get(name)
+        if weights is None:
+            weights = _of_folder(name, settings, config, files.get(name, ()))
         component = kind(settings, config.encoding, devices, weights)
         component.name = name
         if isinstance(component, DenoiserComponent):
@@ -246,6 +249,8 @@ def open_components(
             problems += weights.problems(needs.specs, ignores)
             sources[name] = (needs, weights)
     if problems:
+        if config.weight_sources:
+            problems.append(f"is the file of the same model as {config.model_name}?")
         raise ModelLoadError("; ".join(problems))
     merged, adapters = _open_loras(config, components, sources)
     return OpenedComponents(components, modules, merged, library, adapters)
@@ -273,6 +278,19 @@ def _open_loras(
         name: Lora.open(Path(file), adaptable) for name, file in config.adapters.items()
     }
     return merged, adapters
+
+
+def _of_folder(
+    name: str,
+    settings: Mapping[str, Any],
+    config: PipelineConfig,
+    files: Sequence[Path],
+) -> ComponentWeights:
+    """A component's weights in its own files."""
+    weights = ComponentWeights.from_files(name, files)
+    _check_not_quantised(name, settings)
+    transform = (config.weight_transforms or {}).get(name)
+    return weights if transform is None else transform(settings, weights)
 
 
 def _check_not_quantised(name: str, settings: Mapping[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from ..caches import (
@@ -15,7 +16,7 @@ from ..caches import (
     DenoisingCacheConfig,
     cache_from_options,
 )
-from ..checkpoint import ModelFolder, find_model
+from ..checkpoint import CheckpointFile, ModelFolder, WeightTransform, find_model
 from ..core.loras import ADAPTER_NAME, GivenLoras, as_loras
 from ..core.validation import whole
 from ..errors import ModelLoadError, RequestError
@@ -47,6 +48,7 @@ def load_pipeline(
     caches: Sequence[str | AbstractCacheConfig] = LEAN_CACHES,
     is_extensible: bool = True,
     calibration: str | os.PathLike[str] | Calibration | None = None,
+    transformer: str | os.PathLike[str] | None = None,
     variant: str | None = None,
     revision: str | None = None,
     loras: GivenLoras | None = None,
@@ -74,6 +76,10 @@ def load_pipeline(
             needs when it first comes, which takes a minute or more; else it is refused.
         calibration: File of ``max-diffusion calibrate``, or what it holds, instead of
             the model's own.
+        transformer: File of the transformer's weights instead of the model's: FLUX.1's
+            as safetensors (plain, float8 or scaled float8) or GGUF, by Black Forest
+            Labs' names, ComfyUI's or diffusers'. Text encoders and autoencoder are
+            taken from it, too, if it holds them.
         variant: Weight files' variant, for example ``fp16``; weights are cast to
             ``dtype``.
         revision: Hub revision.
@@ -109,6 +115,7 @@ def load_pipeline(
         caches=caches,
         is_extensible=is_extensible,
         calibration=calibration,
+        transformer=transformer,
         variant=variant,
         revision=revision,
         loras=loras,
@@ -132,6 +139,7 @@ def open_model(
     caches: Sequence[str | AbstractCacheConfig] = LEAN_CACHES,
     is_extensible: bool = True,
     calibration: str | os.PathLike[str] | Calibration | None = None,
+    transformer: str | os.PathLike[str] | None = None,
     variant: str | None = None,
     revision: str | None = None,
     loras: GivenLoras | None = None,
@@ -155,6 +163,7 @@ def open_model(
         caches: Caches whose graphs will be compiled at once.
         is_extensible: Whether requests may need other graphs.
         calibration: Measurements instead of the model's own.
+        transformer: File of the transformer's weights.
         variant: Weight files' variant.
         revision: Hub revision.
         loras: LoRA files to merge.
@@ -174,14 +183,19 @@ def open_model(
     chosen = resolve_device(device)
     wanted = resolve_dtype(dtype, chosen)
     settings = cache_from_options(cache) if isinstance(cache, str) else cache
+    file = None
+    if transformer is not None:
+        file = CheckpointFile.open(transformer, "transformer")
     folder, kind = open_folder(
         path_or_repo_id,
+        file=file,
         variant=variant,
         revision=revision,
         show_progress=show_progress,
     )
     components = kind.component_configs(folder)
     assert kind.components is not None
+    parts = _parts(kind, file)
     config = PipelineConfig(
         components=components,
         encoding=wanted.name,
@@ -198,6 +212,12 @@ def open_model(
             if adapter_memory_limit is None
             else whole("adapter_memory_limit", adapter_memory_limit, minimum=1)
         ),
+        weight_sources={
+            role: read(components[role], file.weights_of(role))
+            for role, read in parts.items()
+            if file is not None
+        },
+        checkpoint_file=None if transformer is None else os.fspath(transformer),
         caches=_checked(caches),
         is_extensible=is_extensible,
         calibration=read_calibration(folder.path, calibration),
@@ -207,10 +227,17 @@ def open_model(
     files = [
         file
         for role in kind.components
-        if role in folder.roles
+        if role in folder.roles and role not in parts
         for file in folder.weight_files(role)
     ]
     return kind(config, None, [chosen], files, settings, on_event=on_event)
+
+
+def _parts(
+    kind: type[TextToImagePipeline], file: CheckpointFile | None
+) -> Mapping[str, WeightTransform]:
+    """The components that a checkpoint file holds."""
+    return {} if file is None else kind.parts_of_file(file)
 
 
 def _checked(
@@ -294,11 +321,14 @@ def read_calibration(
 def open_folder(
     path_or_repo_id: str | os.PathLike[str],
     *,
+    file: CheckpointFile | None = None,
     variant: str | None = None,
     revision: str | None = None,
     show_progress: bool = False,
 ) -> tuple[ModelFolder, type[TextToImagePipeline]]:
     """A model's folder, downloaded if need be, and the pipeline it is for.
+
+    Of components that a checkpoint file holds no weights are downloaded.
 
     Raises:
         ModelLoadError: No such model, or one of a class that is not supported; of that
@@ -310,7 +340,7 @@ def open_folder(
         variant=variant,
         revision=revision,
         show_progress=show_progress,
-        needs=_needs,
+        needs=partial(_needs, file=file),
         extras=(CALIBRATION_FILE,),
     )
     if folder.class_name in OTHER_TASKS:
@@ -333,10 +363,11 @@ def _kind(folder: ModelFolder) -> type[TextToImagePipeline]:
     return pipeline_class(folder.class_name)
 
 
-def _needs(folder: ModelFolder) -> dict[str, bool]:
-    """Roles that the folder's pipeline uses, and whether each has weights."""
+def _needs(folder: ModelFolder, file: CheckpointFile | None) -> dict[str, bool]:
+    """Roles that the folder's pipeline uses, and whether each has weights there."""
     kind = _kind(folder)
     assert kind.components is not None
     for role, names in kind.class_names.items():
         folder.check_listed(role, names)
-    return {role: role in kind.components for role in kind.class_names}
+    own = kind.components.keys() - _parts(kind, file).keys()
+    return {role: role in own for role in kind.class_names}

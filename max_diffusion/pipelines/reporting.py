@@ -39,6 +39,7 @@ def report_of(
         negative = pipeline.default_negative_prompt
     return RunReport(
         model=pipeline.pipeline_config.model_name,
+        transformer=pipeline.pipeline_config.checkpoint_file,
         device=str(pipeline.device.label),
         dtype=pipeline.dtype.name,
         prompts=request.prompts,

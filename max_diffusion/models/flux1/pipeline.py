@@ -13,6 +13,7 @@ from max.driver import Buffer
 
 from graphs.flux1 import image_ids, rotary_table
 
+from ...checkpoint import CheckpointFile, WeightTransform
 from ...components import (
     AbstractTokenizer,
     AutoencoderKLDecoder,
@@ -33,6 +34,7 @@ from ...errors import ModelLoadError, RequestError
 from ...pipelines import TextToImagePipeline, Tokenized
 from ...sampling import load_sampler
 from .config import flux1_config
+from .files import flux1_parts
 from .lora_names import LORA_NAMES
 from .transformer import Flux1Transformer
 
@@ -97,6 +99,11 @@ class Flux1Pipeline(TextToImagePipeline):
             "text_encoder_2": ("shared.weight", "encoder.embed_tokens.weight"),
         }
     )
+
+    @classmethod
+    def parts_of_file(cls, file: CheckpointFile) -> Mapping[str, WeightTransform]:
+        """Returns what a file holds: the transformer, or with it whatever else."""
+        return flux1_parts(file)
 
     @classmethod
     def check_configs(cls, configs: Mapping[str, Mapping[str, Any]]) -> None:

@@ -43,6 +43,7 @@ class Model:
     cache: AbstractCacheConfig | None = None
     caches: Sequence[str | AbstractCacheConfig] = ("none",)
     calibration: str | None = None
+    transformer: str | None = None
     variant: str | None = None
     revision: str | None = None
     adapters: Mapping[str, str] = field(default_factory=dict)
@@ -64,6 +65,7 @@ class Model:
             cache=self.cache,
             caches=self.caches,
             calibration=self.calibration,
+            transformer=self.transformer,
             variant=self.variant,
             revision=self.revision,
             adapters=self.adapters,

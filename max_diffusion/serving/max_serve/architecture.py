@@ -170,6 +170,7 @@ class ImagePipeline:
             _default_cache(pipeline_config),
             caches=settings.caches,
             is_extensible=False,
+            transformer=settings.transformer,
             revision=_revision(pipeline_config),
             precompiled=settings.precompiled,
             require_precompiled=bool(settings.require_precompiled),
@@ -218,6 +219,7 @@ def _open_uncompiled(
         _default_cache(config),
         caches=settings.caches,
         is_extensible=False,
+        transformer=settings.transformer,
         revision=_revision(config),
     )
 

@@ -30,6 +30,7 @@ class ServeSettings:
         caches: Caches that requests may name; in the environment as ``serve --caches``
             takes them. Only these are compiled, and each kind takes minutes the first
             time.
+        transformer: File of the transformer's weights, instead of the model's.
         precompiled: Folders of ``max-diffusion compile``, separated by commas.
         require_precompiled: ``1`` where nothing may be compiled, ``0`` otherwise.
         max_prompt_length: Most characters of a prompt, of a negative prompt, and of an
@@ -41,6 +42,7 @@ class ServeSettings:
 
     plugins: tuple[str, ...] = ()
     caches: tuple[AbstractCacheConfig, ...] = (NoCacheConfig(), TaylorSeerConfig())
+    transformer: str | None = None
     precompiled: tuple[str, ...] = ()
     require_precompiled: int = 0
     max_prompt_length: int = 32_000
@@ -83,6 +85,9 @@ class ServeSettings:
                 continue
             if item.name == "precompiled":
                 given[item.name] = tuple(filter(None, text.split(",")))
+                continue
+            if item.name == "transformer":
+                given[item.name] = text
                 continue
             if item.name == "caches":
                 given[item.name] = caches_from_text(text, _variable(item.name))

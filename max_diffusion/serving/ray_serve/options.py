@@ -38,6 +38,10 @@ class Options(BaseModel):
     model: Annotated[
         str, Field(description="demo, a diffusers folder or a hub repo id.")
     ] = "demo"
+    transformer: Annotated[
+        str | None,
+        Field(description="File of its weights, at the same path on every node."),
+    ] = None
     variant: str | None = None
     revision: str | None = None
     device: Annotated[
@@ -144,6 +148,7 @@ class Options(BaseModel):
             cache=cache_from_options(self.cache, self.cache_options),
             caches=caches_from_text(",".join(self.caches), "ray_serve: caches"),
             calibration=self.calibration and str(Path(self.calibration).resolve()),
+            transformer=self.transformer and str(Path(self.transformer).resolve()),
             variant=self.variant,
             revision=self.revision,
             adapters={name: str(Path(f).resolve()) for name, f in self.loras.items()},

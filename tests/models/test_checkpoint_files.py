@@ -1,0 +1,171 @@
+"""A folder whose transformer, or more, is in a checkpoint file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from folders import TEST_GRAPHS, copy_folder
+from max.driver import Buffer
+from safetensors.torch import save_file
+from single_files import (
+    NET,
+    WEIGHTS,
+    Tensors,
+    all_in_one,
+    as_bfl,
+    from_bfl,
+    in_float8,
+    prefixed,
+    saved,
+    saved_gguf,
+    tensors_of,
+)
+
+from max_diffusion import (
+    TextToImagePipeline,
+    load_pipeline,
+    open_model,
+)
+from max_diffusion.core.buffers import to_numpy
+from max_diffusion.pipelines.inspection import inspect
+
+KINDS = gguf.GGMLQuantizationType
+LEVELS = 2
+
+
+@pytest.fixture(scope="module")
+def bfl(flux_folder: Path) -> Tensors:
+    """The folder's transformer by Black Forest Labs' names."""
+    return as_bfl(tensors_of(flux_folder, "transformer"))
+
+
+@pytest.fixture(scope="module")
+def lean_folder(flux_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder without its transformer's weights."""
+    folder = copy_folder(flux_folder, tmp_path_factory.mktemp("lean") / "model")
+    (folder / "transformer" / WEIGHTS).unlink()
+    return folder
+
+
+def loaded(pipeline: TextToImagePipeline) -> dict[str, np.ndarray]:
+    """What fills the graphs' weights."""
+    arrays = pipeline.graphs.opened.load()
+    return {
+        name: to_numpy(array) if isinstance(array, Buffer) else array
+        for name, array in arrays.items()
+    }
+
+
+def assert_equal(
+    ours: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]
+) -> None:
+    assert ours.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert ours[name].dtype == array.dtype, name
+        assert np.array_equal(ours[name], array), name
+
+
+def drawn(folder: Path, file: Path | None = None) -> np.ndarray:
+    pipeline = load_pipeline(
+        folder, device="cpu", transformer=file, precompiled=[TEST_GRAPHS / "float32"]
+    )
+    result = pipeline.generate(
+        "two green stars", height=24, width=32, seed=7, num_inference_steps=3
+    )
+    assert result.report.transformer == (None if file is None else str(file))
+    return result.images
+
+
+def test_the_picture_is_the_folder_s(
+    flux_folder: Path, lean_folder: Path, bfl: Tensors, tmp_path: Path
+) -> None:
+    wanted = drawn(flux_folder)
+    assert wanted.std() > 1
+    file = saved(tmp_path / "flux.safetensors", bfl)
+    assert np.array_equal(drawn(lean_folder, file), wanted)
+
+
+def test_a_gguf_s_picture_is_that_of_the_numbers_it_stands_for(
+    flux_folder: Path, lean_folder: Path, bfl: Tensors, tmp_path: Path
+) -> None:
+    file, meant = saved_gguf(tmp_path / "flux.gguf", bfl, KINDS.Q8_0)
+    folder = copy_folder(flux_folder, tmp_path / "model")
+    numbers = from_bfl(meant, tensors_of(flux_folder, "transformer"))
+    save_file(numbers, folder / "transformer" / WEIGHTS)
+    wanted = drawn(folder)
+    assert np.array_equal(drawn(lean_folder, file), wanted)
+    assert not np.array_equal(wanted, drawn(flux_folder))
+
+
+@pytest.mark.parametrize("encoding", ["float32", "bfloat16"])
+def test_a_file_with_everything_fills_every_component(
+    flux_folder: Path, tmp_path: Path, encoding: str
+) -> None:
+    folder = copy_folder(flux_folder, tmp_path / "model")
+    file = saved(tmp_path / "all.safetensors", all_in_one(folder, LEVELS))
+    for path in folder.rglob("*.safetensors"):
+        path.unlink()
+    whole, ours = (
+        open_model(path, device="cpu", dtype=encoding, transformer=given)
+        for path, given in ((flux_folder, None), (folder, file))
+    )
+    assert_equal(loaded(ours), loaded(whole))
+
+
+@pytest.mark.parametrize("scale_name", ["", "scale_weight", "weight_scale"])
+def test_float8_loads_as_its_numbers_in_a_folder(
+    flux_folder: Path, lean_folder: Path, bfl: Tensors, tmp_path: Path, scale_name: str
+) -> None:
+    small = in_float8(bfl, scale_name)
+    numbers = {
+        name: tensor.float()
+        * (small[name.removesuffix("weight") + scale_name] if is_scaled else 1)
+        for name, tensor in small.items()
+        if name in bfl
+        for is_scaled in [bool(scale_name) and bfl[name].ndim == 2]
+    }
+    folder = copy_folder(flux_folder, tmp_path / "model")
+    like = tensors_of(flux_folder, "transformer")
+    save_file(from_bfl(numbers, like), folder / "transformer" / WEIGHTS)
+    file = saved(tmp_path / "flux", prefixed(NET, small))
+    wanted = loaded(open_model(folder, device="cpu"))
+    assert_equal(loaded(open_model(lean_folder, "cpu", transformer=file)), wanted)
+
+
+def test_compiled_graphs_are_found_as_a_folder_s(
+    flux_folder: Path, lean_folder: Path, bfl: Tensors, tmp_path: Path
+) -> None:
+    small = in_float8(bfl, "scale_weight")
+    files = [
+        saved(tmp_path / "flux", bfl),
+        saved(tmp_path / "small", prefixed(NET, small)),
+        saved_gguf(tmp_path / "flux.gguf", bfl, KINDS.Q4_0)[0],
+    ]
+    pipelines = [
+        open_model(flux_folder, "cpu"),
+        *(open_model(lean_folder, "cpu", transformer=file) for file in files),
+    ]
+    recipes = [
+        {name: module.recipe for name, module in p.graphs.opened.modules.items()}
+        for p in pipelines
+    ]
+    assert all(each == recipes[0] for each in recipes)
+
+
+def test_what_a_file_takes_is_told(
+    flux_folder: Path, lean_folder: Path, bfl: Tensors, tmp_path: Path
+) -> None:
+    plain = inspect(flux_folder, device="cpu").components
+    file, _ = saved_gguf(tmp_path / "flux.gguf", bfl, KINDS.Q8_0)
+    told = inspect(lean_folder, device="cpu", transformer=file).components
+    own, whole = told.pop("transformer"), dict(plain).pop("transformer")
+    # Of what is quantised, 34 bytes for 32 numbers in place of 128.
+    matrices = sum(t.numel() for t in bfl.values() if t.ndim > 1 and not t.numel() % 32)
+    assert own.parameters == whole.parameters
+    assert own.stored_bytes == whole.stored_bytes - matrices * 4 + matrices * 34 // 32
+    assert own.used_bytes == whole.used_bytes
+    assert told == {role: plain[role] for role in told}
