@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 from max_diffusion import GenerationRequest, TextToImagePipeline, load_pipeline
 from max_diffusion.engine import Engine
+from max_diffusion.pipelines.adapters import adapted
 
 NAMES = ("a", "b", "c", "d")
 CLIENTS = 16
@@ -122,12 +123,12 @@ def main() -> int:
         for name in NAMES[1:]:
             gc.collect()
             before, started = resident(), time.perf_counter()
-            sets.models(((name, 1.0),))
+            sets.graphs_of(((name, 1.0),))
             first_ms.append(1e3 * (time.perf_counter() - started))
             held_mib.append(resident() - before)
         for name in NAMES * 5:
             started = time.perf_counter()
-            pipeline.adapted(((name, 1.0),))
+            adapted(pipeline, ((name, 1.0),))
             again_ms.append(1e3 * (time.perf_counter() - started))
         rates: dict[str, list[float]] = {"one": [], "four": []}
         for _ in range(args.rounds):

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ..core.loras import Loras, as_loras, lora_from_text
 from ..core.setting_names import flags
 from ..errors import RequestError
 from .command import (
@@ -30,6 +29,7 @@ from .terminal import Interruption, Progress
 # answered at once.
 if TYPE_CHECKING:
     from ..caches import AbstractCacheConfig
+    from ..core.loras import Loras
     from ..core.request import GenerationRequest
     from ..pipelines.text_to_image import GenerationResult
     from .like import Likeness
@@ -66,6 +66,7 @@ def resolve(args: argparse.Namespace) -> Job:
     Raises:
         RequestError: A value is malformed or out of range, or a file cannot be written.
     """
+    from ..core.loras import as_loras, lora_from_text
     from ..core.request import GenerationRequest
     from ..media.images import check_writable, output_paths
     from ..media.writers import FORMATS, check_sides

@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.loras import Loras, as_loras
 from ..errors import RequestError
 from ..media.metadata import read_settings
 
@@ -15,6 +14,7 @@ from ..media.metadata import read_settings
 # once.
 if TYPE_CHECKING:
     from ..caches import AbstractCacheConfig
+    from ..core.loras import Loras
     from ..core.report import RunReport
 
 _WARNED_OF = ("model", "transformer", "device", "dtype")
@@ -40,6 +40,7 @@ class Likeness:
             RequestError: The file cannot be read, has no settings, or ones that make no
                 request.
         """
+        from ..core.loras import as_loras
         from ..core.report import RunReport
         from ..core.request import GenerationRequest
 

@@ -128,21 +128,25 @@ class AdaptedGraphs(Mapping[str, Model]):
         num_modules: int,
     ) -> None:
         self._shared, self._own, self._weights = shared, own, weights
+        # Those that come later may need the weights, too, and have others.
+        self._names = frozenset(shared)
         self.num_modules = num_modules
         """Modules that the pipeline had when these were made."""
         self.num_bytes = sum(map(_num_bytes, weights.values()))
         """Bytes of the weights that differ."""
 
     def __getitem__(self, name: str) -> Model:
-        """A graph."""
+        """A graph, of those that there were then."""
+        if name not in self._names:
+            raise KeyError(name)
         shared = self._shared[name]  # refuses a fork
         return self._own.get(name, shared)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shared)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._shared)
+        return len(self._names)
 
 
 @final

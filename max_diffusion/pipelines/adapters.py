@@ -8,13 +8,13 @@ where others need their room.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import final
+from typing import TYPE_CHECKING, TypeVar, final
 
 import numpy as np
 from max.driver import Device
-from max.engine import Model
 
 from graphs.weights import WeightSlot
 
@@ -24,13 +24,18 @@ from ..errors import RequestError
 from ..execution.compiler import AdaptedGraphs
 from .graphs import PipelineGraphs
 
+if TYPE_CHECKING:
+    from .pipeline import DiffusionPipeline
+
+P = TypeVar("P", bound="DiffusionPipeline")
+
 
 @final
 class AdapterSets:
     """The LoRAs that requests may choose, and the sets of matrices that are loaded.
 
-    Whoever runs the device calls :meth:`models` and :meth:`make_room`; all else may be
-    called from any thread.
+    Whoever runs the device calls :meth:`graphs_of` and :meth:`make_room`; all else may
+    be called from any thread.
 
     Args:
         graphs: Of the pipeline; its files have the LoRAs.
@@ -109,7 +114,7 @@ class AdapterSets:
                 break
             total -= self._loaded.pop(choice).num_bytes
 
-    def models(self, loras: Loras) -> Mapping[str, Model]:
+    def graphs_of(self, loras: Loras) -> AdaptedGraphs:
         """All graphs of the pipeline by name, those that LoRAs change with their set.
 
         Whoever has them keeps the set's matrices alive.
@@ -155,6 +160,27 @@ class AdapterSets:
                 if not names.isdisjoint(slot.tensors)
             }
         return found
+
+
+def adapted(pipeline: P, loras: Loras) -> P:
+    """The same pipeline with matrices that LoRAs change, for one request.
+
+    Nothing is compiled. It shares all else, and keeps these matrices in memory.
+
+    Args:
+        pipeline: A compiled one.
+        loras: From :meth:`AdapterSets.chosen`; without any it is the pipeline itself.
+    """
+    if not loras:
+        return pipeline
+    models = pipeline.adapters.graphs_of(loras)
+    found = copy.copy(pipeline)
+    found.graphs = pipeline.graphs.over(models)
+    found.loaded = {name: copy.copy(each) for name, each in pipeline.loaded.items()}
+    for component in found.loaded.values():
+        component.bind(models)
+        component.load_model()
+    return found
 
 
 def _shown(loras: Loras) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -16,9 +17,11 @@ from graphs.weights import WeightSlot
 
 from ..caches import GraphGroup, add_series_graphs
 from ..denoising import DenoiserComponent
+from ..denoising.loop import TakeStep
 from ..errors import MaxDiffusionError
 from ..execution.artefacts import hash_of
 from ..execution.compiler import AdaptedGraphs, CompiledGraphs, open_session
+from ..execution.graph_call import over
 from ..execution.graph_module import GraphModule
 from ..execution.recipe import subject_of
 from ..sampling import AbstractGuidance, AbstractSampler
@@ -52,6 +55,8 @@ class PipelineGraphs:
         self._device, self._on_event = device, on_event
         self._compiled: CompiledGraphs | None = None
         self._names: set[str] = set()
+        # Of weights that LoRAs of one request change.
+        self._adapted: AdaptedGraphs | None = None
         self._slots = {
             name: dict(needs.slots) for name, (needs, _) in opened.sources.items()
         }
@@ -70,7 +75,7 @@ class PipelineGraphs:
         """
         if self._compiled is None:
             raise _not_compiled()
-        return self._compiled.models
+        return self._compiled.models if self._adapted is None else self._adapted
 
     @property
     def compile_count(self) -> int:
@@ -103,6 +108,23 @@ class PipelineGraphs:
         if self._compiled is None:
             raise _not_compiled()
         return self._compiled.adapted(weights)
+
+    def over(self, adapted: AdaptedGraphs) -> PipelineGraphs:
+        """The same with some weights in place of their own.
+
+        Args:
+            adapted: From :meth:`adapted`.
+        """
+        found = copy.copy(self)
+        found._adapted = adapted
+        return found
+
+    def routed(self, take_step: TakeStep) -> TakeStep:
+        """Steps that run with the weights of these graphs, whoever runs them."""
+        adapted = self._adapted
+        if adapted is None:
+            return take_step
+        return lambda *step: over(adapted, take_step(*step))
 
     def compile(
         self,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from max.driver import Buffer, Device
@@ -26,15 +25,13 @@ from ..caches import (
     GraphGroup,
     Run,
 )
-from ..caches.kinds import Inputs
 from ..core.buffers import to_numpy
 from ..core.grid import Grid
-from ..core.loras import Loras
 from ..denoising import Branch, DenoiserComponent, Denoising, OwnTransformer
 from ..errors import MaxDiffusionError
 from ..execution.batcher import Batcher
 from ..execution.component import ComponentModel
-from ..execution.graph_call import Routine, over, run
+from ..execution.graph_call import run
 from ..sampling import (
     AbstractGuidance,
     AbstractSampler,
@@ -134,7 +131,6 @@ class DiffusionPipeline(ABC):
             self.graphs, self.device, pipeline_config.adapter_memory_limit
         )
         """LoRAs that requests choose."""
-        self._adapted: Mapping[str, Model] | None = None
         self.loaded: Mapping[str, ComponentModel] = opened.components
         self.caches = CacheSupport(
             defaults,
@@ -177,7 +173,7 @@ class DiffusionPipeline(ABC):
         Raises:
             MaxDiffusionError: The model was only opened.
         """
-        return self.graphs.models if self._adapted is None else self._adapted
+        return self.graphs.models
 
     @property
     def graph_groups(self) -> frozenset[GraphGroup]:
@@ -224,27 +220,6 @@ class DiffusionPipeline(ABC):
             CompileError: MAX refused a graph.
         """
         self.graphs.compile(session, self.sampler, self.guidance, self.dtype)
-
-    def adapted(self, loras: Loras) -> Self:
-        """The same pipeline with matrices that LoRAs change; nothing is compiled.
-
-        It shares all else, and is for one request: while there is one, the matrices
-        are in memory.
-
-        Args:
-            loras: From ``adapters.chosen``; without any it is the pipeline itself.
-        """
-        if not loras:
-            return self
-        found = copy.copy(self)
-        found._adapted = self.adapters.models(loras)
-        components = {}
-        for name, component in self.loaded.items():
-            components[name] = copy.copy(component)
-            components[name].bind(found._adapted)
-            components[name].load_model()
-        found.loaded = components
-        return found
 
     def run_transformer(
         self, cache_state: DenoisingCacheState, **kwargs: Any
@@ -415,17 +390,10 @@ class DiffusionPipeline(ABC):
             self.sampler.create_state(schedule, batch, self.device),
             self.guidance,
             self.guidance.scales(true_cfg_scale, schedule),
-            self._take_step,
+            self.graphs.routed(self._transformer.run_step),
             self.device,
             is_timed=is_timed or self.device.is_host,
         )
-
-    def _take_step(
-        self, memory: DenoisingCacheState, step: int, inputs: Inputs
-    ) -> Routine[Buffer]:
-        """One step, of graphs with the weights of this pipeline, whoever runs it."""
-        routine = self._transformer.run_step(memory, step, inputs)
-        return routine if self._adapted is None else over(self._adapted, routine)
 
     def run_steps(self, denoising: Denoising, *, on_step: OnStep | None = None) -> None:
         """Takes all the steps that are left, alone; arguments of :meth:`denoise`."""

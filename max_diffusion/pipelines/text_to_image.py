@@ -19,7 +19,6 @@ from max.driver import Buffer
 from ..caches import (
     AbstractCacheConfig,
     DenoisingCacheConfig,
-    cache_from_options,
 )
 from ..checkpoint import CheckpointFile, ModelFolder, WeightTransform
 from ..checkpoint.lora import LoraNaming
@@ -34,6 +33,7 @@ from ..denoising import Branch, Denoising
 from ..errors import ModelLoadError, RequestError
 from ..execution.compiler import memory_errors_said
 from ..sampling import Schedule
+from .adapters import adapted
 from .context import Tokenized, make_context
 from .decoding import decode_in_goes
 from .outputs import DiffusionPipelineOutput, OnStep, images_of
@@ -281,18 +281,16 @@ class TextToImagePipeline(DiffusionPipeline):
     def encode(self, model_inputs: GenerationInputs) -> Denoising:
         """Runs the text encoders: prepared inputs to a loop before its first step."""
         context = model_inputs.context
-        if context.loras:
-            # Before their set is made, which is of the graphs that there are.
-            groups = context.cache.config.graph_groups
-            self.graphs.require(groups, self.denoiser)
-        adapted = self.adapted(context.loras)
+        if context.loras:  # whose set is of the graphs that there are then
+            self.graphs.require(context.cache.config.graph_groups, self.denoiser)
+        pipeline = adapted(self, context.loras)
         branches = [
-            _branch(adapted, "conditional", model_inputs, context.tokens),
+            _branch(pipeline, "conditional", model_inputs, context.tokens),
         ]
         if context.negative_tokens is not None:
             unwanted = context.negative_tokens
-            branches.append(_branch(adapted, "unconditional", model_inputs, unwanted))
-        return adapted.begin(
+            branches.append(_branch(pipeline, "unconditional", model_inputs, unwanted))
+        return pipeline.begin(
             model_inputs.latents,
             Schedule(context.sigmas, context.timesteps),
             branches,
@@ -415,7 +413,7 @@ class TextToImagePipeline(DiffusionPipeline):
             seeds=seeds,
             num_images_per_prompt=num_images_per_prompt,
             sigmas=None if sigmas is None else as_tuple("sigmas", sigmas),
-            cache=_config_of(self, cache),
+            cache=self.caches.given(cache),
             cache_memory_limit=cache_memory_limit,
             loras=as_loras("request: loras", loras),
             options=options,
@@ -434,18 +432,6 @@ class TextToImagePipeline(DiffusionPipeline):
         seconds = time.perf_counter() - started
         report = report_of(self, request, context, output, seconds)
         return GenerationResult(output.frames, report, context.fps)
-
-
-def _config_of(
-    pipeline: TextToImagePipeline,
-    cache: str | DenoisingCacheConfig | AbstractCacheConfig | None,
-) -> AbstractCacheConfig | None:
-    """A call's cache in any form; ``None`` stays the pipeline's."""
-    if cache is None:
-        return None
-    if isinstance(cache, str):
-        return cache_from_options(cache)
-    return pipeline.caches.resolve(cache)
 
 
 def _branch(

@@ -197,7 +197,7 @@ def test_a_set_is_shared_by_those_of_one_choice(chooser: TextToImagePipeline) ->
         )
     )
     assert one == other
-    assert chooser.adapters.models(one) is chooser.adapters.models(other)
+    assert chooser.adapters.graphs_of(one) is chooser.adapters.graphs_of(other)
     assert np.array_equal(
         chooser.generate("a", seed=1, loras=one, **SIZE).images,
         chooser.generate("a", seed=1, loras=other, **SIZE).images,

@@ -25,6 +25,7 @@ from max_diffusion import (
     open_model,
 )
 from max_diffusion.core.loras import GivenLoras
+from max_diffusion.pipelines.adapters import adapted
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -282,7 +283,7 @@ def test_caches_and_guidance_run_on_the_changed_matrices(
     ours = drawn(chooser, loras={"a": 1.0}, **changes)
     assert psnr(ours, plain) < 40
     # Whoever runs them: the same graphs as a pipeline's own.
-    whole = chooser.adapted((("a", 1.0),))
+    whole = adapted(chooser, (("a", 1.0),))
     assert np.array_equal(ours, drawn(whole, **changes))
     assert np.array_equal(plain, drawn(chooser, **changes))
 
@@ -306,12 +307,12 @@ def test_only_what_changes_is_held_and_the_oldest_leaves(
     both = sets.num_bytes((("peft", 1.0), ("xlabs", 2.0)))
     assert sizes["peft"] <= both < sizes["peft"] + sizes["xlabs"]
     assert sets.held_bytes == 0
-    first = sets.models((("xlabs", 1.0),))
+    first = sets.graphs_of((("xlabs", 1.0),))
     assert sets.held_bytes == sizes["xlabs"]
-    assert first is sets.models((("xlabs", 1.0),))
+    assert first is sets.graphs_of((("xlabs", 1.0),))
     changed = {name for name in first if first[name] is not pipeline.models[name]}
     assert changed == {"transformer.full"}
-    text = sets.models((("peft", 1.0),))
+    text = sets.graphs_of((("peft", 1.0),))
     changed = {name for name in text if text[name] is not pipeline.models[name]}
     assert changed == {"transformer.full", "text_encoder"}
 
@@ -319,15 +320,15 @@ def test_only_what_changes_is_held_and_the_oldest_leaves(
     small = load_pipeline(flux_folder, **arguments, adapter_memory_limit=limit)
     sets = small.adapters
     choices = {name: ((name, 1.0),) for name in names}
-    sets.models(choices["peft"])
-    sets.models(choices["xlabs"])
-    kept = sets.models(choices["peft"])
-    sets.models(choices["kohya"])  # for which the one used before the last leaves
+    sets.graphs_of(choices["peft"])
+    sets.graphs_of(choices["xlabs"])
+    kept = sets.graphs_of(choices["peft"])
+    sets.graphs_of(choices["kohya"])  # for which the one used before the last leaves
     assert sets.held_bytes <= limit
-    assert sets.models(choices["kohya"]) is sets.models(choices["kohya"])
+    assert sets.graphs_of(choices["kohya"]) is sets.graphs_of(choices["kohya"])
     assert kept is not None
     for choice in (choices["peft"], choices["kohya"], choices["xlabs"]):
-        sets.models(choice)
+        sets.graphs_of(choice)
         assert sets.held_bytes <= limit
     tiny = open_model(flux_folder, **arguments, adapter_memory_limit=1000)
     with pytest.raises(

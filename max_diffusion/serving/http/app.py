@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from importlib.resources import files
@@ -29,6 +29,7 @@ from .answers import Answers
 from .backend import Backend, ModelDescription
 from .errors import ApiError, on_api_error, on_http_error, on_not_valid
 from .guard import REQUEST_ID, Guard, HeadAsGet, RequestIds
+from .loras import LoraChoice
 from .schemas import (
     ErrorResponse,
     Health,
@@ -38,7 +39,6 @@ from .schemas import (
     ModelList,
     field_names,
     request_model,
-    shown,
 )
 from .settings import ServerSettings
 from .store import ImageStore
@@ -361,7 +361,7 @@ def to_request(
         seed=secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed,
         num_images_per_prompt=body.n or 1,
         cache=cache,
-        loras=_loras(body, model),
+        loras=_read_loras(body.loras, model.loras),
         options=body.options(),
         is_timed=bool(body.report),
     )
@@ -374,22 +374,30 @@ def to_request(
     return request, options
 
 
-def _loras(body: ImageGenerationRequest, model: ModelDescription) -> Loras:
-    """The LoRAs that a body names, all of which are served."""
+def _read_loras(given: Sequence[LoraChoice] | None, served: Collection[str]) -> Loras:
+    """Returns the LoRAs of a body, each with its weight.
+
+    Args:
+        given: Of the body.
+        served: Names that requests may choose.
+
+    Raises:
+        ApiError: One is not served, or named twice.
+    """
+    choices = [(each.name, each.weight) for each in given or ()]
+    unknown = next((name for name, _ in choices if name not in served), None)
     try:
-        found = as_loras("loras", body.chosen_loras())
+        found = as_loras("loras", choices)
     except RequestError as err:
-        raise ApiError(400, str(err), code="invalid_value", param="loras") from err
-    for name, _ in found:
-        if name not in model.loras:
-            there = ", ".join(model.loras) or "none"
-            raise ApiError(
-                400,
-                f"loras: {shown(name)} is not served here; there are: {there}",
-                code="invalid_value",
-                param="loras",
-            )
+        raise _lora_error(str(err)) from err
+    if unknown is not None:
+        there = ", ".join(served) or "none"
+        raise _lora_error(f"loras: {unknown!r} is not served here; there are: {there}")
     return found
+
+
+def _lora_error(message: str) -> ApiError:
+    return ApiError(400, message, code="invalid_value", param="loras")
 
 
 def _card(model: ModelDescription, settings: ServerSettings, created: int) -> ModelCard:

@@ -6,27 +6,25 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import (
     AliasChoices,
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     Field,
     create_model,
     model_validator,
 )
 
-from ...core.loras import MAX_WEIGHT
 from ...core.noise import MAX_SEED
 from ...core.options import DeclaredOption
 from ...core.request import MAX_SIZE, MAX_STEPS
 from ...core.setting_names import SHORT_FORMS
 from ...engine import MAX_PREVIEWS, MAX_PRIORITY
 from ...errors import RequestError
+from .loras import GivenLoras
 
-MAX_LORAS: Final = 16
 OutputFormat = Literal["png", "jpeg", "webp"]
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
 
@@ -71,36 +69,6 @@ class TwoNamesError(ValueError):
 def _also(name: str) -> AliasChoices:
     """Returns the names of a field, its own first."""
     return AliasChoices(name, *(a for a, field in ALIASES.items() if field == name))
-
-
-_LoraName: TypeAlias = Annotated[str, Field(min_length=1, max_length=64)]
-
-
-class LoraChoice(BaseModel):
-    """One LoRA of a request."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    name: _LoraName
-    weight: Annotated[
-        float,
-        Field(
-            ge=-MAX_WEIGHT,
-            le=MAX_WEIGHT,
-            allow_inf_nan=False,
-            description="1 is as it was trained.",
-        ),
-    ] = 1.0
-
-
-def _named(value: Any) -> Any:
-    """A name alone as the object that it stands for."""
-    return {"name": value} if isinstance(value, str) else value
-
-
-GivenLora: TypeAlias = Annotated[
-    LoraChoice, BeforeValidator(_named, json_schema_input_type=_LoraName | LoraChoice)
-]
 
 
 class ImageGenerationRequest(BaseModel):
@@ -227,11 +195,10 @@ class ImageGenerationRequest(BaseModel):
         dict[str, Any] | None, Field(description="Settings of that cache.")
     ] = None
     loras: Annotated[
-        list[GivenLora] | None,
+        GivenLoras | None,
         Field(
-            max_length=MAX_LORAS,
             description="LoRAs that GET /v1/models lists: names, or objects with a "
-            "name and a weight.",
+            "name and a weight."
         ),
     ] = None
     priority: Annotated[
@@ -292,10 +259,6 @@ class ImageGenerationRequest(BaseModel):
         """Returns what is given of the options that only some models have."""
         common = ImageGenerationRequest.model_fields
         return {k: v for k, v in self if k not in common and v is not None}
-
-    def chosen_loras(self) -> list[tuple[str, float]]:
-        """Returns the LoRAs' names, each with its weight."""
-        return [(item.name, item.weight) for item in self.loras or ()]
 
     def warnings(self) -> Iterator[str]:
         """Yields a warning for each field that is taken and has no effect."""
