@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -320,3 +321,15 @@ def test_no_configuration_makes_it_look_for_a_billion_blocks(tmp_path: Path) -> 
     weights = flux1_parts(file)["transformer"](config, file.weights_of("transformer"))
     with pytest.raises(ModelLoadError, match=r"transformer_blocks\.77\.attn"):
         weights["transformer_blocks.77.attn.to_q.weight"]
+
+
+def test_little_more_than_the_result_is_held(tmp_path: Path) -> None:
+    kind = KINDS.Q4_K
+    stored = random_blocks(kind, 4 * 4096).reshape(1024, -1)
+    tensor = one_tensor(tmp_path / "w.gguf", stored, kind)
+    tracemalloc.start()
+    size = tensor.read().nbytes
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size == 16 << 20
+    assert peak < size + (10 << 20)
