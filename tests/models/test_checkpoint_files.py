@@ -163,7 +163,7 @@ def test_what_a_file_takes_is_told(
 ) -> None:
     plain = inspect(flux_folder, device="cpu").components
     file, _ = saved_gguf(tmp_path / "flux.gguf", bfl, KINDS.Q8_0)
-    told = inspect(lean_folder, device="cpu", transformer=file).components
+    told = dict(inspect(lean_folder, device="cpu", transformer=file).components)
     own, whole = told.pop("transformer"), dict(plain).pop("transformer")
     # Of what is quantised, 34 bytes for 32 numbers in place of 128.
     matrices = sum(t.numel() for t in bfl.values() if t.ndim > 1 and not t.numel() % 32)

@@ -30,7 +30,12 @@ from single_files import (
 )
 
 from max_diffusion import ModelLoadError
-from max_diffusion.checkpoint import AbstractTensor, CheckpointFile, ComponentWeights
+from max_diffusion.checkpoint import (
+    AbstractStoredTensor,
+    AbstractTensor,
+    CheckpointFile,
+    ComponentWeights,
+)
 from max_diffusion.checkpoint.computed import to_float32
 from max_diffusion.models.flux1.files import flux1_parts
 
@@ -96,7 +101,7 @@ def numbers(tensor: AbstractTensor) -> np.ndarray:
 def assert_same(weights: ComponentWeights, wanted: Tensors) -> None:
     assert wanted
     assert weights.names == wanted.keys()
-    used = set()
+    used: set[AbstractStoredTensor] = set()
     for name, tensor in wanted.items():
         own = weights[name]
         used.update(own.stored)
