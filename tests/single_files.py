@@ -178,7 +178,8 @@ def all_in_one(folder: Path, levels: int) -> Tensors:
 
 def saved(path: Path, tensors: Mapping[str, torch.Tensor], **told: str) -> Path:
     """Writes a safetensors file."""
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    # Copies: the format refuses tensors that share memory.
+    whole = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
     save_file(whole, path, metadata=told or None)
     return path
 

@@ -27,6 +27,7 @@ from ..execution.recipe import subject_of
 from ..sampling import AbstractGuidance, AbstractSampler
 from .loading import OpenedComponents
 from .outputs import OnEvent
+from .weight_memory import check_weights_fit
 
 
 @final
@@ -143,11 +144,13 @@ class PipelineGraphs:
 
         Raises:
             ModelLoadError: A weight is not finite.
+            DeviceError: The weights do not fit.
             CompileError: MAX refused a graph, or only compiled graphs may be used and
                 some were not found.
         """
         if self.is_compiled:
             return
+        check_weights_fit(self.opened, self._device, dtype)
         started = time.perf_counter()
         compiled = CompiledGraphs(
             session or open_session(self._device),

@@ -104,7 +104,7 @@ def load_pipeline(
         ModelLoadError: No such model, files missing or damaged, or a model class that
             is not supported; a LoRA that is damaged or does not fit.
         CompileError: MAX refused a graph, or precompiled ones are required and missing.
-        DeviceError: No such device.
+        DeviceError: No such device, or the weights do not fit in its memory.
         RequestError: An argument is malformed.
     """
     pipeline = open_model(

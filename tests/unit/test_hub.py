@@ -16,6 +16,8 @@ import pytest
 from fake_hub import FakeHub, Repository, files_of
 from folders import copy_folder
 from huggingface_hub.errors import RevisionNotFoundError
+from safetensors.torch import load_file
+from single_files import as_bfl, saved
 
 from max_diffusion import ModelLoadError
 from max_diffusion.checkpoint import find_model
@@ -144,6 +146,23 @@ def test_one_variant_is_fetched_and_the_plain_files_of_others(
     }
     assert missing["error"].startswith("one/model/")
     assert "nothing.safetensors" in missing["error"]
+
+
+def test_of_what_a_checkpoint_file_holds_no_weights_are_fetched(
+    folder: Path, tmp_path: Path
+) -> None:
+    name = "transformer/diffusion_pytorch_model.safetensors"
+    file = saved(tmp_path / "flux", as_bfl(load_file(folder / name)))
+    repository, home = Repository(files_of(folder)), tmp_path / "home"
+    command = (*(sys.executable, "-m", "max_diffusion", "inspect"), "one/model")
+    with FakeHub({"one/model": repository}) as hub:
+        done = processes.run(
+            *(*command, "--transformer", file, "--device", "cpu", "--json"),
+            env=environment(hub.url, home),
+        )
+    assert done.returncode == 0, done.stderr
+    assert set(repository.fetched) == NEEDED - {name}
+    assert json.loads(done.stdout)["components"]["transformer"]["parameters"] > 0
 
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
