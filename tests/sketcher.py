@@ -89,7 +89,14 @@ class Sketcher(Backend):
 
     async def describe(self) -> ModelDescription | None:
         return ModelDescription(
-            (128, 128), 50, {"none": {}}, {"none": "Draws."}, "none", {}, ()
+            (128, 128),
+            50,
+            {"none": {}},
+            {"none": "Draws."},
+            "none",
+            {},
+            (),
+            {"style": 100},
         )
 
     async def health(self, model: str) -> Health:

@@ -30,8 +30,8 @@ MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
 _MAX_AXES: Final = 4
 _ALIGNMENT: Final = 32
-# Elements dequantised at once: bounds what numpy holds meanwhile to some 20 MiB.
-_CHUNK: Final = 1 << 20
+# Elements dequantised at once: bounds what numpy holds meanwhile to some 8 MiB.
+_CHUNK: Final = 1 << 18
 _PLAIN: Final = MappingProxyType(
     {"F32": DType.float32, "F16": DType.float16, "BF16": DType.bfloat16}
 )

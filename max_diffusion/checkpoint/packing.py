@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Final
 
 import numpy as np
@@ -16,13 +16,14 @@ from graphs.weights import WeightSlot
 _ALIGNMENT: Final = 64
 
 
-def packed(slot: WeightSlot, parts: Sequence[np.ndarray]) -> np.ndarray | Buffer:
+def packed(slot: WeightSlot, parts: Iterable[np.ndarray]) -> np.ndarray | Buffer:
     """Packs matrices, one below the other.
 
     Args:
         slot: Their slot.
         parts: Of its dtype, bfloat16 as uint16, each ``(rows, columns)``, or a filter
-            ``(channels, inputs, k, k)``.
+            ``(channels, inputs, k, k)``. Taken one after the other, so that each may
+            be made when its turn comes.
 
     Returns:
         An array of the slot's shape and dtype.
@@ -30,9 +31,6 @@ def packed(slot: WeightSlot, parts: Sequence[np.ndarray]) -> np.ndarray | Buffer
     is_half = slot.dtype == DType.bfloat16
     panels, lanes, _ = slot.shape
     whole = _aligned((panels, lanes, PANEL), np.dtype(np.uint32))
-    used = sum(part.shape[0] for part in parts) % PANEL
-    if used:
-        whole[-1, :, used:] = 0
     row = 0
     for part in (_as_matrix(part, is_half) for part in parts):
         lines = _lanes(part) if is_half else part.view(np.uint32)
@@ -42,6 +40,8 @@ def packed(slot: WeightSlot, parts: Sequence[np.ndarray]) -> np.ndarray | Buffer
             count = min(PANEL - start, len(lines) - done)
             whole[panel, :, start : start + count] = lines[done : done + count].T
             row, done = row + count, done + count
+    if used := row % PANEL:
+        whole[-1, :, used:] = 0
     if is_half:
         bits = whole.view(np.uint16)
         return Buffer.from_numpy(bits).view(DType.bfloat16, slot.shape)

@@ -33,6 +33,8 @@ _SHOWN = 10
 _THREADS = 2
 # Elements checked at once: bounds the temporary mask to 4 MiB.
 _CHUNK = 1 << 22
+# Likewise rounded to bfloat16, for which there are several such.
+_ROUNDED = 1 << 18
 
 
 @final
@@ -273,7 +275,7 @@ class ComponentWeights:
             "of a dtype that cannot be cast": dtypes,
         }
         return [
-            f"{self.name}: {len(names)} weights {kind}: {_listed(names)}"
+            f"{self.name}: {len(names)} weights {kind}: {listed(names)}"
             for kind, names in kinds.items()
             if names
         ]
@@ -295,7 +297,7 @@ class ComponentWeights:
         """
         broken: dict[str, str] = {}
 
-        def read(name: str, slot: WeightSlot) -> tuple[np.ndarray, DType | None]:
+        def read(name: str, slot: WeightSlot) -> np.ndarray:
             tensor = whole = self[name]
             if slot.columns is not None:
                 tensor = whole.sliced(1, *slot.columns)
@@ -303,15 +305,18 @@ class ComponentWeights:
             if check_finite and not _is_finite(bits, tensor.dtype):
                 made = origin(name, whole)
                 broken[name] = name + (made and f" (from {made})")
-            return bits, tensor.dtype
+            return _cast_bits(bits, tensor.dtype, slot.dtype)
 
         def filled(slot: WeightSlot) -> np.ndarray | Buffer | None:
-            parts = [read(name, slot) for name in slot.tensors]
+            # One by one: a joined matrix may be several that are computed.
+            parts = (read(name, slot) for name in slot.tensors)
             if broken:
+                for _ in parts:  # only looked at, to tell all that are broken
+                    pass
                 return None
             if slot.is_packed:
-                return packed(slot, [_cast_bits(*part, slot.dtype) for part in parts])
-            bits = [_cast_bits(*part, slot.dtype) for part in parts]
+                return packed(slot, parts)
+            bits = list(parts)
             return _viewed(bits[0] if len(bits) == 1 else np.concatenate(bits), slot)
 
         arrays = {
@@ -328,7 +333,7 @@ class ComponentWeights:
             names = [broken[name] for name in asked if name in broken]
             raise ModelLoadError(
                 f"{self.name}: {len(names)} weights hold NaN or infinity: "
-                f"{_listed(names)}; the file is damaged: download it again"
+                f"{listed(names)}; the file is damaged: download it again"
             )
         return {key: array for key, array in arrays.items() if array is not None}
 
@@ -375,7 +380,12 @@ def _cast_bits(bits: np.ndarray, dtype: DType | None, wanted: DType) -> np.ndarr
     if wanted == DType.bfloat16:
         if dtype == DType.bfloat16:
             return bits
-        return bfloat16_bits(bits.astype(np.float32, copy=False))
+        flat, found = bits.reshape(-1), np.empty(bits.shape, np.uint16)
+        for start in range(0, flat.size, _ROUNDED):
+            part = slice(start, start + _ROUNDED)
+            numbers = flat[part].astype(np.float32, copy=False)
+            found.reshape(-1)[part] = bfloat16_bits(numbers)
+        return found
     if dtype == DType.bfloat16:
         bits = to_float32(bits, dtype)
     return bits.astype(wanted.to_numpy(), copy=False)
@@ -388,6 +398,7 @@ def _viewed(bits: np.ndarray, slot: WeightSlot) -> np.ndarray | Buffer:
     return bits
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first names of a problem, and how many more there are."""
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more

@@ -29,6 +29,7 @@ from .terminal import Interruption, Progress
 # answered at once.
 if TYPE_CHECKING:
     from ..caches import AbstractCacheConfig
+    from ..core.loras import Loras
     from ..core.request import GenerationRequest
     from ..pipelines.text_to_image import GenerationResult
     from .like import Likeness
@@ -45,6 +46,8 @@ class Job:
     model: str
     transformer: str | None
     dtype: str | None
+    loras: Loras
+    """Files that are merged into the model, each with its weight."""
     like: Likeness | None
     """Settings of the image to repeat, but for what was given beside it; ``None`` if
     there is none."""
@@ -63,6 +66,7 @@ def resolve(args: argparse.Namespace) -> Job:
     Raises:
         RequestError: A value is malformed or out of range, or a file cannot be written.
     """
+    from ..core.loras import as_loras, lora_from_text
     from ..core.request import GenerationRequest
     from ..media.images import check_writable, output_paths
     from ..media.writers import FORMATS, check_sides
@@ -119,6 +123,12 @@ def resolve(args: argparse.Namespace) -> Job:
             asked["options"] = {**before.get("options", {}), **asked["options"]}
         asked = before | asked
     asked.setdefault("seed", secrets.randbelow(2**32))
+    given_loras = [lora_from_text("--lora", text) for text in map(_typed, args.lora)]
+    loras = as_loras("--lora", given_loras)
+    # Those of an image are merged, too, whoever drew it.
+    known = asked.pop("loras", ())
+    if like is not None and known and not loras:
+        loras = like.lora_files()
     # Both show how long each step took; without them a GPU is not waited for.
     is_timed = args.json or args.timeline is not None
     request = GenerationRequest(**asked | {"cache": None, "is_timed": is_timed})
@@ -135,7 +145,7 @@ def resolve(args: argparse.Namespace) -> Job:
         check_writable(timeline, "--timeline")
     job = Job(
         *(request, cache, output, timeline, model or "demo", transformer, dtype),
-        *(like, is_one),
+        *(loras, like, is_one),
     )
     files = output_paths(job.output, job.num_images)
     if timeline and timeline.resolve() in {file.resolve() for file in files}:
@@ -185,6 +195,7 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             device=args.device,
             dtype=job.dtype,
             cache=job.cache,
+            loras=job.loras,
             calibration=args.calibration,
             **{**source_of(args), "transformer": job.transformer},
             precompiled=args.precompiled,
@@ -258,6 +269,14 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     )
     add("--model", help="demo, the default, a diffusers folder or a hub repo id")
     add_source_options(add)
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="LoRA to merge into the model, as diffusers, Kohya, ComfyUI or XLabs name "
+        "its tensors; may be repeated",
+    )
     add(
         "--output",
         default="out.png",

@@ -14,6 +14,7 @@ from ..media.metadata import read_settings
 # once.
 if TYPE_CHECKING:
     from ..caches import AbstractCacheConfig
+    from ..core.loras import Loras
     from ..core.report import RunReport
 
 _WARNED_OF = ("model", "transformer", "device", "dtype")
@@ -39,6 +40,7 @@ class Likeness:
             RequestError: The file cannot be read, has no settings, or ones that make no
                 request.
         """
+        from ..core.loras import as_loras
         from ..core.report import RunReport
         from ..core.request import GenerationRequest
 
@@ -72,6 +74,8 @@ class Likeness:
         }
         asked["num_images_per_prompt"] = count // len(prompts)
         asked["cache"] = _cache(file, settings["cache"])
+        if "loras" in asked:
+            asked["loras"] = as_loras(f"{file}: its loras", asked["loras"])
         if "sigmas" in asked:
             asked.pop("num_inference_steps", None)  # they say it
         return cls(file, settings, asked, image)
@@ -88,6 +92,21 @@ class Likeness:
         changed = cache_from_text(str(self.settings["cache"]["name"]), options)
         names = [option.partition("=")[0] for option in options]
         return replace(known, **{name: vars(changed)[name] for name in names})
+
+    def lora_files(self) -> Loras:
+        """Returns the image's LoRAs as files, each with its weight.
+
+        Raises:
+            RequestError: One is no file here, such as a server's own name of it.
+        """
+        loras: Loras = self.asked.get("loras", ())
+        for name, weight in loras:
+            if not Path(name).exists():
+                raise RequestError(
+                    f"{self.file}: drawn with the LoRA {name!r:.200}, which is no file "
+                    f"here; give it by --lora FILE:{weight:g}"
+                )
+        return loras
 
     def text(self, name: str) -> str | None:
         """Returns a setting that is text, such as the model; ``None`` if missing."""

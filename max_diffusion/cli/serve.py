@@ -13,7 +13,7 @@ from .command import (
     add_source_options,
     source_of,
 )
-from .options import chosen_cache, memory_size
+from .options import chosen_cache, lora_names, memory_size
 from .terminal import Interruption
 
 # Those that forecast the prediction: together they compile little more than none does.
@@ -58,6 +58,8 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         cache=chosen_cache(args.cache, args.cache_option, args.cache_file),
         caches=caches,
         calibration=args.calibration,
+        adapters=lora_names(args.lora),
+        adapter_memory_limit=memory_size("--lora-memory", args.lora_memory),
         **source_of(args),
         precompiled=args.precompiled,
         require_precompiled=args.require_precompiled,
@@ -91,6 +93,18 @@ def _add_options(add: Callable[..., Any]) -> None:
         "default %(default)s",
     )
     add("--calibration", metavar="FILE", help="measurements instead of the model's")
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="LoRA that requests may choose by this name; may be repeated",
+    )
+    add(
+        "--lora-memory",
+        metavar="SIZE",
+        help="of matrices that these change; default a quarter of the free",
+    )
     add_running_options(add)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all")
     add("--port", type=int, default=8000, help="0 is any that is free")

@@ -1,9 +1,11 @@
-"""How many bytes of memory this process may take."""
+"""How many bytes of memory this process may take, and a device has left."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+
+from max.driver import Device
 
 from .control_groups import group_limits
 
@@ -12,6 +14,14 @@ def host_memory() -> int:
     """Returns the machine's bytes of memory, or its control group's limit if lower."""
     installed = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min(installed, group_memory_limit() or installed)
+
+
+def free_memory(device: Device) -> int:
+    """Returns the bytes that are free now of a device, or that its group may take."""
+    if not device.is_host:
+        return int(device.stats["free_memory"])
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(free, group_memory_limit() or free)
 
 
 def group_memory_limit() -> int | None:

@@ -107,6 +107,9 @@ class RunReport:
     negative_prompt_2: str | tuple[str, ...] | None = None
     """What the second text encoder read instead of the negative prompt; ``None`` if no
     other text was given."""
+    loras: Mapping[str, float] = field(default_factory=dict)
+    """Weight of each LoRA, by the file that was merged at load or the name that the
+    request chose it by."""
     transformer: str | None = None
     """The file that the transformer, and what else it holds, was read from; ``None`` if
     that is the model's own."""

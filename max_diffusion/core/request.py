@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import RequestError
 from .grid import Grid
+from .loras import Loras, as_loras
 from .noise import checked_seed
 from .options import RequestOptions
 from .validation import not_negative, text, whole
@@ -85,6 +86,8 @@ class GenerationRequest:
     seeds: tuple[int, ...] | None = None
     """One seed per image in place of ``seed``, like a list of generators in diffusers:
     each image is then the same when it is drawn alone."""
+    loras: Loras = ()
+    """LoRAs by the names that the model was loaded with, each with its weight."""
     options: Mapping[str, object] = field(default_factory=dict, hash=False)
     """Options that only some models have, by the names that the model's
     ``options_class`` declares; the model checks them."""
@@ -150,6 +153,13 @@ class GenerationRequest:
             self._check_seeds(self.seeds)
         if self.cache_memory_limit is not None:
             whole("request: cache_memory_limit", self.cache_memory_limit, minimum=0)
+        if not isinstance(self.loras, tuple) or as_loras(
+            "request: loras", self.loras
+        ) != tuple(self.loras):
+            raise RequestError(
+                f"request: loras must be a tuple of names with their weights, got "
+                f"{self.loras!r:.80}"
+            )
         if not isinstance(self.options, Mapping):
             raise RequestError(
                 f"request: options must be values by name, got {self.options!r}"
@@ -230,6 +240,8 @@ class GenerationContext:
     num_images_per_prompt: int = 1
     seed: int | None = None
     """Seed that the noise was drawn from; ``None`` if there was none."""
+    loras: Loras = ()
+    """LoRAs with their weights, as the model's ``adapters`` know the choice."""
     is_timed: bool = False
     """Whether each step is timed on a GPU too."""
     warnings: tuple[str, ...] = ()

@@ -29,6 +29,7 @@ RESERVED: Final = frozenset(
             "help",
             "json",
             "like",
+            "lora",
             "model",
             "num_images",
             "output",

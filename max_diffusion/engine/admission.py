@@ -69,6 +69,7 @@ class Admission:
                 running=len(self.running),
                 reserved_bytes=self._plan.reserved,
                 memory_limit=self._plan.limit,
+                lora_bytes=self._plan.loaded_lora_bytes,
                 cache_bytes=self._cache_bytes,
             )
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import final
 
 from max.driver import Device
 
-from ..core.host_memory import group_memory_limit
+from ..core.host_memory import free_memory
+from ..core.loras import Loras
 from ..core.request import GenerationContext
 from ..errors import RequestError
 from ..pipelines.decoding import LATENT_BUFFERS
@@ -20,12 +20,7 @@ _STREAM_BUFFERS = 8
 
 def default_memory_limit(device: Device) -> int:
     """Half of the device's memory that is free now, in bytes."""
-    if device.is_host:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        free = min(free, group_memory_limit() or free)
-    else:
-        free = int(device.stats["free_memory"])
-    return free // 2
+    return free_memory(device) // 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +32,10 @@ class Needed:
     share of a pass, and its pictures."""
     decode: int
     """Bytes it takes besides while one of its pictures is decoded."""
+    loras: Loras = ()
+    """The choice of LoRAs whose matrices it shares with others of the same."""
+    lora_bytes: int = 0
+    """Bytes of these, of which there is a limit of its own."""
 
     @property
     def total(self) -> int:
@@ -73,6 +72,16 @@ class MemoryPlan:
         return sum(slot.held for slot in self._slots) + decode
 
     @property
+    def loaded_lora_bytes(self) -> int:
+        """Bytes of the matrices that LoRAs change, in memory now, used or not."""
+        return self._pipeline.adapters.held_bytes
+
+    @property
+    def lora_bytes(self) -> int:
+        """Bytes of the matrices that LoRAs of all slots change, each choice once."""
+        return sum({slot.loras: slot.lora_bytes for slot in self._slots}.values())
+
+    @property
     def room_to_decode(self) -> int:
         """Bytes that no slot holds."""
         return self.limit - sum(slot.held for slot in self._slots)
@@ -103,7 +112,9 @@ class MemoryPlan:
         decode = pipeline.decode_bytes(
             context.height, context.width, context.num_frames
         )
-        needed = Needed(int(held), decode)
+        loras = context.loras
+        lora_bytes = pipeline.adapters.num_bytes(loras)
+        needed = Needed(int(held), decode, loras, lora_bytes)
         if needed.total > self.limit:
             images = latents.shape[0]
             raise RequestError(
@@ -117,7 +128,8 @@ class MemoryPlan:
     def reserve(self, needed: Needed) -> bool:
         """Takes a slot, and says whether there was room for it."""
         self._slots.append(needed)
-        if self.reserved <= self.limit:
+        is_room = self.lora_bytes <= self._pipeline.adapters.limit
+        if self.reserved <= self.limit and is_room:
             return True
         self._slots.pop()
         return False

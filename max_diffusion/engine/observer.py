@@ -38,6 +38,8 @@ class EngineStats:
     """Bytes of the memory plan that are reserved."""
     memory_limit: int
     """Bytes of the memory plan that may be reserved."""
+    lora_bytes: int
+    """Bytes of the matrices that LoRAs of requests change, in memory now."""
     cache_bytes: int
     """Bytes of cache state held after the last turn, or the last end of a request."""
 

@@ -126,6 +126,11 @@ class SideJobs:
 
     def _encode(self, job: Job) -> None:
         started = time.perf_counter()
+        # Sets of LoRAs that no request needs now make way; the plan has room for all
+        # that are needed.
+        self._pipeline.adapters.make_room(
+            [running.context.loras for running in self._admission.running]
+        )
         inputs = self._pipeline.prepare_inputs(job.context)
         denoising = self._pipeline.encode(inputs)
         self._inputs.intern(self._pipeline, denoising)

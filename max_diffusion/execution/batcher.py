@@ -19,7 +19,7 @@ from ..core.buffers import (
     row_slice,
     split_rows,
 )
-from .graph_call import Fork, GraphCall, Routine, on_device
+from .graph_call import Fork, GraphCall, Routine, model_of, on_device
 
 if TYPE_CHECKING:
     from max.engine import Model
@@ -106,8 +106,9 @@ class BatchRecord:
 class Batcher:
     """Runs routines side by side, and equal graph calls of theirs as one batch.
 
-    Calls are equal if they are of one graph, and their inputs differ in nothing but
-    the batch axis: same sizes, and the very same buffers where there is no such axis.
+    Calls are equal if they are of one graph with the same weights, and their inputs
+    differ in nothing but the batch axis: same sizes, and the very same buffers where
+    there is no such axis.
     A routine gets what it would get alone, up to the rounding of kernels that choose
     their tiles by the batch.
 
@@ -134,7 +135,7 @@ class Batcher:
             for lane in waiting:
                 # A part whose sibling has failed waits for nothing any more.
                 if lane.call is not None and lane.call.stage == behind:
-                    groups.setdefault(_kind(lane.call), []).append(lane)
+                    groups.setdefault(self._kind(lane.call), []).append(lane)
                 elif lane.call is not None:
                     ahead.append(lane)
             waiting = ahead
@@ -203,7 +204,7 @@ class Batcher:
             )
         placed = [on_device(value, first.device) for value in inputs]
         started = time.perf_counter()
-        outputs = self._models[first.graph].execute(*placed)
+        outputs = model_of(self._models, first).execute(*placed)
         self.record.graph_seconds += time.perf_counter() - started
         self.record.batches.append((first.graph, sum(counts)))
         if len(calls) == 1:
@@ -213,6 +214,17 @@ class Batcher:
             for place, output in enumerate(outputs)
         ]
         return [list(own) for own in zip(*split, strict=True)]
+
+    def _kind(self, call: GraphCall) -> tuple[Any, ...]:
+        """Equal for calls that may be one."""
+        return (
+            call.graph,
+            id(model_of(self._models, call)),
+            *(
+                id(value) if place in call.shared else tuple(value.shape[1:])
+                for place, value in enumerate(call.inputs)
+            ),
+        )
 
 
 @final
@@ -297,14 +309,3 @@ class _Rows:
         for key in self._constants.keys() - self._used:
             del self._constants[key]
         self._used.clear()
-
-
-def _kind(call: GraphCall) -> tuple[Any, ...]:
-    """Equal for calls that may be one."""
-    return (
-        call.graph,
-        *(
-            id(value) if place in call.shared else tuple(value.shape[1:])
-            for place, value in enumerate(call.inputs)
-        ),
-    )

@@ -74,6 +74,47 @@ def open_session(device: Device) -> InferenceSession:
 
 
 @final
+class AdaptedGraphs(Mapping[str, Model]):
+    """A pipeline's graphs by name, some of them with weights of their own.
+
+    Args:
+        shared: All of the pipeline's.
+        own: Those that differ.
+        weights: What they have in place of the pipeline's; MAX reads these very bytes,
+            which live as long as this.
+        num_modules: Modules that the pipeline had then.
+    """
+
+    def __init__(
+        self,
+        shared: Mapping[str, Model],
+        own: Mapping[str, Model],
+        weights: Mapping[str, Any],
+        num_modules: int,
+    ) -> None:
+        self._shared, self._own, self._weights = shared, own, weights
+        # Those that come later may need the weights, too, and have others.
+        self._names = frozenset(shared)
+        self.num_modules = num_modules
+        """Modules that the pipeline had when these were made."""
+        self.num_bytes = sum(map(_num_bytes, weights.values()))
+        """Bytes of the weights that differ."""
+
+    def __getitem__(self, name: str) -> Model:
+        """A graph, of those that there were then."""
+        if name not in self._names:
+            raise KeyError(name)
+        shared = self._shared[name]  # refuses a fork
+        return self._own.get(name, shared)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@final
 class CompiledGraphs:
     """The executable graphs of one pipeline; more can be added later.
 
@@ -96,6 +137,8 @@ class CompiledGraphs:
         self._models: dict[str, Model] = {}
         # MAX reads these very bytes and keeps none of them: they live as long as this.
         self._weights: dict[str, Any] = {}
+        # Kept for weights that are another's: a module is initialised in milliseconds.
+        self._modules: list[tuple[GraphModule, CompiledModel]] = []
         self.models: Mapping[str, Model] = OwnGraphs(self._models)
         """By name; shows what is added later, too."""
         self.compile_count = 0
@@ -107,6 +150,39 @@ class CompiledGraphs:
     def weight_names(self) -> Collection[str]:
         """Registry names of all weights that were given."""
         return self._weights.keys()
+
+    @property
+    def num_modules(self) -> int:
+        """Modules that were added."""
+        return len(self._modules)
+
+    def adapted(self, weights: Mapping[str, Any]) -> AdaptedGraphs:
+        """The same graphs with some weights in place of their own; nothing compiles.
+
+        Args:
+            weights: Arrays by registry name, like those they replace.
+
+        Raises:
+            ModelLoadError: An array is of another shape or dtype.
+            DeviceError: The device's memory is full.
+        """
+        check_not_forked(_first_process())
+        with memory_errors_said():
+            is_host = self._device.is_host
+            own = weights if is_host else _to_device(weights, self._device)
+            models: dict[str, Model] = {}
+            for module, compiled in self._modules:
+                slots = module.needs.named_slots
+                changed = {name: slot for name, slot in slots.items() if name in own}
+                if changed:
+                    _check(own, changed)
+                    registry = {
+                        name: own.get(name, self._weights[name]) for name in slots
+                    }
+                    models |= self._session.init_all(
+                        compiled, weights_registry=registry
+                    )
+        return AdaptedGraphs(self.models, models, own, self.num_modules)
 
     def add(
         self,
@@ -152,6 +228,7 @@ class CompiledGraphs:
                 run = pool.map if is_host else map
                 for models in run(self._initialise, modules, compiled):
                     self._models |= models
+            self._modules += zip(modules, compiled, strict=True)
 
     def _read(
         self, artefacts: Sequence[Artefact], module: GraphModule
@@ -266,6 +343,12 @@ def _check(weights: Mapping[str, Any], expected: Mapping[str, WeightSlot]) -> No
                 f"compile: weight {name} must be {slot.dtype.name} {slot.shape}, "
                 f"got {dtype.name} {shape}"
             )
+
+
+def _num_bytes(array: Any) -> int:
+    if isinstance(array, Buffer):
+        return int(array.num_elements) * int(array.element_size)
+    return int(array.nbytes)
 
 
 def _to_device(weights: Mapping[str, Any], device: Device) -> dict[str, Buffer]:

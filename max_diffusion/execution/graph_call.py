@@ -9,7 +9,7 @@ and models cannot tell the difference.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
@@ -50,6 +50,8 @@ class GraphCall:
     stage: int = 0
     """How far into the transformer a routine is: of several at once, those behind go
     first, so that they meet. 0 is for what is small."""
+    models: Mapping[str, Model] | None = None
+    """Where the graph is looked up, if it is one with weights of a request's own."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,35 @@ def on_device(value: Buffer | np.ndarray, device: Device) -> Buffer:
 Routine: TypeAlias = Generator[GraphCall | Fork, Any, T]
 
 
+def over(models: Mapping[str, Model], routine: Routine[T]) -> Routine[T]:
+    """A routine whose graphs have other weights than those of whoever runs it.
+
+    Args:
+        models: Graphs by name.
+        routine: What calls them.
+    """
+    outputs: Any = None
+    try:
+        while True:
+            outputs = yield _over(models, routine.send(outputs))
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    finally:
+        routine.close()
+
+
+def _over(models: Mapping[str, Model], call: GraphCall | Fork) -> GraphCall | Fork:
+    if isinstance(call, Fork):
+        return Fork(tuple(over(models, each) for each in call.routines))
+    return replace(call, models=models)
+
+
+def model_of(models: Mapping[str, Model], call: GraphCall) -> Model:
+    """The graph that a call is of, among the runner's unless it brings its own."""
+    return (models if call.models is None else call.models)[call.graph]
+
+
 def run(models: Mapping[str, Model], routine: Routine[T]) -> T:
     """Runs a routine's calls as they come, and returns its result."""
     try:
@@ -76,7 +107,7 @@ def run(models: Mapping[str, Model], routine: Routine[T]) -> T:
                 call = routine.send([run(models, each) for each in call.routines])
             else:
                 inputs = [on_device(value, call.device) for value in call.inputs]
-                call = routine.send(models[call.graph].execute(*inputs))
+                call = routine.send(model_of(models, call).execute(*inputs))
     except StopIteration as stop:
         result: T = stop.value
         return result

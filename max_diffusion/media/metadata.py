@@ -153,6 +153,10 @@ def _parameters(report: RunReport, index: int) -> str:
         values |= {"Batch size": report.num_images, "Batch pos": index}
     if report.cache.get("name", "none") != "none":
         values["Denoising cache"] = report.cache["name"]
+    if report.loras:
+        values["Loras"] = ", ".join(
+            f"{PurePath(name).stem}:{weight:g}" for name, weight in report.loras.items()
+        )
     values["Model"] = PurePath(report.model).name or report.model
     values["Version"] = _software(report)
     lines.append(", ".join(f"{key}: {_quoted(str(v))}" for key, v in values.items()))

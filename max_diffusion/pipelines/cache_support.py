@@ -14,6 +14,7 @@ from ..caches import (
     CacheDefaults,
     Calibration,
     DenoisingCacheConfig,
+    cache_from_options,
     label_of,
 )
 from ..errors import CacheNotLoadedError, RequestError
@@ -112,6 +113,20 @@ class CacheSupport:
             RequestError: Two methods at once, a value out of range, or no settings.
         """
         return resolve_cache(cache, self._defaults)
+
+    def given(
+        self, cache: str | DenoisingCacheConfig | AbstractCacheConfig | None
+    ) -> AbstractCacheConfig | None:
+        """A call's cache in any form; ``None`` stays the pipeline's.
+
+        Raises:
+            RequestError: There is no such cache, or as of :meth:`resolve`.
+        """
+        if cache is None:
+            return None
+        if isinstance(cache, str):
+            return cache_from_options(cache)
+        return self.resolve(cache)
 
     def reason_against(self, config: AbstractCacheConfig) -> str:
         """Why this model cannot run a cache, in one line; empty where it can."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -12,16 +13,21 @@ from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Module
 
+from graphs.weights import WeightSlot
+
 from ..caches import GraphGroup, add_series_graphs
 from ..denoising import DenoiserComponent
+from ..denoising.loop import TakeStep
 from ..errors import MaxDiffusionError
 from ..execution.artefacts import hash_of
-from ..execution.compiler import CompiledGraphs, open_session
+from ..execution.compiler import AdaptedGraphs, CompiledGraphs, open_session
+from ..execution.graph_call import over
 from ..execution.graph_module import GraphModule
 from ..execution.recipe import subject_of
 from ..sampling import AbstractGuidance, AbstractSampler
 from .loading import OpenedComponents
 from .outputs import OnEvent
+from .weight_memory import check_weights_fit
 
 
 @final
@@ -50,6 +56,11 @@ class PipelineGraphs:
         self._device, self._on_event = device, on_event
         self._compiled: CompiledGraphs | None = None
         self._names: set[str] = set()
+        # Of weights that LoRAs of one request change.
+        self._adapted: AdaptedGraphs | None = None
+        self._slots = {
+            name: dict(needs.slots) for name, (needs, _) in opened.sources.items()
+        }
 
     @property
     def is_compiled(self) -> bool:
@@ -64,10 +75,8 @@ class PipelineGraphs:
             MaxDiffusionError: The model was only opened.
         """
         if self._compiled is None:
-            raise MaxDiffusionError(
-                "pipeline: the model is open, but not compiled; call compile() first"
-            )
-        return self._compiled.models
+            raise _not_compiled()
+        return self._compiled.models if self._adapted is None else self._adapted
 
     @property
     def compile_count(self) -> int:
@@ -78,6 +87,45 @@ class PipelineGraphs:
     def compile_seconds(self) -> float:
         """What compiling took, or reading compiled graphs, all together."""
         return 0.0 if self._compiled is None else self._compiled.compile_seconds
+
+    @property
+    def num_modules(self) -> int:
+        """Modules that are compiled."""
+        return 0 if self._compiled is None else self._compiled.num_modules
+
+    def slots(self, component: str) -> Mapping[str, WeightSlot]:
+        """What a component's graphs draw from, by registry name without its own."""
+        return self._slots[component]
+
+    def adapted(self, weights: Mapping[str, Any]) -> AdaptedGraphs:
+        """The executable graphs with some weights in place of their own.
+
+        Args:
+            weights: Arrays by registry name.
+
+        Raises:
+            MaxDiffusionError: The model was only opened.
+        """
+        if self._compiled is None:
+            raise _not_compiled()
+        return self._compiled.adapted(weights)
+
+    def over(self, adapted: AdaptedGraphs) -> PipelineGraphs:
+        """The same with some weights in place of their own.
+
+        Args:
+            adapted: From :meth:`adapted`.
+        """
+        found = copy.copy(self)
+        found._adapted = adapted
+        return found
+
+    def routed(self, take_step: TakeStep) -> TakeStep:
+        """Steps that run with the weights of these graphs, whoever runs them."""
+        adapted = self._adapted
+        if adapted is None:
+            return take_step
+        return lambda *step: over(adapted, take_step(*step))
 
     def compile(
         self,
@@ -96,11 +144,13 @@ class PipelineGraphs:
 
         Raises:
             ModelLoadError: A weight is not finite.
+            DeviceError: The weights do not fit.
             CompileError: MAX refused a graph, or only compiled graphs may be used and
                 some were not found.
         """
         if self.is_compiled:
             return
+        check_weights_fit(self.opened, self._device, dtype)
         started = time.perf_counter()
         compiled = CompiledGraphs(
             session or open_session(self._device),
@@ -176,4 +226,12 @@ class PipelineGraphs:
         load_weights: Callable[[], Mapping[str, Any]],
     ) -> None:
         compiled.add(modules, load_weights)
-        self._names.update(module.name for module in modules)
+        for module in modules:
+            self._names.add(module.name)
+            self._slots.setdefault(module.needs.prefix, {}).update(module.needs.slots)
+
+
+def _not_compiled() -> MaxDiffusionError:
+    return MaxDiffusionError(
+        "pipeline: the model is open, but not compiled; call compile() first"
+    )

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from graphs.weights import WeightNeeds, WeightSlot
+from graphs.weights import WeightNeeds
 
 from ..caches import CACHES, AbstractCacheConfig, TaylorSeerConfig
 from ..checkpoint import ComponentWeights
 from ..core.request import MAX_IMAGES, MAX_SIZE
 from ..core.validation import whole
 from . import open_model
+from .weight_memory import slot_bytes
 
 
 @dataclass(frozen=True)
@@ -144,12 +145,8 @@ def _component(needs: WeightNeeds, weights: ComponentWeights) -> ComponentReport
     return ComponentReport(
         parameters=sum(math.prod(tensor.shape) for tensor in stored),
         stored_bytes=sum(tensor.num_bytes for tensor in stored),
-        used_bytes=sum(map(_bytes, needs.slots.values())),
+        used_bytes=sum(map(slot_bytes, needs.slots.values())),
     )
-
-
-def _bytes(item: WeightSlot) -> int:
-    return math.prod(item.shape) * item.dtype.size_in_bytes
 
 
 def _configurations() -> dict[str, AbstractCacheConfig]:

@@ -16,6 +16,8 @@ from graphs.weights import TooManyWeights, WeightNeeds
 
 from ..caches import AbstractCacheConfig, Calibration, GraphGroup
 from ..checkpoint import ComponentWeights, WeightTransform
+from ..checkpoint.lora import Lora, LoraNaming
+from ..core.loras import Loras
 from ..denoising import DenoiserComponent
 from ..errors import MaxDiffusionError, ModelLoadError, RequestError
 from ..execution.component import ComponentModel
@@ -49,6 +51,16 @@ class PipelineConfig:
     weight_transforms: Mapping[str, WeightTransform] | None = None
     """What makes of the files' tensors those that a component's graphs ask for, by
     component; of others the files hold just these."""
+    lora_names: Mapping[str, LoraNaming] | None = None
+    """How LoRA files call a component's modules, by component, where that is not its
+    name and theirs."""
+    loras: Loras = ()
+    """LoRA files that are merged into the weights, each with its weight."""
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    """LoRA files that requests may choose, by the names they choose them by."""
+    adapter_memory_limit: int | None = None
+    """Most bytes of the matrices that these change, of all choices in memory together;
+    ``None`` for a quarter of what is free."""
     weight_sources: Mapping[str, ComponentWeights] = field(default_factory=dict)
     """Weights of components that are in no files of their own, by component: as their
     graphs ask for them."""
@@ -84,6 +96,8 @@ class OpenedComponents:
     those that have graphs."""
     library: GraphLibrary
     """Where compiled graphs may be."""
+    adapters: Mapping[str, Lora] = field(default_factory=dict)
+    """What requests may choose, by name; none is merged."""
 
     def load(self) -> dict[str, Any]:
         """Reads the weights.
@@ -238,7 +252,32 @@ def open_components(
         if config.weight_sources:
             problems.append(f"is the file of the same model as {config.model_name}?")
         raise ModelLoadError("; ".join(problems))
-    return OpenedComponents(components, modules, sources, library)
+    merged, adapters = _open_loras(config, components, sources)
+    return OpenedComponents(components, modules, merged, library, adapters)
+
+
+def _open_loras(
+    config: PipelineConfig,
+    components: Mapping[str, ComponentModel],
+    sources: Mapping[str, tuple[WeightNeeds, ComponentWeights]],
+) -> tuple[dict[str, tuple[WeightNeeds, ComponentWeights]], dict[str, Lora]]:
+    """Merges LoRAs into components' weights, and opens those that requests choose."""
+    namings = {
+        name: LoraNaming.of(name, is_denoiser=isinstance(each, DenoiserComponent))
+        for name, each in components.items()
+    } | dict(config.lora_names or {})
+    adaptable = {
+        name: (namings[name], needs.specs) for name, (needs, _) in sources.items()
+    }
+    merged = dict(sources)
+    for file, weight in config.loras:
+        for name, adapter in Lora.open(Path(file), adaptable).adapters.items():
+            needs, weights = merged[name]
+            merged[name] = (needs, weights.adapted(adapter, weight))
+    adapters = {
+        name: Lora.open(Path(file), adaptable) for name, file in config.adapters.items()
+    }
+    return merged, adapters
 
 
 def _of_folder(

@@ -17,6 +17,8 @@ from ..caches import (
     cache_from_options,
 )
 from ..checkpoint import CheckpointFile, ModelFolder, WeightTransform, find_model
+from ..core.loras import ADAPTER_NAME, GivenLoras, as_loras
+from ..core.validation import whole
 from ..errors import ModelLoadError, RequestError
 from ..execution.devices import resolve_device, resolve_dtype
 from .families import OTHER_TASKS, PIPELINES, pipeline_class
@@ -49,6 +51,9 @@ def load_pipeline(
     transformer: str | os.PathLike[str] | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    loras: GivenLoras | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+    adapter_memory_limit: int | None = None,
     precompiled: Sequence[str | os.PathLike[str]] = (),
     require_precompiled: bool = False,
     threads: int | None = None,
@@ -79,6 +84,15 @@ def load_pipeline(
         variant: Weight files' variant, for example ``fp16``; weights are cast to
             ``dtype``.
         revision: Hub revision.
+        loras: LoRA files that are merged into the weights, in float32: one, several, or
+            weights by file (``{"style.safetensors": 0.8}``). As PEFT and diffusers,
+            Kohya, ComfyUI and XLabs name their tensors.
+        adapters: LoRA files by the names that requests choose them by, see
+            :meth:`~max_diffusion.TextToImagePipeline.generate`; nothing of them is
+            loaded before.
+        adapter_memory_limit: Most bytes of the matrices that these change, of all
+            choices that are in memory together; what was used longest ago leaves.
+            Default a quarter of what is free.
         precompiled: Folders of ``max-diffusion compile``, looked into before what ships
             with the package. What they hold is run: they must be yours.
         require_precompiled: Whether graphs that are not found compiled are an error,
@@ -92,9 +106,9 @@ def load_pipeline(
 
     Raises:
         ModelLoadError: No such model, files missing or damaged, or a model class that
-            is not supported.
+            is not supported; a LoRA that is damaged or does not fit.
         CompileError: MAX refused a graph, or precompiled ones are required and missing.
-        DeviceError: No such device.
+        DeviceError: No such device, or the weights do not fit in its memory.
         RequestError: An argument is malformed.
     """
     pipeline = open_model(
@@ -108,6 +122,9 @@ def load_pipeline(
         transformer=transformer,
         variant=variant,
         revision=revision,
+        loras=loras,
+        adapters=adapters,
+        adapter_memory_limit=adapter_memory_limit,
         precompiled=precompiled,
         require_precompiled=require_precompiled,
         threads=threads,
@@ -130,6 +147,9 @@ def open_model(
     transformer: str | os.PathLike[str] | None = None,
     variant: str | None = None,
     revision: str | None = None,
+    loras: GivenLoras | None = None,
+    adapters: Mapping[str, str | os.PathLike[str]] | None = None,
+    adapter_memory_limit: int | None = None,
     precompiled: Sequence[str | os.PathLike[str]] = (),
     require_precompiled: bool = False,
     threads: int | None = None,
@@ -152,6 +172,9 @@ def open_model(
         transformer: File of the transformer's weights.
         variant: Weight files' variant.
         revision: Hub revision.
+        loras: LoRA files to merge.
+        adapters: LoRA files that requests choose.
+        adapter_memory_limit: Bytes for what they change.
         precompiled: Folders of compiled graphs.
         require_precompiled: Whether nothing may be compiled.
         threads: That compute on the CPU.
@@ -160,7 +183,7 @@ def open_model(
 
     Raises:
         ModelLoadError: No such model, files missing or damaged, or a model class that
-            is not supported.
+            is not supported; a LoRA that is damaged or does not fit.
         DeviceError: No such device.
         RequestError: An argument is malformed.
     """
@@ -188,6 +211,14 @@ def open_model(
         path=folder.path,
         weight_ignores=kind.weight_ignores,
         weight_transforms=kind.weight_transforms,
+        lora_names=kind.lora_names,
+        loras=as_loras("loras", loras),
+        adapters=_adapters(adapters),
+        adapter_memory_limit=(
+            None
+            if adapter_memory_limit is None
+            else whole("adapter_memory_limit", adapter_memory_limit, minimum=1)
+        ),
         weight_sources={
             role: read(components[role], file.weights_of(role))
             for role, read in parts.items()
@@ -250,6 +281,28 @@ def _folders(
             f"precompiled: expected a list of folders, got {precompiled!r}"
         )
     return tuple(precompiled)
+
+
+def _adapters(
+    given: Mapping[str, str | os.PathLike[str]] | None,
+) -> Mapping[str, str]:
+    """Checks the LoRA files by name that a caller gave."""
+    if given is not None and not isinstance(given, Mapping):
+        raise RequestError(
+            f"adapters: expected files by name such as {{'style': 'style.safetensors'}}"
+            f", got {given!r:.80}"
+        )
+    found: dict[str, str] = {}
+    for name, file in (given or {}).items():
+        if not isinstance(name, str) or not ADAPTER_NAME.fullmatch(name):
+            raise RequestError(
+                f"adapters: a name is up to 64 letters, digits, '.', '_' and '-', got "
+                f"{name!r:.80}"
+            )
+        if not isinstance(file, str | os.PathLike):
+            raise RequestError(f"adapters: {name}: expected a file, got {file!r:.80}")
+        found[name] = os.fspath(file)
+    return found
 
 
 def _flag(require_precompiled: bool) -> bool:

@@ -40,6 +40,7 @@ from ..sampling import (
     LinearGuidance,
     Schedule,
 )
+from .adapters import AdapterSets
 from .cache_support import CacheSupport, resolve_cache
 from .graphs import PipelineGraphs
 from .loading import PipelineConfig, open_pipeline_components
@@ -126,6 +127,10 @@ class DiffusionPipeline(ABC):
         )
         self.graphs = PipelineGraphs(opened, groups, self.device, on_event)
         """Components with their graphs, compiled or not."""
+        self.adapters = AdapterSets(
+            self.graphs, self.device, pipeline_config.adapter_memory_limit
+        )
+        """LoRAs that requests choose."""
         self.loaded: Mapping[str, ComponentModel] = opened.components
         self.caches = CacheSupport(
             defaults,
@@ -385,7 +390,7 @@ class DiffusionPipeline(ABC):
             self.sampler.create_state(schedule, batch, self.device),
             self.guidance,
             self.guidance.scales(true_cfg_scale, schedule),
-            self._transformer.run_step,
+            self.graphs.routed(self._transformer.run_step),
             self.device,
             is_timed=is_timed or self.device.is_host,
         )

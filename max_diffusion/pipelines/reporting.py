@@ -71,6 +71,7 @@ def report_of(
         defaults=context.defaults,
         versions=_versions(),
         sigmas=request.sigmas,
+        loras=dict((*pipeline.pipeline_config.loras, *request.loras)),
     )
 
 

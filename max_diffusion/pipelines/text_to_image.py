@@ -19,11 +19,12 @@ from max.driver import Buffer
 from ..caches import (
     AbstractCacheConfig,
     DenoisingCacheConfig,
-    cache_from_options,
 )
 from ..checkpoint import CheckpointFile, ModelFolder, WeightTransform
+from ..checkpoint.lora import LoraNaming
 from ..core.buffers import repeat_rows, to_device
 from ..core.grid import Frames, Grid
+from ..core.loras import GivenLoras, as_loras
 from ..core.options import RequestOptions
 from ..core.report import RunReport
 from ..core.request import GenerationContext, GenerationRequest, PromptTexts
@@ -32,6 +33,7 @@ from ..denoising import Branch, Denoising
 from ..errors import ModelLoadError, RequestError
 from ..execution.compiler import memory_errors_said
 from ..sampling import Schedule
+from .adapters import adapted
 from .context import Tokenized, make_context
 from .decoding import decode_in_goes
 from .outputs import DiffusionPipelineOutput, OnStep, images_of
@@ -94,6 +96,9 @@ class TextToImagePipeline(DiffusionPipeline):
     """For components whose files name, fuse, transpose or quantise tensors otherwise
     than the graphs ask for them; :class:`~max_diffusion.checkpoint.ComponentWeights`
     says what can be made of them."""
+
+    lora_names: ClassVar[Mapping[str, LoraNaming]] = {}
+    """For components that LoRA files name otherwise than by ``component.module``."""
 
     cell: int = 1
     """Pixels a side that one image token stands for; sizes are multiples of it."""
@@ -276,13 +281,16 @@ class TextToImagePipeline(DiffusionPipeline):
     def encode(self, model_inputs: GenerationInputs) -> Denoising:
         """Runs the text encoders: prepared inputs to a loop before its first step."""
         context = model_inputs.context
+        if context.loras:  # whose set is of the graphs that there are then
+            self.graphs.require(context.cache.config.graph_groups, self.denoiser)
+        pipeline = adapted(self, context.loras)
         branches = [
-            _branch(self, "conditional", model_inputs, context.tokens),
+            _branch(pipeline, "conditional", model_inputs, context.tokens),
         ]
         if context.negative_tokens is not None:
             unwanted = context.negative_tokens
-            branches.append(_branch(self, "unconditional", model_inputs, unwanted))
-        return self.begin(
+            branches.append(_branch(pipeline, "unconditional", model_inputs, unwanted))
+        return pipeline.begin(
             model_inputs.latents,
             Schedule(context.sigmas, context.timesteps),
             branches,
@@ -334,6 +342,7 @@ class TextToImagePipeline(DiffusionPipeline):
         sigmas: Sequence[float] | None = None,
         cache: str | DenoisingCacheConfig | AbstractCacheConfig | None = None,
         cache_memory_limit: int | None = None,
+        loras: GivenLoras | None = None,
         is_timed: bool = False,
         on_step: OnStep | None = None,
         **options: Any,
@@ -367,6 +376,9 @@ class TextToImagePipeline(DiffusionPipeline):
                 name of ``CACHES`` for its defaults. Never recompiles.
             cache_memory_limit: Most bytes that the cache's state may take on the
                 device; a cache that would need more is refused before anything runs.
+            loras: LoRAs of this call, of those that ``load_pipeline`` was given as
+                ``adapters``: a name, several, or weights by name. Nothing compiles; a
+                choice that is new is merged first.
             is_timed: Time each step on a GPU too, which is then waited for twice a
                 step; on a CPU the report always has its milliseconds.
             on_step: Called with ``(steps done, steps)``; raise
@@ -401,8 +413,9 @@ class TextToImagePipeline(DiffusionPipeline):
             seeds=seeds,
             num_images_per_prompt=num_images_per_prompt,
             sigmas=None if sigmas is None else as_tuple("sigmas", sigmas),
-            cache=_config_of(self, cache),
+            cache=self.caches.given(cache),
             cache_memory_limit=cache_memory_limit,
+            loras=as_loras("request: loras", loras),
             options=options,
             is_timed=is_timed,
         )
@@ -419,18 +432,6 @@ class TextToImagePipeline(DiffusionPipeline):
         seconds = time.perf_counter() - started
         report = report_of(self, request, context, output, seconds)
         return GenerationResult(output.frames, report, context.fps)
-
-
-def _config_of(
-    pipeline: TextToImagePipeline,
-    cache: str | DenoisingCacheConfig | AbstractCacheConfig | None,
-) -> AbstractCacheConfig | None:
-    """A call's cache in any form; ``None`` stays the pipeline's."""
-    if cache is None:
-        return None
-    if isinstance(cache, str):
-        return cache_from_options(cache)
-    return pipeline.caches.resolve(cache)
 
 
 def _branch(

@@ -12,6 +12,7 @@ import pytest
 from commands import parse, run
 from pictures import open_png
 from PIL import Image
+from reports import make_report
 
 from max_diffusion import (
     NoCacheConfig,
@@ -19,6 +20,7 @@ from max_diffusion import (
     TaylorSeerConfig,
     TextToImagePipeline,
 )
+from max_diffusion.media.metadata import text_chunks
 from max_diffusion.media.writers import save_frames
 
 
@@ -176,3 +178,21 @@ def test_a_picture_without_settings_is_one_line(tmp_path: Path) -> None:
         f"error: {tmp_path / 'x.png'}: expected the settings that max-diffusion writes "
         "into pictures, got none; was the file written by another program since?\n"
     )
+
+
+def test_a_transformer_s_file_goes_with_its_model(tmp_path: Path) -> None:
+    report = make_report(model="folder", transformer="flux.gguf", num_images=1)
+    picture, output = tmp_path / "x.png", ("--output", tmp_path / "y.png")
+    frames = np.zeros((1, 16, 16, 3), np.uint8)
+    save_frames(picture, frames, text_chunks(report, 0))
+    job = like(picture, *output)
+    assert (job.model, job.transformer) == ("folder", "flux.gguf")
+    job = like(picture, *output, "--model", "other")
+    assert (job.model, job.transformer) == ("other", None)
+    job = like(picture, *output, "--transformer", "mine")
+    assert (job.model, job.transformer) == ("folder", "mine")
+    now = make_report(model="folder", num_images=1)
+    assert job.like.differences(now) == [
+        f"{picture}: drawn with transformer flux.gguf, now with None; the picture may "
+        "be another"
+    ]

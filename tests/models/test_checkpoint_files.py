@@ -26,11 +26,13 @@ from single_files import (
 )
 
 from max_diffusion import (
+    DeviceError,
     TextToImagePipeline,
     load_pipeline,
     open_model,
 )
 from max_diffusion.core.buffers import to_numpy
+from max_diffusion.pipelines import weight_memory
 from max_diffusion.pipelines.inspection import inspect
 
 KINDS = gguf.GGMLQuantizationType
@@ -161,7 +163,7 @@ def test_what_a_file_takes_is_told(
 ) -> None:
     plain = inspect(flux_folder, device="cpu").components
     file, _ = saved_gguf(tmp_path / "flux.gguf", bfl, KINDS.Q8_0)
-    told = inspect(lean_folder, device="cpu", transformer=file).components
+    told = dict(inspect(lean_folder, device="cpu", transformer=file).components)
     own, whole = told.pop("transformer"), dict(plain).pop("transformer")
     # Of what is quantised, 34 bytes for 32 numbers in place of 128.
     matrices = sum(t.numel() for t in bfl.values() if t.ndim > 1 and not t.numel() % 32)
@@ -169,3 +171,21 @@ def test_what_a_file_takes_is_told(
     assert own.stored_bytes == whole.stored_bytes - matrices * 4 + matrices * 34 // 32
     assert own.used_bytes == whole.used_bytes
     assert told == {role: plain[role] for role in told}
+
+
+def test_what_does_not_fit_is_refused_before_anything_compiles(
+    lean_folder: Path, bfl: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, _ = saved_gguf(tmp_path / "flux.gguf", bfl, KINDS.Q4_0)
+    pipeline = open_model(lean_folder, "cpu", transformer=file)
+    told = inspect(lean_folder, device="cpu", transformer=file).components
+    used = sum(part.used_bytes for part in told.values())
+    # More than the files take, and less than the weights do.
+    monkeypatch.setattr(weight_memory, "host_memory", lambda: used * 3 // 5)
+    advice = r"weights: .* GiB expected to fit as float32, .*; take dtype bfloat16"
+    with pytest.raises(DeviceError, match=advice):
+        pipeline.compile()
+    assert pipeline.compile_count == 0
+    monkeypatch.setattr(weight_memory, "host_memory", lambda: used // 5)
+    with pytest.raises(DeviceError, match=r"take a smaller model or another device"):
+        pipeline.compile()

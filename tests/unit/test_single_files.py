@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,12 @@ from single_files import (
 )
 
 from max_diffusion import ModelLoadError
-from max_diffusion.checkpoint import AbstractTensor, CheckpointFile, ComponentWeights
+from max_diffusion.checkpoint import (
+    AbstractStoredTensor,
+    AbstractTensor,
+    CheckpointFile,
+    ComponentWeights,
+)
 from max_diffusion.checkpoint.computed import to_float32
 from max_diffusion.models.flux1.files import flux1_parts
 
@@ -95,7 +101,7 @@ def numbers(tensor: AbstractTensor) -> np.ndarray:
 def assert_same(weights: ComponentWeights, wanted: Tensors) -> None:
     assert wanted
     assert weights.names == wanted.keys()
-    used = set()
+    used: set[AbstractStoredTensor] = set()
     for name, tensor in wanted.items():
         own = weights[name]
         used.update(own.stored)
@@ -320,3 +326,15 @@ def test_no_configuration_makes_it_look_for_a_billion_blocks(tmp_path: Path) -> 
     weights = flux1_parts(file)["transformer"](config, file.weights_of("transformer"))
     with pytest.raises(ModelLoadError, match=r"transformer_blocks\.77\.attn"):
         weights["transformer_blocks.77.attn.to_q.weight"]
+
+
+def test_little_more_than_the_result_is_held(tmp_path: Path) -> None:
+    kind = KINDS.Q4_K
+    stored = random_blocks(kind, 4 * 4096).reshape(1024, -1)
+    tensor = one_tensor(tmp_path / "w.gguf", stored, kind)
+    tracemalloc.start()
+    size = tensor.read().nbytes
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert size == 16 << 20
+    assert peak < size + (10 << 20)

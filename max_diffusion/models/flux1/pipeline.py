@@ -35,6 +35,7 @@ from ...pipelines import TextToImagePipeline, Tokenized
 from ...sampling import load_sampler
 from .config import flux1_config
 from .files import flux1_parts
+from .lora_names import LORA_NAMES
 from .transformer import Flux1Transformer
 
 # Longest T5 input the published models were trained on.
@@ -89,6 +90,7 @@ class Flux1Pipeline(TextToImagePipeline):
         }
     )
     options_class = Flux1Options
+    lora_names = LORA_NAMES
     # Encoder halves and buffers that checkpoints hold and text-to-image does not use.
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from importlib.resources import files
@@ -20,6 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ... import __version__
 from ...caches import CACHES, cache_from_options
+from ...core.loras import Loras, as_loras
 from ...core.request import GenerationRequest
 from ...engine import SubmitOptions
 from ...errors import MaxDiffusionError, RequestError
@@ -28,6 +29,7 @@ from .answers import Answers
 from .backend import Backend, ModelDescription
 from .errors import ApiError, on_api_error, on_http_error, on_not_valid
 from .guard import REQUEST_ID, Guard, HeadAsGet, RequestIds
+from .loras import LoraChoice
 from .schemas import (
     ErrorResponse,
     Health,
@@ -359,6 +361,7 @@ def to_request(
         seed=secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed,
         num_images_per_prompt=body.n or 1,
         cache=cache,
+        loras=_read_loras(body.loras, model.loras),
         options=body.options(),
         is_timed=bool(body.report),
     )
@@ -371,6 +374,32 @@ def to_request(
     return request, options
 
 
+def _read_loras(given: Sequence[LoraChoice] | None, served: Collection[str]) -> Loras:
+    """Returns the LoRAs of a body, each with its weight.
+
+    Args:
+        given: Of the body.
+        served: Names that requests may choose.
+
+    Raises:
+        ApiError: One is not served, or named twice.
+    """
+    choices = [(each.name, each.weight) for each in given or ()]
+    unknown = next((name for name, _ in choices if name not in served), None)
+    try:
+        found = as_loras("loras", choices)
+    except RequestError as err:
+        raise _lora_error(str(err)) from err
+    if unknown is not None:
+        there = ", ".join(served) or "none"
+        raise _lora_error(f"loras: {unknown!r} is not served here; there are: {there}")
+    return found
+
+
+def _lora_error(message: str) -> ApiError:
+    return ApiError(400, message, code="invalid_value", param="loras")
+
+
 def _card(model: ModelDescription, settings: ServerSettings, created: int) -> ModelCard:
     width, height = model.default_size
     return ModelCard(
@@ -381,6 +410,7 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
         default_cache=model.default_cache,
         default_cache_options=dict(model.default_cache_options),
         options=list(model.options),
+        loras=dict(model.loras),
         default_size=f"{width}x{height}",
         default_steps=min(model.default_steps, settings.max_steps),
         max_size=settings.max_size,

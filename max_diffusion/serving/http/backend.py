@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Self, final
 
 from ...core.options import declared_options
@@ -35,6 +35,9 @@ class ModelDescription:
     default_cache_options: Mapping[str, Any]
     options: tuple[str, ...]
     """Names of the options that only some models have, and this one does."""
+    loras: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of the matrices that each LoRA that requests may choose changes, by
+    name."""
 
     @classmethod
     def of(cls, pipeline: TextToImagePipeline) -> ModelDescription:
@@ -55,6 +58,10 @@ class ModelDescription:
             default_cache=default.name,
             default_cache_options=asdict(default),
             options=tuple(declared_options(pipeline.options_class)),
+            loras={
+                name: pipeline.adapters.num_bytes(((name, 1.0),))
+                for name in pipeline.adapters.names
+            },
         )
 
 

@@ -63,6 +63,7 @@ class Metrics(EngineObserver):
             ("queued_requests", "Requests that wait", lambda: stats().queued),
             ("running_requests", "Requests that run", lambda: stats().running),
             ("cache_bytes", "Cache state held", lambda: stats().cache_bytes),
+            ("lora_bytes", "Matrices of LoRAs held", lambda: stats().lora_bytes),
             ("reserved_bytes", "Memory planned", lambda: stats().reserved_bytes),
             ("memory_limit_bytes", "Memory allowed", lambda: stats().memory_limit),
         ):

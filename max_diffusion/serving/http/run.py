@@ -13,7 +13,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, final
 
@@ -46,6 +46,8 @@ class Model:
     transformer: str | None = None
     variant: str | None = None
     revision: str | None = None
+    adapters: Mapping[str, str] = field(default_factory=dict)
+    adapter_memory_limit: int | None = None
     precompiled: Sequence[str] = ()
     require_precompiled: bool = False
     threads: int | None = None
@@ -67,12 +69,21 @@ class Model:
             transformer=self.transformer,
             variant=self.variant,
             revision=self.revision,
+            adapters=self.adapters,
+            adapter_memory_limit=self.adapter_memory_limit,
             precompiled=self.precompiled,
             require_precompiled=self.require_precompiled,
             threads=self.threads,
             is_extensible=False,  # a request must not wait for minutes
             on_event=on_event,
         )
+        for name in self.adapters:
+            logger.info(
+                "lora %s changes matrices of %d of %d bytes",
+                name,
+                pipeline.adapters.num_bytes(((name, 1.0),)),
+                pipeline.adapters.limit,
+            )
         return Engine(pipeline, config, observer=backend.observer)
 
 

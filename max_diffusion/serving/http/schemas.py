@@ -23,6 +23,7 @@ from ...core.request import MAX_SIZE, MAX_STEPS
 from ...core.setting_names import SHORT_FORMS
 from ...engine import MAX_PREVIEWS, MAX_PRIORITY
 from ...errors import RequestError
+from .loras import GivenLoras
 
 OutputFormat = Literal["png", "jpeg", "webp"]
 _SIZE = re.compile(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})")
@@ -192,6 +193,13 @@ class ImageGenerationRequest(BaseModel):
     ] = None
     cache_options: Annotated[
         dict[str, Any] | None, Field(description="Settings of that cache.")
+    ] = None
+    loras: Annotated[
+        GivenLoras | None,
+        Field(
+            description="LoRAs that GET /v1/models lists: names, or objects with a "
+            "name and a weight."
+        ),
     ] = None
     priority: Annotated[
         int | None, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="0.")
@@ -404,6 +412,10 @@ class ModelCard(BaseModel):
     options: list[str] = Field(
         description="Fields of requests that only some models have, and this one does."
     )
+    loras: dict[str, int] = Field(
+        description="LoRAs that requests may choose, with the bytes of the matrices "
+        "that each changes."
+    )
     default_size: str
     default_steps: int
     max_size: Annotated[int, Field(le=MAX_SIZE)]
@@ -428,4 +440,5 @@ class Health(BaseModel):
     running: int = 0
     reserved_bytes: int = 0
     memory_limit: int = 0
+    lora_bytes: int = 0
     cache_bytes: int = 0

@@ -57,6 +57,17 @@ class Options(BaseModel):
         Field(description="What requests may name, as in serve --caches."),
     ] = ("none", "taylorseer", "auto", "step-mask")
     calibration: str | None = None
+    loras: Annotated[
+        dict[str, str],
+        BeforeValidator(_json),
+        Field(description="LoRA files by names for requests, the same on every node."),
+    ] = {}
+    lora_memory: Annotated[
+        int | None,
+        Field(
+            ge=1, description="Bytes of what they change; None: quarter of the free."
+        ),
+    ] = None
     precompiled: Annotated[
         tuple[str, ...],
         BeforeValidator(_names),
@@ -148,6 +159,8 @@ class Options(BaseModel):
             transformer=self.transformer and str(Path(self.transformer).resolve()),
             variant=self.variant,
             revision=self.revision,
+            adapters={name: str(Path(f).resolve()) for name, f in self.loras.items()},
+            adapter_memory_limit=self.lora_memory,
             precompiled=[str(Path(each).resolve()) for each in self.precompiled],
             require_precompiled=self.require_precompiled,
             threads=self.threads,

@@ -1,0 +1,298 @@
+"""One LoRA file: the low-rank pairs in it, by the file's own names of modules."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, final
+
+import numpy as np
+
+from ..errors import ModelLoadError
+from .computed import is_number, to_float32
+from .reading import read_json, short_name
+from .safetensors_file import read_file
+from .tensors import AbstractStoredTensor
+from .weights import listed
+
+# What ends the names of a pair's halves, down before up. The last ones are XLabs', and
+# older diffusers' with more before them.
+_HALVES: Final = (
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora_A.default.weight", ".lora_B.default.weight"),
+    (".lora_down.weight", ".lora_up.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+    (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+    (".down.weight", ".up.weight"),
+)
+_ALPHA: Final = ".alpha"
+# Adapters of other kinds, by what only their names have.
+_OTHER_KINDS: Final = tuple(
+    (kind, re.compile(pattern))
+    for kind, pattern in (
+        ("DoRA", r"\.(dora_scale|lora_magnitude_vector\b.*)$"),
+        ("LoHa", r"\.hada_"),
+        ("LoKr", r"\.lokr_"),
+        ("OFT", r"\.b?oft_"),
+        ("GLoRA", r"\.[ab][12]\.weight$"),
+        ("IA3", r"\.(on_input|ia3_l\b.*)$"),
+        ("LoRA with a middle matrix", r"\.lora_mid\."),
+        ("LoRA with biases", r"\.lora_(A|B|up|down)(\.default)?\.bias$"),
+        ("LoRA of embeddings", r"\.lora_embedding_[AB]$"),
+        ("whole differences", r"\.(diff|diff_b|set_weight|w_norm|b_norm)$"),
+    )
+)
+_PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
+# What a folder with an adapter has, as PEFT and as diffusers save it.
+_PEFT_FILE: Final = "adapter_model.safetensors"
+_IN_FOLDER: Final = (_PEFT_FILE, "pytorch_lora_weights.safetensors")
+_PEFT_CONFIG: Final = "adapter_config.json"
+_PEFT_STEM: Final = "base_model.model"
+_DIFFUSERS_CONFIGS: Final = "lora_adapter_metadata"
+
+
+@final
+@dataclass(frozen=True)
+class LoraPair:
+    """What changes one module of the file: ``alpha / rank up @ down``."""
+
+    down: AbstractStoredTensor
+    """``(rank, in)``, or of a convolution ``(rank, in, k, k)``."""
+    up: AbstractStoredTensor
+    """``(features, rank)``, or ``(features, rank, 1, 1)``."""
+    alpha: float
+    """The rank, where the file does not say."""
+
+
+@final
+@dataclass(frozen=True)
+class LoraFile:
+    """The pairs of one file; their values are finite, and not kept in memory."""
+
+    path: Path
+    pairs: Mapping[str, LoraPair]
+    """By the file's name of the module, such as ``transformer.proj_out``."""
+
+    @classmethod
+    def read(cls, path: Path) -> LoraFile:
+        """Reads a file's header, and its values once, to see that they are finite.
+
+        Args:
+            path: A safetensors file, or a folder as PEFT and diffusers save them.
+
+        Raises:
+            ModelLoadError: It cannot be read, is damaged, is an adapter of another kind
+                than LoRA, or has names, ranks or values that no LoRA has.
+        """
+        path = _file_of(path)
+        where = f"lora {short_name(path)}"
+        tensors, told = read_file(path)
+        _check_kind(where, tensors)
+        settings = _settings(path, where, told.get(_DIFFUSERS_CONFIGS))
+        stems, rest = _halves(tensors)
+        problems = []
+        if rest:
+            problems.append(f"{len(rest)} tensors are of no LoRA: {listed(rest)}")
+        pairs: dict[str, LoraPair] = {}
+        halved, ranks = [], []
+        for stem, found in stems.items():
+            if len(found) < 2:
+                halved.append(next(iter(found.values())).name)
+                continue
+            down, up = found["down"], found["up"]
+            if not _is_pair(down, up):
+                ranks.append(f"{stem} (down {down.shape}, up {up.shape})")
+                continue
+            alpha = tensors.get(stem + _ALPHA)
+            of_peft = _settings_of(stem, settings)
+            rank = down.shape[0]
+            if alpha is not None:
+                pairs[stem] = LoraPair(down, up, _number(where, alpha))
+            else:
+                pairs[stem] = LoraPair(down, up, of_peft.alpha(where, rank))
+        if halved:
+            problems.append(f"{len(halved)} without their other half: {listed(halved)}")
+        if ranks:
+            problems.append(f"{len(ranks)} modules of two ranks: {listed(ranks)}")
+        if problems:
+            raise ModelLoadError(
+                f"{where}: {'; '.join(problems)}; download it again, or give another"
+            )
+        if not pairs:
+            raise ModelLoadError(
+                f"{where}: no LoRA is in it; give a file with lora_A and lora_B, or "
+                "lora_down and lora_up"
+            )
+        _check_values(where, pairs)
+        return cls(path, pairs)
+
+
+@final
+@dataclass(frozen=True)
+class _PeftSettings:
+    """What PEFT keeps beside the tensors, of one module."""
+
+    module: str = ""
+    values: Mapping[str, Any] = field(default_factory=dict)
+
+    def alpha(self, where: str, rank: int) -> float:
+        """The alpha that gives PEFT's factor with ``alpha / rank``."""
+        alpha = self.values.get("lora_alpha", rank)
+        patterns = self.values.get("alpha_pattern") or {}
+        try:
+            for pattern, value in patterns.items():
+                if re.match(rf"(.*\.)?({pattern})$", self.module):
+                    alpha = value
+                    break
+        except (AttributeError, re.error) as err:
+            raise ModelLoadError(
+                f"{where}: alpha_pattern must be alphas by patterns, got "
+                f"{patterns!r:.80}; correct its configuration"
+            ) from err
+        is_known = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if not is_known or not math.isfinite(alpha):
+            raise ModelLoadError(
+                f"{where}: lora_alpha must be a number, got {alpha!r:.80}; correct its "
+                "configuration"
+            )
+        if self.values.get("use_rslora"):
+            return float(alpha) * math.sqrt(rank)  # its factor is alpha / sqrt(rank)
+        return float(alpha)
+
+
+def _file_of(path: Path) -> Path:
+    """The file itself, or a folder's."""
+    if path.is_dir():
+        found = [path / name for name in _IN_FOLDER if (path / name).is_file()]
+        if len(found) != 1:
+            raise ModelLoadError(
+                f"lora {path}: expected {' or '.join(_IN_FOLDER)} in this folder, got "
+                f"{len(found)} of them; give the file"
+            )
+        return found[0]
+    if path.suffix in _PICKLES:
+        raise ModelLoadError(
+            f"lora {short_name(path)}: expected a safetensors file, got {path.suffix}, "
+            "a pickle, which is not read; save it as safetensors"
+        )
+    return path
+
+
+def _check_kind(where: str, names: Collection[str]) -> None:
+    for kind, pattern in _OTHER_KINDS:
+        found = [name for name in names if pattern.search(name)]
+        if found:
+            raise ModelLoadError(
+                f"{where}: it is {kind}, of which nothing is computed here "
+                f"({len(found)} tensors such as {found[0]}); give a plain LoRA"
+            )
+
+
+def _settings(
+    path: Path, where: str, text: str | None
+) -> Mapping[str, Mapping[str, Any]]:
+    """PEFT's settings by what begins the names of modules they are of.
+
+    Args:
+        path: The file, beside which there may be some.
+        where: For messages.
+        text: Those in its header, as diffusers writes them.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    if path.name == _PEFT_FILE and (path.parent / _PEFT_CONFIG).is_file():
+        found[_PEFT_STEM] = read_json(path.parent / _PEFT_CONFIG)
+    if text is not None:
+        try:
+            for key, value in json.loads(text).items():
+                component, _, name = key.partition(".")
+                found.setdefault(component, {})[name] = value
+        except (ValueError, AttributeError, RecursionError) as err:
+            raise ModelLoadError(
+                f"{where}: its {_DIFFUSERS_CONFIGS} is no JSON object; download it "
+                "again"
+            ) from err
+    for settings in found.values():
+        kind = settings.get("peft_type", "LORA")
+        if kind != "LORA" or settings.get("use_dora"):
+            kind = "DoRA" if kind == "LORA" else kind
+            raise ModelLoadError(
+                f"{where}: its configuration says {kind!s:.40}, of which nothing is "
+                "computed here; give a plain LoRA"
+            )
+    return found
+
+
+def _settings_of(stem: str, settings: Mapping[str, Mapping[str, Any]]) -> _PeftSettings:
+    for start, values in settings.items():
+        if stem.startswith(f"{start}."):
+            return _PeftSettings(stem.removeprefix(f"{start}."), values)
+    return _PeftSettings()
+
+
+def _halves(
+    tensors: Mapping[str, AbstractStoredTensor],
+) -> tuple[dict[str, dict[str, AbstractStoredTensor]], list[str]]:
+    """Halves by module and role, and the names that are none."""
+    stems: dict[str, dict[str, AbstractStoredTensor]] = {}
+    rest = []
+    for name, tensor in tensors.items():
+        for halves in _HALVES:
+            end = next((half for half in halves if name.endswith(half)), None)
+            if end is not None:
+                role = "down" if end == halves[0] else "up"
+                stem = name.removesuffix(end)
+                # Of two spellings in one file the second is told as unknown.
+                if role in stems.setdefault(stem, {}):
+                    rest.append(name)
+                stems[stem].setdefault(role, tensor)
+                break
+        else:
+            rest.append(name)
+    alphas = {stem + _ALPHA for stem in stems}
+    return stems, [name for name in rest if name not in alphas]
+
+
+def _is_pair(down: AbstractStoredTensor, up: AbstractStoredTensor) -> bool:
+    return (
+        min(len(down.shape), len(up.shape)) > 1
+        and down.shape[0] == up.shape[1] > 0
+        and math.prod(up.shape[2:]) == 1
+    )
+
+
+def _number(where: str, tensor: AbstractStoredTensor) -> float:
+    is_one = math.prod(tensor.shape) == 1 and is_number(tensor.dtype)
+    value = math.nan
+    if is_one and tensor.dtype is not None:
+        value = to_float32(tensor.read(), tensor.dtype).item()
+    if not math.isfinite(value):
+        raise ModelLoadError(
+            f"{where}: {tensor.name} must be one finite number, got {tensor.code} "
+            f"{tensor.shape}; download it again"
+        )
+    return value
+
+
+def _check_values(where: str, pairs: Mapping[str, LoraPair]) -> None:
+    """Refuses what is no number, NaN and infinity, of all tensors at once."""
+    unknown, broken = [], []
+    for pair in pairs.values():
+        for tensor in (pair.down, pair.up):
+            if tensor.dtype is None or not is_number(tensor.dtype):
+                unknown.append(f"{tensor.name} ({tensor.code})")
+            elif not np.isfinite(to_float32(tensor.read(), tensor.dtype)).all():
+                broken.append(tensor.name)
+    if unknown:
+        raise ModelLoadError(
+            f"{where}: {len(unknown)} tensors of a dtype that is not computed with: "
+            f"{listed(unknown)}; save it as float32, float16 or bfloat16"
+        )
+    if broken:
+        raise ModelLoadError(
+            f"{where}: {len(broken)} tensors hold NaN or infinity: {listed(broken)}; "
+            "the file is damaged: download it again"
+        )

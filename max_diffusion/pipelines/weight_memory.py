@@ -1,0 +1,63 @@
+"""Whether a model's weights have room, told before anything compiles."""
+
+from __future__ import annotations
+
+import math
+
+from max.driver import Device
+from max.dtype import DType
+
+from graphs.weights import WeightSlot
+
+from ..checkpoint import ComponentWeights
+from ..core.host_memory import host_memory
+from ..errors import DeviceError
+from .loading import OpenedComponents
+
+
+def slot_bytes(slot: WeightSlot) -> int:
+    """Bytes of what fills a slot, at its own dtype, however files store it."""
+    return math.prod(slot.shape) * slot.dtype.size_in_bytes
+
+
+def check_weights_fit(opened: OpenedComponents, device: Device, dtype: DType) -> None:
+    """Checks that the weights fit in all of a host's memory, or what a GPU has free.
+
+    What the host maps from files as it lies there is not counted: it can go.
+
+    Args:
+        opened: Components whose files are checked.
+        device: Where the weights will be.
+        dtype: Compute dtype, for the message.
+
+    Raises:
+        DeviceError: They do not fit.
+    """
+    needed = sum(
+        slot_bytes(slot)
+        for needs, weights in opened.sources.values()
+        for slot in needs.slots.values()
+        if not (device.is_host and _is_mapped(slot, weights))
+    )
+    where = "this machine has" if device.is_host else "the device has free"
+    there = host_memory() if device.is_host else int(device.stats["free_memory"])
+    if needed <= there:
+        return
+    # Nearly all of them are of the compute dtype.
+    fits = dtype == DType.float32 and needed // 2 <= there
+    advice = "take dtype bfloat16" if fits else "take a smaller model or another device"
+    raise DeviceError(
+        f"weights: {_gib(needed)} expected to fit as {dtype.name}, whatever they are "
+        f"stored in, but {where} {_gib(there)}; {advice}"
+    )
+
+
+def _is_mapped(slot: WeightSlot, weights: ComponentWeights) -> bool:
+    if slot.is_packed or slot.others or slot.columns is not None:
+        return False
+    tensor = weights[slot.tensor]
+    return tensor.dtype == slot.dtype and tensor.stored == (tensor,)
+
+
+def _gib(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB"
