@@ -172,6 +172,61 @@ def encode(
     return mean, _clamp(log_variance, -30.0, 20.0)
 
 
+def encoder_grids(
+    config: AutoencoderKLConfig, device: DeviceRef
+) -> dict[str, TensorType]:
+    """Returns the input types of :func:`encode_packed` that carry sizes.
+
+    Tokens ``(rows, columns)``, then ``(height, width)`` of every level of the encoder,
+    the picture's first and the latents' last; each level is half the one before.
+    """
+    return decoder_grids(config, device)
+
+
+def encode_packed(
+    config: AutoencoderKLConfig,
+    w: WeightScope,
+    picture: TensorValue,
+    noise: TensorValue,
+    grid: TensorValue,
+    *levels: TensorValue,
+) -> TensorValue:
+    """Draws latents of a picture, packed as the transformer takes them.
+
+    Args:
+        config: Sizes of the autoencoder.
+        w: Its weights.
+        picture: float32 ``(1, H, W, 3)`` in -1..1.
+        noise: Standard normal, float32 ``(B, h, w, C)``: what is drawn is the mean plus
+            the standard deviation times it, so that zeros give the mean.
+        grid: The first input of :func:`encoder_grids`.
+        levels: The other inputs of :func:`encoder_grids`.
+
+    Returns:
+        Scaled latents, float32 ``(B, rows * columns, 4 C)``.
+    """
+    rows, columns = grid.shape
+    mean, log_variance = (
+        moment.cast(DType.float32)
+        for moment in encode(config, w, picture.cast(w.dtype), levels)
+    )
+    noise = ops.rebind(noise, (noise.shape[0], *mean.shape[1:]))
+    latents = mean + ops.exp(log_variance * 0.5) * noise
+    latents = (latents - config.shift_factor) * config.scaling_factor
+    return pack_latents(config, latents, rows, columns)
+
+
+def pack_latents(
+    config: AutoencoderKLConfig, latents: TensorValue, rows: Dim, columns: Dim
+) -> TensorValue:
+    """Packs ``(B, 2 rows, 2 columns, C)``, as :func:`unpack_latents` unpacks them."""
+    batch, channels = latents.shape[0], config.latent_channels
+    x = ops.rebind(latents, (batch, rows * 2, columns * 2, channels))
+    x = ops.reshape(x, (batch, rows, 2, columns, 2, channels))
+    x = ops.permute(x, [0, 1, 3, 5, 2, 4])  # B, rows, columns, C, 2, 2
+    return ops.reshape(x, (batch, rows * columns, 4 * channels))
+
+
 def to_uint8(x: TensorValue) -> TensorValue:
     """Converts images in -1..1 to uint8, rounded to nearest even as numpy does."""
     scaled = _clamp(x.cast(DType.float32) * 0.5 + 0.5, 0.0, 1.0) * 255.0

@@ -49,6 +49,7 @@ def load_pipeline(
     revision: str | None = None,
     precompiled: Sequence[str | os.PathLike[str]] = (),
     require_precompiled: bool = False,
+    takes_pictures: bool = False,
     show_progress: bool = False,
     on_event: OnEvent | None = None,
 ) -> TextToImagePipeline:
@@ -76,6 +77,8 @@ def load_pipeline(
             with the package. What they hold is run: they must be yours.
         require_precompiled: Whether graphs that are not found compiled are an error,
             instead of minutes of compiling.
+        takes_pictures: Whether the graphs for pictures that requests bring are compiled
+            at once; else that is done when a request first brings one.
         show_progress: Show download progress.
         on_event: Called with ``("load" | "compile", "start" | "end")``; with the latter
             only where graphs are not found compiled, then or later.
@@ -99,6 +102,7 @@ def load_pipeline(
         revision=revision,
         precompiled=precompiled,
         require_precompiled=require_precompiled,
+        takes_pictures=takes_pictures,
         show_progress=show_progress,
         on_event=on_event,
     )
@@ -119,6 +123,7 @@ def open_model(
     revision: str | None = None,
     precompiled: Sequence[str | os.PathLike[str]] = (),
     require_precompiled: bool = False,
+    takes_pictures: bool = False,
     show_progress: bool = False,
     on_event: OnEvent | None = None,
 ) -> TextToImagePipeline:
@@ -139,6 +144,7 @@ def open_model(
         revision: Hub revision.
         precompiled: Folders of compiled graphs.
         require_precompiled: Whether nothing may be compiled.
+        takes_pictures: Whether requests will bring pictures.
         show_progress: Show download progress.
         on_event: Is told of loading and compiling.
 
@@ -157,6 +163,10 @@ def open_model(
         revision=revision,
         show_progress=show_progress,
     )
+    if _flag("takes_pictures", takes_pictures) and not kind.picture_components:
+        raise RequestError(
+            f"takes_pictures: {folder.class_name} draws from text alone; leave it out"
+        )
     components = kind.component_configs(folder)
     assert kind.components is not None
     config = PipelineConfig(
@@ -171,7 +181,8 @@ def open_model(
         is_extensible=is_extensible,
         calibration=read_calibration(folder.path, calibration),
         precompiled=_folders(precompiled),
-        require_precompiled=_flag(require_precompiled),
+        require_precompiled=_flag("require_precompiled", require_precompiled),
+        takes_pictures=takes_pictures,
     )
     files = [
         file
@@ -218,12 +229,10 @@ def _folders(
     return tuple(precompiled)
 
 
-def _flag(require_precompiled: bool) -> bool:
-    if not isinstance(require_precompiled, bool):
-        raise RequestError(
-            f"require_precompiled: expected True or False, got {require_precompiled!r}"
-        )
-    return require_precompiled
+def _flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(f"{name}: expected True or False, got {value!r}")
+    return value
 
 
 def read_calibration(

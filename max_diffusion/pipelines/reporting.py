@@ -33,6 +33,7 @@ def report_of(
         total_seconds: From the request to the images.
     """
     seconds, config = output.seconds or {}, context.cache.config
+    inputs = request.inputs
     has_negative = context.negative_tokens is not None
     negative = request.negative_prompt
     if has_negative and negative is None:
@@ -70,6 +71,9 @@ def report_of(
         defaults=context.defaults,
         versions=_versions(),
         sigmas=request.sigmas,
+        images=tuple(image.digest for image in inputs.images) if inputs else (),
+        mask=inputs.mask.digest if inputs and inputs.mask else None,
+        strength=context.strength,
     )
 
 

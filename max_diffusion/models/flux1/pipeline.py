@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from graphs.flux1 import image_ids, rotary_table
 from ...components import (
     AbstractTokenizer,
     AutoencoderKLDecoder,
+    AutoencoderKLEncoder,
     ClipTextEncoder,
     T5TextEncoder,
     autoencoder_config,
@@ -26,13 +26,18 @@ from ...components import (
 )
 from ...core.buffers import to_numpy
 from ...core.grid import Grid
-from ...core.noise import TorchCpuGenerator
 from ...core.options import RequestOptions, option
-from ...core.request import GenerationContext, GenerationRequest, PromptTexts
+from ...core.request import (
+    GenerationContext,
+    GenerationRequest,
+    PromptTexts,
+)
 from ...errors import ModelLoadError, RequestError
 from ...pipelines import TextToImagePipeline, Tokenized
 from ...sampling import load_sampler
 from .config import flux1_config
+from .latents import drawn, packed, pixel_bytes, streams
+from .pictures import Flux1Pictures
 from .transformer import Flux1Transformer
 
 # Longest T5 input the published models were trained on.
@@ -67,6 +72,8 @@ class Flux1Pipeline(TextToImagePipeline):
     | ``weighted_sum_n``, ``relative_error`` | forecasts | by the cache |
     | ``euler_step``, ``guidance`` | sampler | each step |
     | ``vae.decode`` | latents to uint8 | 1, or more for many images |
+    | ``vae_encoder.encode`` | picture to latents | 1 from a picture |
+    | ``keep_picture`` | what a mask keeps | each step, with a mask |
     """
 
     components = {  # noqa: RUF012  # the documented contract is a plain class attribute
@@ -75,6 +82,7 @@ class Flux1Pipeline(TextToImagePipeline):
         "transformer": Flux1Transformer,
         "vae": AutoencoderKLDecoder,
     }
+    picture_components = {"vae_encoder": ("vae", AutoencoderKLEncoder)}  # noqa: RUF012
     class_names: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {
             "scheduler": ("FlowMatchEulerDiscreteScheduler",),
@@ -87,10 +95,11 @@ class Flux1Pipeline(TextToImagePipeline):
         }
     )
     options_class = Flux1Options
-    # Encoder halves and buffers that checkpoints hold and text-to-image does not use.
+    # The other half of the autoencoder, and buffers that checkpoints hold.
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {
             "vae": ("encoder.*", "quant_conv.*"),
+            "vae_encoder": ("decoder.*", "post_quant_conv.*"),
             "text_encoder": ("*position_ids", "text_projection.weight"),
             "text_encoder_2": ("shared.weight", "encoder.embed_tokens.weight"),
         }
@@ -136,6 +145,9 @@ class Flux1Pipeline(TextToImagePipeline):
         self.cell = 2 * 2 ** (len(self._vae.block_out_channels) - 1)
         side = int(configs["vae"].get("sample_size", 1024))
         self.default_size = side, side
+        encoder = self.loaded["vae_encoder"]
+        assert isinstance(encoder, AutoencoderKLEncoder)
+        self.pictures = Flux1Pictures(encoder, self._vae)
         self.has_guidance = self._sizes.guidance_embeds
         self.default_num_inference_steps = (
             _STEPS if self.has_guidance else _DISTILLED_STEPS
@@ -196,16 +208,7 @@ class Flux1Pipeline(TextToImagePipeline):
 
     def draw_noise(self, request: GenerationRequest, grid: Grid) -> np.ndarray:
         """Draws diffusers' noise for the seeds, float32 ``(B, S_img, 4 C)``, packed."""
-        batch, channels = request.num_images, self._vae.latent_channels
-        size = (channels, 2 * grid.rows, 2 * grid.columns)
-        if request.seeds is None:
-            noise = TorchCpuGenerator(request.seed).randn((batch, *size))
-        else:
-            each = [TorchCpuGenerator(seed).randn((1, *size)) for seed in request.seeds]
-            noise = np.concatenate(each)
-        cells = noise.reshape(batch, channels, grid.rows, 2, grid.columns, 2)
-        packed = cells.transpose(0, 2, 4, 1, 3, 5)
-        return np.ascontiguousarray(packed.reshape(batch, -1, self.token_channels))
+        return packed(drawn(streams(request), self._vae, grid))
 
     def tables(self, context: GenerationContext) -> Mapping[str, np.ndarray]:
         """Computes both sequences' rotary tables, float32 ``(2, S, head_dim)``."""
@@ -239,22 +242,11 @@ class Flux1Pipeline(TextToImagePipeline):
     def decode_bytes(self, height: int, width: int, num_frames: int) -> int:
         """Returns the bytes that :meth:`decode` takes per image while it runs.
 
-        At its widest, a residual block holds its input and two tensors of its output's
-        channels on a CPU, in float32 at most; on a GPU three of its input's and one of
-        its output's. For the demo model these and the image are 274 bytes a pixel on a
-        CPU; 312 were measured at 1024 x 1024, with what MAX keeps from one run to the
-        next, for which half as much again is counted.
+        See :func:`~max_diffusion.models.flux1.latents.pixel_bytes`.
         """
         widths = self._vae.block_out_channels
         entering = (*widths[1:], widths[-1])
-        is_host = self.device.is_host
-        of_input, of_output = (1, 2) if is_host else (3, 1)
-        channels = max(
-            (of_input * before + of_output * after) / 4**level
-            for level, (before, after) in enumerate(zip(entering, widths, strict=True))
-        )
-        size = 4 if is_host else self.dtype.size_in_bytes
-        a_pixel = math.ceil(channels * size) + 4 * 3 + 2 * 3
+        a_pixel = pixel_bytes(self._vae, entering, self.device, self.dtype)
         return num_frames * height * width * a_pixel * 3 // 2
 
 
