@@ -41,6 +41,8 @@ class Model:
     caches: str | None = None
     """Caches whose graphs are compiled, as ``--caches`` names them; by default those
     that are loaded with a model."""
+    pictures: bool = False
+    """Whether the graphs for pictures that requests bring are compiled too."""
     variant: str | None = None
     revision: str | None = None
     plugins: tuple[str, ...] = ()
@@ -58,6 +60,7 @@ class Model:
             device=device,
             dtype=self.dtype,
             caches=caches,
+            takes_pictures=self.pictures,
             variant=self.variant,
             revision=self.revision,
         )
