@@ -9,10 +9,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from max.graph import TensorValue, ops
+from max.dtype import DType
+from max.graph import DeviceRef, TensorType, TensorValue, ops
 
 from . import processor
-from .latents import clamp, sized, to_uint8, unpack_latents
+from .latents import (
+    clamp,
+    decoder_grids,
+    pack_latents,
+    sized,
+    to_uint8,
+    unpack_latents,
+)
 from .layers import attention, conv2d, fused_group_norm, group_norm, linear
 from .processor import TokenStream
 from .weights import WeightScope
@@ -136,6 +144,50 @@ def encode(
         x = conv2d(w / "quant_conv", x, moments, moments, kernel=1)
     mean, log_variance = ops.split(x, [config.latent_channels] * 2, axis=3)
     return mean, clamp(log_variance, -30.0, 20.0)
+
+
+def encoder_grids(
+    config: AutoencoderKLConfig, device: DeviceRef
+) -> dict[str, TensorType]:
+    """Returns the input types of :func:`encode_packed` that carry sizes.
+
+    Tokens ``(rows, columns)``, then ``(height, width)`` of every level of the encoder,
+    the picture's first and the latents' last; each level is half the one before.
+    """
+    return decoder_grids(len(config.block_out_channels), device)
+
+
+def encode_packed(
+    config: AutoencoderKLConfig,
+    w: WeightScope,
+    picture: TensorValue,
+    noise: TensorValue,
+    grid: TensorValue,
+    *levels: TensorValue,
+) -> TensorValue:
+    """Draws latents of a picture, packed as the transformer takes them.
+
+    Args:
+        config: Sizes of the autoencoder.
+        w: Its weights.
+        picture: float32 ``(1, H, W, 3)`` in -1..1.
+        noise: Standard normal, float32 ``(B, h, w, C)``: what is drawn is the mean plus
+            the standard deviation times it, so that zeros give the mean.
+        grid: The first input of :func:`encoder_grids`.
+        levels: The other inputs of :func:`encoder_grids`.
+
+    Returns:
+        Scaled latents, float32 ``(B, rows * columns, 4 C)``.
+    """
+    rows, columns = grid.shape
+    mean, log_variance = (
+        moment.cast(DType.float32)
+        for moment in encode(config, w, picture.cast(w.dtype), levels)
+    )
+    noise = ops.rebind(noise, (noise.shape[0], *mean.shape[1:]))
+    latents = mean + ops.exp(log_variance * 0.5) * noise
+    latents = (latents - config.shift_factor) * config.scaling_factor
+    return pack_latents(latents, rows, columns)
 
 
 def _middle(config: AutoencoderKLConfig, w: WeightScope, x: TensorValue) -> TensorValue:

@@ -35,6 +35,15 @@ def unpack_latents(tokens: TensorValue, rows: Dim, columns: Dim) -> TensorValue:
     return ops.reshape(x, (batch, rows * 2, columns * 2, channels))
 
 
+def pack_latents(latents: TensorValue, rows: Dim, columns: Dim) -> TensorValue:
+    """Packs ``(B, 2 rows, 2 columns, C)``, as :func:`unpack_latents` unpacks them."""
+    batch, channels = latents.shape[0], int(latents.shape[3])
+    x = ops.rebind(latents, (batch, rows * 2, columns * 2, channels))
+    x = ops.reshape(x, (batch, rows, 2, columns, 2, channels))
+    x = ops.permute(x, [0, 1, 3, 5, 2, 4])  # B, rows, columns, C, 2, 2
+    return ops.reshape(x, (batch, rows * columns, 4 * channels))
+
+
 def to_uint8(x: TensorValue) -> TensorValue:
     """Converts images in -1..1 to uint8, rounded to nearest even as numpy does."""
     scaled = clamp(x.cast(DType.float32) * 0.5 + 0.5, 0.0, 1.0) * 255.0

@@ -30,6 +30,23 @@ def add_euler_step(module: Module, name: str, dtype: DType, device: DeviceRef) -
         graph.output(latents + per_sample(dt) * prediction.cast(DType.float32))
 
 
+def add_kept_picture(module: Module, name: str, device: DeviceRef) -> None:
+    """Adds ``latents, clean, noise, mask, sigma -> latents``.
+
+    ``mask * latents + (1 - mask) * (sigma * noise + (1 - sigma) * clean)``, in the
+    order diffusers computes it: what the mask leaves out is the known picture at the
+    noise level of ``latents``. All float32 ``(B, S_img, C)``, but ``sigma`` ``(B,)``.
+    """
+    shape = ("batch", "image_seq_len", "channels")
+    types = [TensorType(DType.float32, shape, device)] * 4
+    types.append(TensorType(DType.float32, ("batch",), device))
+    with Graph(name, input_types=types, module=module) as graph:
+        latents, clean, noise, mask, sigma = (value.tensor for value in graph.inputs)
+        level = per_sample(sigma)
+        known = level * noise + (1.0 - level) * clean
+        graph.output((1.0 - mask) * known + mask * latents)
+
+
 def add_guidance(module: Module, name: str, dtype: DType, device: DeviceRef) -> None:
     """Adds ``conditional, unconditional, scale -> prediction``.
 

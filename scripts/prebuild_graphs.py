@@ -40,13 +40,13 @@ def main() -> None:
     args = parser.parse_args()
     targets = args.target or tuple(HOSTS)
     try:
-        build(Model(caches=CACHES), targets, shipped_graphs(), args.jobs)
+        build(Model(caches=CACHES, pictures=True), targets, shipped_graphs(), args.jobs)
         for target in HOSTS:
             check_size(shipped_graphs() / target)
         of_tests = [target for target in TEST_TARGETS if target in targets]
         with tempfile.TemporaryDirectory() as folder:
             path = str(make_flux_folder(Path(folder)))
-            model = Model(path, caches=CACHES)
+            model = Model(path, caches=CACHES, pictures=True)
             build(model, of_tests, TEST_GRAPHS / "float32", args.jobs)
             half = Model(path, dtype="bfloat16")
             build(half, of_tests, TEST_GRAPHS / "bfloat16", args.jobs, HALF)

@@ -110,6 +110,12 @@ def demo() -> TextToImagePipeline:
 
 
 @pytest.fixture(scope="session")
+def demo_pictures() -> TextToImagePipeline:
+    """The demo model for requests that bring pictures."""
+    return load_pipeline("demo", device="cpu", is_extensible=False, takes_pictures=True)
+
+
+@pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's model."""
     return write_folder(tmp_path_factory.mktemp("toy"))

@@ -37,6 +37,7 @@ def _compile(args: argparse.Namespace, interruption: Interruption) -> None:
         path=args.model,
         dtype=args.dtype,
         caches=args.caches,
+        pictures=args.pictures,
         **source_of(args),
         plugins=tuple(args.plugin),
     )
@@ -99,6 +100,11 @@ def _add_options(add: Callable[..., Any]) -> None:
         metavar="NAME[:KEY=VALUE],...",
         help="whose graphs to compile, or all; default: none and taylorseer, which "
         "auto and step-mask need too",
+    )
+    add(
+        "--pictures",
+        action="store_true",
+        help="also the graphs for pictures to start from",
     )
     add("--dtype", choices=("float32", "bfloat16"), help="default: by target")
     add_source_options(add)

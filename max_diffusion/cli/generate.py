@@ -30,6 +30,7 @@ from .terminal import Interruption, Progress
 if TYPE_CHECKING:
     from ..caches import AbstractCacheConfig
     from ..core.loras import Loras
+    from ..core.pictures import PictureInputs
     from ..core.request import GenerationRequest
     from ..pipelines.text_to_image import GenerationResult
     from .like import Likeness
@@ -95,6 +96,7 @@ def resolve(args: argparse.Namespace) -> Job:
         "seeds": seeds if seeds and len(seeds) > 1 else None,
         "num_images_per_prompt": args.num_images_per_prompt,
         "options": _own_options(args) or None,
+        "inputs": _inputs(args),
         "cache_memory_limit": memory_size(
             "--cache-memory-limit", args.cache_memory_limit
         ),
@@ -110,6 +112,7 @@ def resolve(args: argparse.Namespace) -> Job:
     }
     cache = _cache(args, like)
     if like is not None:
+        asked["inputs"] = like.inputs(given["inputs"])
         before = dict(like.asked)
         if "num_inference_steps" in asked:
             before.pop("sigmas", None)
@@ -154,6 +157,15 @@ def resolve(args: argparse.Namespace) -> Job:
         check_writable(path, "--output", *FORMATS)
         check_sides(path, request.height, request.width, "--output")
     return job
+
+
+def _inputs(args: argparse.Namespace) -> PictureInputs | None:
+    """Returns the pictures to start from, if any."""
+    if not args.image and args.mask is None and args.strength is None:
+        return None
+    from ..media.pictures import read_inputs
+
+    return read_inputs(args.image or None, args.mask, args.strength)
 
 
 def _own_options(args: argparse.Namespace) -> dict[str, object]:
@@ -326,6 +338,27 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         type=int,
         metavar="N",
         help="pictures of each prompt, default 1",
+    )
+    add(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="start from this PNG, JPEG or WebP; its size is drawn unless another is "
+        "given; repeated for models that take several",
+    )
+    add(
+        "--mask",
+        metavar="FILE",
+        help="draw only where it is white, or, of one with transparency, where it is "
+        "transparent; of the image's size",
+    )
+    add(
+        "--strength",
+        type=float,
+        metavar="SHARE",
+        help="of the image that is lost in noise, and of the steps that are run; above "
+        "0 to 1, default 0.6",
     )
     add(
         "--cache",

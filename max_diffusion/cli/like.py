@@ -15,6 +15,7 @@ from ..media.metadata import read_settings
 if TYPE_CHECKING:
     from ..caches import AbstractCacheConfig
     from ..core.loras import Loras
+    from ..core.pictures import PictureInputs
     from ..core.report import RunReport
 
 _WARNED_OF = ("model", "transformer", "device", "dtype")
@@ -80,6 +81,26 @@ class Likeness:
             asked.pop("num_inference_steps", None)  # they say it
         return cls(file, settings, asked, image)
 
+    def inputs(self, given: PictureInputs | None) -> PictureInputs | None:
+        """Returns the pictures to start from, with the image's strength if none is.
+
+        Args:
+            given: Beside the image, whose file does not hold what it started from.
+
+        Raises:
+            RequestError: It started from a picture, and none is given.
+        """
+        if not self.settings.get("images"):
+            return given
+        if given is None:
+            raise RequestError(
+                f"{self.file}: it was drawn from another picture, which it does not "
+                "hold; give that by --image"
+            )
+        if given.strength is None:
+            return replace(given, strength=self.settings.get("strength"))
+        return given
+
     def cache(self, options: Sequence[str]) -> AbstractCacheConfig:
         """Returns the image's cache, with some options changed.
 
@@ -119,6 +140,9 @@ class Likeness:
         """Returns warnings of what differs now and may have changed the image."""
         now, before = report.to_dict(), self.settings
         pairs = [(name, before.get(name), now[name]) for name in _WARNED_OF]
+        if before.get("images"):
+            names = ("images", "mask", "strength")
+            pairs += [(name, before.get(name), now[name]) for name in names]
         versions = before.get("versions")
         versions = versions if isinstance(versions, dict) else {}
         for name, version in now["versions"].items():

@@ -1,6 +1,10 @@
 """Text encoders, tokenizers and autoencoders that several model families share."""
 
-from .autoencoder_kl import AutoencoderKLDecoder, autoencoder_config
+from .autoencoder_kl import (
+    AutoencoderKLDecoder,
+    AutoencoderKLEncoder,
+    autoencoder_config,
+)
 from .byte_level_bpe import NO_TOKEN, TemplateTokenizer, load_byte_level_tokenizer
 from .causal_lm import CausalLMTextEncoder, causal_lm_config, causal_lm_weights
 from .clip import ClipTextEncoder, clip_config
@@ -20,6 +24,7 @@ __all__ = [
     "NO_TOKEN",
     "AbstractTokenizer",
     "AutoencoderKLDecoder",
+    "AutoencoderKLEncoder",
     "CausalLMTextEncoder",
     "ClipTextEncoder",
     "PackedDecoder",

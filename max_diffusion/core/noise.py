@@ -15,7 +15,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import RequestError
-from .grid import Grid
 from .validation import whole
 
 _MIN_SEED: Final = -(2**63)
@@ -175,26 +174,45 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return sizes
 
 
-def packed_noise(
-    seeds: int | Sequence[int], batch: int, channels: int, grid: Grid
-) -> np.ndarray:
-    """Draws diffusers' noise of images, packed 2 x 2 cells a token.
+@final
+class RequestNoise:
+    """The noise of one request: one stream of all samples, or a stream of each.
 
     Args:
-        seeds: One stream for all images, or one for each.
-        batch: Number of images.
-        channels: Channels ``C`` of a latent cell.
-        grid: The tokens of one image.
-
-    Returns:
-        float32 ``(B, S_img, 4 C)``; a token holds its cells channel by channel.
+        seeds: One seed, whose stream all samples share, or one a sample.
+        batch: Number of samples.
     """
-    size = (channels, 2 * grid.rows, 2 * grid.columns)
-    if isinstance(seeds, int):
-        noise = TorchCpuGenerator(seeds).randn((batch, *size))
-    else:
-        each = [TorchCpuGenerator(seed).randn((1, *size)) for seed in seeds]
-        noise = np.concatenate(each)
-    cells = noise.reshape(batch, channels, grid.rows, 2, grid.columns, 2)
-    packed = cells.transpose(0, 2, 4, 1, 3, 5)
-    return np.ascontiguousarray(packed.reshape(batch, -1, 4 * channels))
+
+    def __init__(self, seeds: Sequence[int], batch: int) -> None:
+        assert len(seeds) in (1, batch)
+        self._streams = [TorchCpuGenerator(seed) for seed in seeds]
+        self._batch = batch
+
+    def randn(self, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Draws ``(B, *shape)`` and advances the streams, as diffusers does.
+
+        Args:
+            shape: Of each sample.
+        """
+        if len(self._streams) == 1:
+            return self._streams[0].randn((self._batch, *shape))
+        return self.once(shape)
+
+    def once(self, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Draws one of each stream, ``(1 or B, *shape)``, and advances them.
+
+        Args:
+            shape: Of each.
+        """
+        return np.concatenate([each.randn((1, *shape)) for each in self._streams])
+
+
+def packed_cells(latents: np.ndarray) -> np.ndarray:
+    """Packs latents 2 x 2 cells a token, ``(B, C, h, w)`` to ``(B, S_img, 4 C)``.
+
+    A token holds its cells channel by channel, as diffusers packs them.
+    """
+    batch, channels, height, width = latents.shape
+    cells = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    tokens = cells.transpose(0, 2, 4, 1, 3, 5)
+    return np.ascontiguousarray(tokens.reshape(batch, -1, 4 * channels))

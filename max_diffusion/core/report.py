@@ -57,7 +57,8 @@ class RunReport:
     width: int
     """Width of each image in pixels."""
     num_inference_steps: int
-    """Number of denoising steps."""
+    """Number of denoising steps of the whole schedule. From a picture only its last
+    were run, those that ``steps`` has."""
     guidance_scale: float | None
     """Guidance input of a guidance-distilled model; ``None`` if the model has no such
     input."""
@@ -86,7 +87,7 @@ class RunReport:
     """Number of modules compiled since the pipeline was created, or found in MAX's
     cache; those that were read from files of their own do not count."""
     encode_seconds: float
-    """Seconds that the text encoders took."""
+    """Seconds that the text encoders took, and encoding a picture."""
     denoise_seconds: float
     """Seconds that all denoising steps took together."""
     decode_seconds: float
@@ -113,6 +114,13 @@ class RunReport:
     transformer: str | None = None
     """The file that the transformer, and what else it holds, was read from; ``None`` if
     that is the model's own."""
+    images: tuple[str, ...] = ()
+    """SHA-256 of the pixels of each picture that the request started from; none drew
+    from text alone."""
+    mask: str | None = None
+    """The same of the mask; ``None`` if there was none."""
+    strength: float | None = None
+    """How much of the schedule was run from the picture; ``None`` without one."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Options that only some models have, as asked for or the model's own choice; in
     JSON they stand beside all other fields."""
@@ -133,6 +141,11 @@ class RunReport:
                 before = totals.get(record.step, 0.0)
                 totals[record.step] = before + record.milliseconds
         return totals
+
+    @property
+    def num_steps(self) -> int:
+        """Number of denoising steps that were run."""
+        return len({record.step for record in self.steps})
 
     @property
     def total_passes(self) -> int:

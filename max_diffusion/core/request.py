@@ -17,8 +17,9 @@ import numpy as np
 from ..errors import RequestError
 from .grid import Grid
 from .loras import Loras, as_loras
-from .noise import checked_seed
+from .noise import RequestNoise, checked_seed
 from .options import RequestOptions
+from .pictures import PictureInputs
 from .validation import not_negative, text, whole
 
 if TYPE_CHECKING:
@@ -91,6 +92,9 @@ class GenerationRequest:
     options: Mapping[str, object] = field(default_factory=dict, hash=False)
     """Options that only some models have, by the names that the model's
     ``options_class`` declares; the model checks them."""
+    inputs: PictureInputs | None = None
+    """Pictures to start from, of models that take them; ``None`` draws from text
+    alone."""
     is_timed: bool = False
     """Whether the report has the milliseconds of each step on a GPU too, which is then
     waited for twice a step. On a CPU it always has them."""
@@ -112,6 +116,10 @@ class GenerationRequest:
             return None
         second = self.negative_prompt_2 or self.negative_prompt
         return PromptTexts(self._of_each(self.negative_prompt), self._of_each(second))
+
+    def noise(self) -> RequestNoise:
+        """Returns the streams of the request's noise, at their beginning."""
+        return RequestNoise(self.seeds or (self.seed,), self.num_images)
 
     def _of_each(self, texts: str | tuple[str, ...]) -> tuple[str, ...]:
         return (texts,) * len(self.prompts) if isinstance(texts, str) else texts
@@ -168,6 +176,11 @@ class GenerationRequest:
             not_negative("request: guidance_scale", self.guidance_scale)
         if self.true_cfg_scale is not None:
             not_negative("request: true_cfg_scale", self.true_cfg_scale)
+        if self.inputs is not None and not isinstance(self.inputs, PictureInputs):
+            raise RequestError(
+                "request: inputs must be PictureInputs, got "
+                f"{type(self.inputs).__name__}"
+            )
         if not isinstance(self.is_timed, bool):
             raise RequestError(
                 f"request: is_timed must be True or False, got {self.is_timed!r}"
@@ -198,6 +211,20 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True)
+class StartingPicture:
+    """A picture that a request starts from, as numbers."""
+
+    pixels: np.ndarray
+    """float32 ``(1, H, W, 3)`` in -1..1, at the size that is drawn."""
+    posterior: np.ndarray
+    """Standard normal noise of the encoder's distribution, float32
+    ``(1 or B, h, w, C)``: one draw for all samples, or one for each."""
+    mask: np.ndarray | None
+    """1 in what is drawn anew and 0 in what is kept, packed as latents are: float32
+    ``(S_img, C)``; ``None`` draws all anew."""
+
+
+@dataclass(frozen=True)
 class GenerationContext:
     """A request as numbers, whatever the model; no device is needed to make one."""
 
@@ -222,17 +249,18 @@ class GenerationContext:
     cache: BoundCache
     """The cache that runs the steps."""
     sigmas: np.ndarray
-    """Noise level before each step, float32 ``(num_inference_steps + 1,)``, ending in
+    """Noise level before each step that is run, float32 ``(steps + 1,)``, ending in
     0."""
     timesteps: np.ndarray
-    """What the model receives at each step, float32 ``(num_inference_steps,)``,
+    """What the model receives at each step that is run, float32 ``(steps,)``,
     0..1000."""
     height: int
     """Height of each image in pixels."""
     width: int
     """Width of each image in pixels."""
     num_inference_steps: int
-    """Number of denoising steps."""
+    """Number of denoising steps of the whole schedule; of one that starts from a
+    picture only the last are run, as many as ``timesteps`` has."""
     guidance_scale: float
     """Input of the model's guidance embedding; 0 if it has none."""
     true_cfg_scale: float = 1.0
@@ -244,6 +272,11 @@ class GenerationContext:
     """LoRAs with their weights, as the model's ``adapters`` know the choice."""
     is_timed: bool = False
     """Whether each step is timed on a GPU too."""
+    start: StartingPicture | None = None
+    """The picture to start from; ``None`` starts from noise."""
+    strength: float | None = None
+    """How much of the schedule is run from a picture; ``None`` without one, or where
+    all of it is."""
     warnings: tuple[str, ...] = ()
     """What the caller should know, one line each; empty if there is nothing."""
     defaults: Mapping[str, str] = field(default_factory=dict)

@@ -27,6 +27,7 @@ RESERVED: Final = frozenset(
             "dtype",
             "files",
             "help",
+            "image",
             "json",
             "like",
             "lora",

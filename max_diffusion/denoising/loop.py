@@ -14,7 +14,12 @@ from ..caches import Action, DenoisingCacheState, GuidanceEstimate
 from ..caches.kinds import Inputs
 from ..core.report import StepRecord
 from ..execution.graph_call import GUIDANCE, SAMPLER, Fork, Routine
-from ..sampling import AbstractGuidance, AbstractSamplerState, Schedule
+from ..sampling import (
+    AbstractGuidance,
+    AbstractSamplerState,
+    KeptPicture,
+    Schedule,
+)
 
 _SKIPPED: Final = frozenset((Action.PREDICT, Action.ESTIMATE))
 
@@ -64,6 +69,8 @@ class Denoising:
     """Guidance scale of every step, float32 ``(num_steps,)``."""
     take_step: TakeStep
     device: Device
+    kept: KeptPicture | None = None
+    """What a mask keeps of a known picture."""
     is_timed: bool = True
     """Whether records have milliseconds, for which a GPU is waited for."""
     step: int = 0
@@ -136,6 +143,12 @@ class Denoising:
             self.step,
             stage=0 if self.is_skipped else SAMPLER,
         )
+        if self.kept is not None:
+            latents = yield from self.kept.restore(
+                latents,
+                float(self.schedule.sigmas[self.step + 1]),
+                stage=0 if self.is_skipped else SAMPLER,
+            )
         self.latents, self.prediction = latents, prediction
         if not self.is_skipped:
             self.cache_bytes = max(self.cache_bytes, self.held_bytes)

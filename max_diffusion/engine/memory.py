@@ -31,7 +31,8 @@ class Needed:
     """Bytes it takes from its admission to its end: latents, text, cache state, its
     share of a pass, and its pictures."""
     decode: int
-    """Bytes it takes besides while one of its pictures is decoded."""
+    """Bytes it takes besides while one of its pictures is decoded, or the one that it
+    starts from encoded."""
     loras: Loras = ()
     """The choice of LoRAs whose matrices it shares with others of the same."""
     lora_bytes: int = 0
@@ -101,6 +102,10 @@ class MemoryPlan:
         # Its pictures, and a preview of each.
         samples = latents.shape[0] * context.num_frames
         held += 2 * 3 * samples * context.height * context.width
+        if context.start is not None:
+            held += context.start.pixels.nbytes + latents.nbytes
+            # The picture, its noise and the mask stay until the end.
+            held += 0 if context.start.mask is None else 3 * latents.nbytes
         if pipeline.denoiser is not None:
             branches = 1 if context.negative_tokens is None else 2
             shape = (*latents.shape[:2], context.text_tokens)
@@ -112,6 +117,10 @@ class MemoryPlan:
         decode = pipeline.decode_bytes(
             context.height, context.width, context.num_frames
         )
+        if context.start is not None:
+            assert pipeline.pictures is not None
+            encode = pipeline.pictures.encode_bytes(context.height, context.width)
+            decode = max(decode, encode)
         loras = context.loras
         lora_bytes = pipeline.adapters.num_bytes(loras)
         needed = Needed(int(held), decode, loras, lora_bytes)

@@ -42,6 +42,8 @@ class Model:
     """Caches whose graphs are compiled, as ``--caches`` names them; by default those
     that are loaded with a model."""
     transformer: str | None = None
+    pictures: bool = False
+    """Whether the graphs for pictures that requests bring are compiled too."""
     variant: str | None = None
     revision: str | None = None
     plugins: tuple[str, ...] = ()
@@ -60,6 +62,7 @@ class Model:
             dtype=self.dtype,
             caches=caches,
             transformer=self.transformer,
+            takes_pictures=self.pictures,
             variant=self.variant,
             revision=self.revision,
         )

@@ -16,6 +16,7 @@ from ..core.request import GenerationContext, GenerationRequest, PromptTexts
 from ..errors import RequestError
 from ..sampling import Schedule
 from .decoding import check_room
+from .starting import check_inputs, drawn_size, remaining, strength_of
 
 if TYPE_CHECKING:
     from .text_to_image import TextToImagePipeline
@@ -42,15 +43,18 @@ def make_context(
         RequestError: See :meth:`TextToImagePipeline.create_context`.
     """
     options = options_of(pipeline, request.options)
-    frames = pipeline.frames_of(options)
-    grid = pipeline.grid_of(request.height, request.width, frames.latent_count)
+    check_inputs(pipeline, request)
+    frames, drawn = pipeline.frames_of(options), drawn_size(pipeline, request)
+    grid = pipeline.grid_of(drawn.height, drawn.width, frames.latent_count)
     height, width = grid.rows * pipeline.cell, grid.columns * pipeline.cell
     steps = request.num_inference_steps
     if steps is None and request.sigmas is None:
         steps = pipeline.default_num_inference_steps
-    schedule = pipeline.sampler.schedule(
+    whole = pipeline.sampler.schedule(
         steps, image_seq_len=grid.num_tokens, sigmas=request.sigmas
     )
+    strength = strength_of(pipeline, request)
+    schedule = remaining(whole, strength)
     length = pipeline.text_length(options)
     scale = request.true_cfg_scale
     scale = pipeline.default_true_cfg_scale if scale is None else scale
@@ -77,11 +81,23 @@ def make_context(
             (request.num_images, grid.num_tokens, text_tokens),
             branches=2 if has_negative else 1,
         )
+    start = None
+    if request.inputs is None:
+        noise = pipeline.draw_noise(request, grid)
+    else:
+        assert pipeline.pictures is not None, "check_inputs has refused it"
+        noise, start = pipeline.pictures.start(request, request.inputs, grid)
+        if start.mask is not None and not start.mask.any():
+            notes = (
+                *notes,
+                "the mask marks nothing, so the picture stays as it is; mark with "
+                "white, or with transparency, what is to be drawn",
+            )
     return GenerationContext(
         tokens=words.tokens,
         negative_tokens=None if unwanted is None else unwanted.tokens,
         text_tokens=text_tokens,
-        latents=pipeline.draw_noise(request, grid),
+        latents=noise,
         options=options,
         num_frames=frames.count,
         fps=frames.fps,
@@ -91,13 +107,15 @@ def make_context(
         timesteps=schedule.timesteps,
         height=height,
         width=width,
-        num_inference_steps=schedule.num_steps,
+        num_inference_steps=whole.num_steps,
         guidance_scale=_guidance_scale(pipeline, request),
         true_cfg_scale=scale,
         num_images_per_prompt=request.num_images_per_prompt,
         seed=request.seed,
         loras=pipeline.adapters.chosen(request.loras),
         is_timed=request.is_timed,
+        start=start,
+        strength=strength,
         warnings=(
             *_guidance_warnings(pipeline, request, scale),
             *notes,
@@ -106,7 +124,10 @@ def make_context(
         ),
         defaults={
             name: source
-            for name, source in pipeline.default_sources().items()
+            for name, source in {
+                **pipeline.default_sources(),
+                **drawn.sources,
+            }.items()
             if (vars(request) | dict(request.options)).get(name) is None
             and not (name == "num_inference_steps" and request.sigmas is not None)
         },

@@ -39,6 +39,7 @@ class PipelineGraphs:
         groups: Graphs of the denoiser, and forecasts, that are compiled at once.
         device: Where they run.
         on_event: Is told of loading, and of compiling where that is needed.
+        takes_pictures: Whether graphs for pictures are compiled at once.
     """
 
     def __init__(
@@ -47,10 +48,14 @@ class PipelineGraphs:
         groups: frozenset[GraphGroup],
         device: Device,
         on_event: OnEvent,
+        *,
+        takes_pictures: bool = False,
     ) -> None:
-        self.opened = opened
+        self.opened = opened.opened_late() if takes_pictures else opened
         self.groups: frozenset[GraphGroup] = groups | {"series"}
         """Graphs that are compiled, or will be; forecasts always are."""
+        self.has_pictures = takes_pictures
+        """Whether graphs for pictures that requests bring are compiled, or will be."""
         self.load_seconds = 0.0
         """What reading the weights and binding the components took."""
         self._device, self._on_event = device, on_event
@@ -167,9 +172,10 @@ class PipelineGraphs:
 
         self._add(compiled, self.modules(sampler, guidance, dtype), load)
         self._compiled = compiled
-        for component in self.opened.components.values():
-            component.bind(compiled.models)
-            component.load_model()
+        for name, component in self.opened.components.items():
+            if name not in self.opened.late:
+                component.bind(compiled.models)
+                component.load_model()
         seconds = time.perf_counter() - started
         self.load_seconds = seconds - compiled.compile_seconds
 
@@ -197,6 +203,25 @@ class PipelineGraphs:
             load = partial(self.opened.load_more, modules, known)
             self._add(self._compiled, modules, load)
         self.groups |= missing
+
+    def require_pictures(self) -> None:
+        """Compiles what encodes pictures, and keeps parts of them, unless it is there.
+
+        Raises:
+            ModelLoadError: The encoder's weights do not fit.
+            CompileError: MAX refused a graph.
+        """
+        if self.has_pictures or self._compiled is None:
+            return
+        names, compiled = tuple(self.opened.late), self._compiled
+        opened = self.opened.opened_late()
+        modules = [m for m in opened.modules.values() if m.name not in self._names]
+        load = partial(opened.load_more, modules, compiled.weight_names)
+        self._add(compiled, modules, load)
+        for name in names:
+            opened.components[name].bind(compiled.models)
+            opened.components[name].load_model()
+        self.opened, self.has_pictures = opened, True
 
     def modules(
         self, sampler: AbstractSampler, guidance: AbstractGuidance, dtype: DType

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -80,6 +80,9 @@ class PipelineConfig:
     before those that ship with the package. They are machine code."""
     require_precompiled: bool = False
     """Whether graphs that are not found compiled are an error."""
+    takes_pictures: bool = False
+    """Whether the graphs for pictures that requests bring are compiled at once; else
+    when a request first brings one, if that may be."""
 
 
 @final
@@ -98,6 +101,32 @@ class OpenedComponents:
     """Where compiled graphs may be."""
     adapters: Mapping[str, Lora] = field(default_factory=dict)
     """What requests may choose, by name; none is merged."""
+    late: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Components whose graphs are not built yet, by name, each with the patterns of
+    tensors that it does not use."""
+
+    @in_graph_context
+    def opened_late(self) -> OpenedComponents:
+        """Builds the graphs of the components that were left for later.
+
+        Returns:
+            All components, none of which is left.
+
+        Raises:
+            ModelLoadError: Weights missing, left over, of another shape or dtype.
+        """
+        modules, sources = dict(self.modules), dict(self.sources)
+        problems: list[str] = []
+        for name, ignores in self.late.items():
+            component = self.components[name]
+            own = graph_modules(component, component.weights, self.library)
+            needs = reduce(or_, (module.needs for module in own))
+            problems += component.weights.problems(needs.specs, ignores)
+            modules |= {module.name: module for module in own}
+            sources[name] = (needs, component.weights)
+        if problems:
+            raise ModelLoadError("; ".join(problems))
+        return replace(self, modules=modules, sources=sources, late={})
 
     def load(self) -> dict[str, Any]:
         """Reads the weights.
@@ -204,6 +233,7 @@ def open_components(
     devices: list[Device],
     files: Mapping[str, Sequence[Path]],
     groups: frozenset[GraphGroup],
+    late: Mapping[str, tuple[str, type[ComponentModel]]] | None = None,
 ) -> OpenedComponents:
     """Constructs components, finds or builds their graphs, and checks their files.
 
@@ -213,6 +243,8 @@ def open_components(
         devices: Where it runs.
         files: From :func:`files_by_component`.
         groups: Which of the transformer's graphs to build.
+        late: Components whose graphs are built later, by name, each with the component
+            whose configuration and files it has.
 
     Raises:
         ModelLoadError: Weights missing, left over, of another shape or dtype; all of
@@ -226,12 +258,8 @@ def open_components(
     problems: list[str] = []
     sources: dict[str, tuple[WeightNeeds, ComponentWeights]] = {}
     for name, kind in kinds.items():
-        settings = config.components.get(name, {})
-        weights = config.weight_sources.get(name)
-        if weights is None:
-            weights = _of_folder(name, settings, config, files.get(name, ()))
-        component = kind(settings, config.encoding, devices, weights)
-        component.name = name
+        component = _constructed(name, name, kind, config, devices, files)
+        weights = component.weights
         if isinstance(component, DenoiserComponent):
             component.graph_groups = groups
         components[name] = component
@@ -253,7 +281,11 @@ def open_components(
             problems.append(f"is the file of the same model as {config.model_name}?")
         raise ModelLoadError("; ".join(problems))
     merged, adapters = _open_loras(config, components, sources)
-    return OpenedComponents(components, modules, merged, library, adapters)
+    ignored = config.weight_ignores or {}
+    for name, (role, kind) in (late or {}).items():
+        components[name] = _constructed(name, role, kind, config, devices, files)
+    left = {name: ignored.get(name, ()) for name in late or {}}
+    return OpenedComponents(components, modules, merged, library, adapters, left)
 
 
 def _open_loras(
@@ -293,6 +325,24 @@ def _of_folder(
     return weights if transform is None else transform(settings, weights)
 
 
+def _constructed(
+    name: str,
+    role: str,
+    kind: type[ComponentModel],
+    config: PipelineConfig,
+    devices: list[Device],
+    files: Mapping[str, Sequence[Path]],
+) -> ComponentModel:
+    """A component with the configuration and the weights of a role."""
+    settings = config.components.get(role, {})
+    weights = config.weight_sources.get(role)
+    if weights is None:
+        weights = _of_folder(role, settings, config, files.get(role, ()))
+    component = kind(settings, config.encoding, devices, weights)
+    component.name = name
+    return component
+
+
 def _check_not_quantised(name: str, settings: Mapping[str, Any]) -> None:
     quantization = settings.get("quantization_config")
     if quantization is not None:
@@ -314,6 +364,7 @@ def open_pipeline_components(
     devices: list[Device],
     weight_paths: Sequence[Path],
     groups: frozenset[GraphGroup],
+    late: Mapping[str, tuple[str, type[ComponentModel]]] | None = None,
 ) -> OpenedComponents:
     """:func:`open_components` from the paths that a pipeline is given.
 
@@ -325,6 +376,7 @@ def open_pipeline_components(
         devices: Where it runs.
         weight_paths: All weight files.
         groups: Which of the transformer's graphs to build.
+        late: Components that are opened later, see :func:`open_components`.
 
     Raises:
         MaxDiffusionError: There are no components.
@@ -337,4 +389,4 @@ def open_pipeline_components(
             "set the class attribute"
         )
     files = files_by_component(weight_paths, kinds, unprefixed)
-    return open_components(kinds, config, devices, files, groups)
+    return open_components(kinds, config, devices, files, groups, late)

@@ -57,6 +57,7 @@ def load_pipeline(
     precompiled: Sequence[str | os.PathLike[str]] = (),
     require_precompiled: bool = False,
     threads: int | None = None,
+    takes_pictures: bool = False,
     show_progress: bool = False,
     on_event: OnEvent | None = None,
 ) -> TextToImagePipeline:
@@ -100,6 +101,8 @@ def load_pipeline(
         threads: That compute on the CPU; default one a CPU that the process may use.
             MAX starts them with a process's first model, for all of its models. Linux
             only.
+        takes_pictures: Whether the graphs for pictures that requests bring are compiled
+            at once; else that is done when a request first brings one.
         show_progress: Show download progress.
         on_event: Called with ``("load" | "compile", "start" | "end")``; with the latter
             only where graphs are not found compiled, then or later.
@@ -128,6 +131,7 @@ def load_pipeline(
         precompiled=precompiled,
         require_precompiled=require_precompiled,
         threads=threads,
+        takes_pictures=takes_pictures,
         show_progress=show_progress,
         on_event=on_event,
     )
@@ -153,6 +157,7 @@ def open_model(
     precompiled: Sequence[str | os.PathLike[str]] = (),
     require_precompiled: bool = False,
     threads: int | None = None,
+    takes_pictures: bool = False,
     show_progress: bool = False,
     on_event: OnEvent | None = None,
 ) -> TextToImagePipeline:
@@ -178,6 +183,7 @@ def open_model(
         precompiled: Folders of compiled graphs.
         require_precompiled: Whether nothing may be compiled.
         threads: That compute on the CPU.
+        takes_pictures: Whether requests will bring pictures.
         show_progress: Show download progress.
         on_event: Is told of loading and compiling.
 
@@ -200,6 +206,10 @@ def open_model(
         revision=revision,
         show_progress=show_progress,
     )
+    if _flag("takes_pictures", takes_pictures) and not kind.picture_components:
+        raise RequestError(
+            f"takes_pictures: {folder.class_name} draws from text alone; leave it out"
+        )
     components = kind.component_configs(folder)
     assert kind.components is not None
     parts = _parts(kind, file)
@@ -229,7 +239,8 @@ def open_model(
         is_extensible=is_extensible,
         calibration=read_calibration(folder.path, calibration),
         precompiled=_folders(precompiled),
-        require_precompiled=_flag(require_precompiled),
+        require_precompiled=_flag("require_precompiled", require_precompiled),
+        takes_pictures=takes_pictures,
     )
     files = [
         file
@@ -305,12 +316,10 @@ def _adapters(
     return found
 
 
-def _flag(require_precompiled: bool) -> bool:
-    if not isinstance(require_precompiled, bool):
-        raise RequestError(
-            f"require_precompiled: expected True or False, got {require_precompiled!r}"
-        )
-    return require_precompiled
+def _flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise RequestError(f"{name}: expected True or False, got {value!r}")
+    return value
 
 
 def read_calibration(

@@ -37,6 +37,7 @@ from ..sampling import (
     AbstractSampler,
     FlowMatchEulerConfig,
     FlowMatchEulerSampler,
+    KeptPicture,
     LinearGuidance,
     Schedule,
 )
@@ -75,6 +76,11 @@ class DiffusionPipeline(ABC):
     """
 
     components: dict[str, type[ComponentModel]] | None = None
+    picture_components: Mapping[
+        str, tuple[str, type[ComponentModel]]
+    ] = {}  # as components
+    """Components that only requests with pictures need, by name: the component whose
+    configuration and files they have, and their class."""
     unprefixed_weight_component: str | None = None
     default_num_inference_steps: int = 50
     default_residual_threshold: float = 0.05
@@ -124,8 +130,15 @@ class DiffusionPipeline(ABC):
             devices,
             weight_paths,
             groups,
+            self.picture_components,
         )
-        self.graphs = PipelineGraphs(opened, groups, self.device, on_event)
+        self.graphs = PipelineGraphs(
+            opened,
+            groups,
+            self.device,
+            on_event,
+            takes_pictures=pipeline_config.takes_pictures,
+        )
         """Components with their graphs, compiled or not."""
         self.adapters = AdapterSets(
             self.graphs, self.device, pipeline_config.adapter_memory_limit
@@ -348,9 +361,13 @@ class DiffusionPipeline(ABC):
         true_cfg_scale: float = 1.0,
         cache: BoundCache | AbstractCacheConfig | None = None,
         grid: Grid | None = None,
+        kept: KeptPicture | None = None,
         is_timed: bool = False,
     ) -> Denoising:
-        """The denoising loop before its first step; arguments of :meth:`denoise`."""
+        """The denoising loop before its first step; arguments of :meth:`denoise`.
+
+        ``kept`` is what is put back of a known picture after every step.
+        """
         batch, seq_len, _ = (int(size) for size in latents.shape)
         if len(branches) not in (1, 2):
             raise MaxDiffusionError(
@@ -392,6 +409,7 @@ class DiffusionPipeline(ABC):
             self.guidance.scales(true_cfg_scale, schedule),
             self.graphs.routed(self._transformer.run_step),
             self.device,
+            kept=kept,
             is_timed=is_timed or self.device.is_host,
         )
 

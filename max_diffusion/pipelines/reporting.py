@@ -33,6 +33,7 @@ def report_of(
         total_seconds: From the request to the images.
     """
     seconds, config = output.seconds or {}, context.cache.config
+    inputs = request.inputs
     has_negative = context.negative_tokens is not None
     negative = request.negative_prompt
     if has_negative and negative is None:
@@ -72,6 +73,9 @@ def report_of(
         versions=_versions(),
         sigmas=request.sigmas,
         loras=dict((*pipeline.pipeline_config.loras, *request.loras)),
+        images=tuple(image.digest for image in inputs.images) if inputs else (),
+        mask=inputs.mask.digest if inputs and inputs.mask else None,
+        strength=context.strength,
     )
 
 

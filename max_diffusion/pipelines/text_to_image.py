@@ -11,7 +11,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from max.driver import Buffer
@@ -27,18 +27,27 @@ from ..core.grid import Frames, Grid
 from ..core.loras import GivenLoras, as_loras
 from ..core.options import RequestOptions
 from ..core.report import RunReport
-from ..core.request import GenerationContext, GenerationRequest, PromptTexts
+from ..core.request import (
+    GenerationContext,
+    GenerationRequest,
+    PromptTexts,
+)
 from ..core.validation import as_texts, as_tuple
 from ..denoising import Branch, Denoising
 from ..errors import ModelLoadError, RequestError
 from ..execution.compiler import memory_errors_said
 from ..sampling import Schedule
 from .adapters import adapted
+from .arguments import picture_inputs
 from .context import Tokenized, make_context
 from .decoding import decode_in_goes
 from .outputs import DiffusionPipelineOutput, OnStep, images_of
 from .pipeline import DiffusionPipeline
 from .reporting import report_of
+from .starting import AbstractPictures, begin_from_picture
+
+if TYPE_CHECKING:
+    from ..media.pictures import PictureLike
 
 _MAX_SEED = 2**32
 
@@ -112,6 +121,9 @@ class TextToImagePipeline(DiffusionPipeline):
     """What it is told where a request leaves that open."""
     default_true_cfg_scale: float = 1.0
     """Weight of classifier-free guidance where a request leaves that open."""
+    pictures: AbstractPictures | None = None
+    """How requests start from a picture; a family that takes some sets it in
+    :meth:`init_remaining_components`, and names its :attr:`picture_components`."""
     default_negative_prompt: str | None = None
     """The negative prompt of requests with such guidance that bring none."""
 
@@ -279,7 +291,7 @@ class TextToImagePipeline(DiffusionPipeline):
         )
 
     def encode(self, model_inputs: GenerationInputs) -> Denoising:
-        """Runs the text encoders: prepared inputs to a loop before its first step."""
+        """Runs the encoders: prepared inputs to a loop before its first step."""
         context = model_inputs.context
         if context.loras:  # whose set is of the graphs that there are then
             self.graphs.require(context.cache.config.graph_groups, self.denoiser)
@@ -290,13 +302,17 @@ class TextToImagePipeline(DiffusionPipeline):
         if context.negative_tokens is not None:
             unwanted = context.negative_tokens
             branches.append(_branch(pipeline, "unconditional", model_inputs, unwanted))
+        latents, kept = model_inputs.latents, None
+        if context.start is not None:
+            latents, kept = begin_from_picture(self, context)
         return pipeline.begin(
-            model_inputs.latents,
+            latents,
             Schedule(context.sigmas, context.timesteps),
             branches,
             true_cfg_scale=context.true_cfg_scale,
             cache=context.cache,
             grid=context.grid,
+            kept=kept,
             is_timed=context.is_timed,
         )
 
@@ -340,6 +356,9 @@ class TextToImagePipeline(DiffusionPipeline):
         seed: int | Sequence[int] | None = None,
         num_images_per_prompt: int = 1,
         sigmas: Sequence[float] | None = None,
+        image: PictureLike | Sequence[PictureLike] | None = None,
+        mask: PictureLike | None = None,
+        strength: float | None = None,
         cache: str | DenoisingCacheConfig | AbstractCacheConfig | None = None,
         cache_memory_limit: int | None = None,
         loras: GivenLoras | None = None,
@@ -372,6 +391,15 @@ class TextToImagePipeline(DiffusionPipeline):
                 report.
             num_images_per_prompt: Pictures of each prompt.
             sigmas: A schedule of your own: decreasing, in (0, 1], without the final 0.
+            image: A picture to start from: a path, a file's bytes, an image of Pillow's
+                or uint8 ``(H, W, 3)``; several for models that take them. Without
+                ``height`` and ``width`` what is drawn has its size, rounded down, or
+                the model's default area in its shape if that is less.
+            mask: What of the picture is drawn anew, where it is light, or, if it is
+                transparent anywhere, where it is; of the picture's size.
+            strength: How much of the schedule is run, from the picture with noise of
+                that level; above 0 to 1, default 0.6. Of 28 steps, 0.5 runs the last
+                14.
             cache: This call's cache instead of the pipeline's: a configuration, or a
                 name of ``CACHES`` for its defaults. Never recompiles.
             cache_memory_limit: Most bytes that the cache's state may take on the
@@ -413,6 +441,7 @@ class TextToImagePipeline(DiffusionPipeline):
             seeds=seeds,
             num_images_per_prompt=num_images_per_prompt,
             sigmas=None if sigmas is None else as_tuple("sigmas", sigmas),
+            inputs=picture_inputs(image, mask, strength),
             cache=self.caches.given(cache),
             cache_memory_limit=cache_memory_limit,
             loras=as_loras("request: loras", loras),

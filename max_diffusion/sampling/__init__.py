@@ -18,6 +18,7 @@ from .guidance import (
     LinearGuidance,
     RescaledGuidance,
 )
+from .kept_picture import KeptPicture
 from .sampler import AbstractSampler, AbstractSamplerState
 from .schedule import Schedule
 
@@ -29,6 +30,7 @@ __all__ = [
     "DynamicGuidance",
     "FlowMatchEulerConfig",
     "FlowMatchEulerSampler",
+    "KeptPicture",
     "LinearGuidance",
     "RescaledGuidance",
     "Schedule",

@@ -71,6 +71,14 @@ class Schedule:
         """Number of denoising steps, at least 1."""
         return self.timesteps.size
 
+    def after(self, steps: int) -> Schedule:
+        """Returns what is left of the schedule after some steps.
+
+        Args:
+            steps: Steps that are left out, 0 to ``num_steps - 1``.
+        """
+        return Schedule(self.sigmas[steps:], self.timesteps[steps:])
+
     def dt(self, step: int) -> float:
         """Returns the change of sigma over one step, below 0.
 

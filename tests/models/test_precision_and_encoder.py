@@ -1,4 +1,4 @@
-"""What the pipelines do not run: the encoder half, and bfloat16 on CPU."""
+"""The autoencoder's encoder alone, and bfloat16 on CPU."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from folders import TEST_GRAPHS
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession, Model
-from max.graph import DeviceRef, Graph, Module, TensorType
+from max.graph import DeviceRef, Module
 
-from graphs.autoencoder_kl import encode
 from graphs.denoiser import StepGraphs
 from graphs.flux1 import Flux1Denoiser
 from graphs.rotary import image_ids, rotary_table
 from graphs.weights import WeightScope
 from max_diffusion.checkpoint import ComponentWeights, find_model
-from max_diffusion.components import autoencoder_config
+from max_diffusion.components import AutoencoderKLEncoder
 from max_diffusion.core.buffers import to_device, to_numpy
 from max_diffusion.execution.compiler import CompiledGraphs
 from max_diffusion.execution.graph_library import GraphLibrary
@@ -33,22 +32,20 @@ if TYPE_CHECKING:
     from diffusers import FluxPipeline
 
 
+def encoder_of(path: Path) -> AutoencoderKLEncoder:
+    """The folder's encoder, without its graphs."""
+    folder = find_model(path)
+    weights = ComponentWeights.from_files("vae", folder.weight_files("vae"))
+    encoder = AutoencoderKLEncoder(folder.config("vae"), "float32", [CPU()], weights)
+    encoder.name = "vae_encoder"
+    return encoder
+
+
 @pytest.fixture(scope="module")
 def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
     folder, host = find_model(flux_folder), DeviceRef.CPU()
-    config = autoencoder_config(folder.config("vae"))
     sizes = flux1_config(folder.config("transformer"))
-
-    def build_encoder(module: Module) -> WeightScope:
-        vae = WeightScope("vae", DType.float32, host, products=DType.float32)
-        types = [TensorType(DType.float32, ("batch", "height_0", "width_0", 3), host)]
-        for level in range(len(config.block_out_channels)):
-            size = (f"height_{level}", f"width_{level}")
-            types.append(TensorType(DType.int8, size, host))
-        with Graph("encode", input_types=types, module=module) as graph:
-            picture, *levels = (value.tensor for value in graph.inputs)
-            graph.output(*encode(config, vae, picture, levels))
-        return vae
+    encoder = encoder_of(flux_folder)
 
     def build_half(module: Module) -> WeightScope:
         # As on a processor that multiplies no bfloat16: as the tests' graphs are.
@@ -58,15 +55,17 @@ def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
         return half
 
     modules = [
-        GraphModule("encode", build_encoder, is_for_cpu=True),
+        GraphModule("vae_encoder", encoder.build_graphs, is_for_cpu=True),
         GraphModule("transformer.full", build_half, is_for_cpu=True),
     ]
     filled: dict[str, np.ndarray | Buffer] = {}
     for needs in (module.needs for module in modules):
-        files = folder.weight_files(needs.prefix)
-        loaded = ComponentWeights.from_files(needs.prefix, files).load(needs.slots)
+        role = needs.prefix.partition("_")[0]
+        files = folder.weight_files(role)
+        loaded = ComponentWeights.from_files(role, files).load(needs.slots)
         filled |= {f"{needs.prefix}.{key}": array for key, array in loaded.items()}
-    library = GraphLibrary(CPU(), [TEST_GRAPHS / "bfloat16"])
+    folders = [TEST_GRAPHS / name for name in ("bfloat16", "float32")]
+    library = GraphLibrary(CPU(), folders)
     compiled = CompiledGraphs(InferenceSession(devices=[CPU()]), CPU(), library)
     compiled.add(modules, lambda: filled)
     yield dict(compiled.models)  # while the weights are alive
@@ -75,24 +74,28 @@ def models(flux_folder: Path) -> Iterator[dict[str, Model]]:
 @pytest.mark.parametrize(("batch", "height", "width"), [(1, 32, 32), (2, 12, 20)])
 def test_encoder_equals_diffusers(
     models: dict[str, Model],
+    flux_folder: Path,
     reference: FluxPipeline,
     batch: int,
     height: int,
     width: int,
 ) -> None:
     rng = np.random.default_rng(height)
-    picture = rng.uniform(-1, 1, (batch, height, width, 3)).astype(np.float32)
-    levels: list[np.ndarray] = [
-        np.zeros((height >> i, width >> i), np.int8) for i in range(2)
-    ]
-    inputs = [to_device(array, CPU()) for array in (picture, *levels)]
-    mean, log_variance = map(to_numpy, models["encode"].execute(*inputs))
+    picture = rng.uniform(-1, 1, (1, height, width, 3)).astype(np.float32)
+    noise = rng.standard_normal((batch, height // 2, width // 2, 5), np.float32)
+    encoder = encoder_of(flux_folder)
+    encoder.bind(models)
     with torch.no_grad():
         wanted = reference.vae.encode(
             torch.from_numpy(picture).permute(0, 3, 1, 2)
         ).latent_dist
-    for ours, theirs in ((mean, wanted.mean), (log_variance, wanted.logvar)):
-        assert np.abs(ours - theirs.permute(0, 2, 3, 1).numpy()).max() < 1e-4
+    config = reference.vae.config
+    for drawn in (noise, np.zeros_like(noise)):
+        ours = to_numpy(encoder.encode(picture, drawn))
+        cells = wanted.mean + wanted.std * torch.from_numpy(drawn).permute(0, 3, 1, 2)
+        cells = (cells - config.shift_factor) * config.scaling_factor
+        theirs = reference._pack_latents(cells, batch, 5, height // 2, width // 2)
+        assert np.abs(ours - theirs.numpy()).max() < 1e-4
 
 
 def test_bfloat16_is_as_close_to_float32_as_in_diffusers(

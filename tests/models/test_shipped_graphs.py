@@ -47,13 +47,14 @@ PROMPTS = [
         "",
     )
 ]
+EVERY_GRAPH = Model(caches="all,taylorseer:target=modules", pictures=True)
 ADVICE = "run scripts/prebuild, and commit what it writes"
 
 
 @pytest.fixture(scope="module")
 def todays() -> list[GraphModule]:
     """Every module of the demo model."""
-    return modules_of(Model(caches="all,taylorseer:target=modules").open("cpu"))
+    return modules_of(EVERY_GRAPH.open("cpu"))
 
 
 def shipped(target: str, module: GraphModule) -> Artefact:
@@ -89,7 +90,7 @@ def test_a_recipe_knows_every_source_that_builds_a_graph(
     def note(frame: FrameType, event: str, argument: object) -> None:
         files.add(frame.f_code.co_filename)
 
-    fresh = Model(caches="all,taylorseer:target=modules").open("cpu")
+    fresh = EVERY_GRAPH.open("cpu")
     modules = [module for module in modules_of(fresh) if module.recipe is not None]
     assert {module.name for module in todays} - {m.name for m in modules} == {"sampler"}
     sys.setprofile(note)

@@ -192,7 +192,8 @@ def test_pictures_equal_diffusers(
 def test_a_long_prompt_is_cut_as_in_diffusers_and_that_is_said(pair: Pair) -> None:
     prompt = "a red circle " * 5000 + "and a heart"
     settings: dict[str, Any] = {"height": 12, "width": 12, "num_inference_steps": 2}
-    for limit in ({}, {"max_sequence_length": 45}):
+    limits: list[dict[str, Any]] = [{}, {"max_sequence_length": 45}]
+    for limit in limits:
         ours = pair.ours.generate(prompt, seed=1, **settings, **limit)
         theirs = pair.draw(prompt, 1, **settings, **limit)
         assert psnr(ours.images, theirs) >= 55

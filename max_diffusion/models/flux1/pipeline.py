@@ -15,6 +15,7 @@ from graphs.rotary import image_ids, rotary_table
 from ...checkpoint import CheckpointFile, WeightTransform
 from ...components import (
     AutoencoderKLDecoder,
+    AutoencoderKLEncoder,
     ClipTextEncoder,
     T5TextEncoder,
     autoencoder_config,
@@ -27,15 +28,20 @@ from ...components import (
 )
 from ...core.buffers import to_numpy
 from ...core.grid import Grid
-from ...core.noise import packed_noise
+from ...core.noise import packed_cells
 from ...core.options import RequestOptions, option
-from ...core.request import GenerationContext, GenerationRequest, PromptTexts
+from ...core.request import (
+    GenerationContext,
+    GenerationRequest,
+    PromptTexts,
+)
 from ...errors import ModelLoadError, RequestError
 from ...pipelines import TextToImagePipeline, Tokenized
 from ...sampling import load_sampler
 from .config import flux1_config
 from .files import flux1_parts
 from .lora_names import LORA_NAMES
+from .pictures import Flux1Pictures
 from .transformer import Flux1Transformer
 
 # Longest T5 input the published models were trained on.
@@ -70,6 +76,8 @@ class Flux1Pipeline(TextToImagePipeline):
     | ``weighted_sum_n``, ``relative_error`` | forecasts | by the cache |
     | ``euler_step``, ``guidance`` | sampler | each step |
     | ``vae.decode`` | latents to uint8 | 1, or more for many images |
+    | ``vae_encoder.encode`` | picture to latents | 1 from a picture |
+    | ``keep_picture`` | what a mask keeps | each step, with a mask |
     """
 
     components = {  # noqa: RUF012  # the documented contract is a plain class attribute
@@ -78,6 +86,7 @@ class Flux1Pipeline(TextToImagePipeline):
         "transformer": Flux1Transformer,
         "vae": AutoencoderKLDecoder,
     }
+    picture_components = {"vae_encoder": ("vae", AutoencoderKLEncoder)}  # noqa: RUF012
     class_names: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {
             "scheduler": ("FlowMatchEulerDiscreteScheduler",),
@@ -91,10 +100,11 @@ class Flux1Pipeline(TextToImagePipeline):
     )
     options_class = Flux1Options
     lora_names = LORA_NAMES
-    # Encoder halves and buffers that checkpoints hold and text-to-image does not use.
+    # The other half of the autoencoder, and buffers that checkpoints hold.
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {
             "vae": ("encoder.*", "quant_conv.*"),
+            "vae_encoder": ("decoder.*", "post_quant_conv.*"),
             "text_encoder": ("*position_ids", "text_projection.weight"),
             "text_encoder_2": ("shared.weight", "encoder.embed_tokens.weight"),
         }
@@ -145,6 +155,9 @@ class Flux1Pipeline(TextToImagePipeline):
         self.cell = 2 * 2 ** (len(self._vae.block_out_channels) - 1)
         side = int(configs["vae"].get("sample_size", 1024))
         self.default_size = side, side
+        encoder = self.loaded["vae_encoder"]
+        assert isinstance(encoder, AutoencoderKLEncoder)
+        self.pictures = Flux1Pictures(encoder, self._vae)
         self.has_guidance = self._sizes.guidance_embeds
         self.default_num_inference_steps = (
             _STEPS if self.has_guidance else _DISTILLED_STEPS
@@ -205,9 +218,8 @@ class Flux1Pipeline(TextToImagePipeline):
 
     def draw_noise(self, request: GenerationRequest, grid: Grid) -> np.ndarray:
         """Draws diffusers' noise for the seeds, float32 ``(B, S_img, 4 C)``, packed."""
-        seeds = request.seed if request.seeds is None else request.seeds
-        channels = self._vae.latent_channels
-        return packed_noise(seeds, request.num_images, channels, grid)
+        cells = self._vae.latent_channels, 2 * grid.rows, 2 * grid.columns
+        return packed_cells(request.noise().randn(cells))
 
     def tables(self, context: GenerationContext) -> Mapping[str, np.ndarray]:
         """Computes both sequences' rotary tables, float32 ``(2, S, head_dim)``."""

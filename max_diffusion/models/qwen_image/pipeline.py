@@ -24,7 +24,7 @@ from ...components import (
 )
 from ...core.buffers import to_device, to_numpy
 from ...core.grid import Grid
-from ...core.noise import packed_noise
+from ...core.noise import packed_cells
 from ...core.options import RequestOptions, option
 from ...core.request import GenerationContext, GenerationRequest, PromptTexts
 from ...errors import ModelLoadError
@@ -183,8 +183,8 @@ class QwenImagePipeline(TextToImagePipeline):
 
     def draw_noise(self, request: GenerationRequest, grid: Grid) -> np.ndarray:
         """Draws diffusers' noise for the seeds, float32 ``(B, S_img, 4 C)``, packed."""
-        seeds = request.seed if request.seeds is None else request.seeds
-        return packed_noise(seeds, request.num_images, self._vae.z_dim, grid)
+        cells = self._vae.z_dim, 2 * grid.rows, 2 * grid.columns
+        return packed_cells(request.noise().randn(cells))
 
     def tables(self, context: GenerationContext) -> Mapping[str, np.ndarray]:
         """Computes the image's rotary table, float32 ``(2, S_img, head_dim)``."""

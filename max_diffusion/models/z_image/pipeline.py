@@ -24,7 +24,7 @@ from ...components import (
 )
 from ...core.buffers import to_device, to_numpy
 from ...core.grid import Grid
-from ...core.noise import packed_noise
+from ...core.noise import packed_cells
 from ...core.options import RequestOptions, option
 from ...core.request import GenerationContext, GenerationRequest, PromptTexts
 from ...errors import ModelLoadError
@@ -159,9 +159,8 @@ class ZImagePipeline(TextToImagePipeline):
 
     def draw_noise(self, request: GenerationRequest, grid: Grid) -> np.ndarray:
         """Draws diffusers' noise for the seeds, float32 ``(B, S_img, 4 C)``, packed."""
-        seeds = request.seed if request.seeds is None else request.seeds
-        channels = self._vae.latent_channels
-        return packed_noise(seeds, request.num_images, channels, grid)
+        cells = self._vae.latent_channels, 2 * grid.rows, 2 * grid.columns
+        return packed_cells(request.noise().randn(cells))
 
     def encode_text(
         self, tokens: Mapping[str, np.ndarray], context: GenerationContext
