@@ -121,6 +121,31 @@ class TorchCpuGenerator:
         return (word & np.uint64(2**53 - 1)).astype(np.float64) * 2.0**-53
 
 
+@final
+class RequestNoise:
+    """The noise of one request: one stream of all samples, or a stream of each.
+
+    Args:
+        seeds: One seed, whose stream all samples share, or one a sample.
+        batch: Number of samples.
+    """
+
+    def __init__(self, seeds: Sequence[int], batch: int) -> None:
+        assert len(seeds) in (1, batch)
+        self._streams = [TorchCpuGenerator(seed) for seed in seeds]
+        self._batch = batch
+
+    def randn(self, shape: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Draws ``(B, *shape)`` and advances the streams, as diffusers does.
+
+        Args:
+            shape: Of each sample.
+        """
+        if len(self._streams) == 1:
+            return self._streams[0].randn((self._batch, *shape))
+        return np.concatenate([each.randn((1, *shape)) for each in self._streams])
+
+
 def _box_muller_blocks(
     uniforms: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.float32]:

@@ -230,6 +230,8 @@ class GenerationContext:
     num_images_per_prompt: int = 1
     seed: int | None = None
     """Seed that the noise was drawn from; ``None`` if there was none."""
+    seeds: tuple[int, ...] | None = None
+    """One seed per sample in place of ``seed``."""
     is_timed: bool = False
     """Whether each step is timed on a GPU too."""
     warnings: tuple[str, ...] = ()

@@ -92,6 +92,7 @@ def make_context(
         true_cfg_scale=scale,
         num_images_per_prompt=request.num_images_per_prompt,
         seed=request.seed,
+        seeds=request.seeds,
         is_timed=request.is_timed,
         warnings=(
             *_guidance_warnings(pipeline, request, scale),

@@ -26,7 +26,7 @@ from ...components import (
 )
 from ...core.buffers import to_numpy
 from ...core.grid import Grid
-from ...core.noise import TorchCpuGenerator
+from ...core.noise import RequestNoise
 from ...core.options import RequestOptions, option
 from ...core.request import GenerationContext, GenerationRequest, PromptTexts
 from ...errors import ModelLoadError, RequestError
@@ -198,11 +198,7 @@ class Flux1Pipeline(TextToImagePipeline):
         """Draws diffusers' noise for the seeds, float32 ``(B, S_img, 4 C)``, packed."""
         batch, channels = request.num_images, self._vae.latent_channels
         size = (channels, 2 * grid.rows, 2 * grid.columns)
-        if request.seeds is None:
-            noise = TorchCpuGenerator(request.seed).randn((batch, *size))
-        else:
-            each = [TorchCpuGenerator(seed).randn((1, *size)) for seed in request.seeds]
-            noise = np.concatenate(each)
+        noise = RequestNoise(request.seeds or (request.seed,), batch).randn(size)
         cells = noise.reshape(batch, channels, grid.rows, 2, grid.columns, 2)
         packed = cells.transpose(0, 2, 4, 1, 3, 5)
         return np.ascontiguousarray(packed.reshape(batch, -1, self.token_channels))
