@@ -23,6 +23,7 @@ OTHER_TASKS: Final = ("FluxImg2ImgPipeline", "FluxInpaintPipeline")
 _kinds: Final[dict[str, tuple[str, str] | type[TextToImagePipeline]]] = dict.fromkeys(
     ("FluxPipeline", *OTHER_TASKS), ("max_diffusion.models.flux1", "Flux1Pipeline")
 )
+_kinds["CogVideoXPipeline"] = "max_diffusion.models.cogvideox", "CogVideoXPipeline"
 PIPELINES: Final[Mapping[str, tuple[str, str] | type[TextToImagePipeline]]] = (
     MappingProxyType(_kinds)
 )

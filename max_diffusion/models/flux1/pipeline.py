@@ -14,14 +14,15 @@ from max.driver import Buffer
 from graphs.flux1 import image_ids, rotary_table
 
 from ...components import (
-    AbstractTokenizer,
     AutoencoderKLDecoder,
     ClipTextEncoder,
     T5TextEncoder,
     autoencoder_config,
+    check_ids,
     clip_config,
     load_clip_tokenizer,
     load_t5_tokenizer,
+    notes_of_cuts,
     t5_config,
 )
 from ...core.buffers import to_numpy
@@ -118,8 +119,8 @@ class Flux1Pipeline(TextToImagePipeline):
         )
         self._clip_tokenizer = load_clip_tokenizer(folder / "tokenizer")
         self._t5_tokenizer = load_t5_tokenizer(folder / "tokenizer_2")
-        _check_ids("tokenizer", self._clip_tokenizer, clip.vocab_size)
-        _check_ids("tokenizer_2", self._t5_tokenizer, t5.vocab_size)
+        check_ids("tokenizer", self._clip_tokenizer, clip.vocab_size)
+        check_ids("tokenizer_2", self._t5_tokenizer, t5.vocab_size)
         positions = clip.max_position_embeddings
         limit = self._clip_tokenizer.model_max_length
         if limit > positions:
@@ -182,14 +183,8 @@ class Flux1Pipeline(TextToImagePipeline):
         clip = self._clip_tokenizer.encode(texts.first, clip_length)
         t5 = self._t5_tokenizer.encode(texts.second, length)
         notes = [
-            f"{what} {index + 1} is longer than the {limit} tokens of {encoder} and "
-            f"was cut; not seen: {_shortened(text)}"
-            for encoder, limit, batch in (
-                ("text_encoder", clip_length, clip),
-                ("text_encoder_2", length, t5),
-            )
-            for index, text in enumerate(batch.removed)
-            if text
+            *notes_of_cuts(what, "text_encoder", clip_length, clip.removed),
+            *notes_of_cuts(what, "text_encoder_2", length, t5.removed),
         ]
         ids = {"text_encoder": clip.ids, "text_encoder_2": t5.ids}
         return Tokenized(ids, tuple(notes))
@@ -252,16 +247,3 @@ class Flux1Pipeline(TextToImagePipeline):
         size = 4 if is_host else self.dtype.size_in_bytes
         a_pixel = math.ceil(channels * size) + 4 * 3 + 2 * 3
         return num_frames * height * width * a_pixel * 3 // 2
-
-
-def _check_ids(role: str, tokenizer: AbstractTokenizer, rows: int) -> None:
-    # Ids beyond the table would be read from other memory.
-    if tokenizer.vocab_size > rows:
-        raise ModelLoadError(
-            f"{role}: its {tokenizer.vocab_size} ids are more than the {rows} of the "
-            "text encoder; are they of one model?"
-        )
-
-
-def _shortened(text: str, limit: int = 80) -> str:
-    return text if len(text) <= limit else f"{text[:limit]}..."
