@@ -223,8 +223,8 @@ class _ChunkDecoder:
         self.kept.append(ops.rebind(padded[frames:], (CAUSAL, *size, channels)))
         w = w / "conv"
         if w.products is None:
-            y = _plain_convolution(w, x, front, width)
-            return y if residual is None else residual + y
+            found = _plain_convolution(w, x, front, width)
+            return found if residual is None else residual + found
         # One product a frame of the filter: sums are float32 until the last.
         y = None if residual is None else residual.cast(DType.float32)
         bias = w.joined(["bias"], width)

@@ -115,7 +115,7 @@ class CogVideoXSchedulerConfig:
         if self.rescale_betas_zero_snr:
             root = np.sqrt(a)
             a = ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
-        return a
+        return np.asarray(a, np.float64)
 
 
 class AbstractCogVideoXSampler(AbstractSampler):
