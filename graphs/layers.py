@@ -314,6 +314,27 @@ def group_norm(
     w: WeightScope, x: TensorValue, groups: int, *, epsilon: float = 1e-6
 ) -> TensorValue:
     """Group norm of NHWC ``x`` in float32, affine."""
+    channels = x.shape[3]
+    centred, scale = group_moments(x, groups, epsilon)
+    weight = w("weight", int(channels)).cast(DType.float32)
+    bias = w("bias", int(channels)).cast(DType.float32)
+    return ops.reshape(centred * (scale * weight) + bias, x.shape).cast(x.dtype)
+
+
+def group_moments(
+    x: TensorValue, groups: int, epsilon: float
+) -> tuple[TensorValue, TensorValue]:
+    """Moments of groups of channels over all pixels of a sample, in float32.
+
+    Args:
+        x: ``(B, H, W, C)``.
+        groups: How many.
+        epsilon: Added to the variance.
+
+    Returns:
+        ``x`` less its mean, ``(B, H * W, C)``, and one over its standard deviation,
+        ``(B, 1, C)``.
+    """
     batch, height, width, channels = x.shape
     size = int(channels) // groups
 
@@ -327,7 +348,4 @@ def group_norm(
 
     flat = ops.reshape(x.cast(DType.float32), (batch, height * width, channels))
     centred = flat - mean(flat)
-    scale = ops.rsqrt(mean(centred * centred) + epsilon)
-    weight = w("weight", int(channels)).cast(DType.float32)
-    bias = w("bias", int(channels)).cast(DType.float32)
-    return ops.reshape(centred * (scale * weight) + bias, x.shape).cast(x.dtype)
+    return centred, ops.rsqrt(mean(centred * centred) + epsilon)

@@ -61,13 +61,18 @@ class Modulation:
 def modulations(
     w: WeightScope, names: Sequence[str], condition: TensorValue, width: int, count: int
 ) -> list[Modulation]:
-    """Computes ``count`` vectors of each of some linear layers of ``(B, D)``."""
-    sizes = [count * width] * len(names)
+    """Computes ``count`` vectors of each of some linear layers of the condition.
+
+    ``condition`` is ``(B, channels)``, each vector ``(B, width)``.
+    """
+    sizes, channels = [count * width] * len(names), int(condition.shape[1])
     if w.products is None:
-        vectors = [linear(w / name, condition, width, count * width) for name in names]
+        vectors = [
+            linear(w / name, condition, channels, count * width) for name in names
+        ]
         return [Modulation(each, width, 0, count) for each in vectors]
     layers = [Layer(name, size) for name, size in zip(names, sizes, strict=True)]
-    joined = project(w, layers, condition, width, dtype=DType.float32)
+    joined = project(w, layers, condition, channels, dtype=DType.float32)
     return [Modulation(each.tensor, width, each.first, count) for each in joined]
 
 
@@ -82,13 +87,15 @@ class ModulatedNorm:
     shift: int = 0
     """Which vector of the modulation it is."""
     scale: int = 1
+    epsilon: float = 1e-6
 
     @cached_property
     def tensor(self) -> TensorValue:
         """Computed by itself, ``(B, S, D)``."""
         parts = self.modulation.parts
         x = self.x.cast(self.modulation.vectors.dtype)
-        y = layer_norm(x, self.modulation.width) * (1 + parts[self.scale])
+        y = layer_norm(x, self.modulation.width, epsilon=self.epsilon)
+        y = y * (1 + parts[self.scale])
         return (y + parts[self.shift]).cast(self.x.dtype)
 
     @property
@@ -100,7 +107,7 @@ class ModulatedNorm:
             self.modulation.column(self.scale),
             self.modulation.column(self.shift),
             offset=1.0,
-            epsilon=1e-6,
+            epsilon=self.epsilon,
         )
 
 
@@ -358,6 +365,7 @@ def attend(
     head_dim: int,
     *,
     scale: float,
+    norm: Literal["layer", "rms"] = "rms",
     epsilon: float = 1e-6,
     bias: TensorValue | None = None,
     joint_rotary: TensorValue | None = None,
@@ -371,7 +379,8 @@ def attend(
         heads: How many.
         head_dim: Channels of each.
         scale: Factor on the scores, usually ``head_dim ** -0.5``.
-        epsilon: Of the streams' norms: RMS, of each head, before the rotation.
+        norm: Kind of the streams' norms: of each head, before the rotation.
+        epsilon: Of the norms.
         bias: Added to the scaled scores, float32, ``(B or 1, heads or 1, S or 1, S)``.
         joint_rotary: The streams' rotary tables joined.
         mask: Of the keys of two streams, in place of a bias.
@@ -386,11 +395,11 @@ def attend(
             return attend_padded(parts, tables, scale, mask)
         bias = mask.joint
     if w.products is None:
-        parts = [_heads(w, each, heads, head_dim, epsilon) for each in streams]
+        parts = [_heads(w, each, heads, head_dim, norm, epsilon) for each in streams]
         query, key, value = parts[0]
         if len(parts) == 2:
-            joined = (ops.concat(each, axis=1) for each in zip(*parts, strict=True))
-            query, key, value = joined
+            both = (ops.concat(each, axis=1) for each in zip(*parts, strict=True))
+            query, key, value = both
         if joint_rotary is not None:
             query, key = rotate(query, joint_rotary), rotate(key, joint_rotary)
         mixed = merge_heads(attention(query, key, value, scale=scale, bias=bias))
@@ -403,8 +412,10 @@ def attend(
     for each in streams:
         vectors = None
         if each.norms is not None:
-            names = [f"{name}.weight" for name in each.norms]
-            vectors = ops.reshape(w.joined(names, head_dim, head_dim), (2, head_dim))
+            parts_of = ["weight", "bias"] if norm == "layer" else ["weight"]
+            names = [f"{name}.{part}" for part in parts_of for name in each.norms]
+            joined = w.joined(names, *[head_dim] * len(names))
+            vectors = ops.reshape(joined, (len(names), head_dim))
         tokens = each.qkv[0].tensor
         assert all(part.tensor is tokens for part in each.qkv)
         assert tuple(part.first for part in each.qkv) == columns
@@ -415,21 +426,30 @@ def attend(
         head_dim,
         scale=scale,
         columns=columns,
-        norm="" if first.norms is None else "rms",
+        norm="" if first.norms is None else norm,
         epsilon=epsilon,
         bias=bias,
     )
 
 
 def _heads(
-    w: WeightScope, stream: Attending, heads: int, head_dim: int, epsilon: float
+    w: WeightScope,
+    stream: Attending,
+    heads: int,
+    head_dim: int,
+    norm: Literal["layer", "rms"],
+    epsilon: float,
 ) -> tuple[TensorValue, TensorValue, TensorValue]:
     """Queries, keys and values ``(B, S, heads, head_dim)``, normed."""
     query, key, value = (split_heads(each.tensor, heads) for each in stream.qkv)
     if stream.norms is not None:
         of_query, of_key = (w / name for name in stream.norms)
-        query = rms_norm(of_query, query, head_dim, epsilon=epsilon)
-        key = rms_norm(of_key, key, head_dim, epsilon=epsilon)
+        if norm == "rms":
+            query = rms_norm(of_query, query, head_dim, epsilon=epsilon)
+            key = rms_norm(of_key, key, head_dim, epsilon=epsilon)
+        else:
+            query = layer_norm(query, head_dim, of_query, epsilon=epsilon)
+            key = layer_norm(key, head_dim, of_key, epsilon=epsilon)
     return query, key, value
 
 

@@ -36,7 +36,9 @@ class ToyVideoPipeline(ToyPipeline):
     def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
         grid = context.grid
         assert grid.frames == context.num_frames
-        cells = latents.to_numpy().reshape(-1, *vars(grid).values(), 2, 2, 3)
+        cells = latents.to_numpy().reshape(
+            -1, grid.frames, grid.rows, grid.columns, 2, 2, 3
+        )
         shape = -1, context.num_frames, context.height, context.width, 3
         pixels = cells.transpose(0, 1, 2, 4, 3, 5, 6).reshape(shape)
         return np.clip(pixels.round(), 0, 255).astype(np.uint8)

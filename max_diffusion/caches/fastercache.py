@@ -132,7 +132,7 @@ class FasterCache(AbstractModuleCache):
         High Quality", 2024, arXiv:2410.19355; rules and defaults are those of diffusers
         0.42. Differs: guidance branches may run in turn; the difference between them
         is weighted once, not again at each estimated step; frequencies are those of the
-        grid of image tokens.
+        grid of image tokens, unless the model says that they are of latent cells.
     """
 
     level = "attention"
@@ -205,7 +205,7 @@ class BranchDifference:
 
     Belongs to one request. ``conditional + a low(d) + b high(d)`` with ``d`` the
     difference at the last step that computed both, its low frequencies those in a disk
-    of a fifth of the smaller side of the grid of image tokens.
+    of a fifth of the smaller side of the grid, of image tokens or latent cells.
     """
 
     def __init__(
@@ -252,13 +252,20 @@ class BranchDifference:
 def low_frequencies(values: np.ndarray, grid: Grid) -> np.ndarray:
     """Returns the part of ``(B, S, C)`` that varies slowly over each frame.
 
-    Frequencies in a disk of radius ``min(rows, columns) // 5`` about zero, inclusive.
+    Frequencies in a disk of radius ``min(rows, columns) // 5`` about zero, inclusive,
+    of the latent cells that tokens hold, or of the tokens.
     """
     batch, _, channels = values.shape
-    shape = batch * grid.frames, grid.rows, grid.columns, channels
-    spectrum = np.fft.fft2(values.reshape(shape), axes=(1, 2))
-    y = np.fft.fftfreq(grid.rows, 1 / grid.rows)[:, None]
-    x = np.fft.fftfreq(grid.columns, 1 / grid.columns)[None, :]
-    disk = y**2 + x**2 <= (min(grid.rows, grid.columns) // 5) ** 2
+    deep, high, wide = grid.cells
+    rows, columns = grid.rows * high, grid.columns * wide
+    # Tokens, each by channels and cells, to cells by their frame, row and column.
+    tokens = batch * grid.frames, grid.rows, grid.columns, -1, deep, high, wide
+    cells = values.reshape(tokens).transpose(0, 4, 1, 5, 2, 6, 3)
+    whole = batch * grid.frames * deep, rows, columns, channels // (deep * high * wide)
+    spectrum = np.fft.fft2(cells.reshape(whole), axes=(1, 2))
+    y = np.fft.fftfreq(rows, 1 / rows)[:, None]
+    x = np.fft.fftfreq(columns, 1 / columns)[None, :]
+    disk = y**2 + x**2 <= (min(rows, columns) // 5) ** 2
     low = np.fft.ifft2(spectrum * disk[None, :, :, None], axes=(1, 2)).real
-    return low.reshape(values.shape).astype(np.float32)
+    back = low.reshape(cells.shape).transpose(0, 2, 4, 6, 1, 3, 5)
+    return back.reshape(values.shape).astype(np.float32)

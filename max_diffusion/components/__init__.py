@@ -12,13 +12,9 @@ from .config import require_one_of, select_fields
 from .ldm_autoencoder import from_ldm, is_ldm
 from .packed_decoder import PackedDecoder
 from .t5 import T5TextEncoder, t5_config
+from .texts import notes_of_cuts
 from .tokenizer_files import check_ids
-from .tokenizers import (
-    AbstractTokenizer,
-    load_clip_tokenizer,
-    load_t5_tokenizer,
-    shortened,
-)
+from .tokenizers import AbstractTokenizer, load_clip_tokenizer, load_t5_tokenizer
 
 __all__ = [
     "NO_TOKEN",
@@ -40,8 +36,8 @@ __all__ = [
     "load_byte_level_tokenizer",
     "load_clip_tokenizer",
     "load_t5_tokenizer",
+    "notes_of_cuts",
     "require_one_of",
     "select_fields",
-    "shortened",
     "t5_config",
 ]

@@ -245,8 +245,3 @@ def _extra_ids(settings: Mapping[str, Any]) -> int:
             f"got {value!r}; download the tokenizer again"
         )
     return value
-
-
-def shortened(text: str, limit: int = 80) -> str:
-    """Returns the beginning of a text, for messages."""
-    return text if len(text) <= limit else f"{text[:limit]}..."

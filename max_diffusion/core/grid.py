@@ -28,6 +28,9 @@ class Grid:
     """Number of latent frames; 1 for an image."""
     rows: int
     columns: int
+    cells: tuple[int, int, int] = (1, 1, 1)
+    """Latent frames, rows and columns that a token holds, where they are what
+    frequencies are of; its channels are theirs one after the other."""
 
     @property
     def num_tokens(self) -> int:

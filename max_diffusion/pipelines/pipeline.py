@@ -35,6 +35,7 @@ from ..execution.graph_call import run
 from ..sampling import (
     AbstractGuidance,
     AbstractSampler,
+    DrawNoise,
     FlowMatchEulerConfig,
     FlowMatchEulerSampler,
     KeptPicture,
@@ -323,6 +324,8 @@ class DiffusionPipeline(ABC):
         true_cfg_scale: float = 1.0,
         cache: BoundCache | AbstractCacheConfig | None = None,
         grid: Grid | None = None,
+        guidance: AbstractGuidance | None = None,
+        draw_noise: DrawNoise | None = None,
         is_timed: bool = False,
         on_step: OnStep | None = None,
     ) -> Denoised:
@@ -336,6 +339,8 @@ class DiffusionPipeline(ABC):
             true_cfg_scale: Weight of the conditional branch with two branches.
             cache: This request's instead of the pipeline's.
             grid: Where the image tokens lie, for caches that need to know.
+            guidance: This request's rule instead of the pipeline's.
+            draw_noise: Draws noise, for a sampler that needs it.
             is_timed: Whether each step is timed on a GPU too.
             on_step: Called with ``(steps done, steps)`` after each step; what it
                 raises ends the request.
@@ -347,6 +352,8 @@ class DiffusionPipeline(ABC):
             true_cfg_scale=true_cfg_scale,
             cache=cache,
             grid=grid,
+            guidance=guidance,
+            draw_noise=draw_noise,
             is_timed=is_timed,
         )
         self.run_steps(denoising, on_step=on_step)
@@ -362,6 +369,8 @@ class DiffusionPipeline(ABC):
         cache: BoundCache | AbstractCacheConfig | None = None,
         grid: Grid | None = None,
         kept: KeptPicture | None = None,
+        guidance: AbstractGuidance | None = None,
+        draw_noise: DrawNoise | None = None,
         is_timed: bool = False,
     ) -> Denoising:
         """The denoising loop before its first step; arguments of :meth:`denoise`.
@@ -387,6 +396,7 @@ class DiffusionPipeline(ABC):
             grid=grid,
             has_guidance=len(branches) == 2,
         )
+        rule = self.guidance if guidance is None else guidance
         config = self.pipeline_config.components.get("transformer", {})
         states = tuple(
             self.create_cache_state(
@@ -404,9 +414,9 @@ class DiffusionPipeline(ABC):
             tuple(branches),
             states,
             bound.policy.create_guidance(known) if known.has_guidance else None,
-            self.sampler.create_state(schedule, batch, self.device),
-            self.guidance,
-            self.guidance.scales(true_cfg_scale, schedule),
+            self.sampler.create_state(schedule, batch, self.device, draw_noise),
+            rule,
+            rule.scales(true_cfg_scale, schedule),
             self.graphs.routed(self._transformer.run_step),
             self.device,
             kept=kept,

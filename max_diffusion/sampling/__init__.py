@@ -11,6 +11,9 @@ from types import MappingProxyType
 from typing import Final
 
 from ..errors import ModelLoadError
+from .cogvideox import CogVideoXSchedulerConfig
+from .cogvideox_ddim import CogVideoXDDIMSampler
+from .cogvideox_dpm import CogVideoXDPMSampler
 from .flow_match_euler import FlowMatchEulerConfig, FlowMatchEulerSampler
 from .guidance import (
     AbstractGuidance,
@@ -19,7 +22,7 @@ from .guidance import (
     RescaledGuidance,
 )
 from .kept_picture import KeptPicture
-from .sampler import AbstractSampler, AbstractSamplerState
+from .sampler import AbstractSampler, AbstractSamplerState, DrawNoise
 from .schedule import Schedule
 
 __all__ = [
@@ -27,6 +30,10 @@ __all__ = [
     "AbstractGuidance",
     "AbstractSampler",
     "AbstractSamplerState",
+    "CogVideoXDDIMSampler",
+    "CogVideoXDPMSampler",
+    "CogVideoXSchedulerConfig",
+    "DrawNoise",
     "DynamicGuidance",
     "FlowMatchEulerConfig",
     "FlowMatchEulerSampler",
@@ -38,7 +45,11 @@ __all__ = [
 ]
 
 SAMPLERS: Final[Mapping[str, type[AbstractSampler]]] = MappingProxyType(
-    {"FlowMatchEulerDiscreteScheduler": FlowMatchEulerSampler}
+    {
+        "CogVideoXDDIMScheduler": CogVideoXDDIMSampler,
+        "CogVideoXDPMScheduler": CogVideoXDPMSampler,
+        "FlowMatchEulerDiscreteScheduler": FlowMatchEulerSampler,
+    }
 )
 """Sampler classes by the ``_class_name`` of diffusers' scheduler; read-only."""
 

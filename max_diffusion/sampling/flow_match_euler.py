@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Literal, Self, TypeAlias, final, get_type_hints
+from typing import Final, Literal, Self, TypeAlias, final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +19,10 @@ from max.graph import DeviceRef, Module
 
 from graphs.sampler import add_euler_step
 
-from ..core.json_values import WrongTypeError, typed
 from ..errors import ModelLoadError, RequestError
 from .euler import GRAPH, EulerState
-from .foreign import FOREIGN_SETTINGS
-from .sampler import AbstractSampler
+from .foreign import read_settings, require
+from .sampler import AbstractSampler, DrawNoise
 from .schedule import Schedule, checked_count, resolve_sigmas
 
 _Sigmas: TypeAlias = npt.NDArray[np.floating]
@@ -127,20 +126,20 @@ class FlowMatchEulerConfig:
                 ("sigma_max", self.sigma_max),
             ):
                 is_level = sigma is None or 0 < sigma < math.inf
-                _require(is_level, name, "finite and above 0, or null", sigma)
+                require(is_level, name, "finite and above 0, or null", sigma)
 
     def _check_ranges(self) -> None:
         steps = self.num_train_timesteps
-        _require(steps >= 1, "num_train_timesteps", "at least 1", steps)
+        require(steps >= 1, "num_train_timesteps", "at least 1", steps)
         shift = self.shift
         is_ratio = math.isfinite(shift) and shift > 0
-        _require(is_ratio, "shift", "finite and above 0", shift)
+        require(is_ratio, "shift", "finite and above 0", shift)
         for name, mu in (
             ("base_shift", self.base_shift),
             ("max_shift", self.max_shift),
         ):
-            _require(math.isfinite(mu), name, "finite", mu)
-        _require(
+            require(math.isfinite(mu), name, "finite", mu)
+        require(
             not self.use_dynamic_shifting
             or self.base_image_seq_len != self.max_image_seq_len,
             "max_image_seq_len",
@@ -148,12 +147,10 @@ class FlowMatchEulerConfig:
             self.max_image_seq_len,
         )
         end = self.shift_terminal
-        _require(
-            end is None or 0 <= end < 1, "shift_terminal", "in [0, 1) or null", end
-        )
+        require(end is None or 0 <= end < 1, "shift_terminal", "in [0, 1) or null", end)
         kind = self.time_shift_type
         expected = f"one of {', '.join(_TIME_SHIFT_TYPES)}"
-        _require(kind in _TIME_SHIFT_TYPES, "time_shift_type", expected, kind)
+        require(kind in _TIME_SHIFT_TYPES, "time_shift_type", expected, kind)
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, object]) -> Self:
@@ -171,31 +168,7 @@ class FlowMatchEulerConfig:
             ModelLoadError: A name is unknown, a value has the wrong type or breaks a
                 rule of this class.
         """
-        kinds = get_type_hints(cls)
-        unset = mapping.get("_use_default_values", [])
-        is_list = isinstance(unset, list)
-        _require(is_list, "_use_default_values", "a list of names", unset)
-        assert isinstance(unset, list)
-        settings = {
-            name: value
-            for name, value in mapping.items()
-            if not name.startswith("_")
-            and name not in unset
-            and (name in kinds or name not in FOREIGN_SETTINGS)
-        }
-        unknown = sorted(settings.keys() - kinds.keys())
-        if unknown:
-            raise ModelLoadError(
-                f"scheduler: unknown settings {', '.join(unknown)} in "
-                "scheduler_config.json; known are " + ", ".join(sorted(kinds)) + "."
-            )
-        values: dict[str, Any] = {}
-        for name, value in settings.items():
-            try:
-                values[name] = typed(value, kinds[name])
-            except WrongTypeError as err:
-                _require(False, name, err.expected, value)
-        return cls(**values)
+        return cls(**read_settings(cls, mapping))
 
 
 @final
@@ -310,7 +283,11 @@ class FlowMatchEulerSampler(AbstractSampler):
         add_euler_step(module, GRAPH, dtype, device)
 
     def create_state(
-        self, schedule: Schedule, batch: int, device: Device
+        self,
+        schedule: Schedule,
+        batch: int,
+        device: Device,
+        draw_noise: DrawNoise | None = None,
     ) -> EulerState:
         """Creates a request's state, which remembers nothing between steps."""
         return EulerState(schedule, batch, device)
@@ -384,11 +361,3 @@ class FlowMatchEulerSampler(AbstractSampler):
             quantiles = special.betaincinv(_BETA_SHAPE, _BETA_SHAPE, 1 - ramp)
             return np.asarray(last + quantiles * (first - last))
         return sigmas
-
-
-def _require(holds: bool, name: str, expected: str, got: object) -> None:
-    if not holds:
-        raise ModelLoadError(
-            f"scheduler: {name} must be {expected}, got {got!r}; correct "
-            "scheduler_config.json."
-        )

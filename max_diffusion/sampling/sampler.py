@@ -8,8 +8,8 @@ remembers between steps belongs to the request.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,10 @@ from max.graph import DeviceRef, Module
 
 from ..execution.graph_call import SAMPLER, Routine
 from .schedule import Schedule
+
+DrawNoise: TypeAlias = Callable[[], npt.NDArray[np.float32]]
+"""Draws fresh standard noise of a request, float32 ``(B, S_img, C)``, from the stream
+that its latents were drawn from."""
 
 
 class AbstractSamplerState(ABC):
@@ -61,6 +65,9 @@ class AbstractSampler(ABC):
     ``from_config`` and ``schedule`` may be called in any order and any number of
     times, from any thread; equal arguments give equal schedules.
     """
+
+    needs_noise: ClassVar[bool] = False
+    """Whether states draw noise while they step."""
 
     @classmethod
     @abstractmethod
@@ -114,7 +121,11 @@ class AbstractSampler(ABC):
 
     @abstractmethod
     def create_state(
-        self, schedule: Schedule, batch: int, device: Device
+        self,
+        schedule: Schedule,
+        batch: int,
+        device: Device,
+        draw_noise: DrawNoise | None = None,
     ) -> AbstractSamplerState:
         """Creates the fresh state of one request.
 
@@ -122,4 +133,5 @@ class AbstractSampler(ABC):
             schedule: Noise levels of the request, from :meth:`schedule`.
             batch: Number of samples of the request.
             device: Device of the request's latents.
+            draw_noise: Draws noise, for a sampler that :attr:`needs_noise`.
         """

@@ -208,6 +208,23 @@ def test_low_frequencies_equal_a_shifted_disk(grid: tuple[int, int]) -> None:
     assert np.abs(low_frequencies(values, Grid(1, *grid)) - wanted).max() < 1e-5
 
 
+def test_low_frequencies_are_those_of_each_frames_latent_cells() -> None:
+    """Of latents that are packed, two frames and two by two cells to a token."""
+    rng = np.random.default_rng(2)
+    latents = rng.standard_normal((2, 4, 3, 12, 14)).astype(np.float32)
+    spectrum = np.fft.fftshift(np.fft.fft2(latents), axes=(-2, -1))
+    y, x = np.mgrid[:12, :14]
+    disk = (x - 7) ** 2 + (y - 6) ** 2 <= (12 // 5) ** 2
+    low = np.fft.ifft2(np.fft.ifftshift(spectrum * disk, axes=(-2, -1))).real
+
+    def packed(values: np.ndarray) -> np.ndarray:
+        cells = values.reshape(2, 2, 2, 3, 6, 2, 7, 2)
+        return cells.transpose(0, 1, 4, 6, 3, 2, 5, 7).reshape(2, 2 * 6 * 7, 24)
+
+    found = low_frequencies(packed(latents), Grid(2, 6, 7, cells=(2, 2, 2)))
+    assert np.abs(found - packed(low)).max() < 1e-5
+
+
 class WeightedSum:
     """Stands in for a graph, in float64."""
 

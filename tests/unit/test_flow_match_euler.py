@@ -477,7 +477,7 @@ def test_load_scheduler_picks_the_class_by_name() -> None:
             "unknown _class_name 'DDIMScheduler' .*Flow",
         ),
         ({"_class_name": 3}, "unknown _class_name 3"),
-        ({"shift": 3.0}, "must name a _class_name, got none; known are FlowMatch"),
+        ({"shift": 3.0}, "must name a _class_name, got none; known are CogVideoX"),
     ],
 )
 def test_load_scheduler_refuses_unknown_classes(

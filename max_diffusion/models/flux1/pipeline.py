@@ -23,7 +23,7 @@ from ...components import (
     clip_config,
     load_clip_tokenizer,
     load_t5_tokenizer,
-    shortened,
+    notes_of_cuts,
     t5_config,
 )
 from ...core.buffers import to_numpy
@@ -204,14 +204,10 @@ class Flux1Pipeline(TextToImagePipeline):
         clip = self._clip_tokenizer.encode(texts.first, clip_length)
         t5 = self._t5_tokenizer.encode(texts.second, length)
         notes = [
-            f"{what} {index + 1} is longer than the {limit} tokens of {encoder} and "
-            f"was cut; not seen: {shortened(text)}"
-            for encoder, limit, batch in (
-                ("text_encoder", clip_length, clip),
-                ("text_encoder_2", length, t5),
-            )
-            for index, text in enumerate(batch.removed)
-            if text
+            *notes_of_cuts(
+                what, f"the {clip_length} tokens of text_encoder", clip.removed
+            ),
+            *notes_of_cuts(what, f"the {length} tokens of text_encoder_2", t5.removed),
         ]
         ids = {"text_encoder": clip.ids, "text_encoder_2": t5.ids}
         return Tokenized(ids, tuple(notes))

@@ -20,7 +20,7 @@ from ...components import (
     causal_lm_weights,
     check_ids,
     load_byte_level_tokenizer,
-    shortened,
+    notes_of_cuts,
 )
 from ...core.buffers import to_device, to_numpy
 from ...core.grid import Grid
@@ -172,12 +172,7 @@ class QwenImagePipeline(TextToImagePipeline):
     def tokenize(self, texts: PromptTexts, length: int, what: str) -> Tokenized:
         """Tokenizes each text with its template, and as long as it is."""
         found = self._tokenizer.encode(texts.first, NUM_DROPPED + length)
-        notes = [
-            f"{what} {index + 1} is longer than {length} tokens and was cut; not seen: "
-            f"{shortened(text)}"
-            for index, text in enumerate(found.removed)
-            if text
-        ]
+        notes = notes_of_cuts(what, f"{length} tokens", found.removed)
         longest = found.ids.shape[1] - NUM_DROPPED
         return Tokenized({"text_encoder": found.ids}, tuple(notes), longest)
 

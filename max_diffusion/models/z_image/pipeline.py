@@ -20,7 +20,7 @@ from ...components import (
     causal_lm_config,
     check_ids,
     load_byte_level_tokenizer,
-    shortened,
+    notes_of_cuts,
 )
 from ...core.buffers import to_device, to_numpy
 from ...core.grid import Grid
@@ -148,12 +148,7 @@ class ZImagePipeline(TextToImagePipeline):
         """Tokenizes each text with its template, and as long as it is."""
         limit = length
         found = self._tokenizer.encode(texts.first, limit)
-        notes = [
-            f"{what} {index + 1} is longer than {limit} tokens and was cut; not seen: "
-            f"{shortened(text)}"
-            for index, text in enumerate(found.removed)
-            if text
-        ]
+        notes = notes_of_cuts(what, f"{limit} tokens", found.removed)
         longest = _filled(found.ids.shape[1])
         return Tokenized({"text_encoder": found.ids}, tuple(notes), longest)
 

@@ -1,0 +1,311 @@
+"""AutoencoderKLCogVideoX: from latents to the frames of a video, a chunk at a time.
+
+Yang et al., "CogVideoX: Text-to-Video Diffusion Models with An Expert Transformer",
+2024, arXiv:2408.06072; weight names are those of diffusers' class; of filters over
+time, on CPUs, each frame is a tensor.
+
+A convolution sees a frame and the two before it, and a norm all frames of a chunk, so
+that chunks are part of the model: the first one of two or three latent frames, the
+others of two. What convolutions need of the chunk before are tensors between calls. One
+graph decodes all chunks of a video: how frames repeat in time, and what is before the
+first one, comes in as indices. Frames are the batch of NHWC tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, final
+
+import numpy as np
+from max.dtype import DType
+from max.graph import DeviceRef, TensorType, TensorValue, ops
+
+from . import processor
+from .autoencoder_kl import to_uint8
+from .layers import conv2d, group_moments, linear
+from .pieces import Layer, project
+from .weights import WeightScope
+
+CAUSAL: Final = 2
+"""Frames before its own that a convolution sees."""
+
+
+@final
+@dataclass(frozen=True)
+class CogVideoXDecoderConfig:
+    """Sizes of a decoder, named as in its ``config.json``."""
+
+    out_channels: int = 3
+    latent_channels: int = 16
+    block_out_channels: tuple[int, ...] = (128, 256, 256, 512)
+    layers_per_block: int = 3
+    norm_num_groups: int = 32
+    norm_eps: float = 1e-6
+    temporal_compression_ratio: int = 4
+    scaling_factor: float = 1.15258426
+
+    @property
+    def num_doublings(self) -> int:
+        """How often the number of frames is doubled, after the first levels."""
+        return int(math.log2(self.temporal_compression_ratio))
+
+    @property
+    def convolutions(self) -> Sequence[tuple[int, int]]:
+        """Level and input channels of every convolution over time, in order."""
+        widths = self.block_out_channels[::-1]
+        channels = widths[0]
+        found = [(0, self.latent_channels), *[(0, channels)] * 4]
+        for level, width in enumerate(widths):
+            for _ in range(self.layers_per_block + 1):
+                found += [(level, channels), (level, width)]
+                channels = width
+        return (*found, (len(widths) - 1, channels))
+
+
+def chunk_lengths(frames: int) -> Sequence[int]:
+    """Returns the latent frames of every chunk of a video of so many."""
+    first = min(frames, 2 + frames % 2)
+    return (first, *[2] * ((frames - first) // 2))
+
+
+@final
+@dataclass(frozen=True)
+class ChunkIndices:
+    """How the frames of one chunk follow from its latent frames; all int64."""
+
+    front: np.ndarray
+    """``(2,)``: what is before the first frame, of the last two of the chunk before and
+    the first one itself."""
+    doubled: Sequence[np.ndarray]
+    """Of each doubling, which frame before it each frame is made of."""
+    seen: Sequence[np.ndarray]
+    """After each doubling, which latent frame the norms of each frame read."""
+
+    @classmethod
+    def of(
+        cls, config: CogVideoXDecoderConfig, frames: int, *, is_first: bool
+    ) -> ChunkIndices:
+        """Returns the indices of a chunk of so many latent frames."""
+        seen = np.arange(frames)
+        all_doubled, all_seen = [], []
+        for _ in range(config.num_doublings):
+            # The first of an odd number of frames stands alone; it stays the only one.
+            counts = np.full(seen.size, 2)
+            counts[0] -= seen.size % 2
+            doubled = np.repeat(np.arange(seen.size), counts)
+            seen = seen[doubled]
+            all_doubled.append(doubled)
+            all_seen.append(seen)
+        front = [CAUSAL, CAUSAL] if is_first else [0, 1]
+        return cls(np.array(front), tuple(all_doubled), tuple(all_seen))
+
+
+def chunk_types(
+    config: CogVideoXDecoderConfig, dtype: DType, device: DeviceRef
+) -> list[TensorType]:
+    """Returns the input types of :func:`decode_chunk`, in order.
+
+    Latents of a chunk, unscaled, float32 ``(frames_0, height_0, width_0, C)``; int8
+    carriers of the sizes of all levels, see ``autoencoder_kl``; ``front``, ``doubled``
+    and ``seen`` of :class:`ChunkIndices`; then of every convolution the last two frames
+    that it read of the chunk before, ``(2, height, width, channels)``.
+    """
+    levels = range(len(config.block_out_channels))
+    sizes = [(f"height_{i}", f"width_{i}") for i in levels]
+    shape = ("frames_0", *sizes[0], config.latent_channels)
+    doublings = range(1, config.num_doublings + 1)
+    return [
+        TensorType(DType.float32, shape, device),
+        *(TensorType(DType.int8, size, device) for size in sizes),
+        TensorType(DType.int64, (CAUSAL,), device),
+        *(TensorType(DType.int64, (f"frames_{i}",), device) for i in doublings),
+        *(TensorType(DType.int64, (f"frames_{i}",), device) for i in doublings),
+        *(
+            TensorType(dtype, (CAUSAL, *sizes[level], channels), device)
+            for level, channels in config.convolutions
+        ),
+    ]
+
+
+def decode_chunk(
+    config: CogVideoXDecoderConfig, w: WeightScope, inputs: Sequence[TensorValue]
+) -> list[TensorValue]:
+    """Decodes one chunk of a video.
+
+    Args:
+        config: Sizes of the decoder.
+        w: Its weights.
+        inputs: Of :func:`chunk_types`.
+
+    Returns:
+        Frames, uint8 ``(F, H, W, 3)``, and of every convolution its last two frames.
+    """
+    decoder = _ChunkDecoder(config, w, inputs)
+    frames = decoder.decode()
+    return [to_uint8(frames), *decoder.kept]
+
+
+@final
+class _ChunkDecoder:
+    """The nodes of one chunk's graph; keeps what convolutions hand on."""
+
+    def __init__(
+        self,
+        config: CogVideoXDecoderConfig,
+        w: WeightScope,
+        inputs: Sequence[TensorValue],
+    ) -> None:
+        self.config, self.w = config, w
+        levels, doublings = len(config.block_out_channels), config.num_doublings
+        rest = iter(inputs)
+        self.latents = next(rest).cast(w.dtype)
+        self.sizes = [next(rest).shape for _ in range(levels)]
+        self.front = next(rest)
+        self.doubled = [next(rest) for _ in range(doublings)]
+        self.seen = [next(rest) for _ in range(doublings)]
+        self.before = rest
+        self.kept: list[TensorValue] = []
+
+    def decode(self) -> TensorValue:
+        """Returns frames ``(F, H, W, 3)``, about -1..1."""
+        w, config = self.w / "decoder", self.config
+        widths = config.block_out_channels[::-1]
+        x = self._convolution(w / "conv_in", self.latents, widths[0])
+        for index in range(2):
+            x = self._resnet(w / "mid_block" / "resnets" / index, x, widths[0], 0)
+        for level, width in enumerate(widths):
+            block = w / "up_blocks" / level
+            for index in range(config.layers_per_block + 1):
+                x = self._resnet(block / "resnets" / index, x, width, level)
+            if level < len(widths) - 1:
+                x = self._upsampled(block / "upsamplers" / 0 / "conv", x, level)
+        y = self._norm(w / "norm_out", x, len(widths) - 1)
+        return self._convolution(w / "conv_out", y, config.out_channels)
+
+    def _resnet(
+        self, w: WeightScope, x: TensorValue, width: int, level: int
+    ) -> TensorValue:
+        y = self._convolution(w / "conv1", self._norm(w / "norm1", x, level), width)
+        channels = int(x.shape[3])
+        if channels != width:
+            x = linear(w / "conv_shortcut", x, channels, width)
+        y = self._norm(w / "norm2", y, level)
+        return self._convolution(w / "conv2", y, width, residual=x)
+
+    def _upsampled(self, w: WeightScope, x: TensorValue, level: int) -> TensorValue:
+        """Doubles the sides, and at the first levels the number of frames.
+
+        What convolves single frames does so before they are repeated.
+        """
+        channels = int(x.shape[3])
+        height, width = self.sizes[level + 1]
+        y = conv2d(w, x, channels, channels, doubled_to=(height, width))
+        y = ops.rebind(y, (x.shape[0], height, width, channels))
+        if level < self.config.num_doublings:
+            y = ops.gather(y, self.doubled[level], axis=0)
+        return y
+
+    def _convolution(
+        self,
+        w: WeightScope,
+        x: TensorValue,
+        width: int,
+        *,
+        residual: TensorValue | None = None,
+    ) -> TensorValue:
+        """Convolves each frame and the two before it; keeps the last two."""
+        frames, *size, channels = x.shape
+        before = ops.concat([next(self.before), x[:1]], axis=0)
+        front = ops.gather(before, self.front, axis=0)
+        padded = ops.concat([front, x], axis=0)
+        self.kept.append(ops.rebind(padded[frames:], (CAUSAL, *size, channels)))
+        w = w / "conv"
+        if w.products is None:
+            found = _plain_convolution(w, x, front, width)
+            return found if residual is None else residual + found
+        # One product a frame of the filter: sums are float32 until the last.
+        y = None if residual is None else residual.cast(DType.float32)
+        bias = w.joined(["bias"], width)
+        for index in range(CAUSAL + 1):
+            is_own = index == CAUSAL
+            part = x if is_own else padded[index : frames + index]
+            y = processor.convolution(
+                ops.rebind(part, x.shape),
+                w.packed_filter(f"weight.{index}", width, int(channels), 3),
+                width,
+                bias=bias if is_own else None,
+                residual=y,
+                dtype=DType.float32,
+            )
+        assert y is not None
+        return ops.rebind(y, (frames, *size, width)).cast(w.dtype)
+
+    def _norm(self, w: WeightScope, x: TensorValue, level: int) -> TensorValue:
+        """Group norm over a chunk, scaled and shifted by its latents, then SiLU."""
+        channels = int(x.shape[3])
+        names = "conv_y.conv", "conv_b.conv"
+        layers = [Layer(name, channels) for name in names]
+        given = project(
+            w,
+            layers,
+            self.latents,
+            self.config.latent_channels,
+            dtype=DType.float32,
+        )
+        vectors = [
+            each.tensor[:, :, :, each.first : each.first + channels] for each in given
+        ]
+        doublings = min(level, self.config.num_doublings)
+        if doublings:
+            seen = self.seen[doublings - 1]
+            vectors = [ops.gather(each, seen, axis=0) for each in vectors]
+        affine = [w.joined([f"norm_layer.{part}"], channels) for part in _AFFINE]
+        zoom, config = 2**level, self.config
+
+        def normed(
+            x: TensorValue,
+            scale: TensorValue,
+            shift: TensorValue,
+            weight: TensorValue,
+            bias: TensorValue,
+        ) -> TensorValue:
+            frames, height, width, _ = scale.shape
+            whole = frames, height * zoom, width * zoom, channels
+            flat = ops.reshape(
+                ops.rebind(x, whole),
+                (1, frames * height * zoom, width * zoom, channels),
+            )
+            groups, epsilon = config.norm_num_groups, config.norm_eps
+            centred, deviation = group_moments(flat, groups, epsilon)
+            y = centred * (deviation * weight) + bias
+            y = ops.reshape(y, (frames, height, zoom, width, zoom, channels))
+            spread = frames, height, 1, width, 1, channels
+            y = y * ops.reshape(scale, spread) + ops.reshape(shift, spread)
+            y = ops.reshape(ops.silu(y), whole)
+            return ops.rebind(y, x.shape).cast(x.dtype)
+
+        return self.w.call(f"norm_{channels}_{level}", [x, *vectors, *affine], normed)
+
+
+_AFFINE: Final = ("weight", "bias")
+
+
+def _plain_convolution(
+    w: WeightScope, x: TensorValue, front: TensorValue, width: int
+) -> TensorValue:
+    """By MAX's operation, see ``layers``: one function for all of the same sizes."""
+    channels = int(x.shape[3])
+    filters = w("weight", width, channels, 3, 3, 3)
+    filters = ops.permute(filters, [2, 3, 4, 1, 0])
+    inputs = [x, front, filters, w("bias", width)]
+
+    def convolved(
+        x: TensorValue, front: TensorValue, filters: TensorValue, bias: TensorValue
+    ) -> TensorValue:
+        video = ops.unsqueeze(ops.concat([front, x], axis=0), 0)
+        y = ops.conv3d(video, filters, padding=(0, 0, 1, 1, 1, 1))
+        return ops.rebind(ops.squeeze(y, 0) + bias, (*x.shape[:3], width))
+
+    return w.call(f"conv3d_{channels}_{width}", inputs, convolved)
