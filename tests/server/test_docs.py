@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import lora_files
 import pytest
 from PIL import Image
 from processes import run
 from serving import Served, served
 
-from max_diffusion import TextToImagePipeline
+from max_diffusion import demo_model_path, load_pipeline
 from max_diffusion.serving.http.schemas import ImageGenerationRequest
 
 PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
@@ -25,7 +26,17 @@ PYTHON = [text for kind, text in BLOCKS if kind == "python" and "ray_serve" not 
 
 
 @pytest.fixture(scope="module")
-def server(demo: TextToImagePipeline) -> Iterator[Served]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The demo model with the LoRAs that the page has."""
+    shapes = lora_files.matrices(demo_model_path(), "transformer")
+    folder = tmp_path_factory.mktemp("loras")
+    files = {
+        name: lora_files.write(
+            folder / f"{name}.safetensors", lora_files.lora("peft", shapes)
+        )
+        for name in ("style", "ink")
+    }
+    demo = load_pipeline("demo", device="cpu", is_extensible=False, adapters=files)
     with served(demo) as server:
         yield server
 
@@ -36,16 +47,18 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def test_the_page_has_examples() -> None:
-    assert (len(CURL), len(PYTHON)) == (2, 3)
+    assert (len(CURL), len(PYTHON)) == (3, 3)
 
 
-@pytest.mark.parametrize("text", CURL, ids=["picture", "stream"])
+@pytest.mark.parametrize("text", CURL, ids=["picture", "stream", "loras"])
 def test_curl(server: Served, tmp_path: Path, text: str) -> None:
     code = text.replace(ADDRESS, server.url).replace("python3", sys.executable)
     done = run("bash", "-euo", "pipefail", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     if "out.png" in code:
         assert size_of(tmp_path / "out.png") == (128, 128)
+    elif "loras" in code:
+        assert '"b64_json"' in done.stdout
     else:
         assert done.stdout.count("event: image_generation.partial_image") == 2
         assert "event: image_generation.completed" in done.stdout
