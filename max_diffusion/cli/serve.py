@@ -33,6 +33,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         api_keys=keys,
         cors_origins=tuple(args.cors_origin),
         max_body_bytes=memory_size("--max-body", args.max_body) or 0,
+        max_upload_bytes=memory_size("--max-upload", args.max_upload) or 0,
         max_prompt_length=args.max_prompt_length,
         max_n=args.max_n,
         max_size=args.max_size,
@@ -57,6 +58,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         revision=args.revision,
         precompiled=args.precompiled,
         require_precompiled=args.require_precompiled,
+        takes_pictures=args.pictures,
     )
     serve(
         model,
@@ -86,6 +88,12 @@ def _add_options(add: Callable[..., Any]) -> None:
         "in taylorseer:target=modules; all compiles for minutes more the first time; "
         "default %(default)s",
     )
+    add(
+        "--pictures",
+        action="store_true",
+        help="take pictures to start from, at /v1/images/edits; compiles the encoder "
+        "of the model too",
+    )
     add("--calibration", metavar="FILE", help="measurements instead of the model's")
     add_precompiled_options(add)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all")
@@ -102,6 +110,7 @@ def _add_options(add: Callable[..., Any]) -> None:
         "for all; may be repeated",
     )
     add("--max-body", default="256KiB", metavar="SIZE", help="of a request")
+    add("--max-upload", default="32MiB", metavar="SIZE", help="of one with pictures")
     add("--max-prompt-length", type=int, default=32_000, help="characters")
     add("--max-n", type=int, default=10, help="pictures of a request")
     add("--max-size", type=int, default=2048, help="pixels a side")

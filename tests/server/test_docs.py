@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -20,13 +21,13 @@ TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 ADDRESS = "http://127.0.0.1:8000"
 # Those that start a server, or ask MAX's own or Ray's, have tests of their own.
-CURL = [text for kind, text in BLOCKS if "/v1/images/generations" in text]
+CURL = [text for kind, text in BLOCKS if "/v1/images/" in text and kind == "bash"]
 PYTHON = [text for kind, text in BLOCKS if kind == "python" and "ray_serve" not in text]
 
 
 @pytest.fixture(scope="module")
-def server(demo: TextToImagePipeline) -> Iterator[Served]:
-    with served(demo) as server:
+def server(demo_pictures: TextToImagePipeline) -> Iterator[Served]:
+    with served(demo_pictures) as server:
         yield server
 
 
@@ -35,28 +36,41 @@ def size_of(path: Path) -> tuple[int, int]:
         return image.size
 
 
+def save_pictures(folder: Path) -> None:
+    """Saves what the examples begin with: a picture of an earlier one, and a mask."""
+    Image.new("RGB", (64, 48), "gray").save(folder / "picture-0.png")
+    Image.new("L", (64, 48), "white").save(folder / "mask.png")
+
+
 def test_the_page_has_examples() -> None:
-    assert (len(CURL), len(PYTHON)) == (2, 3)
+    assert (len(CURL), len(PYTHON)) == (3, 4)
 
 
-@pytest.mark.parametrize("text", CURL, ids=["picture", "stream"])
+@pytest.mark.parametrize("text", CURL, ids=["picture", "stream", "edit"])
 def test_curl(server: Served, tmp_path: Path, text: str) -> None:
+    save_pictures(tmp_path)
     code = text.replace(ADDRESS, server.url).replace("python3", sys.executable)
     done = run("bash", "-euo", "pipefail", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     if "out.png" in code:
         assert size_of(tmp_path / "out.png") == (128, 128)
+    elif "edits" in code:
+        assert json.loads(done.stdout)["max_diffusion"]["steps"] == 26  # of 28
     else:
         assert done.stdout.count("event: image_generation.partial_image") == 2
         assert "event: image_generation.completed" in done.stdout
 
 
-@pytest.mark.parametrize("text", PYTHON, ids=["client", "stream", "engine"])
+@pytest.mark.parametrize("text", PYTHON, ids=["client", "stream", "edit", "engine"])
 def test_python(server: Served, tmp_path: Path, text: str) -> None:
+    save_pictures(tmp_path)
     done = run(sys.executable, "-c", text.replace(ADDRESS, server.url), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout
-    if "picture-" in text:
+    if "edited.png" in text:
+        assert size_of(tmp_path / "edited.png") == (64, 48)
+        assert done.stdout == "20 steps\n"
+    elif "picture-" in text:
         assert size_of(tmp_path / "picture-1.png") == (128, 128)
         assert "of 56" in done.stdout
 

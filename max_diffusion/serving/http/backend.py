@@ -35,6 +35,11 @@ class ModelDescription:
     default_cache_options: Mapping[str, Any]
     options: tuple[str, ...]
     """Names of the options that only some models have, and this one does."""
+    inputs: tuple[str, ...] = ()
+    """What requests may bring of image, mask and strength; nothing where the graphs
+    for pictures are not compiled."""
+    max_pictures: int = 1
+    """Most pictures that a request brings."""
 
     @classmethod
     def of(cls, pipeline: TextToImagePipeline) -> ModelDescription:
@@ -55,7 +60,15 @@ class ModelDescription:
             default_cache=default.name,
             default_cache_options=asdict(default),
             options=tuple(declared_options(pipeline.options_class)),
+            inputs=_inputs_of(pipeline),
+            max_pictures=pipeline.pictures.max_pictures if pipeline.pictures else 1,
         )
+
+
+def _inputs_of(pipeline: TextToImagePipeline) -> tuple[str, ...]:
+    if pipeline.pictures is None or not pipeline.graphs.has_pictures:
+        return ()
+    return tuple(sorted(pipeline.pictures.taken))
 
 
 class Events(ABC):

@@ -47,6 +47,7 @@ class Model:
     revision: str | None = None
     precompiled: Sequence[str] = ()
     require_precompiled: bool = False
+    takes_pictures: bool = False
 
     def load(self, backend: LocalBackend, config: EngineConfig) -> Engine:
         """Loads and compiles the model, and starts its engine."""
@@ -66,6 +67,7 @@ class Model:
             revision=self.revision,
             precompiled=self.precompiled,
             require_precompiled=self.require_precompiled,
+            takes_pictures=self.takes_pictures,
             is_extensible=False,  # a request must not wait for minutes
             on_event=on_event,
         )

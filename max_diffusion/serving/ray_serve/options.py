@@ -61,6 +61,9 @@ class Options(BaseModel):
     require_precompiled: Annotated[
         bool, Field(description="Fail where graphs would have to be compiled.")
     ] = False
+    pictures: Annotated[
+        bool, Field(description="Take pictures to start from, as serve --pictures.")
+    ] = False
 
     min_replicas: Annotated[int, Field(ge=1)] = 1
     max_replicas: Annotated[
@@ -137,6 +140,7 @@ class Options(BaseModel):
             revision=self.revision,
             precompiled=[str(Path(each).resolve()) for each in self.precompiled],
             require_precompiled=self.require_precompiled,
+            takes_pictures=self.pictures,
         )
 
     def settings(self) -> ServerSettings:
