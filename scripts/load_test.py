@@ -86,7 +86,7 @@ def one_after_another(count: int, path: Path) -> None:
     """Draws them alone; run in a process of its own. Writes seconds and pictures."""
     from max_diffusion import load_pipeline
     from max_diffusion.serving.http import ModelDescription, ServerSettings
-    from max_diffusion.serving.http.app import to_request
+    from max_diffusion.serving.http.desk import to_request
     from max_diffusion.serving.http.schemas import ImageGenerationRequest
 
     pipeline = load_pipeline("demo", caches=("none", "taylorseer"))

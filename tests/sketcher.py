@@ -55,7 +55,7 @@ class Sketch(Events):
 class Sketcher(Backend):
     """Draws at once, or after pauses.
 
-    ``drawn`` and ``sketches`` are what it was asked, and what became of it.
+    ``inputs`` are those of pictures that it takes; ``drawn`` and ``sketches`` what it was asked, and what became of it.
     """
 
     def __init__(
@@ -65,7 +65,9 @@ class Sketcher(Backend):
         pause: float = 0.0,
         refusal: Exception | None = None,
         failure: MaxDiffusionError | None = None,
+        inputs: tuple[str, ...] = (),
     ) -> None:
+        self._inputs = inputs
         self._queue_pause, self._pause = queue_pause, pause
         self._refusal, self._failure = refusal, failure
         self.drawn: list[tuple[GenerationRequest, SubmitOptions]] = []
@@ -97,6 +99,7 @@ class Sketcher(Backend):
             {},
             (),
             {"style": 100},
+            self._inputs,
         )
 
     async def health(self, model: str) -> Health:

@@ -38,6 +38,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         api_keys=keys,
         cors_origins=tuple(args.cors_origin),
         max_body_bytes=memory_size("--max-body", args.max_body) or 0,
+        max_upload_bytes=memory_size("--max-upload", args.max_upload) or 0,
         max_prompt_length=args.max_prompt_length,
         max_n=args.max_n,
         max_size=args.max_size,
@@ -64,6 +65,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         precompiled=args.precompiled,
         require_precompiled=args.require_precompiled,
         threads=args.threads,
+        takes_pictures=args.pictures,
     )
     serve(
         model,
@@ -91,6 +93,12 @@ def _add_options(add: Callable[..., Any]) -> None:
         help="what requests may name; options where they need graphs of their own, as "
         "in taylorseer:target=modules; all compiles for minutes more the first time; "
         "default %(default)s",
+    )
+    add(
+        "--pictures",
+        action="store_true",
+        help="take pictures to start from, at /v1/images/edits; compiles the encoder "
+        "of the model too",
     )
     add("--calibration", metavar="FILE", help="measurements instead of the model's")
     add(
@@ -120,6 +128,7 @@ def _add_options(add: Callable[..., Any]) -> None:
         "for all; may be repeated",
     )
     add("--max-body", default="256KiB", metavar="SIZE", help="of a request")
+    add("--max-upload", default="32MiB", metavar="SIZE", help="of one with pictures")
     add("--max-prompt-length", type=int, default=32_000, help="characters")
     add("--max-n", type=int, default=10, help="pictures of a request")
     add("--max-size", type=int, default=2048, help="pixels a side")

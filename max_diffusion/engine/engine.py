@@ -132,6 +132,12 @@ class Engine:
                 "compiling them would stop all requests for minutes",
                 label_of(cache),
             )
+        if request.inputs is not None and not self.pipeline.graphs.has_pictures:
+            raise RequestError(
+                "request: image needs graphs that are not compiled, and compiling them "
+                "would stop all requests for minutes; load the model with "
+                "takes_pictures"
+            )
         needed = self._plan.needed_by(context)
         admission = self._admission
         handle = RequestHandle(uuid.uuid4().hex, request, admission.cancel, listener)

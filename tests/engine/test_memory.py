@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 from processes import run_python
 
-from max_diffusion import GenerationRequest, RequestError, TextToImagePipeline
+from max_diffusion import (
+    GenerationRequest,
+    RequestError,
+    TextToImagePipeline,
+    load_pipeline,
+)
 from max_diffusion.core.buffers import to_device
+from max_diffusion.core.pictures import Picture, PictureInputs
 from max_diffusion.core.request import GenerationContext
 from max_diffusion.engine import Engine, EngineConfig, Finished, Preview, SubmitOptions
 from max_diffusion.engine.memory import MemoryPlan, Needed
@@ -171,3 +177,34 @@ def test_what_this_machine_has_no_memory_for_is_refused_before_its_noise(
     with pytest.raises(RequestError, match=message):
         context(demo, num_images_per_prompt=10_000, height=2048, width=2048)
     assert time.perf_counter() - started < 5
+
+
+def test_a_picture_to_start_from_is_counted(demo_pictures: TextToImagePipeline) -> None:
+    plan = MemoryPlan(demo_pictures, 2**40)
+    image = Picture(np.zeros((96, 128, 3), np.uint8))
+    plain = context(demo_pictures, height=96, width=128)
+    started = context(demo_pictures, inputs=PictureInputs((image,)))
+    masked = context(demo_pictures, inputs=PictureInputs((image,), image))
+    latents, pixels = plain.latents.nbytes, 4 * 3 * 96 * 128
+    held = plan.needed_by(plain).held
+    assert plan.needed_by(started).held == held + pixels + latents
+    assert plan.needed_by(masked).held == held + pixels + 4 * latents
+    pictures = demo_pictures.pictures
+    assert pictures is not None
+    needed = plan.needed_by(masked).decode
+    assert needed == max(
+        demo_pictures.decode_bytes(96, 128, 1), pictures.encode_bytes(96, 128)
+    )
+
+
+def test_an_engine_compiles_no_encoder() -> None:
+    pipeline = load_pipeline("demo", device="cpu")
+    assert pipeline.pipeline_config.is_extensible
+    image = Picture(np.zeros((32, 32, 3), np.uint8))
+    request = GenerationRequest(("a",), inputs=PictureInputs((image,)))
+    pipeline.create_context(request)
+    with (
+        Engine(pipeline, EngineConfig(memory_limit=2**30)) as engine,
+        pytest.raises(RequestError, match=r"stop all requests .* takes_pictures"),
+    ):
+        engine.submit(request)

@@ -483,11 +483,13 @@ def test_options_are_read_from_the_command_line() -> None:
             "device": "cpu",
             "precompiled": "/graphs,here",
             "require_precompiled": "true",
+            "pictures": "true",
         }
     )
     model = options.loader()
     assert model.precompiled == ["/graphs", str(Path("here").resolve())]
     assert model.require_precompiled is True
+    assert model.takes_pictures is True
     assert model.caches == (NoCacheConfig(), TaylorSeerConfig())
     assert model.cache == TaylorSeerConfig(cache_interval=3)
     assert options.most_replicas == 2

@@ -26,8 +26,8 @@ from max_diffusion.caches import Action
 from max_diffusion.engine import EngineConfig
 from max_diffusion.media.metadata import read_settings
 from max_diffusion.serving.http import LocalBackend, ServerSettings, create_app
-from max_diffusion.serving.http.app import to_request
 from max_diffusion.serving.http.backend import ModelDescription
+from max_diffusion.serving.http.desk import to_request
 from max_diffusion.serving.http.schemas import ImageGenerationRequest
 
 KEY = "sk-test"

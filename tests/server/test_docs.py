@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -21,13 +22,13 @@ TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 ADDRESS = "http://127.0.0.1:8000"
 # Those that start a server, or ask MAX's own or Ray's, have tests of their own.
-CURL = [text for kind, text in BLOCKS if "/v1/images/generations" in text]
+CURL = [text for kind, text in BLOCKS if "/v1/images/" in text and kind == "bash"]
 PYTHON = [text for kind, text in BLOCKS if kind == "python" and "ray_serve" not in text]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The demo model with the LoRAs that the page has."""
+    """The demo model that takes pictures, with the LoRAs that the page has."""
     shapes = lora_files.matrices(demo_model_path(), "transformer")
     folder = tmp_path_factory.mktemp("loras")
     files = {
@@ -36,7 +37,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         )
         for name in ("style", "ink")
     }
-    demo = load_pipeline("demo", device="cpu", is_extensible=False, adapters=files)
+    demo = load_pipeline(
+        "demo", device="cpu", is_extensible=False, adapters=files, takes_pictures=True
+    )
     with served(demo) as server:
         yield server
 
@@ -46,12 +49,19 @@ def size_of(path: Path) -> tuple[int, int]:
         return image.size
 
 
+def save_pictures(folder: Path) -> None:
+    """Saves what the examples begin with: a picture of an earlier one, and a mask."""
+    Image.new("RGB", (64, 48), "gray").save(folder / "picture-0.png")
+    Image.new("L", (64, 48), "white").save(folder / "mask.png")
+
+
 def test_the_page_has_examples() -> None:
-    assert (len(CURL), len(PYTHON)) == (3, 3)
+    assert (len(CURL), len(PYTHON)) == (4, 4)
 
 
-@pytest.mark.parametrize("text", CURL, ids=["picture", "stream", "loras"])
+@pytest.mark.parametrize("text", CURL, ids=["picture", "stream", "edit", "loras"])
 def test_curl(server: Served, tmp_path: Path, text: str) -> None:
+    save_pictures(tmp_path)
     code = text.replace(ADDRESS, server.url).replace("python3", sys.executable)
     done = run("bash", "-euo", "pipefail", "-c", code, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -59,17 +69,23 @@ def test_curl(server: Served, tmp_path: Path, text: str) -> None:
         assert size_of(tmp_path / "out.png") == (128, 128)
     elif "loras" in code:
         assert '"b64_json"' in done.stdout
+    elif "edits" in code:
+        assert json.loads(done.stdout)["max_diffusion"]["steps"] == 26  # of 28
     else:
         assert done.stdout.count("event: image_generation.partial_image") == 2
         assert "event: image_generation.completed" in done.stdout
 
 
-@pytest.mark.parametrize("text", PYTHON, ids=["client", "stream", "engine"])
+@pytest.mark.parametrize("text", PYTHON, ids=["client", "stream", "edit", "engine"])
 def test_python(server: Served, tmp_path: Path, text: str) -> None:
+    save_pictures(tmp_path)
     done = run(sys.executable, "-c", text.replace(ADDRESS, server.url), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout
-    if "picture-" in text:
+    if "edited.png" in text:
+        assert size_of(tmp_path / "edited.png") == (64, 48)
+        assert done.stdout == "20 steps\n"
+    elif "picture-" in text:
         assert size_of(tmp_path / "picture-1.png") == (128, 128)
         assert "of 56" in done.stdout
 

@@ -83,6 +83,58 @@ def test_a_picture_forms_step_by_step(
     assert all(url.startswith((server.url, "data:", "blob:")) for url in asked), asked
 
 
+def test_a_picture_is_dropped_and_painted(
+    demo_pictures: TextToImagePipeline, page: Page, tmp_path: Path
+) -> None:
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    with served(demo_pictures) as server:
+        page.goto(server.url)
+        page.wait_for_selector("#start-box:not([hidden])", state="attached")
+        # What a browser makes of a file that is dropped on it.
+        page.evaluate(
+            """async () => {
+              const canvas = document.createElement("canvas");
+              Object.assign(canvas, { width: 128, height: 96 });
+              const pen = canvas.getContext("2d");
+              pen.fillStyle = "#d8d2c4"; pen.fillRect(0, 0, 128, 96);
+              pen.fillStyle = "#2456c8"; pen.fillRect(20, 40, 40, 40);
+              const blob = await new Promise((done) => canvas.toBlob(done));
+              const files = new DataTransfer();
+              files.items.add(new File([blob], "scene.png", { type: "image/png" }));
+              const event = { dataTransfer: files, bubbles: true, cancelable: true };
+              document.dispatchEvent(new DragEvent("drop", event));
+            }"""
+        )
+        page.wait_for_selector("#mask")
+        box = page.locator("#mask").bounding_box()
+        assert box is not None
+        page.mouse.move(box["x"] + 0.6 * box["width"], box["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 60, steps=5)
+        page.mouse.up()
+        page.fill("#prompt", "a red circle above a blue square")
+        page.fill("#steps", "10")
+        page.fill("#seed", "7")
+        page.locator("#strength").fill("0.8")
+        with page.expect_request("**/v1/images/edits") as asked:
+            page.click("#draw")
+        sent = asked.value.post_data_buffer or b""
+        assert sent.count(b'filename="') == 2
+        page.wait_for_selector("#picture[data-state=final]", timeout=60_000)
+        assert page.locator("#timeline .cell[data-action]").count() == 8
+        sides = "[picture.naturalWidth, picture.naturalHeight]"
+        assert page.evaluate(sides) == [128, 96]
+        page.screenshot(path=tmp_path / "edit.png", full_page=True)
+        page.click("#remove-start")
+        expect(page.locator("#width")).to_have_value("128")
+        page.set_input_files(
+            "#start-file", {"name": "x.png", "mimeType": "image/png", "buffer": b"x"}
+        )
+        expect(page.locator("#error")).to_contain_text("x.png is no picture")
+    assert errors == []
+
+
 def test_comments_in_a_stream_are_skipped(
     demo: TextToImagePipeline, page: Page
 ) -> None:

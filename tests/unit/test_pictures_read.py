@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 import struct
 import zlib
 from pathlib import Path
@@ -44,6 +45,7 @@ def test_a_file_is_its_pixels(
     assert hash(read_picture(data)) == hash(Picture(pixels))
     assert read_picture(data) != Picture(pixels[::-1])
     assert not read_picture(data).pixels.flags.writeable
+    assert pickle.loads(pickle.dumps(read_picture(data))) == Picture(pixels)
 
 
 def test_a_jpeg_is_as_pillow_reads_it() -> None:

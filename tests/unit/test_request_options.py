@@ -220,7 +220,7 @@ def test_the_packages_families_declare_theirs() -> None:
 
 
 def test_a_body_has_the_options_as_fields() -> None:
-    body = request_model(declared_options(Video))
+    body = request_model(ImageGenerationRequest, declared_options(Video))
     schema = body.model_json_schema()["properties"]
     assert schema["frames"]["description"] == "Pictures in a row."
     assert schema["frames"]["anyOf"][0] == {
@@ -243,4 +243,4 @@ class OfABody(RequestOptions):
 
 def test_an_option_with_the_name_of_a_field_is_an_error() -> None:
     with pytest.raises(RequestError, match=r"size: .* rename it"):
-        request_model(declared_options(OfABody))
+        request_model(ImageGenerationRequest, declared_options(OfABody))

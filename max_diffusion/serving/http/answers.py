@@ -6,7 +6,7 @@ import base64
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -39,6 +39,8 @@ class Answers:
     store: ImageStore
     address: str
     """URL, up to the name, where images that are kept can be fetched."""
+    task: Literal["image_generation", "image_edit"] = "image_generation"
+    """What names of events begin with."""
 
     @property
     def kind(self) -> str:
@@ -68,9 +70,9 @@ class Answers:
     def events(self, event: Event) -> list[dict[str, Any]]:
         """Returns what a stream sends for an event of the engine."""
         if isinstance(event, Started) and self.body.progress:
-            return [{"type": "image_generation.started"}]
+            return [{"type": f"{self.task}.started"}]
         if isinstance(event, StepTaken) and self.body.progress:
-            return [_progress(event)]
+            return [{"type": f"{self.task}.progress", **_progress(event)}]
         if isinstance(event, Preview):
             return [
                 self._image_event("partial_image", picture, {}, index)
@@ -97,7 +99,7 @@ class Answers:
     ) -> dict[str, Any]:
         height, width = picture.shape[:2]
         return {
-            "type": f"image_generation.{kind}",
+            "type": f"{self.task}.{kind}",
             "b64_json": base64.b64encode(self._file(picture, text)).decode(),
             "background": "opaque",
             "created_at": int(time.time()),
@@ -116,7 +118,7 @@ class Answers:
     def _summary(self, report: RunReport) -> Summary:
         return Summary(
             seed=report.seed,
-            steps=report.num_inference_steps,
+            steps=report.num_steps,
             cache=str(report.cache["name"]),
             full_passes=report.full_passes,
             total_passes=report.total_passes,
@@ -129,7 +131,6 @@ class Answers:
 
 def _progress(event: StepTaken) -> dict[str, Any]:
     return {
-        "type": "image_generation.progress",
         "step": event.step,
         "num_steps": event.num_steps,
         "branches": [
@@ -155,9 +156,10 @@ def _finite(values: tuple[float, ...] | None) -> list[float | None] | None:
 def _usage(report: RunReport) -> Usage:
     text = report.text_tokens * len(report.prompts)
     drawn = report.image_tokens * report.num_images
+    read = report.image_tokens * len(report.images)
     return Usage(
-        input_tokens=text,
+        input_tokens=text + read,
         output_tokens=drawn,
-        total_tokens=text + drawn,
-        input_tokens_details=TokenDetails(text_tokens=text, image_tokens=0),
+        total_tokens=text + read + drawn,
+        input_tokens_details=TokenDetails(text_tokens=text, image_tokens=read),
     )

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import secrets
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from importlib.resources import files
 from typing import Any, Final
 
-from fastapi import Depends, FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from fastapi.security import HTTPBearer
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from ... import __version__
-from ...caches import CACHES, cache_from_options
-from ...core.loras import Loras, as_loras
-from ...core.request import GenerationRequest
-from ...engine import SubmitOptions
-from ...errors import MaxDiffusionError, RequestError
+from ...errors import MaxDiffusionError
 from ...pipelines.families import declared_by_all
-from .answers import Answers
 from .backend import Backend, ModelDescription
+from .desk import ERRORS, STREAM, Desk, described, documented_key, no_such_model
+from .edits import UPLOAD_PATHS, ImageEditRequest, add_edits
 from .errors import ApiError, on_api_error, on_http_error, on_not_valid
 from .guard import REQUEST_ID, Guard, HeadAsGet, RequestIds
-from .loras import LoraChoice
 from .schemas import (
-    ErrorResponse,
     Health,
     ImageGenerationRequest,
     ImagesResponse,
@@ -42,7 +33,6 @@ from .schemas import (
 )
 from .settings import ServerSettings
 from .store import ImageStore
-from .streams import EventStream, begun, result_unless_gone
 
 _SECURITY: Final = {
     "Content-Security-Policy": (
@@ -50,26 +40,6 @@ _SECURITY: Final = {
         "script-src 'self' 'unsafe-inline'"
     ),
     "X-Content-Type-Options": "nosniff",
-}
-_ERRORS: Final[dict[int | str, dict[str, Any]]] = {
-    400: {"model": ErrorResponse, "description": "A value out of range, or no JSON"},
-    401: {"model": ErrorResponse, "description": "No key, or an unknown one"},
-    404: {"model": ErrorResponse, "description": "No such model or path"},
-    408: {"model": ErrorResponse, "description": "The body did not arrive"},
-    413: {"model": ErrorResponse, "description": "The body is too large"},
-    415: {"model": ErrorResponse, "description": "The body is compressed"},
-    422: {"model": ErrorResponse, "description": "Not what the schema says"},
-    429: {"model": ErrorResponse, "description": "The queue is full: Retry-After"},
-    500: {"model": ErrorResponse, "description": "A step has failed"},
-    503: {"model": ErrorResponse, "description": "Loading or shutting down"},
-    504: {"model": ErrorResponse, "description": "Not done in its time"},
-}
-
-_STREAM: Final[dict[str, Any]] = {
-    "description": "The pictures; with stream, server-sent events: "
-    "image_generation.started and .progress, if progress is asked for, .partial_image, "
-    ".completed, one a picture, or error",
-    "content": {"text/event-stream": {"schema": {"type": "string"}}},
 }
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
@@ -96,7 +66,11 @@ def create_app(
     )
     # The last that is added is the first that a request meets.
     app.add_middleware(
-        Guard, keys=settings.api_keys, max_body_bytes=settings.max_body_bytes
+        Guard,
+        keys=settings.api_keys,
+        max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=settings.max_upload_bytes,
+        upload_paths=UPLOAD_PATHS,
     )
     app.add_middleware(HeadAsGet)
     if settings.cors_origins:
@@ -117,9 +91,12 @@ def create_app(
     app.add_exception_handler(HTTPException, on_http_error)
     store = ImageStore(settings.image_bytes, settings.image_seconds)
     # Of every family: which one is served, is not known before it is loaded.
-    body = request_model(declared_by_all())
+    options = declared_by_all()
+    body = request_model(ImageGenerationRequest, options)
+    edit = request_model(ImageEditRequest, options)
     app.state.field_names = field_names(body)
     _add_images(app, backend, settings, store, body)
+    add_edits(app, backend, settings, store, edit)
     _add_models(app, backend, settings)
     _add_state(app, backend, settings)
     _add_pages(app)
@@ -134,28 +111,17 @@ def _add_images(
     schema: type[ImageGenerationRequest],
 ) -> None:
     async def generate(body: ImageGenerationRequest, request: Request) -> Any:
-        model = await _description(backend)
-        check_limits(body, settings, model)
-        drawing, options = to_request(body, settings, model)
-        address = str(request.base_url) + "images/"
-        answers = Answers(body, settings.model, store, address)
-        draw = partial(backend.draw, drawing, options)
-        if body.stream:
-            events = await begun(draw, settings.keep_alive_seconds)
-            return EventStream(events, answers, settings.keep_alive_seconds)
-        result = await result_unless_gone(request, draw)
-        if result is None:
-            return Response(status_code=499)  # nobody is there to read it
-        return await asyncio.to_thread(answers.response, result)
+        desk = Desk(backend, settings, store, request)
+        return await desk.answer(body, await described(backend))
 
     # Read by FastAPI: the schema's fields are only known when the server is made.
     generate.__annotations__["body"] = schema
     app.post(
         "/v1/images/generations",
-        dependencies=_documented_key(settings),
+        dependencies=documented_key(settings),
         response_model=ImagesResponse,
         response_model_exclude_none=True,
-        responses={**_ERRORS, 200: _STREAM},
+        responses={**ERRORS, 200: STREAM},
         summary="Draw pictures",
     )(generate)
 
@@ -174,12 +140,12 @@ def _add_models(app: FastAPI, backend: Backend, settings: ServerSettings) -> Non
     started = int(time.time())
 
     async def card() -> ModelCard:
-        return _card(await _description(backend), settings, started)
+        return _card(await described(backend), settings, started)
 
     @app.get(
         "/v1/models",
         summary="What is served",
-        dependencies=_documented_key(settings),
+        dependencies=documented_key(settings),
         responses=_errors(400, 401, 413, 415, 503),
     )
     async def models() -> ModelList:
@@ -189,23 +155,18 @@ def _add_models(app: FastAPI, backend: Backend, settings: ServerSettings) -> Non
     @app.get(
         "/v1/models/{model:path}",
         summary="One model",
-        dependencies=_documented_key(settings),
+        dependencies=documented_key(settings),
         responses=_errors(400, 401, 404, 413, 415, 422, 503),
     )
     async def model(model: str) -> ModelCard:
         """Describes the model of an id."""
         if model != settings.model:
-            raise _no_such_model(model, settings)
+            raise no_such_model(model, settings)
         return await card()
 
 
-def _documented_key(settings: ServerSettings) -> list[Any]:
-    """Returns the key's entry in the API document; :class:`Guard` checks the key."""
-    return [Depends(HTTPBearer(auto_error=False))] if settings.api_keys else []
-
-
 def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
-    return {code: _ERRORS[code] for code in codes}
+    return {code: ERRORS[code] for code in codes}
 
 
 def _add_state(app: FastAPI, backend: Backend, settings: ServerSettings) -> None:
@@ -252,154 +213,6 @@ def _add_pages(app: FastAPI) -> None:
     add("/docs", "docs.html")
 
 
-async def _description(backend: Backend) -> ModelDescription:
-    model = await backend.describe()
-    if model is None:
-        raise ApiError(
-            503,
-            "server: the model is being loaded; ask again",
-            code="loading",
-            headers={"Retry-After": "5"},
-        )
-    return model
-
-
-def check_limits(
-    body: ImageGenerationRequest, settings: ServerSettings, model: ModelDescription
-) -> None:
-    """Refuses what this server does not allow, beyond what the schema says.
-
-    Raises:
-        ApiError: A value is above its limit, or two have no effect together.
-    """
-    if body.model is not None and body.model != settings.model:
-        raise _no_such_model(body.model, settings)
-    for name, text in (
-        ("prompt", body.prompt),
-        ("negative_prompt", body.negative_prompt or ""),
-    ):
-        if len(text) > settings.max_prompt_length:
-            raise _too_much(name, len(text), settings.max_prompt_length, "characters")
-    sides = ("width", "height") if body.width or body.height else ("size", "size")
-    pixels = zip(sides, body.pixels(), model.default_size, strict=True)
-    for name, value, limit, unit in (
-        ("n", body.n or 1, settings.max_n, "pictures"),
-        *(
-            (name, asked or default, settings.max_size, "pixels a side")
-            for name, asked, default in pixels
-        ),
-        ("steps", body.steps or 1, settings.max_steps, "steps"),
-        ("timeout", body.timeout or 0, settings.timeout, "seconds"),
-    ):
-        if value > limit:
-            raise _too_much(name, value, limit, unit)
-    if not body.stream:
-        for name in ("partial_images", "progress"):
-            if getattr(body, name):
-                raise ApiError(
-                    400,
-                    f"{name}: has no effect without stream; add stream, or leave it "
-                    "out",
-                    code="invalid_value",
-                    param=name,
-                )
-    # 100 is OpenAI's default, and png loses nothing.
-    is_lossy = body.output_compression not in (None, 100)
-    if is_lossy and (body.output_format or "png") == "png":
-        raise ApiError(
-            400,
-            "output_compression: has no effect on png; leave it out, or ask for jpeg "
-            "or webp",
-            code="invalid_value",
-            param="output_compression",
-        )
-    if body.cache_options and body.cache is None:
-        raise ApiError(
-            400,
-            "cache_options: of which cache? name it in cache",
-            code="invalid_value",
-            param="cache_options",
-        )
-    if body.stream and body.response_format == "url":
-        raise ApiError(
-            400,
-            "response_format: a stream carries the pictures themselves; leave it out",
-            code="invalid_value",
-            param="response_format",
-        )
-
-
-def to_request(
-    body: ImageGenerationRequest, settings: ServerSettings, model: ModelDescription
-) -> tuple[GenerationRequest, SubmitOptions]:
-    """Returns the request and how it is treated, as the engine takes them.
-
-    Raises:
-        RequestError: A value is malformed or out of range.
-        ApiError: The cache or one of its options is malformed or out of range.
-    """
-    width, height = body.pixels()
-    cache = None
-    if body.cache is not None:
-        try:
-            cache = cache_from_options(body.cache, body.cache_options)
-        except RequestError as err:
-            param = "cache_options" if body.cache in CACHES else "cache"
-            raise ApiError(400, str(err), code="invalid_value", param=param) from err
-    # The model's own default stays out of the request, unless the limit is below it.
-    steps = body.steps
-    if steps is None and model.default_steps > settings.max_steps:
-        steps = settings.max_steps
-    request = GenerationRequest(
-        prompts=(body.prompt,),
-        negative_prompt=body.negative_prompt,
-        height=height,
-        width=width,
-        num_inference_steps=steps,
-        guidance_scale=body.guidance,
-        true_cfg_scale=body.true_cfg,
-        seed=secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed,
-        num_images_per_prompt=body.n or 1,
-        cache=cache,
-        loras=_read_loras(body.loras, model.loras),
-        options=body.options(),
-        is_timed=bool(body.report),
-    )
-    options = SubmitOptions(
-        priority=body.priority or 0,
-        timeout=body.timeout or settings.timeout,
-        num_previews=body.partial_images or 0,
-        emits_steps=bool(body.progress),
-    )
-    return request, options
-
-
-def _read_loras(given: Sequence[LoraChoice] | None, served: Collection[str]) -> Loras:
-    """Returns the LoRAs of a body, each with its weight.
-
-    Args:
-        given: Of the body.
-        served: Names that requests may choose.
-
-    Raises:
-        ApiError: One is not served, or named twice.
-    """
-    choices = [(each.name, each.weight) for each in given or ()]
-    unknown = next((name for name, _ in choices if name not in served), None)
-    try:
-        found = as_loras("loras", choices)
-    except RequestError as err:
-        raise _lora_error(str(err)) from err
-    if unknown is not None:
-        there = ", ".join(served) or "none"
-        raise _lora_error(f"loras: {unknown!r} is not served here; there are: {there}")
-    return found
-
-
-def _lora_error(message: str) -> ApiError:
-    return ApiError(400, message, code="invalid_value", param="loras")
-
-
 def _card(model: ModelDescription, settings: ServerSettings, created: int) -> ModelCard:
     width, height = model.default_size
     return ModelCard(
@@ -411,32 +224,10 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
         default_cache_options=dict(model.default_cache_options),
         options=list(model.options),
         loras=dict(model.loras),
+        inputs=list(model.inputs),
         default_size=f"{width}x{height}",
         default_steps=min(model.default_steps, settings.max_steps),
         max_size=settings.max_size,
         max_n=settings.max_n,
         max_steps=settings.max_steps,
-    )
-
-
-def _no_such_model(model: str, settings: ServerSettings) -> ApiError:
-    return ApiError(
-        404,
-        f"model: {model!r} is not served here; expected {settings.model!r}",
-        code="model_not_found",
-        param="model",
-    )
-
-
-def _plain(number: float) -> str:
-    return str(int(number)) if number == int(number) else str(number)
-
-
-def _too_much(name: str, value: float, limit: float, unit: str) -> ApiError:
-    return ApiError(
-        400,
-        f"{name}: this server allows at most {_plain(limit)} {unit}, got "
-        f"{_plain(value)}",
-        code="invalid_value",
-        param=name,
     )

@@ -38,6 +38,11 @@ class ModelDescription:
     loras: Mapping[str, int] = field(default_factory=dict)
     """Bytes of the matrices that each LoRA that requests may choose changes, by
     name."""
+    inputs: tuple[str, ...] = ()
+    """What requests may bring of image, mask and strength; nothing where the graphs
+    for pictures are not compiled."""
+    max_pictures: int = 1
+    """Most pictures that a request brings."""
 
     @classmethod
     def of(cls, pipeline: TextToImagePipeline) -> ModelDescription:
@@ -62,7 +67,15 @@ class ModelDescription:
                 name: pipeline.adapters.num_bytes(((name, 1.0),))
                 for name in pipeline.adapters.names
             },
+            inputs=_inputs_of(pipeline),
+            max_pictures=pipeline.pictures.max_pictures if pipeline.pictures else 1,
         )
+
+
+def _inputs_of(pipeline: TextToImagePipeline) -> tuple[str, ...]:
+    if pipeline.pictures is None or not pipeline.graphs.has_pictures:
+        return ()
+    return tuple(sorted(pipeline.pictures.taken))
 
 
 class Events(ABC):

@@ -24,7 +24,7 @@ from ...errors import (
 from .schemas import ALIASES, FIXES, OTHERS, TwoNamesError, shown
 
 _OF_FIELD: Final = re.compile(r"request: ([a-z][a-z0-9_]*) (?:must|is no option)")
-_ENDS: Final = ("/images/generations", "/models")
+_ENDS: Final = ("/images/generations", "/images/edits", "/models")
 
 
 class ApiError(Exception):
@@ -95,6 +95,8 @@ def _field(message: str) -> str | None:
     """Returns the body's field that an error of a request or its cache is about."""
     if message.partition(":")[0] in ("cache", *CACHES):
         return "cache"
+    if (given := message.partition(" ")[0].rstrip(":")) in ("image", "mask"):
+        return given
     found = _OF_FIELD.match(message)
     return ALIASES.get(found[1], found[1]) if found else None
 

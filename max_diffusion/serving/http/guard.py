@@ -8,13 +8,14 @@ import hmac
 import logging
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final, final
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, api_error
+from .forms import is_form
 
 logger = logging.getLogger(__name__)
 
@@ -76,12 +77,23 @@ class HeadAsGet:
 
 @final
 class Guard:
-    """ASGI middleware: bearer keys for ``/v1``; bodies that are small and plain."""
+    """ASGI middleware: bearer keys for ``/v1``; bodies that are small and plain.
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], max_body_bytes: int) -> None:
+    Forms with pictures, on the paths that take them, may be larger.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Sequence[str],
+        max_body_bytes: int,
+        max_upload_bytes: int,
+        upload_paths: Collection[str],
+    ) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
-        self._limit = max_body_bytes
+        self._limit, self._upload_limit = max_body_bytes, max_upload_bytes
+        self._upload_paths = frozenset(upload_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request that is refused, or passes it on with its body read."""
@@ -92,9 +104,14 @@ class Guard:
             headers = dict(scope["headers"])
             if str(scope["path"]).startswith("/v1/"):
                 self._check_key(headers.get(b"authorization", b""))
-            body = await self._body(headers, receive)
+            kind = headers.get(b"content-type", b"").decode("latin-1")
+            is_upload = scope["path"] in self._upload_paths and is_form(kind)
+            limit = self._upload_limit if is_upload else self._limit
+            body = await self._body(headers, receive, limit)
             if body:
-                body = _plain(headers, body)
+                _check_uncompressed(headers, body)
+            if body and not is_upload:
+                body = _plain(body)
         except ApiError as err:
             await err.response(scope, receive, send)
             return
@@ -137,12 +154,12 @@ class Guard:
             )
 
     async def _body(
-        self, headers: dict[bytes, bytes], receive: Receive
+        self, headers: dict[bytes, bytes], receive: Receive, limit: int
     ) -> bytes | None:
         """Reads the whole body; returns ``None`` if the client has left."""
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > self._limit:
-            raise self._too_large()
+        if length.isdigit() and int(length[:20]) > limit:
+            raise self._too_large(limit)
         chunks, size = [], 0
         try:
             async with asyncio.timeout(_BODY_SECONDS):
@@ -152,8 +169,8 @@ class Guard:
                         return None
                     chunk = message.get("body", b"")
                     size += len(chunk)
-                    if size > self._limit:
-                        raise self._too_large()
+                    if size > limit:
+                        raise self._too_large(limit)
                     chunks.append(chunk)
                     if not message.get("more_body", False):
                         return b"".join(chunks)
@@ -162,21 +179,20 @@ class Guard:
                 408, f"body: not complete after {_BODY_SECONDS:g} s; send it again"
             ) from None
 
-    def _too_large(self) -> ApiError:
+    def _too_large(self, limit: int) -> ApiError:
+        fix = "shorten the prompt"
+        if limit == self._upload_limit:
+            fix = "scale the picture down, or send it as JPEG"
         return ApiError(
             413,
-            f"body: expected at most {self._limit} bytes; shorten the prompt",
+            f"body: expected at most {limit} bytes; {fix}",
             code="body_too_large",
             headers={"Connection": "close"},
         )
 
 
-def _plain(headers: dict[bytes, bytes], body: bytes) -> bytes:
-    """Returns the body without a byte order mark.
-
-    Raises:
-        ApiError: The body is compressed, or no UTF-8.
-    """
+def _check_uncompressed(headers: dict[bytes, bytes], body: bytes) -> None:
+    """Raises :class:`ApiError` if the body is compressed."""
     coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
     if coding.strip().lower() not in ("", "identity"):
         raise ApiError(
@@ -193,6 +209,14 @@ def _plain(headers: dict[bytes, bytes], body: bytes) -> bytes:
             code="unsupported_encoding",
             headers={"Accept-Encoding": "identity"},
         )
+
+
+def _plain(body: bytes) -> bytes:
+    """Returns the body without a byte order mark.
+
+    Raises:
+        ApiError: The body is no UTF-8.
+    """
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as err:

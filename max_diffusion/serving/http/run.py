@@ -51,6 +51,7 @@ class Model:
     precompiled: Sequence[str] = ()
     require_precompiled: bool = False
     threads: int | None = None
+    takes_pictures: bool = False
 
     def load(self, backend: LocalBackend, config: EngineConfig) -> Engine:
         """Loads and compiles the model, and starts its engine."""
@@ -74,6 +75,7 @@ class Model:
             precompiled=self.precompiled,
             require_precompiled=self.require_precompiled,
             threads=self.threads,
+            takes_pictures=self.takes_pictures,
             is_extensible=False,  # a request must not wait for minutes
             on_event=on_event,
         )

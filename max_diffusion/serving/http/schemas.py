@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import (
     AliasChoices,
@@ -39,9 +39,10 @@ OTHERS: Final[Mapping[str, str]] = MappingProxyType(
         "enable_teacache": 'ask for it with "cache": "teacache"',
         "frame_count": "pictures do not move here",
         "frame_duration_ms": "pictures do not move here",
-        "image": "pictures are drawn from text only",
-        "input_fidelity": "pictures are drawn from text only",
-        "mask": "pictures are drawn from text only",
+        "image": "POST /v1/images/edits takes it, as a file of a form",
+        "input_fidelity": "strength sets how much of a picture stays",
+        "markup": "a mask says where to draw",
+        "mask": "POST /v1/images/edits takes it, as a file of a form",
         "svg": "pictures are png, jpeg or webp",
     }
 )
@@ -288,12 +289,16 @@ def field_names(body: type[ImageGenerationRequest]) -> tuple[str, ...]:
     return (*body.model_fields, *ALIASES)
 
 
+_Body = TypeVar("_Body", bound=ImageGenerationRequest)
+
+
 def request_model(
-    options: Mapping[str, DeclaredOption],
-) -> type[ImageGenerationRequest]:
-    """Creates the body's schema with the options that only some models have.
+    base: type[_Body], options: Mapping[str, DeclaredOption]
+) -> type[_Body]:
+    """Creates a body's schema with the options that only some models have.
 
     Args:
+        base: The schema without them.
         options: The options, by name.
 
     Raises:
@@ -301,7 +306,7 @@ def request_model(
     """
     found: dict[str, Any] = {}
     for name, declared in options.items():
-        if name in ImageGenerationRequest.model_fields or name in ALIASES:
+        if name in base.model_fields or name in ALIASES:
             raise RequestError(
                 f"{name}: an option of a model family has the name of a field of every "
                 "request; rename it"
@@ -319,9 +324,9 @@ def request_model(
             None,
         )
     return create_model(
-        ImageGenerationRequest.__name__,
-        __base__=ImageGenerationRequest,
-        __doc__=ImageGenerationRequest.__doc__,
+        base.__name__,
+        __base__=base,
+        __doc__=base.__doc__,
         **found,
     )
 
@@ -415,6 +420,9 @@ class ModelCard(BaseModel):
     loras: dict[str, int] = Field(
         description="LoRAs that requests may choose, with the bytes of the matrices "
         "that each changes."
+    )
+    inputs: list[str] = Field(
+        description="What POST /v1/images/edits takes here; nothing without pictures."
     )
     default_size: str
     default_steps: int

@@ -30,6 +30,7 @@ class ServerSettings:
         cors_origins: Origins, as browsers send them, whose pages may ask from a
             browser, or ``*``. With none, only the server's own pages may.
         max_body_bytes: Most bytes of a request's body.
+        max_upload_bytes: Most bytes of a request's body that brings pictures.
         max_prompt_length: Most characters of a prompt, and of a negative prompt.
         max_n: Most images of a request.
         max_size: Most pixels of an image's side.
@@ -45,6 +46,7 @@ class ServerSettings:
     api_keys: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 256 * 1024
+    max_upload_bytes: int = 32 * 1024**2
     max_prompt_length: int = 32_000
     max_n: int = 10
     max_size: int = 2048
@@ -56,7 +58,13 @@ class ServerSettings:
 
     def __post_init__(self) -> None:
         """Checks the ranges of the limits, and the form of keys and origins."""
-        for name in ("max_body_bytes", "max_prompt_length", "max_n", "image_bytes"):
+        for name in (
+            "max_body_bytes",
+            "max_upload_bytes",
+            "max_prompt_length",
+            "max_n",
+            "image_bytes",
+        ):
             count(f"server: {name}", getattr(self, name), minimum=1)
         whole("server: max_size", self.max_size, minimum=1, maximum=MAX_SIZE)
         whole("server: max_steps", self.max_steps, minimum=1, maximum=MAX_STEPS)

@@ -76,6 +76,9 @@ class Options(BaseModel):
     require_precompiled: Annotated[
         bool, Field(description="Fail where graphs would have to be compiled.")
     ] = False
+    pictures: Annotated[
+        bool, Field(description="Take pictures to start from, as serve --pictures.")
+    ] = False
 
     threads: Annotated[
         int | None,
@@ -164,6 +167,7 @@ class Options(BaseModel):
             precompiled=[str(Path(each).resolve()) for each in self.precompiled],
             require_precompiled=self.require_precompiled,
             threads=self.threads,
+            takes_pictures=self.pictures,
         )
 
     def settings(self) -> ServerSettings:

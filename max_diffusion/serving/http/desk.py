@@ -1,0 +1,297 @@
+"""From a body to an answer: what every request for pictures goes through."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Literal, final
+
+from fastapi import Depends, Request, Response
+from fastapi.security import HTTPBearer
+
+from ...caches import CACHES, cache_from_options
+from ...core.loras import Loras, as_loras
+from ...core.pictures import PictureInputs
+from ...core.request import GenerationRequest
+from ...engine import SubmitOptions
+from ...errors import RequestError
+from .answers import Answers
+from .backend import Backend, ModelDescription
+from .errors import ApiError
+from .loras import LoraChoice
+from .schemas import ErrorResponse, ImageGenerationRequest
+from .settings import ServerSettings
+from .store import ImageStore
+from .streams import EventStream, begun, result_unless_gone
+
+ERRORS: Final[dict[int | str, dict[str, Any]]] = {
+    400: {"model": ErrorResponse, "description": "A value out of range, or no JSON"},
+    401: {"model": ErrorResponse, "description": "No key, or an unknown one"},
+    404: {"model": ErrorResponse, "description": "No such model or path"},
+    408: {"model": ErrorResponse, "description": "The body did not arrive"},
+    413: {"model": ErrorResponse, "description": "The body is too large"},
+    415: {"model": ErrorResponse, "description": "The body is compressed"},
+    422: {"model": ErrorResponse, "description": "Not what the schema says"},
+    429: {"model": ErrorResponse, "description": "The queue is full: Retry-After"},
+    500: {"model": ErrorResponse, "description": "A step has failed"},
+    503: {"model": ErrorResponse, "description": "Loading or shutting down"},
+    504: {"model": ErrorResponse, "description": "Not done in its time"},
+}
+"""Answers that are no success, for the document of the interface."""
+STREAM: Final[dict[str, Any]] = {
+    "description": "The pictures; with stream, server-sent events: "
+    "image_generation.started and .progress, if progress is asked for, .partial_image, "
+    ".completed, one a picture, or error; of edits, image_edit.started and so on",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+"""The answer that is one, likewise."""
+
+
+@final
+@dataclass(frozen=True)
+class Desk:
+    """Has one request drawn, and answers it."""
+
+    backend: Backend
+    settings: ServerSettings
+    store: ImageStore
+    request: Request
+
+    async def answer(
+        self,
+        body: ImageGenerationRequest,
+        model: ModelDescription,
+        inputs: PictureInputs | None = None,
+        task: Literal["image_generation", "image_edit"] = "image_generation",
+    ) -> Any:
+        """Draws what a body asks for.
+
+        Args:
+            body: Checked by its schema.
+            model: What is served.
+            inputs: Pictures that came with it.
+            task: What names of events begin with.
+
+        Raises:
+            ApiError: It is refused here.
+            MaxDiffusionError: It was refused by the engine, or has failed.
+        """
+        settings = self.settings
+        check_limits(body, settings, model, inputs)
+        drawing, options = to_request(body, settings, model, inputs)
+        address = str(self.request.base_url) + "images/"
+        answers = Answers(body, settings.model, self.store, address, task)
+        draw = partial(self.backend.draw, drawing, options)
+        if body.stream:
+            events = await begun(draw, settings.keep_alive_seconds)
+            return EventStream(events, answers, settings.keep_alive_seconds)
+        result = await result_unless_gone(self.request, draw)
+        if result is None:
+            return Response(status_code=499)  # nobody is there to read it
+        return await asyncio.to_thread(answers.response, result)
+
+
+def documented_key(settings: ServerSettings) -> list[Any]:
+    """Returns the key's entry in the API document; :class:`Guard` checks the key."""
+    return [Depends(HTTPBearer(auto_error=False))] if settings.api_keys else []
+
+
+async def described(backend: Backend) -> ModelDescription:
+    """Returns what is served.
+
+    Raises:
+        ApiError: It is still being loaded.
+    """
+    model = await backend.describe()
+    if model is None:
+        raise ApiError(
+            503,
+            "server: the model is being loaded; ask again",
+            code="loading",
+            headers={"Retry-After": "5"},
+        )
+    return model
+
+
+def check_limits(
+    body: ImageGenerationRequest,
+    settings: ServerSettings,
+    model: ModelDescription,
+    inputs: PictureInputs | None = None,
+) -> None:
+    """Refuses what this server does not allow, beyond what the schema says.
+
+    Raises:
+        ApiError: A value is above its limit, or two have no effect together.
+    """
+    if body.model is not None and body.model != settings.model:
+        raise no_such_model(body.model, settings)
+    for name, text in (
+        ("prompt", body.prompt),
+        ("negative_prompt", body.negative_prompt or ""),
+    ):
+        if len(text) > settings.max_prompt_length:
+            raise _too_much(name, len(text), settings.max_prompt_length, "characters")
+    sides = ("width", "height") if body.width or body.height else ("size", "size")
+    pixels = zip(sides, body.pixels(), _default_size(body, model, inputs), strict=True)
+    for name, value, limit, unit in (
+        ("n", body.n or 1, settings.max_n, "pictures"),
+        *(
+            (name, asked or default, settings.max_size, "pixels a side")
+            for name, asked, default in pixels
+        ),
+        ("steps", body.steps or 1, settings.max_steps, "steps"),
+        ("timeout", body.timeout or 0, settings.timeout, "seconds"),
+    ):
+        if value > limit:
+            raise _too_much(name, value, limit, unit)
+    if not body.stream:
+        for name in ("partial_images", "progress"):
+            if getattr(body, name):
+                raise ApiError(
+                    400,
+                    f"{name}: has no effect without stream; add stream, or leave it "
+                    "out",
+                    code="invalid_value",
+                    param=name,
+                )
+    # 100 is OpenAI's default, and png loses nothing.
+    is_lossy = body.output_compression not in (None, 100)
+    if is_lossy and (body.output_format or "png") == "png":
+        raise ApiError(
+            400,
+            "output_compression: has no effect on png; leave it out, or ask for jpeg "
+            "or webp",
+            code="invalid_value",
+            param="output_compression",
+        )
+    if body.cache_options and body.cache is None:
+        raise ApiError(
+            400,
+            "cache_options: of which cache? name it in cache",
+            code="invalid_value",
+            param="cache_options",
+        )
+    if body.stream and body.response_format == "url":
+        raise ApiError(
+            400,
+            "response_format: a stream carries the pictures themselves; leave it out",
+            code="invalid_value",
+            param="response_format",
+        )
+
+
+def _default_size(
+    body: ImageGenerationRequest,
+    model: ModelDescription,
+    inputs: PictureInputs | None,
+) -> tuple[int, int]:
+    """Width and height of what is drawn where a body leaves them open."""
+    if inputs is None:
+        return model.default_size
+    width, height = body.pixels()
+    area = model.default_size[0] * model.default_size[1]
+    sides = inputs.default_size(area, 1, height, width)
+    return sides[1], sides[0]
+
+
+def to_request(
+    body: ImageGenerationRequest,
+    settings: ServerSettings,
+    model: ModelDescription,
+    inputs: PictureInputs | None = None,
+) -> tuple[GenerationRequest, SubmitOptions]:
+    """Returns the request and how it is treated, as the engine takes them.
+
+    Raises:
+        RequestError: A value is malformed or out of range.
+        ApiError: The cache or one of its options is malformed or out of range.
+    """
+    width, height = body.pixels()
+    cache = None
+    if body.cache is not None:
+        try:
+            cache = cache_from_options(body.cache, body.cache_options)
+        except RequestError as err:
+            param = "cache_options" if body.cache in CACHES else "cache"
+            raise ApiError(400, str(err), code="invalid_value", param=param) from err
+    # The model's own default stays out of the request, unless the limit is below it.
+    steps = body.steps
+    if steps is None and model.default_steps > settings.max_steps:
+        steps = settings.max_steps
+    request = GenerationRequest(
+        prompts=(body.prompt,),
+        negative_prompt=body.negative_prompt,
+        height=height,
+        width=width,
+        num_inference_steps=steps,
+        guidance_scale=body.guidance,
+        true_cfg_scale=body.true_cfg,
+        seed=secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed,
+        num_images_per_prompt=body.n or 1,
+        cache=cache,
+        loras=_read_loras(body.loras, model.loras),
+        options=body.options(),
+        inputs=inputs,
+        is_timed=bool(body.report),
+    )
+    options = SubmitOptions(
+        priority=body.priority or 0,
+        timeout=body.timeout or settings.timeout,
+        num_previews=body.partial_images or 0,
+        emits_steps=bool(body.progress),
+    )
+    return request, options
+
+
+def _read_loras(given: Sequence[LoraChoice] | None, served: Collection[str]) -> Loras:
+    """Returns the LoRAs of a body, each with its weight.
+
+    Args:
+        given: Of the body.
+        served: Names that requests may choose.
+
+    Raises:
+        ApiError: One is not served, or named twice.
+    """
+    choices = [(each.name, each.weight) for each in given or ()]
+    unknown = next((name for name, _ in choices if name not in served), None)
+    try:
+        found = as_loras("loras", choices)
+    except RequestError as err:
+        raise _lora_error(str(err)) from err
+    if unknown is not None:
+        there = ", ".join(served) or "none"
+        raise _lora_error(f"loras: {unknown!r} is not served here; there are: {there}")
+    return found
+
+
+def _lora_error(message: str) -> ApiError:
+    return ApiError(400, message, code="invalid_value", param="loras")
+
+
+def no_such_model(model: str, settings: ServerSettings) -> ApiError:
+    """Returns the error of a model that is not served."""
+    return ApiError(
+        404,
+        f"model: {model!r} is not served here; expected {settings.model!r}",
+        code="model_not_found",
+        param="model",
+    )
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else str(number)
+
+
+def _too_much(name: str, value: float, limit: float, unit: str) -> ApiError:
+    return ApiError(
+        400,
+        f"{name}: this server allows at most {_plain(limit)} {unit}, got "
+        f"{_plain(value)}",
+        code="invalid_value",
+        param=name,
+    )

@@ -1,0 +1,169 @@
+"""``POST /v1/images/edits``: pictures from pictures, as OpenAI's clients send them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import Field, ValidationError
+
+from ...core.pictures import PictureInputs
+from ...media.pictures import read_inputs
+from .backend import Backend, ModelDescription
+from .desk import ERRORS, STREAM, Desk, described, documented_key
+from .errors import ApiError
+from .forms import Form, is_form, read_form, values_of
+from .schemas import ImageGenerationRequest, ImagesResponse
+from .settings import ServerSettings
+from .store import ImageStore
+
+EDITS: Final = "/v1/images/edits"
+VARIATIONS: Final = "/v1/images/variations"
+UPLOAD_PATHS: Final = frozenset((EDITS, VARIATIONS))
+"""Paths whose bodies may be forms with pictures."""
+_FILES: Final = ("image", "mask")
+
+
+class ImageEditRequest(ImageGenerationRequest):
+    """Fields of ``POST /v1/images/edits`` beside its files, ``image`` and ``mask``."""
+
+    strength: Annotated[
+        float | None,
+        Field(
+            gt=0,
+            le=1,
+            allow_inf_nan=False,
+            description="Share of the picture that is lost in noise, and of the steps "
+            "that are run; 0.6.",
+        ),
+    ] = None
+
+    def options(self) -> dict[str, object]:
+        """Returns what is given of the options that only some models have."""
+        return {k: v for k, v in super().options().items() if k != "strength"}
+
+
+def add_edits(
+    app: FastAPI,
+    backend: Backend,
+    settings: ServerSettings,
+    store: ImageStore,
+    schema: type[ImageEditRequest],
+) -> None:
+    """Adds the paths that take pictures.
+
+    Args:
+        app: The application.
+        backend: Who draws.
+        settings: Limits.
+        store: Keeps pictures for ``response_format`` ``url``.
+        schema: Of the text fields.
+    """
+    # A picture may take 200 MB while it is read: one after the other.
+    reading = asyncio.Lock()
+
+    @app.post(
+        EDITS,
+        dependencies=documented_key(settings),
+        response_model=ImagesResponse,
+        response_model_exclude_none=True,
+        responses={**ERRORS, 200: STREAM},
+        summary="Draw from a picture, or in a part of it",
+        openapi_extra={"requestBody": _documented(schema)},
+    )
+    async def edit(request: Request) -> Any:
+        """Draws from a picture, or where a mask of it is transparent or white."""
+        model = await described(backend)
+        form = await _form(request)
+        _check_files(form, model)
+        body = _body(form, schema)
+        async with reading:
+            inputs = await asyncio.to_thread(_inputs, form, body.strength)
+        desk = Desk(backend, settings, store, request)
+        return await desk.answer(body, model, inputs, "image_edit")
+
+    @app.post(VARIATIONS, include_in_schema=False)
+    async def variations() -> None:
+        raise ApiError(
+            400,
+            "variations: these models read text, not pictures, so that nothing says "
+            f"what to vary; POST {EDITS} draws from a picture and a prompt",
+            code="unsupported",
+        )
+
+
+async def _form(request: Request) -> Form:
+    kind = request.headers.get("content-type", "")
+    if not is_form(kind):
+        raise ApiError(
+            422,
+            "body: expected multipart/form-data with the file image, got "
+            f"{kind[:80] or 'no Content-Type'}",
+            code="content_type",
+            param="body",
+        )
+    return await asyncio.to_thread(read_form, kind, await request.body())
+
+
+def _check_files(form: Form, model: ModelDescription) -> None:
+    """Refuses files that the model does not take, before they are decoded."""
+    if "image" not in model.inputs:
+        raise ApiError(
+            400,
+            "image: this server draws from text alone; start it with --pictures, and a "
+            "model that takes them",
+            code="unsupported",
+            param="image",
+        )
+    counts = {name: sum(file.field == name for file in form.files) for name in _FILES}
+    for name, limit in (("image", model.max_pictures), ("mask", 1)):
+        if counts[name] > limit:
+            raise _bad(name, f"expected at most {limit} here, got {counts[name]}")
+        if {name, f"{name}[]"} & form.texts.keys():
+            raise _bad(name, "expected a file, got text; send it with a filename")
+    for file in form.files:
+        if file.field not in counts:
+            raise _bad(file.field[:80], "expected no file; files are image and mask")
+    if not counts["image"]:
+        raise _bad("image", "a file is required, a PNG, JPEG or WebP")
+
+
+def _body(form: Form, schema: type[ImageEditRequest]) -> ImageEditRequest:
+    try:
+        return schema.model_validate(values_of(form.texts, schema))
+    except ValidationError as err:
+        errors: list[Any] = [
+            {**each, "loc": ("body", *each["loc"])} for each in err.errors()
+        ]
+        raise RequestValidationError(errors) from err
+
+
+def _inputs(form: Form, strength: float | None) -> PictureInputs | None:
+    images = [file.data for file in form.files if file.field == "image"]
+    masks = [file.data for file in form.files if file.field == "mask"]
+    return read_inputs(images, masks[0] if masks else None, strength)
+
+
+def _documented(schema: type[ImageEditRequest]) -> dict[str, Any]:
+    """The form, for the document of the interface."""
+    known = schema.model_json_schema()
+    file = {"type": "string", "format": "binary"}
+    known["properties"] = {
+        "image": {**file, "description": "The picture: PNG, JPEG or WebP."},
+        "mask": {
+            **file,
+            "description": "Where it is drawn anew: transparent, or white.",
+        },
+        **known["properties"],
+    }
+    known["required"] = ["image", *known.get("required", ())]
+    return {
+        "required": True,
+        "content": {"multipart/form-data": {"schema": known}},
+    }
+
+
+def _bad(name: str, what: str) -> ApiError:
+    return ApiError(400, f"{name}: {what}", code="invalid_value", param=name)

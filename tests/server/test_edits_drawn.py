@@ -1,0 +1,113 @@
+"""Pictures from pictures over HTTP, drawn by the demo model."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from pictures import psnr
+from PIL import Image
+from serving import Served, served
+
+from max_diffusion import TextToImagePipeline
+
+PROMPT = "a red circle above a blue square"
+
+
+def png(pixels: np.ndarray | Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def picture(height: int = 64, width: int = 96) -> np.ndarray:
+    rows, columns = np.mgrid[:height, :width]
+    waves = [127 * (1 + np.sin(rows / (6 + i) + columns / (9 + i))) for i in range(3)]
+    return np.stack(waves, axis=-1).astype(np.uint8)
+
+
+def hole(height: int = 64, width: int = 96) -> Image.Image:
+    """A mask as OpenAI's: the middle is transparent."""
+    alpha = np.full((height, width), 255, np.uint8)
+    alpha[16:48, 24:72] = 0
+    return Image.fromarray(np.dstack([picture(height, width), alpha]))
+
+
+def pixels(b64: str) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))).convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def server(demo_pictures: TextToImagePipeline) -> Iterator[Served]:
+    with served(demo_pictures) as server:
+        yield server
+
+
+def edit(server: Served, files: Any = None, **data: Any) -> httpx.Response:
+    """What a client of another kind sends."""
+    if files is None:
+        files = {"image": ("a.png", png(picture()))}
+    data.setdefault("prompt", PROMPT)
+    return httpx.post(
+        f"{server.url}/v1/images/edits", files=files, data=data, timeout=120
+    )
+
+
+def test_a_picture_is_as_the_pipeline_draws_it(
+    server: Served, demo_pictures: TextToImagePipeline
+) -> None:
+    answer = edit(server, seed="5", steps="6", strength="0.5")
+    assert answer.status_code == 200, answer.text
+    wanted = demo_pictures.generate(
+        PROMPT, image=picture(), strength=0.5, seed=5, num_inference_steps=6
+    )
+    drawn = pixels(answer.json()["data"][0]["b64_json"])
+    assert answer.json()["size"] == "96x64"  # the picture's own
+    assert psnr(drawn, wanted.images[0]) >= 60
+
+
+def test_requests_with_and_without_pictures_run_side_by_side(
+    server: Served, demo_pictures: TextToImagePipeline
+) -> None:
+    masked = {
+        "image": ("a.png", png(picture(128, 128))),
+        "mask": ("m.png", png(hole(128, 128))),
+    }
+
+    def one(index: int) -> httpx.Response:
+        if index % 3 == 2:
+            return server.post(prompt=PROMPT, seed=index, steps=6)
+        files = masked if index % 3 else {"image": masked["image"]}
+        return edit(server, files, seed=str(index), steps="6", strength="0.8")
+
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(one, range(6)))
+    for index, answer in enumerate(answers):
+        given: dict[str, Any] = {}
+        if index % 3 != 2:
+            given = {"image": picture(128, 128), "strength": 0.8}
+        if index % 3 == 1:
+            given["mask"] = hole(128, 128)
+        alone = demo_pictures.generate(
+            PROMPT, seed=index, num_inference_steps=6, **given
+        )
+        drawn = pixels(answer.json()["data"][0]["b64_json"])
+        assert psnr(drawn, alone.images[0]) >= 60
+
+
+def test_the_model_says_what_it_takes(server: Served) -> None:
+    card = server.get("/v1/models").json()["data"][0]
+    assert card["inputs"] == ["image", "mask", "strength"]
+
+
+def test_a_size_that_cannot_be_drawn_is_refused(server: Served) -> None:
+    answer = edit(server, size="100x100")
+    assert answer.status_code == 400
+    assert "must be a multiple of 16" in answer.json()["error"]["message"]
