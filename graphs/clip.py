@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 from max.graph import TensorValue, ops
 
+from .attending import Attending, attend
 from .layers import layer_norm, linear
-from .pieces import AffineNorm, Attending, Layer, attend, project
+from .pieces import AffineNorm, Layer, project
 from .processor import Activation
 from .weights import WeightScope
 

@@ -15,17 +15,16 @@ import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, TensorType, TensorValue, ops
 
+from .attending import Attending, attend
 from .denoiser import AbstractBlock, AbstractDenoiser, Streams
 from .layers import linear, timestep_embedding
 from .pieces import (
     AffineNorm,
-    Attending,
     Given,
     Layer,
     ModulatedNorm,
     Modulation,
     Product,
-    attend,
     gated,
     modulations,
     project,

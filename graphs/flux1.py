@@ -13,6 +13,7 @@ from typing import Final, final
 from max.dtype import DType
 from max.graph import DeviceRef, TensorType, TensorValue, ops
 
+from .attending import Attending
 from .denoiser import AbstractDenoiser, Streams
 from .layers import linear
 from .mmdit import (
@@ -26,17 +27,7 @@ from .mmdit import (
     predicted,
     two_linears,
 )
-from .pieces import (
-    Attending,
-    Given,
-    Layer,
-    ModulatedNorm,
-    Product,
-    computed,
-    cut,
-    gated,
-    project,
-)
+from .pieces import Given, Layer, ModulatedNorm, Product, computed, cut, gated, project
 from .processor import Columns
 from .weights import WeightScope
 

@@ -13,17 +13,16 @@ from typing import Final, final
 from max.dtype import DType
 from max.graph import TensorValue
 
+from .attending import Attending, attend
 from .denoiser import AbstractBlock, Streams
 from .layers import linear, timestep_embedding
 from .padding import KeyMask
 from .pieces import (
-    Attending,
     Given,
     Layer,
     ModulatedNorm,
     Modulation,
     Product,
-    attend,
     gated,
     modulations,
     project,

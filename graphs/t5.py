@@ -14,8 +14,9 @@ import numpy as np
 from max.dtype import DType
 from max.graph import TensorValue, ops
 
+from .attending import Attending, attend
 from .layers import linear, rms_norm
-from .pieces import AffineNorm, Attending, Layer, attend, project
+from .pieces import AffineNorm, Layer, project
 from .processor import Activation
 from .weights import WeightScope
 

@@ -21,19 +21,18 @@ from typing import Final, final
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
 
+from .attending import Attending, attend
 from .denoiser import AbstractBlock, AbstractDenoiser, Streams
 from .layers import linear, rms_norm, timestep_embedding
 from .mmdit import TIMESTEP_CHANNELS, Heads
 from .padding import KeyMask
 from .pieces import (
     AffineNorm,
-    Attending,
     Given,
     Layer,
     Normed,
     Product,
     ScaledNorm,
-    attend,
     computed,
     cut,
     project,

@@ -13,7 +13,7 @@ from max_diffusion import Frames, RequestError, RequestOptions
 from max_diffusion.caches import AbstractCacheConfig, NoCacheConfig
 from max_diffusion.core.report import RunReport, StepRecord
 from max_diffusion.core.request import GenerationRequest
-from max_diffusion.pipelines.text_to_image import GenerationResult
+from max_diffusion.pipelines.outputs import GenerationResult
 
 STEPS = 20
 SIZE = 16

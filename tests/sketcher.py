@@ -16,7 +16,7 @@ from max_diffusion.caches import NoCacheConfig
 from max_diffusion.core.request import GenerationRequest
 from max_diffusion.engine import Event, Failed, Finished, StepTaken, SubmitOptions
 from max_diffusion.errors import MaxDiffusionError
-from max_diffusion.pipelines.text_to_image import GenerationResult
+from max_diffusion.pipelines.outputs import GenerationResult
 from max_diffusion.serving.http import (
     Backend,
     ModelDescription,

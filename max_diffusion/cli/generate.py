@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ..core.loras import Loras
     from ..core.pictures import PictureInputs
     from ..core.request import GenerationRequest
-    from ..pipelines.text_to_image import GenerationResult
+    from ..pipelines.outputs import GenerationResult
     from .like import Likeness
 
 

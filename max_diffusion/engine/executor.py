@@ -13,7 +13,8 @@ from ..errors import MaxDiffusionError, RequestCancelled
 from ..execution.batcher import Batcher
 from ..execution.compiler import memory_errors_said
 from ..execution.graph_call import Routine
-from ..pipelines.text_to_image import GenerationResult, TextToImagePipeline
+from ..pipelines.outputs import GenerationResult
+from ..pipelines.text_to_image import TextToImagePipeline
 from .admission import Admission
 from .config import EngineConfig
 from .fairness import choose

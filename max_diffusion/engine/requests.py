@@ -16,7 +16,7 @@ from ..core.report import StepRecord
 from ..core.request import GenerationRequest
 from ..core.validation import whole
 from ..errors import MaxDiffusionError, RequestError
-from ..pipelines.text_to_image import GenerationResult
+from ..pipelines.outputs import GenerationResult
 
 MAX_PRIORITY: Final = 8
 MAX_PREVIEWS: Final = 100

@@ -14,9 +14,9 @@ from max.driver import Buffer
 from ..denoising.loop import Denoising
 from ..execution.graph_call import Routine
 from ..pipelines.decoding import decode_in_goes
-from ..pipelines.outputs import DiffusionPipelineOutput
+from ..pipelines.outputs import DiffusionPipelineOutput, GenerationResult
 from ..pipelines.reporting import report_of
-from ..pipelines.text_to_image import GenerationResult, TextToImagePipeline
+from ..pipelines.text_to_image import TextToImagePipeline
 from .admission import Admission
 from .interned_inputs import InternedInputs
 from .job import Job

@@ -20,7 +20,8 @@ from ..core.report import plain
 from ..core.request import GenerationRequest
 from ..core.validation import text, whole
 from ..errors import RequestError
-from ..pipelines.text_to_image import GenerationResult, TextToImagePipeline
+from ..pipelines.outputs import GenerationResult
+from ..pipelines.text_to_image import TextToImagePipeline
 
 OnProgress = Callable[[float, str], None]
 """Function that is called with the share that is done, 0 to 1, and with what is being

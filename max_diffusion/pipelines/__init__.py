@@ -4,9 +4,9 @@ from .context import Tokenized
 from .families import register_model
 from .loading import LEAN_CACHES, PipelineConfig
 from .opening import demo_model_path, is_demo_model, load_pipeline, open_model
-from .outputs import DiffusionPipelineOutput, OnEvent, OnStep
+from .outputs import DiffusionPipelineOutput, GenerationResult, OnEvent, OnStep
 from .pipeline import DiffusionPipeline
-from .text_to_image import GenerationResult, TextToImagePipeline
+from .text_to_image import TextToImagePipeline
 
 __all__ = [
     "LEAN_CACHES",

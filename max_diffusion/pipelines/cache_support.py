@@ -14,6 +14,7 @@ from ..caches import (
     CacheDefaults,
     Calibration,
     DenoisingCacheConfig,
+    GraphGroup,
     cache_from_options,
     label_of,
 )
@@ -211,6 +212,20 @@ class CacheSupport:
                 f"has those of {', '.join(map(label_of, self._loaded))}",
                 wanted,
             )
+
+
+def wanted_caches(
+    named: Sequence[str | AbstractCacheConfig], own: AbstractCacheConfig
+) -> tuple[Sequence[AbstractCacheConfig], frozenset[GraphGroup]]:
+    """Returns the caches that a model is loaded for, and the graphs that they need.
+
+    Args:
+        named: Names stand for their defaults.
+        own: Of requests that bring none.
+    """
+    kinds = [CACHES[each]() if isinstance(each, str) else each for each in named]
+    wanted = tuple(dict.fromkeys((*kinds, own)))
+    return wanted, frozenset(group for kind in wanted for group in kind.graph_groups)
 
 
 def resolve_cache(

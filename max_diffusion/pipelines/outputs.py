@@ -1,4 +1,4 @@
-"""What a pipeline gives, and what it calls on the way."""
+"""What a pipeline is given and gives, and what it calls on the way."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from max.driver import Buffer
 
-from ..core.report import StepRecord
+from ..core.report import RunReport, StepRecord
+from ..core.request import GenerationContext
 from ..errors import MaxDiffusionError
 
 OnStep = Callable[[int, int], None]
@@ -64,3 +65,36 @@ class Denoised:
     """What each step did."""
     cache_bytes: int
     """Most bytes of cache state held at once, all branches together."""
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """Images or videos, and how they came about."""
+
+    frames: np.ndarray
+    """uint8 ``(B, F, H, W, 3)``; all of the first prompt first. An image is one
+    frame."""
+    report: RunReport
+    """What ``--json`` prints, by ``to_dict()``."""
+    fps: float | None = None
+    """Frames a second of videos."""
+
+    @property
+    def images(self) -> np.ndarray:
+        """The frames of images, uint8 ``(B, H, W, 3)``.
+
+        Raises:
+            MaxDiffusionError: There is more than one frame of each.
+        """
+        return images_of(self.frames)
+
+
+@dataclass(frozen=True)
+class GenerationInputs:
+    """A request on the device."""
+
+    latents: Buffer
+    """Packed noise, float32 ``(B, S_img, C)``."""
+    tables: Mapping[str, Buffer]
+    """What the transformer reads that is the same of every sample."""
+    context: GenerationContext

@@ -15,7 +15,6 @@ from max.dtype import DType
 from max.engine import InferenceSession, Model
 
 from ..caches import (
-    CACHES,
     AbstractCacheConfig,
     BoundCache,
     CacheDefaults,
@@ -43,7 +42,7 @@ from ..sampling import (
     Schedule,
 )
 from .adapters import AdapterSets
-from .cache_support import CacheSupport, resolve_cache
+from .cache_support import CacheSupport, resolve_cache, wanted_caches
 from .graphs import PipelineGraphs
 from .loading import PipelineConfig, open_pipeline_components
 from .outputs import Denoised, DiffusionPipelineOutput, OnEvent, OnStep
@@ -102,7 +101,7 @@ class DiffusionPipeline(ABC):
         started = time.perf_counter()
         self.pipeline_config = pipeline_config
         self.devices = devices
-        on_event = on_event or _ignore
+        on_event = on_event or (lambda stage, what: None)
         on_event("load", "start")
         self.sampler: AbstractSampler = FlowMatchEulerSampler(FlowMatchEulerConfig())
         """What :meth:`init_remaining_components` may replace by the model's own."""
@@ -115,14 +114,7 @@ class DiffusionPipeline(ABC):
             self.default_taylorseer_warmup_steps,
         )
         self.cache_config = resolve_cache(cache_config, defaults)
-        kinds = [
-            CACHES[cache]() if isinstance(cache, str) else cache
-            for cache in pipeline_config.caches
-        ]
-        wanted = tuple(dict.fromkeys((*kinds, self.cache_config)))
-        groups: frozenset[GraphGroup] = frozenset(
-            group for kind in wanted for group in kind.graph_groups
-        )
+        wanted, groups = wanted_caches(pipeline_config.caches, self.cache_config)
         opened = open_pipeline_components(
             type(self).__name__,
             self.components,
@@ -324,8 +316,6 @@ class DiffusionPipeline(ABC):
         true_cfg_scale: float = 1.0,
         cache: BoundCache | AbstractCacheConfig | None = None,
         grid: Grid | None = None,
-        guidance: AbstractGuidance | None = None,
-        draw_noise: DrawNoise | None = None,
         is_timed: bool = False,
         on_step: OnStep | None = None,
     ) -> Denoised:
@@ -339,8 +329,6 @@ class DiffusionPipeline(ABC):
             true_cfg_scale: Weight of the conditional branch with two branches.
             cache: This request's instead of the pipeline's.
             grid: Where the image tokens lie, for caches that need to know.
-            guidance: This request's rule instead of the pipeline's.
-            draw_noise: Draws noise, for a sampler that needs it.
             is_timed: Whether each step is timed on a GPU too.
             on_step: Called with ``(steps done, steps)`` after each step; what it
                 raises ends the request.
@@ -352,8 +340,6 @@ class DiffusionPipeline(ABC):
             true_cfg_scale=true_cfg_scale,
             cache=cache,
             grid=grid,
-            guidance=guidance,
-            draw_noise=draw_noise,
             is_timed=is_timed,
         )
         self.run_steps(denoising, on_step=on_step)
@@ -375,7 +361,8 @@ class DiffusionPipeline(ABC):
     ) -> Denoising:
         """The denoising loop before its first step; arguments of :meth:`denoise`.
 
-        ``kept`` is what is put back of a known picture after every step.
+        ``kept`` is what is put back of a known picture after every step, ``guidance``
+        this request's rule, and ``draw_noise`` for a sampler that needs it.
         """
         batch, seq_len, _ = (int(size) for size in latents.shape)
         if len(branches) not in (1, 2):
@@ -458,7 +445,3 @@ class DiffusionPipeline(ABC):
         if denoiser is not None and is_split:
             return denoiser
         return OwnTransformer(self.run_transformer, type(self).__name__, self.device)
-
-
-def _ignore(stage: str, what: str) -> None:
-    """Progress that nobody asked for."""

@@ -10,7 +10,6 @@ import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -22,26 +21,31 @@ from ..caches import (
 )
 from ..checkpoint import CheckpointFile, ModelFolder, WeightTransform
 from ..checkpoint.lora import LoraNaming
-from ..core.buffers import repeat_rows, to_device
+from ..core.buffers import to_device
 from ..core.grid import Frames, Grid
 from ..core.loras import GivenLoras, as_loras
 from ..core.options import RequestOptions
-from ..core.report import RunReport
 from ..core.request import (
     GenerationContext,
     GenerationRequest,
     PromptTexts,
 )
 from ..core.validation import as_texts, as_tuple
-from ..denoising import Branch, Denoising
+from ..denoising import Denoising
 from ..errors import ModelLoadError, RequestError
 from ..execution.compiler import memory_errors_said
 from ..sampling import AbstractGuidance, DrawNoise, Schedule
 from .adapters import adapted
 from .arguments import picture_inputs
+from .branches import text_branch
 from .context import Tokenized, make_context
 from .decoding import decode_in_goes
-from .outputs import DiffusionPipelineOutput, OnStep, images_of
+from .outputs import (
+    DiffusionPipelineOutput,
+    GenerationInputs,
+    GenerationResult,
+    OnStep,
+)
 from .pipeline import DiffusionPipeline
 from .reporting import report_of
 from .starting import AbstractPictures, begin_from_picture
@@ -50,39 +54,6 @@ if TYPE_CHECKING:
     from ..media.pictures import PictureLike
 
 _MAX_SEED = 2**32
-
-
-@dataclass(frozen=True)
-class GenerationResult:
-    """Images or videos, and how they came about."""
-
-    frames: np.ndarray
-    """uint8 ``(B, F, H, W, 3)``; all of the first prompt first. An image is one
-    frame."""
-    report: RunReport
-    """What ``--json`` prints, by ``to_dict()``."""
-    fps: float | None = None
-    """Frames a second of videos."""
-
-    @property
-    def images(self) -> np.ndarray:
-        """The frames of images, uint8 ``(B, H, W, 3)``.
-
-        Raises:
-            MaxDiffusionError: There is more than one frame of each.
-        """
-        return images_of(self.frames)
-
-
-@dataclass(frozen=True)
-class GenerationInputs:
-    """A request on the device."""
-
-    latents: Buffer
-    """Packed noise, float32 ``(B, S_img, C)``."""
-    tables: Mapping[str, Buffer]
-    """What the transformer reads that is the same of every sample."""
-    context: GenerationContext
 
 
 class TextToImagePipeline(DiffusionPipeline):
@@ -309,11 +280,13 @@ class TextToImagePipeline(DiffusionPipeline):
             self.graphs.require(context.cache.config.graph_groups, self.denoiser)
         pipeline = adapted(self, context.loras)
         branches = [
-            _branch(pipeline, "conditional", model_inputs, context.tokens),
+            text_branch(pipeline, "conditional", model_inputs, context.tokens),
         ]
         if context.negative_tokens is not None:
             unwanted = context.negative_tokens
-            branches.append(_branch(pipeline, "unconditional", model_inputs, unwanted))
+            branches.append(
+                text_branch(pipeline, "unconditional", model_inputs, unwanted)
+            )
         latents, kept = model_inputs.latents, None
         if context.start is not None:
             latents, kept = begin_from_picture(self, context)
@@ -475,19 +448,3 @@ class TextToImagePipeline(DiffusionPipeline):
         seconds = time.perf_counter() - started
         report = report_of(self, request, context, output, seconds)
         return GenerationResult(output.frames, report, context.fps)
-
-
-def _branch(
-    pipeline: TextToImagePipeline,
-    name: str,
-    inputs: GenerationInputs,
-    tokens: Mapping[str, np.ndarray],
-) -> Branch:
-    context = inputs.context
-    count = context.num_images_per_prompt
-    rows = {role: repeat_rows(ids, count) for role, ids in tokens.items()}
-    held = {**pipeline.encode_text(rows, context), **inputs.tables}
-    if pipeline.has_guidance:
-        scale = np.full(len(context.latents), context.guidance_scale, np.float32)
-        held["guidance"] = to_device(scale, pipeline.device)
-    return Branch(name, held)

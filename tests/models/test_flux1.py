@@ -41,7 +41,7 @@ from max_diffusion.core.buffers import to_device, to_numpy
 from max_diffusion.core.request import GenerationContext
 from max_diffusion.denoising.denoiser import DenoiserComponent
 from max_diffusion.execution.graph_call import run
-from max_diffusion.pipelines.text_to_image import GenerationResult
+from max_diffusion.pipelines.outputs import GenerationResult
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline

@@ -14,8 +14,7 @@ from ...core.report import RunReport
 from ...engine import Event, Failed, Finished, Preview, Started, StepTaken
 from ...media.metadata import text_chunks
 from ...media.writers import encoded
-from ...pipelines.outputs import images_of
-from ...pipelines.text_to_image import GenerationResult
+from ...pipelines.outputs import GenerationResult, images_of
 from .errors import api_error
 from .schemas import (
     ImageData,

@@ -414,12 +414,9 @@ class ModelCard(BaseModel):
     default_cache_options: dict[str, Any] = Field(
         description="Of requests that name no cache; one that does starts from caches."
     )
-    options: list[str] = Field(
-        description="Fields of requests that only some models have, and this one does."
-    )
+    options: list[str] = Field(description="Fields that other models do not have.")
     loras: dict[str, int] = Field(
-        description="LoRAs that requests may choose, with the bytes of the matrices "
-        "that each changes."
+        description="LoRAs that requests may choose, with the bytes that each changes."
     )
     inputs: list[str] = Field(
         description="What POST /v1/images/edits takes here; nothing without pictures."

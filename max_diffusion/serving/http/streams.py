@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from ...engine import Event, Failed, Finished
 from ...errors import MaxDiffusionError
-from ...pipelines.text_to_image import GenerationResult
+from ...pipelines.outputs import GenerationResult
 from .answers import Answers
 from .backend import Events
 from .errors import ApiError, api_error

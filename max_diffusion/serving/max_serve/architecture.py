@@ -30,7 +30,8 @@ from ...errors import CacheNotLoadedError, DeviceError, MaxDiffusionError, Reque
 from ...pipelines.context import check_draws_images
 from ...pipelines.families import PIPELINES
 from ...pipelines.opening import load_pipeline, open_model
-from ...pipelines.text_to_image import GenerationResult, TextToImagePipeline
+from ...pipelines.outputs import GenerationResult
+from ...pipelines.text_to_image import TextToImagePipeline
 from .requests import from_json, image_options, to_json, to_request
 from .settings import ServeSettings
 
