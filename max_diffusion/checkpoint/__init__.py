@@ -3,7 +3,7 @@
 from .float8 import without_float8
 from .folder import ModelFolder
 from .hub import find_model
-from .single_file import CheckpointFile
+from .single_file import CheckpointFile, PartsOfFile
 from .tensors import AbstractStoredTensor, AbstractTensor, joined
 from .weights import ComponentWeights, WeightTransform
 
@@ -13,6 +13,7 @@ __all__ = [
     "CheckpointFile",
     "ComponentWeights",
     "ModelFolder",
+    "PartsOfFile",
     "WeightTransform",
     "find_model",
     "joined",

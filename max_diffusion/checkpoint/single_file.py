@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
@@ -13,7 +13,7 @@ from .gguf_file import MAGIC, Value, read_gguf
 from .reading import check_file, short_name
 from .safetensors_file import read_file
 from .tensors import AbstractStoredTensor
-from .weights import ComponentWeights
+from .weights import ComponentWeights, WeightTransform
 
 # What torch.save writes: a zip file, or of old a pickle.
 _PICKLES: Final = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")
@@ -71,6 +71,12 @@ class CheckpointFile:
     def weights_of(self, component: str) -> ComponentWeights:
         """All of the file's tensors, for messages those of a component."""
         return ComponentWeights(f"{component} of {self.path.name}", self.tensors)
+
+
+PartsOfFile = Callable[[CheckpointFile], Mapping[str, WeightTransform]]
+"""Of a model family: by component, what makes of all of a file's tensors those that the
+component's graphs ask for; of the transformer at least. Raises ModelLoadError where the
+file is of another model, or holds what is not known."""
 
 
 def _check_there(file: Path, what: str) -> None:

@@ -255,7 +255,14 @@ def _parts(
     kind: type[TextToImagePipeline], file: CheckpointFile | None
 ) -> Mapping[str, WeightTransform]:
     """The components that a checkpoint file holds."""
-    return {} if file is None else kind.parts_of_file(file)
+    if file is None:
+        return {}
+    if kind.parts_of_file is None:
+        raise ModelLoadError(
+            f"transformer: {kind.__name__} reads none from a single file; give a "
+            "folder in the diffusers layout that has it"
+        )
+    return kind.parts_of_file(file)
 
 
 def _checked(

@@ -19,7 +19,7 @@ from ..caches import (
     AbstractCacheConfig,
     DenoisingCacheConfig,
 )
-from ..checkpoint import CheckpointFile, ModelFolder, WeightTransform
+from ..checkpoint import ModelFolder, PartsOfFile, WeightTransform
 from ..checkpoint.lora import LoraNaming
 from ..core.buffers import to_device
 from ..core.grid import Frames, Grid
@@ -32,7 +32,7 @@ from ..core.request import (
 )
 from ..core.validation import as_texts, as_tuple
 from ..denoising import Denoising
-from ..errors import ModelLoadError, RequestError
+from ..errors import RequestError
 from ..execution.compiler import memory_errors_said
 from ..sampling import AbstractGuidance, DrawNoise, Schedule
 from .adapters import adapted
@@ -76,6 +76,9 @@ class TextToImagePipeline(DiffusionPipeline):
     """For components whose files name, fuse, transpose or quantise tensors otherwise
     than the graphs ask for them; :class:`~max_diffusion.checkpoint.ComponentWeights`
     says what can be made of them."""
+    parts_of_file: ClassVar[PartsOfFile | None] = None
+    """Of families whose transformer comes in files of their own, too: which components
+    such a file holds, and how each is read."""
 
     lora_names: ClassVar[Mapping[str, LoraNaming]] = {}
     """For components that LoRA files name otherwise than by ``component.module``."""
@@ -113,27 +116,6 @@ class TextToImagePipeline(DiffusionPipeline):
         configs = {role: folder.config(role) for role in roles}
         cls.check_configs(configs)
         return configs
-
-    @classmethod
-    def parts_of_file(cls, file: CheckpointFile) -> Mapping[str, WeightTransform]:
-        """Which components a checkpoint file holds, and how each is read.
-
-        A family whose transformer comes in files of their own overrides it.
-
-        Args:
-            file: Outside of a model folder; its header is read.
-
-        Returns:
-            By component, what makes of all of the file's tensors those that its graphs
-            ask for; the transformer's at least.
-
-        Raises:
-            ModelLoadError: It is of another model, or holds what is not known.
-        """
-        raise ModelLoadError(
-            f"transformer: {cls.__name__} reads none from a single file; give a folder "
-            "in the diffusers layout that has it"
-        )
 
     @classmethod
     def check_configs(cls, configs: Mapping[str, Mapping[str, Any]]) -> None:

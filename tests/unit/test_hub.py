@@ -153,6 +153,7 @@ def test_of_what_a_checkpoint_file_holds_no_weights_are_fetched(
 ) -> None:
     name = "transformer/diffusion_pytorch_model.safetensors"
     file = saved(tmp_path / "flux", as_bfl(load_file(folder / name)))
+    (folder / "cache_calibration.json").unlink()  # it would be read
     repository, home = Repository(files_of(folder)), tmp_path / "home"
     command = (*(sys.executable, "-m", "max_diffusion", "inspect"), "one/model")
     with FakeHub({"one/model": repository}) as hub:
@@ -161,7 +162,7 @@ def test_of_what_a_checkpoint_file_holds_no_weights_are_fetched(
             env=environment(hub.url, home),
         )
     assert done.returncode == 0, done.stderr
-    assert set(repository.fetched) == NEEDED - {name}
+    assert set(repository.fetched) == NEEDED - {name, "cache_calibration.json"}
     assert json.loads(done.stdout)["components"]["transformer"]["parameters"] > 0
 
 

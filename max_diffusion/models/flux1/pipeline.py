@@ -12,7 +12,6 @@ from max.driver import Buffer
 
 from graphs.rotary import image_ids, rotary_table
 
-from ...checkpoint import CheckpointFile, WeightTransform
 from ...components import (
     AutoencoderKLDecoder,
     AutoencoderKLEncoder,
@@ -100,6 +99,7 @@ class Flux1Pipeline(TextToImagePipeline):
     )
     options_class = Flux1Options
     lora_names = LORA_NAMES
+    parts_of_file = staticmethod(flux1_parts)
     # The other half of the autoencoder, and buffers that checkpoints hold.
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {
@@ -109,11 +109,6 @@ class Flux1Pipeline(TextToImagePipeline):
             "text_encoder_2": ("shared.weight", "encoder.embed_tokens.weight"),
         }
     )
-
-    @classmethod
-    def parts_of_file(cls, file: CheckpointFile) -> Mapping[str, WeightTransform]:
-        """Returns what a file holds: the transformer, or with it whatever else."""
-        return flux1_parts(file)
 
     @classmethod
     def check_configs(cls, configs: Mapping[str, Mapping[str, Any]]) -> None:
