@@ -242,7 +242,7 @@ def test_decoder_equals_diffusers(
     "settings",
     [
         {"true_cfg_scale": 1.0},
-        {"negative_prompt": " ", "num_images_per_prompt": 2},
+        {"negative_prompt": " "},
         {"negative_prompt": ["a heart", "gray " * 9], "true_cfg_scale": 2.5},
     ],
     ids=["unguided", "default", "guided"],
@@ -260,6 +260,22 @@ def test_pictures_equal_diffusers(
     assert ours.images.shape == theirs.shape
     assert ours.images.std() > 5
     assert psnr(ours.images, theirs) >= 55
+
+
+def test_several_pictures_of_each_prompt_equal_diffusers(pair: Pair) -> None:
+    """Told as so many prompts: of several, diffusers 0.42 pairs masks and texts wrong.
+
+    It repeats texts prompt by prompt, and their masks all prompts at a time.
+    """
+    settings: dict[str, Any] = {"height": 24, "width": 40, "num_inference_steps": 3}
+    ours = pair.ours.generate(PROMPTS, seed=7, num_images_per_prompt=2, **settings)
+    each = [prompt for prompt in PROMPTS for _ in range(2)]
+    theirs = pair.draw(each, 7, negative_prompt=[" "] * 4, **settings)
+    assert psnr(ours.images, theirs) >= 55
+    one = pair.ours.generate(PROMPTS[0], seed=7, num_images_per_prompt=2, **settings)
+    given: dict[str, Any] = {"negative_prompt": " ", "num_images_per_prompt": 2}
+    theirs = pair.draw(PROMPTS[0], 7, **given, **settings)
+    assert psnr(one.images, theirs) >= 55
 
 
 def test_a_long_prompt_is_cut_as_in_diffusers_and_that_is_said(pair: Pair) -> None:
@@ -285,7 +301,7 @@ def test_defaults_are_the_models(pair: Pair) -> None:
     assert (context.num_inference_steps, context.true_cfg_scale) == (50, 4.0)
     assert context.negative_tokens is not None
     assert pair.ours.default_size == (1328, 1328)
-    assert context.sigmas[-2:].tolist() == [np.float32(0.02), 0]
+    assert context.sigmas[-2:].tolist() == pytest.approx([0.02, 0], rel=1e-5)
     assert context.defaults["negative_prompt"] == "model card"
 
 
@@ -353,7 +369,7 @@ def cache_cases() -> dict[str, tuple[AbstractCacheConfig, Any]]:
                 FirstBlockConfig(threshold),
                 FirstBlockCacheConfig(threshold),
             )
-            for threshold in (0.2, 0.3, 0.45, 0.6)
+            for threshold in (0.8, 0.9, 1.0, 1.2)
         },
         "taylorseer-lite": (
             TaylorSeerConfig(cache_interval=3, warmup_steps=3, max_order=1),
