@@ -75,9 +75,11 @@ def chunk_lengths(frames: int) -> Sequence[int]:
 class ChunkIndices:
     """How the frames of one chunk follow from its latent frames; all int64."""
 
-    front: np.ndarray
-    """``(2,)``: what is before the first frame, of the last two of the chunk before and
-    the first one itself."""
+    read: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    """At first and after each doubling, of the last two frames of the chunk before and
+    then the frames themselves: those that convolutions see two before each frame, those
+    one before it, and the last two of all that they see. Before the first frame of a
+    video is that frame again."""
     doubled: Sequence[np.ndarray]
     """Of each doubling, which frame before it each frame is made of."""
     seen: Sequence[np.ndarray]
@@ -88,18 +90,30 @@ class ChunkIndices:
         cls, config: CogVideoXDecoderConfig, frames: int, *, is_first: bool
     ) -> ChunkIndices:
         """Returns the indices of a chunk of so many latent frames."""
+
+        def read(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            front = [CAUSAL, CAUSAL] if is_first else [0, 1]
+            rows = np.array([*front, *range(CAUSAL, CAUSAL + count)])
+            return rows[:count], rows[1 : count + 1], rows[count:]
+
         seen = np.arange(frames)
-        all_doubled, all_seen = [], []
+        all_read, all_doubled, all_seen = [read(frames)], [], []
         for _ in range(config.num_doublings):
             # The first of an odd number of frames stands alone; it stays the only one.
             counts = np.full(seen.size, 2)
             counts[0] -= seen.size % 2
             doubled = np.repeat(np.arange(seen.size), counts)
             seen = seen[doubled]
+            all_read.append(read(seen.size))
             all_doubled.append(doubled)
             all_seen.append(seen)
-        front = [CAUSAL, CAUSAL] if is_first else [0, 1]
-        return cls(np.array(front), tuple(all_doubled), tuple(all_seen))
+        return cls(tuple(all_read), tuple(all_doubled), tuple(all_seen))
+
+    @property
+    def arrays(self) -> Sequence[np.ndarray]:
+        """Returns all of them, as :func:`chunk_types` has them."""
+        flat = [each for group in self.read for each in group]
+        return (*flat, *self.doubled, *self.seen)
 
 
 def chunk_types(
@@ -108,20 +122,20 @@ def chunk_types(
     """Returns the input types of :func:`decode_chunk`, in order.
 
     Latents of a chunk, unscaled, float32 ``(frames_0, height_0, width_0, C)``; int8
-    carriers of the sizes of all levels, see ``autoencoder_kl``; ``front``, ``doubled``
-    and ``seen`` of :class:`ChunkIndices`; then of every convolution the last two frames
-    that it read of the chunk before, ``(2, height, width, channels)``.
+    carriers of the sizes of all levels, see ``autoencoder_kl``; the arrays of
+    :class:`ChunkIndices`; then of every convolution the last two frames that it saw of
+    the chunk before, ``(2, height, width, channels)``.
     """
     levels = range(len(config.block_out_channels))
     sizes = [(f"height_{i}", f"width_{i}") for i in levels]
     shape = ("frames_0", *sizes[0], config.latent_channels)
-    doublings = range(1, config.num_doublings + 1)
+    counts = [f"frames_{i}" for i in range(config.num_doublings + 1)]
+    indices = [size for count in counts for size in (count, count, CAUSAL)]
+    indices += [*counts[1:], *counts[1:]]
     return [
         TensorType(DType.float32, shape, device),
         *(TensorType(DType.int8, size, device) for size in sizes),
-        TensorType(DType.int64, (CAUSAL,), device),
-        *(TensorType(DType.int64, (f"frames_{i}",), device) for i in doublings),
-        *(TensorType(DType.int64, (f"frames_{i}",), device) for i in doublings),
+        *(TensorType(DType.int64, (size,), device) for size in indices),
         *(
             TensorType(dtype, (CAUSAL, *sizes[level], channels), device)
             for level, channels in config.convolutions
@@ -160,11 +174,15 @@ class _ChunkDecoder:
         self.config, self.w = config, w
         levels, doublings = len(config.block_out_channels), config.num_doublings
         rest = iter(inputs)
-        self.latents = next(rest).cast(w.dtype)
+        latents = next(rest).cast(w.dtype)
         self.sizes = [next(rest).shape for _ in range(levels)]
-        self.front = next(rest)
+        self.read = [[next(rest) for _ in range(3)] for _ in range(doublings + 1)]
         self.doubled = [next(rest) for _ in range(doublings)]
-        self.seen = [next(rest) for _ in range(doublings)]
+        # The latents that norms read, a frame for each of theirs.
+        self.latents = [
+            latents,
+            *(ops.gather(latents, next(rest), axis=0) for _ in range(doublings)),
+        ]
         self.before = rest
         self.kept: list[TensorValue] = []
 
@@ -172,7 +190,7 @@ class _ChunkDecoder:
         """Returns frames ``(F, H, W, 3)``, about -1..1."""
         w, config = self.w / "decoder", self.config
         widths = config.block_out_channels[::-1]
-        x = self._convolution(w / "conv_in", self.latents, widths[0])
+        x = self._convolution(w / "conv_in", self.latents[0], widths[0], 0)
         for index in range(2):
             x = self._resnet(w / "mid_block" / "resnets" / index, x, widths[0], 0)
         for level, width in enumerate(widths):
@@ -181,18 +199,20 @@ class _ChunkDecoder:
                 x = self._resnet(block / "resnets" / index, x, width, level)
             if level < len(widths) - 1:
                 x = self._upsampled(block / "upsamplers" / 0 / "conv", x, level)
-        y = self._norm(w / "norm_out", x, len(widths) - 1)
-        return self._convolution(w / "conv_out", y, config.out_channels)
+        last = len(widths) - 1
+        y = self._norm(w / "norm_out", x, last)
+        return self._convolution(w / "conv_out", y, config.out_channels, last)
 
     def _resnet(
         self, w: WeightScope, x: TensorValue, width: int, level: int
     ) -> TensorValue:
-        y = self._convolution(w / "conv1", self._norm(w / "norm1", x, level), width)
+        y = self._norm(w / "norm1", x, level)
+        y = self._convolution(w / "conv1", y, width, level)
         channels = int(x.shape[3])
         if channels != width:
             x = linear(w / "conv_shortcut", x, channels, width)
         y = self._norm(w / "norm2", y, level)
-        return self._convolution(w / "conv2", y, width, residual=x)
+        return self._convolution(w / "conv2", y, width, level, residual=x)
 
     def _upsampled(self, w: WeightScope, x: TensorValue, level: int) -> TensorValue:
         """Doubles the sides, and at the first levels the number of frames.
@@ -212,66 +232,56 @@ class _ChunkDecoder:
         w: WeightScope,
         x: TensorValue,
         width: int,
+        level: int,
         *,
         residual: TensorValue | None = None,
     ) -> TensorValue:
         """Convolves each frame and the two before it; keeps the last two."""
-        frames, *size, channels = x.shape
-        before = ops.concat([next(self.before), x[:1]], axis=0)
-        front = ops.gather(before, self.front, axis=0)
-        padded = ops.concat([front, x], axis=0)
-        self.kept.append(ops.rebind(padded[frames:], (CAUSAL, *size, channels)))
+        before, channels = next(self.before), int(x.shape[3])
+        # Functions, as norms below: each place of its own would be compiled of its own.
+        first, second, last = (
+            self.w.call("read", [before, x, index], _frames)
+            for index in self.read[min(level, self.config.num_doublings)]
+        )
+        self.kept.append(last)
         w = w / "conv"
         if w.products is None:
-            found = _plain_convolution(w, x, front, width)
+            found = _plain_convolution(w, first, last, width)
             return found if residual is None else residual + found
         # One product a frame of the filter: sums are float32 until the last.
         y = None if residual is None else residual.cast(DType.float32)
         bias = w.joined(["bias"], width)
-        for index in range(CAUSAL + 1):
-            is_own = index == CAUSAL
-            part = x if is_own else padded[index : frames + index]
+        for index, part in enumerate((first, second, x)):
             y = processor.convolution(
-                ops.rebind(part, x.shape),
-                w.packed_filter(f"weight.{index}", width, int(channels), 3),
+                part,
+                w.packed_filter(f"weight.{index}", width, channels, 3),
                 width,
-                bias=bias if is_own else None,
+                bias=bias if part is x else None,
                 residual=y,
                 dtype=DType.float32,
             )
         assert y is not None
-        return ops.rebind(y, (frames, *size, width)).cast(w.dtype)
+        return ops.rebind(y, (*x.shape[:3], width)).cast(w.dtype)
 
     def _norm(self, w: WeightScope, x: TensorValue, level: int) -> TensorValue:
         """Group norm over a chunk, scaled and shifted by its latents, then SiLU."""
         channels = int(x.shape[3])
         names = "conv_y.conv", "conv_b.conv"
         layers = [Layer(name, channels) for name in names]
-        given = project(
-            w,
-            layers,
-            self.latents,
-            self.config.latent_channels,
-            dtype=DType.float32,
-        )
-        vectors = [
-            each.tensor[:, :, :, each.first : each.first + channels] for each in given
-        ]
-        doublings = min(level, self.config.num_doublings)
-        if doublings:
-            seen = self.seen[doublings - 1]
-            vectors = [ops.gather(each, seen, axis=0) for each in vectors]
+        latents = self.latents[min(level, self.config.num_doublings)]
+        inputs = self.config.latent_channels
+        scale, shift = project(w, layers, latents, inputs, dtype=DType.float32)
         affine = [w.joined([f"norm_layer.{part}"], channels) for part in _AFFINE]
         zoom, config = 2**level, self.config
 
         def normed(
             x: TensorValue,
-            scale: TensorValue,
-            shift: TensorValue,
+            of_scale: TensorValue,
+            of_shift: TensorValue,
             weight: TensorValue,
             bias: TensorValue,
         ) -> TensorValue:
-            frames, height, width, _ = scale.shape
+            frames, height, width, _ = of_scale.shape
             whole = frames, height * zoom, width * zoom, channels
             flat = ops.reshape(
                 ops.rebind(x, whole),
@@ -282,30 +292,43 @@ class _ChunkDecoder:
             y = centred * (deviation * weight) + bias
             y = ops.reshape(y, (frames, height, zoom, width, zoom, channels))
             spread = frames, height, 1, width, 1, channels
-            y = y * ops.reshape(scale, spread) + ops.reshape(shift, spread)
+            given = (
+                ops.reshape(tensor[:, :, :, each.first : each.first + channels], spread)
+                for tensor, each in ((of_scale, scale), (of_shift, shift))
+            )
+            y = y * next(given) + next(given)
             y = ops.reshape(ops.silu(y), whole)
             return ops.rebind(y, x.shape).cast(x.dtype)
 
-        return self.w.call(f"norm_{channels}_{level}", [x, *vectors, *affine], normed)
+        values = [x, scale.tensor, shift.tensor, *affine]
+        return self.w.call(f"norm_{channels}_{level}", values, normed)
 
 
 _AFFINE: Final = ("weight", "bias")
 
 
+def _frames(before: TensorValue, x: TensorValue, index: TensorValue) -> TensorValue:
+    """Takes frames of the two before a chunk and its own."""
+    return ops.gather(ops.concat([before, x], axis=0), index, axis=0)
+
+
 def _plain_convolution(
-    w: WeightScope, x: TensorValue, front: TensorValue, width: int
+    w: WeightScope, first: TensorValue, last: TensorValue, width: int
 ) -> TensorValue:
-    """By MAX's operation, see ``layers``: one function for all of the same sizes."""
-    channels = int(x.shape[3])
+    """By MAX's operation, see ``layers``: one function for all of the same sizes.
+
+    ``first`` is two frames before each one, and ``last`` the two that follow those.
+    """
+    channels = int(first.shape[3])
     filters = w("weight", width, channels, 3, 3, 3)
     filters = ops.permute(filters, [2, 3, 4, 1, 0])
-    inputs = [x, front, filters, w("bias", width)]
+    inputs = [first, last, filters, w("bias", width)]
 
     def convolved(
-        x: TensorValue, front: TensorValue, filters: TensorValue, bias: TensorValue
+        first: TensorValue, last: TensorValue, filters: TensorValue, bias: TensorValue
     ) -> TensorValue:
-        video = ops.unsqueeze(ops.concat([front, x], axis=0), 0)
+        video = ops.unsqueeze(ops.concat([first, last], axis=0), 0)
         y = ops.conv3d(video, filters, padding=(0, 0, 1, 1, 1, 1))
-        return ops.rebind(ops.squeeze(y, 0) + bias, (*x.shape[:3], width))
+        return ops.rebind(ops.squeeze(y, 0) + bias, (*first.shape[:3], width))
 
     return w.call(f"conv3d_{channels}_{width}", inputs, convolved)

@@ -83,11 +83,10 @@ class CogVideoXDecoder(ComponentModel):
         start = 0
         for count in chunk_lengths(frames):
             at = ChunkIndices.of(sizes, count, is_first=start == 0)
-            indices = [at.front, *at.doubled, *at.seen]
             outputs: list[Buffer] = graph.execute(
                 to_device(scaled[start : start + count], self.device),
                 *carriers,
-                *(to_device(index, self.device) for index in indices),
+                *(to_device(index, self.device) for index in at.arrays),
                 *kept,
             )
             yield outputs
