@@ -214,13 +214,18 @@ def test_other_bodies_are_refused(server: Server) -> None:
 
 
 def test_variations_say_why_there_are_none(client: OpenAI) -> None:
-    with pytest.raises(BadRequestError, match="read text, not pictures"):
+    with (
+        pytest.warns(DeprecationWarning),  # the client's own
+        pytest.raises(BadRequestError, match="read text, not pictures"),
+    ):
         client.images.create_variation(image=("a.png", png(picture())))
 
 
 def test_uploads_are_limited_and_may_be_larger_than_other_bodies() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
-    with served(demo_pictures, max_body_bytes=1000, max_upload_bytes=150_000) as server:
+    limits = {"max_body_bytes": 1000, "max_upload_bytes": 150_000}
+    with listening(Sketcher(inputs=("image",)), **limits) as url:
+        server = Server(url)
         files = {"image": ("a.png", png(noise))}
         answer = edit(server, files, size="16x16", steps="2")
         assert answer.status_code == 200, answer.text
