@@ -175,7 +175,7 @@ IMAGE = ("a.png", png(picture()))
         (None, {"steps": "x"}, 422, "steps: .*got 'x'", "steps"),
         (None, {"n": "99"}, 400, "n: this server allows at most 10", "n"),
         (None, {"size": "4096x4096"}, 400, "size: this server allows", "size"),
-        (None, {"input_fidelity": "high"}, 422, "strength sets how much", None),
+        (None, {"input_fidelity": "high"}, 422, "strength sets what stays", None),
         (None, {"prompt": ""}, 422, "prompt: ", "prompt"),
         (None, {"image": "text"}, 400, "image: expected a file, got text", "image"),
         (None, {"model": "dall-e-2"}, 404, "is not served here", "model"),
