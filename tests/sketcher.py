@@ -55,7 +55,8 @@ class Sketch(Events):
 class Sketcher(Backend):
     """Draws at once, or after pauses.
 
-    ``inputs`` are those of pictures that it takes; ``drawn`` and ``sketches`` what it was asked, and what became of it.
+    ``drawn`` and ``sketches`` are what it was asked, and what became of it. Of pictures
+    it takes ``inputs``.
     """
 
     def __init__(
@@ -91,15 +92,9 @@ class Sketcher(Backend):
 
     async def describe(self) -> ModelDescription | None:
         return ModelDescription(
-            (128, 128),
-            50,
-            {"none": {}},
-            {"none": "Draws."},
-            "none",
-            {},
-            (),
-            {"style": 100},
-            self._inputs,
+            *((128, 128), 50, {"none": {}}, {"none": "Draws."}, "none", {}, ()),
+            loras={"style": 100},
+            inputs=self._inputs,
         )
 
     async def health(self, model: str) -> Health:

@@ -175,7 +175,7 @@ IMAGE = ("a.png", png(picture()))
         (None, {"steps": "x"}, 422, "steps: .*got 'x'", "steps"),
         (None, {"n": "99"}, 400, "n: this server allows at most 10", "n"),
         (None, {"size": "4096x4096"}, 400, "size: this server allows", "size"),
-        (None, {"input_fidelity": "high"}, 422, "strength sets how much", None),
+        (None, {"input_fidelity": "high"}, 422, "strength sets what stays", None),
         (None, {"prompt": ""}, 422, "prompt: ", "prompt"),
         (None, {"image": "text"}, 400, "image: expected a file, got text", "image"),
         (None, {"model": "dall-e-2"}, 404, "is not served here", "model"),
@@ -214,13 +214,18 @@ def test_other_bodies_are_refused(server: Server) -> None:
 
 
 def test_variations_say_why_there_are_none(client: OpenAI) -> None:
-    with pytest.raises(BadRequestError, match="read text, not pictures"):
+    with (
+        pytest.warns(DeprecationWarning),  # the client's own
+        pytest.raises(BadRequestError, match="read text, not pictures"),
+    ):
         client.images.create_variation(image=("a.png", png(picture())))
 
 
 def test_uploads_are_limited_and_may_be_larger_than_other_bodies() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
-    with served(demo_pictures, max_body_bytes=1000, max_upload_bytes=150_000) as server:
+    limits = {"max_body_bytes": 1000, "max_upload_bytes": 150_000}
+    with listening(Sketcher(inputs=("image",)), **limits) as url:
+        server = Server(url)
         files = {"image": ("a.png", png(noise))}
         answer = edit(server, files, size="16x16", steps="2")
         assert answer.status_code == 200, answer.text

@@ -123,8 +123,8 @@ def test_what_has_no_effect_is_told(
         ),
         (
             {"input_fidelity": "high"},
-            "input_fidelity: no such field; pictures are drawn from text only; GET "
-            "/docs lists them",
+            "input_fidelity: no such field; at /v1/images/edits strength sets what "
+            "stays; GET /docs lists them",
         ),
         (
             {"extra_body": {"seed": 1}},

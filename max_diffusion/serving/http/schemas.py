@@ -40,7 +40,7 @@ OTHERS: Final[Mapping[str, str]] = MappingProxyType(
         "frame_count": "pictures do not move here",
         "frame_duration_ms": "pictures do not move here",
         "image": "POST /v1/images/edits takes it, as a file of a form",
-        "input_fidelity": "strength sets how much of a picture stays",
+        "input_fidelity": "at /v1/images/edits strength sets what stays",
         "markup": "a mask says where to draw",
         "mask": "POST /v1/images/edits takes it, as a file of a form",
         "svg": "pictures are png, jpeg or webp",
