@@ -42,7 +42,7 @@ def test_a_picture_says_its_lora_and_is_repeated(file: Path, tmp_path: Path) -> 
     assert json.loads(done.stdout)["loras"] == {str(file): 0.8}
     assert read_settings(first)["loras"] == {str(file): 0.8}
     with Image.open(first) as image:
-        assert "Loras: style:0.8" in image.info["parameters"]
+        assert 'Loras: "style:0.8"' in image.info["parameters"]
     done = run("--like", first, "--output", again)
     assert (done.returncode, done.stderr) == (0, "")
     assert np.array_equal(pixels(first), pixels(again))

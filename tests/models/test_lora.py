@@ -152,6 +152,7 @@ def every(
                 transformer,
                 None if naming in ("xlabs", "base-model") else clip,
                 seed=index,
+                strength=1.0,
             ),
         )
         for index, naming in enumerate(lora_files.NAMINGS)
@@ -352,7 +353,7 @@ def test_what_is_asked_wrongly_is_one_line_before_anything_runs(
         assert "\n" not in str(caught.value)
     assert np.array_equal(drawn(chooser, loras={"a": 0}), drawn(chooser))
     with pytest.raises(RequestError, match="loras must be a tuple of names with"):
-        GenerationRequest((PROMPT,), loras=(("a", "b", "c"),))  # type: ignore[arg-type]
+        GenerationRequest((PROMPT,), loras=["a"])  # type: ignore[arg-type]
     for arguments, kind, message in (
         ({"loras": [every["peft"], every["peft"]]}, RequestError, "is given twice"),
         ({"loras": {every["peft"]: "x"}}, RequestError, "must be a finite number"),
