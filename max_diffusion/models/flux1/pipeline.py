@@ -13,6 +13,7 @@ from max.driver import Buffer
 
 from graphs.flux1 import image_ids, rotary_table
 
+from ...checkpoint import PartsOfFile
 from ...components import (
     AbstractTokenizer,
     AutoencoderKLDecoder,
@@ -88,7 +89,7 @@ class Flux1Pipeline(TextToImagePipeline):
         }
     )
     options_class = Flux1Options
-    parts_of_file = staticmethod(flux1_parts)
+    parts_of_file: ClassVar[PartsOfFile | None] = staticmethod(flux1_parts)
     # Encoder halves and buffers that checkpoints hold and text-to-image does not use.
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {
