@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, final
+from typing import Final, Protocol, final
 
 from ..errors import ModelLoadError, RequestError
 from .gguf_file import MAGIC, Value, read_gguf
@@ -73,10 +73,23 @@ class CheckpointFile:
         return ComponentWeights(f"{component} of {self.path.name}", self.tensors)
 
 
-PartsOfFile = Callable[[CheckpointFile], Mapping[str, WeightTransform]]
-"""Of a model family: by component, what makes of all of a file's tensors those that the
-component's graphs ask for; of the transformer at least. Raises ModelLoadError where the
-file is of another model, or holds what is not known."""
+class PartsOfFile(Protocol):
+    """Says, of a model family, which components a file holds and how each is read."""
+
+    def __call__(self, file: CheckpointFile, /) -> Mapping[str, WeightTransform]:
+        """Returns them by component; reads nothing yet.
+
+        Args:
+            file: Outside of a model folder.
+
+        Returns:
+            What makes of all of the file's tensors those that the component's graphs
+            ask for; of the transformer at least.
+
+        Raises:
+            ModelLoadError: It is of another model, or holds what is not known.
+        """
+        ...
 
 
 def _check_there(file: Path, what: str) -> None:

@@ -12,6 +12,7 @@ from max.driver import Buffer
 
 from graphs.rotary import image_ids, rotary_table
 
+from ...checkpoint import PartsOfFile
 from ...components import (
     AutoencoderKLDecoder,
     AutoencoderKLEncoder,
@@ -99,7 +100,7 @@ class Flux1Pipeline(TextToImagePipeline):
     )
     options_class = Flux1Options
     lora_names = LORA_NAMES
-    parts_of_file = staticmethod(flux1_parts)
+    parts_of_file: ClassVar[PartsOfFile | None] = staticmethod(flux1_parts)
     # The other half of the autoencoder, and buffers that checkpoints hold.
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {
