@@ -119,7 +119,7 @@ def pair(qwen_folder: Path) -> Pair:
 def whole(qwen_folder: Path, pair: Pair) -> Pair:
     """The same with the graphs of every cache."""
     modules = TaylorSeerConfig(target="modules")
-    caches = *CACHES, modules
+    caches: tuple[str | AbstractCacheConfig, ...] = (*CACHES, modules)
     ours = load_pipeline(qwen_folder, device="cpu", caches=caches)
     return Pair(ours, pair.theirs)
 
@@ -281,7 +281,8 @@ def test_several_pictures_of_each_prompt_equal_diffusers(pair: Pair) -> None:
 def test_a_long_prompt_is_cut_as_in_diffusers_and_that_is_said(pair: Pair) -> None:
     prompt = "a red circle " * 5000 + "and a heart"
     settings: dict[str, Any] = {"height": 24, "width": 24, "num_inference_steps": 2}
-    for limit in ({}, {"max_sequence_length": 17}):
+    limits: list[dict[str, Any]] = [{}, {"max_sequence_length": 17}]
+    for limit in limits:
         ours = pair.ours.generate(prompt, seed=1, **settings, **limit)
         theirs = pair.draw(prompt, 1, negative_prompt=" ", **settings, **limit)
         assert psnr(ours.images, theirs) >= 55
