@@ -119,7 +119,7 @@ def pair(qwen_folder: Path) -> Pair:
 def whole(qwen_folder: Path, pair: Pair) -> Pair:
     """The same with the graphs of every cache."""
     modules = TaylorSeerConfig(target="modules")
-    caches = *CACHES, modules
+    caches: tuple[str | AbstractCacheConfig, ...] = (*CACHES, modules)
     ours = load_pipeline(qwen_folder, device="cpu", caches=caches)
     return Pair(ours, pair.theirs)
 
