@@ -68,7 +68,9 @@ def attend(
     """
     if mask is not None:
         if w.products is None and w.device.is_gpu():
-            parts = [_heads(w, each, heads, head_dim, epsilon) for each in streams]
+            parts = [
+                _heads(w, each, heads, head_dim, norm, epsilon) for each in streams
+            ]
             tables = [each.rotary for each in streams]
             return attend_padded(parts, tables, scale, mask)
         bias = mask.joint

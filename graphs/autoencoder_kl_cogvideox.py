@@ -23,7 +23,7 @@ from max.dtype import DType
 from max.graph import DeviceRef, TensorType, TensorValue, ops
 
 from . import processor
-from .autoencoder_kl import to_uint8
+from .latents import to_uint8
 from .layers import conv2d, group_moments, linear
 from .pieces import Layer, project
 from .weights import WeightScope

@@ -232,7 +232,8 @@ class TextToImagePipeline(DiffusionPipeline):
                     f"nearest: {' or '.join(near)}"
                 )
             sides.append(size // cell)
-        return Grid(latent_frames, *sides)
+        rows, columns = sides
+        return Grid(latent_frames, rows, columns)
 
     def token_counts(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Image tokens of a size in pixels, and the most text tokens.

@@ -215,7 +215,7 @@ def merged(flux_folder: Path, every: dict[str, Path]) -> TextToImagePipeline:
         device="cpu",
         caches=("none",),
         precompiled=[TEST_GRAPHS / "float32"],
-        loras={every["kohya"]: 0.5, every["xlabs"]: 1.25},
+        loras={str(every["kohya"]): 0.5, str(every["xlabs"]): 1.25},
     )
 
 
