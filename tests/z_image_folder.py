@@ -24,7 +24,7 @@ TRANSFORMER: Final[Mapping[str, Any]] = MappingProxyType(
         "n_kv_heads": 3,
         "cap_feat_dim": 40,
         "axes_dims": [4, 6, 6],
-        "axes_lens": [256, 64, 64],
+        "axes_lens": [1024, 64, 64],
     }
 )
 TEXT: Final[Mapping[str, Any]] = MappingProxyType(
@@ -54,11 +54,12 @@ VAE: Final[Mapping[str, Any]] = MappingProxyType(
 )
 # Qwen3's, as far as a prompt without tools goes.
 _TEMPLATE: Final = (
-    "{%- for message in messages %}<|im_start|>{{ message.role }}\n"
-    "{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{%- if add_generation_prompt %}<|im_start|>assistant\n"
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
     "{%- if enable_thinking is defined and enable_thinking is false %}"
-    "<think>\n\n</think>\n\n{%- endif %}{%- endif %}"
+    "{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
 )
 
 

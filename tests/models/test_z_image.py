@@ -212,7 +212,7 @@ def test_defaults_are_diffusers(pair: Pair) -> None:
     assert pair.ours.default_size == (1024, 1024)
 
 
-@pytest.mark.parametrize("cache", [FirstBlockConfig(0.3), PabConfig()])
+@pytest.mark.parametrize("cache", [FirstBlockConfig(2.0), PabConfig()])
 def test_requests_of_different_lengths_draw_the_same_in_an_engine(
     pair: Pair, cache: FirstBlockConfig | PabConfig
 ) -> None:

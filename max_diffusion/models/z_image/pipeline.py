@@ -137,18 +137,18 @@ class ZImagePipeline(TextToImagePipeline):
         return dict.fromkeys((*names, *more), "diffusers")
 
     def text_length(self, options: RequestOptions) -> int:
-        """Returns the most tokens that the transformer reads of a prompt."""
-        return _filled(self._text_limit(options))
+        """Returns the most tokens that the language model reads of a prompt."""
+        assert isinstance(options, ZImageOptions)
+        return options.max_sequence_length or _TEXT_TOKENS
 
     def resolved_options(self, context: GenerationContext) -> Mapping[str, object]:
         """Returns a request's options, with the model's choices where it has none."""
-        return {"max_sequence_length": self._text_limit(context.options)}
+        return {"max_sequence_length": self.text_length(context.options)}
 
     def tokenize(self, texts: PromptTexts, length: int, what: str) -> Tokenized:
         """Tokenizes each text with its template, and as long as it is."""
-        limit = length
-        found = self._tokenizer.encode(texts.first, limit)
-        notes = notes_of_cuts(what, f"{limit} tokens", found.removed)
+        found = self._tokenizer.encode(texts.first, length)
+        notes = notes_of_cuts(what, f"{length} tokens", found.removed)
         longest = _filled(found.ids.shape[1])
         return Tokenized({"text_encoder": found.ids}, tuple(notes), longest)
 
@@ -199,10 +199,6 @@ class ZImagePipeline(TextToImagePipeline):
         decoder = self.loaded["vae"]
         assert isinstance(decoder, AutoencoderKLDecoder)
         return num_frames * height * width * decoder.bytes_per_pixel
-
-    def _text_limit(self, options: RequestOptions) -> int:
-        assert isinstance(options, ZImageOptions)
-        return options.max_sequence_length or _TEXT_TOKENS
 
     def _positions(
         self, filled: np.ndarray, length: int, grid: Grid
