@@ -23,6 +23,7 @@ _SOURCES: Final = (
     "denoising",
     "execution/compiler.py",
     "execution/component.py",
+    "execution/devices.py",
     "models",
     "sampling",
 )

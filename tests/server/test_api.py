@@ -598,6 +598,7 @@ def test_the_document_describes_the_api(server: Served) -> None:
     document = server.get("/openapi.json").json()
     assert set(document["paths"]) == {
         "/v1/images/generations",
+        "/v1/images/edits",
         "/v1/models",
         "/v1/models/{model}",
         "/health",

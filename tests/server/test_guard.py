@@ -188,7 +188,7 @@ def test_methods_that_there_are_are_told(method: str, path: str, allow: str) -> 
         ("POST", "/api/images/generations", "did you mean /v1/images/generations? "),
         ("GET", "/models", "did you mean /v1/models? "),
         ("GET", "/v1/images/generations", ""),
-        ("POST", "/v1/images/edits", ""),
+        ("POST", "/v1/images/upscales", ""),
         ("POST", "/v1/chat/completions", ""),
     ],
 )
