@@ -270,8 +270,6 @@ class GenerationContext:
     """Seed that the noise was drawn from; ``None`` if there was none."""
     loras: Loras = ()
     """LoRAs with their weights, as the model's ``adapters`` know the choice."""
-    seeds: tuple[int, ...] | None = None
-    """One seed per sample in place of ``seed``."""
     is_timed: bool = False
     """Whether each step is timed on a GPU too."""
     start: StartingPicture | None = None

@@ -139,6 +139,8 @@ def _opened(given: PictureLike, where: str) -> tuple[Image.Image, str]:
 
 
 def _file(path: Path, name: str) -> bytes:
+    if "\0" in name:
+        raise RequestError(f"{name!r}: it cannot be read; there is a zero byte in it")
     try:
         if not path.is_file():
             reason = "it is no file" if path.exists() else "there is no such file"
@@ -151,8 +153,6 @@ def _file(path: Path, name: str) -> bytes:
         return path.read_bytes()
     except OSError as err:
         raise RequestError(f"{name}: it cannot be read ({err.strerror})") from err
-    except ValueError as err:  # a zero byte in the name
-        raise RequestError(f"{name!r}: it cannot be read ({err})") from err
 
 
 def _from_bytes(data: bytes, name: str) -> Image.Image:

@@ -113,7 +113,6 @@ def make_context(
         num_images_per_prompt=request.num_images_per_prompt,
         seed=request.seed,
         loras=pipeline.adapters.chosen(request.loras),
-        seeds=request.seeds,
         is_timed=request.is_timed,
         start=start,
         strength=strength,

@@ -34,7 +34,7 @@ from ..core.validation import as_texts, as_tuple
 from ..denoising import Denoising
 from ..errors import RequestError
 from ..execution.compiler import memory_errors_said
-from ..sampling import AbstractGuidance, DrawNoise, Schedule
+from ..sampling import Schedule
 from .adapters import adapted
 from .arguments import picture_inputs
 from .branches import text_branch
@@ -145,18 +145,6 @@ class TextToImagePipeline(DiffusionPipeline):
     @abstractmethod
     def draw_noise(self, request: GenerationRequest, grid: Grid) -> np.ndarray:
         """The request's seeded noise, packed: float32 ``(B, S_img, C)``."""
-
-    def fresh_noise(self, context: GenerationContext) -> DrawNoise | None:
-        """What draws noise while sampling; none, as most samplers need none.
-
-        Called once a run of the context. For a sampler that ``needs_noise`` a family
-        returns a function that goes on where :meth:`draw_noise` ended.
-        """
-        return None
-
-    def guidance_of(self, context: GenerationContext) -> AbstractGuidance:
-        """The rule of guidance that a request is drawn by; its graph is the model's."""
-        return self.guidance
 
     def tables(self, context: GenerationContext) -> Mapping[str, np.ndarray]:
         """Inputs of the transformer without a batch axis, such as rotary tables."""
@@ -281,8 +269,6 @@ class TextToImagePipeline(DiffusionPipeline):
             cache=context.cache,
             grid=context.grid,
             kept=kept,
-            guidance=self.guidance_of(context),
-            draw_noise=self.fresh_noise(context),
             is_timed=context.is_timed,
         )
 

@@ -94,7 +94,7 @@ class CogVideoXDPMSampler(AbstractCogVideoXSampler):
         if draw_noise is None:
             raise MaxDiffusionError(
                 "CogVideoXDPMScheduler: its steps need fresh noise, and the pipeline "
-                "gives none; override fresh_noise of the pipeline"
+                "gives none; begin the loop with draw_noise"
             )
         # diffusers draws twice at steps of second order, and uses the second.
         draws = 1 + self.is_second_order(schedule.timesteps)

@@ -41,7 +41,7 @@ def test_walk_finds_what_it_should() -> None:
     assert "max_diffusion.errors" in names
     # For the type checker only.
     assert "max_diffusion.pipelines.text_to_image" not in names
-    assert "max_diffusion.pipelines.text_to_image" in set(
+    assert "max_diffusion.pipelines.outputs" in set(
         imported(ROOT / "max_diffusion/cli/generate.py", when_typing=True)
     )
 

@@ -263,6 +263,7 @@ def test_every_field_of_a_report_is_a_setting_or_a_measurement() -> None:
         *("num_inference_steps", "guidance_scale", "true_cfg_scale", "seed"),
         *("num_images", "cache", "versions", "sigmas", "picture", "seeds"),
         *("prompt_2", "negative_prompt_2", "transformer", "loras"),
+        *("images", "mask", "strength"),
     }
     own = make_report(options={"max_sequence_length": 7})
     settings = json.loads(text_chunks(own, 0)["max_diffusion"])

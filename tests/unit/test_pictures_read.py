@@ -189,7 +189,7 @@ JPEG = file_of(Image.fromarray(colours(64, 64)), "JPEG")
         (np.zeros((0, 8, 3), np.uint8), "got 8 x 0"),
         (Image.new("F", (8, 8)), "mode F has no known range"),
         (7, "expected a path, bytes, .*got int"),
-        ("no/such/file.png", "no/such/file.png: there is no such file"),
+        ("no/such/file.png", "^(image|mask) no/such/file.png: there is no such file"),
         (".", "it is no file; give a PNG"),
         ("\0", "cannot be read"),
     ],
