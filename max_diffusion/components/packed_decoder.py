@@ -14,7 +14,8 @@ from max.graph import Graph, Module, TensorType, TensorValue
 from graphs.latents import decoder_grids
 from graphs.weights import WeightScope
 
-from ..core.buffers import to_device
+from ..core.buffers import to_device, to_numpy
+from ..core.grid import Grid
 from ..execution.component import ComponentModel
 
 
@@ -58,3 +59,8 @@ class PackedDecoder(ComponentModel):
         shapes = [(rows * 2**level, columns * 2**level) for level in (0, *levels)]
         grids = [to_device(np.zeros(shape, np.int8), self.device) for shape in shapes]
         return self.models[f"{self.name}.decode"].execute(latents, *grids)[0]
+
+    def frames(self, latents: Buffer, grid: Grid) -> np.ndarray:
+        """Decodes ``(B, S_img, C)`` to images, each a frame: ``(B, 1, H, W, 3)``."""
+        images = to_numpy(self.decode(latents, grid.rows, grid.columns))
+        return images[:, None].copy()

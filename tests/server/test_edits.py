@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import re
 from collections.abc import Iterator
@@ -13,8 +11,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from edit_bodies import hole, picture, pixels, png
 from openai import BadRequestError, OpenAI
-from PIL import Image
 from serving import listening
 from sketcher import Sketcher
 
@@ -24,30 +22,6 @@ from max_diffusion.serving.http.forms import read_form, values_of
 from max_diffusion.serving.http.schemas import ImageGenerationRequest
 
 PROMPT = "a red circle above a blue square"
-
-
-def png(pixels: np.ndarray | Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def picture(height: int = 64, width: int = 96) -> np.ndarray:
-    rows, columns = np.mgrid[:height, :width]
-    waves = [127 * (1 + np.sin(rows / (6 + i) + columns / (9 + i))) for i in range(3)]
-    return np.stack(waves, axis=-1).astype(np.uint8)
-
-
-def hole(height: int = 64, width: int = 96) -> Image.Image:
-    """A mask as OpenAI's: the middle is transparent."""
-    alpha = np.full((height, width), 255, np.uint8)
-    alpha[16:48, 24:72] = 0
-    return Image.fromarray(np.dstack([picture(height, width), alpha]))
-
-
-def pixels(b64: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(b64))).convert("RGB"))
 
 
 @dataclass

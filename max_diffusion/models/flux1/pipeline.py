@@ -26,7 +26,6 @@ from ...components import (
     notes_of_cuts,
     t5_config,
 )
-from ...core.buffers import to_numpy
 from ...core.grid import Grid
 from ...core.noise import packed_cells
 from ...core.options import RequestOptions, option
@@ -237,10 +236,9 @@ class Flux1Pipeline(TextToImagePipeline):
 
     def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
         """Decodes ``(B, S_img, C)`` to uint8 ``(B, 1, H, W, 3)``, in one go."""
-        decoder, grid = self.loaded["vae"], context.grid
+        decoder = self.loaded["vae"]
         assert isinstance(decoder, AutoencoderKLDecoder)
-        images = to_numpy(decoder.decode(latents, grid.rows, grid.columns))
-        return images[:, None].copy()
+        return decoder.frames(latents, context.grid)
 
     def decode_bytes(self, height: int, width: int, num_frames: int) -> int:
         """Returns the bytes that :meth:`decode` takes per image while it runs."""

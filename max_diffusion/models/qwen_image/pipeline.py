@@ -22,7 +22,7 @@ from ...components import (
     load_byte_level_tokenizer,
     notes_of_cuts,
 )
-from ...core.buffers import to_device, to_numpy
+from ...core.buffers import to_device
 from ...core.grid import Grid
 from ...core.noise import packed_cells
 from ...core.options import RequestOptions, option
@@ -220,10 +220,9 @@ class QwenImagePipeline(TextToImagePipeline):
 
     def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
         """Decodes ``(B, S_img, C)`` to uint8 ``(B, 1, H, W, 3)``, in one go."""
-        decoder, grid = self.loaded["vae"], context.grid
+        decoder = self.loaded["vae"]
         assert isinstance(decoder, QwenImageDecoder)
-        images = to_numpy(decoder.decode(latents, grid.rows, grid.columns))
-        return images[:, None].copy()
+        return decoder.frames(latents, context.grid)
 
     def decode_bytes(self, height: int, width: int, num_frames: int) -> int:
         """Returns the bytes that :meth:`decode` takes per image while it runs.
