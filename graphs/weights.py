@@ -224,6 +224,10 @@ class WeightScope:
     ) -> TensorValue:
         """``body(*inputs)``, compiled once for all calls of equal name and types.
 
+        What a function is given and something else reads, too, must be an input of the
+        graph, a weight, or another function's result: of anything else, MAX 26.7 gives
+        the memory away while it is still to be read.
+
         Args:
             name: What the body does, all of its parameters included.
             inputs: Its inputs; their dimensions must be plain, not expressions.

@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts"), str(ROOT / "examples")]
 
+from cogvideox_folder import VARIANTS, make_cogvideox_folder  # noqa: E402
 from folders import TEST_GRAPHS, make_flux_folder  # noqa: E402
+from new_model import write_folder as make_toy_folder  # noqa: E402
+from qwen_folder import make_qwen_folder  # noqa: E402
+from z_image_folder import make_z_image_folder  # noqa: E402
 
 from max_diffusion.errors import MaxDiffusionError  # noqa: E402
 from max_diffusion.execution.artefacts import artefacts_in  # noqa: E402
@@ -19,6 +23,7 @@ from max_diffusion.execution.graph_library import shipped_graphs  # noqa: E402
 from max_diffusion.execution.targets import HOSTS, Target  # noqa: E402
 from max_diffusion.exporting import Export, Model, export_graphs  # noqa: E402
 
+TOY = ROOT / "examples" / "new_model.py"
 # Every group of graphs that a cache can need.
 CACHES = "all,taylorseer:target=modules"
 TEST_TARGETS = ("linux-x86-64-v3",)
@@ -40,44 +45,68 @@ def main() -> None:
     args = parser.parse_args()
     targets = args.target or tuple(HOSTS)
     try:
-        build(Model(caches=CACHES, pictures=True), targets, shipped_graphs(), args.jobs)
+        demo = Model(caches=CACHES, pictures=True)
+        build([demo], targets, shipped_graphs(), args.jobs)
         for target in HOSTS:
             check_size(shipped_graphs() / target)
         of_tests = [target for target in TEST_TARGETS if target in targets]
         with tempfile.TemporaryDirectory() as folder:
-            path = str(make_flux_folder(Path(folder)))
-            model = Model(path, caches=CACHES, pictures=True)
-            build(model, of_tests, TEST_GRAPHS / "float32", args.jobs)
-            half = Model(path, dtype="bfloat16")
-            build(half, of_tests, TEST_GRAPHS / "bfloat16", args.jobs, HALF)
+            for name, models in models_of_tests(Path(folder)).items():
+                modules = HALF if name == "bfloat16" else ()
+                build(models, of_tests, TEST_GRAPHS / name, args.jobs, modules)
     except MaxDiffusionError as err:
         sys.exit(f"error: {err}")
 
 
+def models_of_tests(root: Path) -> dict[str, list[Model]]:
+    """Writes the folders that tests draw with, and returns them by their graphs'."""
+    flux = str(make_flux_folder(root / "flux"))
+    toy = str(make_toy_folder(root / "toy"))
+    qwen = str(make_qwen_folder(root / "qwen"))
+    z_image = str(make_z_image_folder(root / "z-image"))
+    videos = {
+        variant: str(make_cogvideox_folder(root / variant, variant))
+        for variant in VARIANTS
+    }
+    return {
+        "float32": [Model(flux, caches=CACHES, pictures=True)],
+        "bfloat16": [Model(flux, dtype="bfloat16")],
+        "toy": [Model(toy, caches="all", plugins=(str(TOY),))],
+        "qwen-image": [Model(qwen, caches=CACHES)],
+        "z-image": [Model(z_image, caches=CACHES)],
+        "cogvideox": [
+            Model(path, caches="all" if variant == "5b" else "none")
+            for variant, path in videos.items()
+        ],
+    }
+
+
 def build(
-    model: Model,
+    models: Sequence[Model],
     targets: Sequence[str],
     folder: Path,
     jobs: int | None,
     modules: Sequence[str] = (),
 ) -> None:
     """Brings a folder of graphs up to date for some targets."""
-    keys: dict[str, dict[str, str]] = {target: {} for target in targets}
+    keys: dict[str, set[tuple[str, str]]] = {target: set() for target in targets}
     wanted = [Target(HOSTS[name]) for name in targets]
-    export = Export(model, wanted, folder, modules, jobs)
-    for done, total in export_graphs(export):
-        manifest = done.artefact.manifest
-        keys[manifest.target][manifest.name] = manifest.key
-        took = f"{done.seconds:.0f} s" if done.seconds else "was there"
-        print(f"{manifest.target} {manifest.name}: {took}, of {total}", flush=True)
+    for model in models:
+        export = Export(model, wanted, folder, modules, jobs)
+        for done, total in export_graphs(export):
+            manifest = done.artefact.manifest
+            keys[manifest.target].add((manifest.name, manifest.key))
+            took = f"{done.seconds:.0f} s" if done.seconds else "was there"
+            place = f"{folder.name} {manifest.target} {manifest.name}"
+            print(f"{place}: {took}, of {total}", flush=True)
     for target, own in keys.items():
         remove_others(folder / target, own)
 
 
-def remove_others(folder: Path, keys: Mapping[str, str]) -> None:
-    """Removes all files of a target but those of the given keys, by module."""
+def remove_others(folder: Path, keys: set[tuple[str, str]]) -> None:
+    """Removes all files of a target but those of the given modules and keys."""
     needed: set[Path] = set()
-    for name, key in keys.items():
+    for name, key in keys:
         for each in artefacts_in(folder, name):
             if each.manifest.key == key:
                 needed |= {each.path, each.folder / f"{each.manifest.stem}.json"}

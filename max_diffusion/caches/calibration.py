@@ -30,7 +30,7 @@ class Calibration:
 
     num_inference_steps: int = 0
     """Denoising steps of each measured run; 0 if nothing was measured."""
-    num_pictures: int = 0
+    num_images: int = 0
     """Number of images that were measured."""
     magcache_ratios: tuple[float, ...] = ()
     """Ratio of the size of each step's residual to that of the step before, one per

@@ -97,7 +97,7 @@ def _summary(result: Calibration) -> str:
     ratios = result.magcache_ratios[1:]
     verdict = "" if result.teacache_r2 >= MIN_R2 else ", too little, so it is refused"
     return (
-        f"{result.num_pictures} pictures of {result.num_inference_steps} steps; "
+        f"{result.num_images} pictures of {result.num_inference_steps} steps; "
         f"magcache ratios {min(ratios):.3f} to {max(ratios):.3f}; teacache's fit "
         f"explains R² {result.teacache_r2:.2f}{verdict}"
     )

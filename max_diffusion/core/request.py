@@ -268,6 +268,8 @@ class GenerationContext:
     num_images_per_prompt: int = 1
     seed: int | None = None
     """Seed that the noise was drawn from; ``None`` if there was none."""
+    seeds: tuple[int, ...] | None = None
+    """One seed per sample in place of ``seed``."""
     loras: Loras = ()
     """LoRAs with their weights, as the model's ``adapters`` know the choice."""
     is_timed: bool = False

@@ -149,7 +149,7 @@ def calibrate(
     coefficients, r2 = fit(np.array(inputs), np.array(residuals))
     return Calibration(
         num_inference_steps=steps,
-        num_pictures=len(requests),
+        num_images=len(requests),
         magcache_ratios=(1.0, *(float(x) for x in np.mean(ratios, axis=0))),
         teacache_coefficients=coefficients,
         teacache_r2=r2,

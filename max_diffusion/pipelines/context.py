@@ -112,6 +112,7 @@ def make_context(
         true_cfg_scale=scale,
         num_images_per_prompt=request.num_images_per_prompt,
         seed=request.seed,
+        seeds=request.seeds,
         loras=pipeline.adapters.chosen(request.loras),
         is_timed=request.is_timed,
         start=start,

@@ -24,6 +24,7 @@ _kinds: Final[dict[str, tuple[str, str] | type[TextToImagePipeline]]] = {
     **dict.fromkeys(
         ("FluxPipeline", *OTHER_TASKS), ("max_diffusion.models.flux1", "Flux1Pipeline")
     ),
+    "CogVideoXPipeline": ("max_diffusion.models.cogvideox", "CogVideoXPipeline"),
     "QwenImagePipeline": ("max_diffusion.models.qwen_image", "QwenImagePipeline"),
     "ZImagePipeline": ("max_diffusion.models.z_image", "ZImagePipeline"),
 }

@@ -115,7 +115,10 @@ def inspect(
         show_progress=show_progress,
     )
     opened, branches = pipeline.graphs.opened, 2 if true_guidance else 1
-    image_tokens, text_tokens = pipeline.token_counts(height, width)
+    options = pipeline.options_class()
+    frames = pipeline.frames_of(options)
+    image_tokens = pipeline.grid_of(height, width, frames.latent_count).num_tokens
+    text_tokens = pipeline.text_length(options)
     shape = (batch, image_tokens, text_tokens)
     return ModelReport(
         model=str(path_or_repo_id),

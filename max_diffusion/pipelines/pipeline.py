@@ -34,11 +34,11 @@ from ..execution.graph_call import run
 from ..sampling import (
     AbstractGuidance,
     AbstractSampler,
-    DrawNoise,
     FlowMatchEulerConfig,
     FlowMatchEulerSampler,
     KeptPicture,
     LinearGuidance,
+    RequestSampling,
     Schedule,
 )
 from .adapters import AdapterSets
@@ -355,14 +355,13 @@ class DiffusionPipeline(ABC):
         cache: BoundCache | AbstractCacheConfig | None = None,
         grid: Grid | None = None,
         kept: KeptPicture | None = None,
-        guidance: AbstractGuidance | None = None,
-        draw_noise: DrawNoise | None = None,
+        sampling: RequestSampling | None = None,
         is_timed: bool = False,
     ) -> Denoising:
         """The denoising loop before its first step; arguments of :meth:`denoise`.
 
-        ``kept`` is what is put back of a known picture after every step, ``guidance``
-        this request's rule, and ``draw_noise`` for a sampler that needs it.
+        ``kept`` is what is put back of a known picture after every step, and
+        ``sampling`` what of it is the request's own.
         """
         batch, seq_len, _ = (int(size) for size in latents.shape)
         if len(branches) not in (1, 2):
@@ -383,7 +382,8 @@ class DiffusionPipeline(ABC):
             grid=grid,
             has_guidance=len(branches) == 2,
         )
-        rule = self.guidance if guidance is None else guidance
+        own = sampling or RequestSampling()
+        rule = own.guidance or self.guidance
         config = self.pipeline_config.components.get("transformer", {})
         states = tuple(
             self.create_cache_state(
@@ -401,7 +401,7 @@ class DiffusionPipeline(ABC):
             tuple(branches),
             states,
             bound.policy.create_guidance(known) if known.has_guidance else None,
-            self.sampler.create_state(schedule, batch, self.device, draw_noise),
+            self.sampler.create_state(schedule, batch, self.device, own.draw_noise),
             rule,
             rule.scales(true_cfg_scale, schedule),
             self.graphs.routed(self._transformer.run_step),

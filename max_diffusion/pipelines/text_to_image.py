@@ -34,7 +34,7 @@ from ..core.validation import as_texts, as_tuple
 from ..denoising import Denoising
 from ..errors import RequestError
 from ..execution.compiler import memory_errors_said
-from ..sampling import Schedule
+from ..sampling import RequestSampling, Schedule
 from .adapters import adapted
 from .arguments import picture_inputs
 from .branches import text_branch
@@ -146,6 +146,14 @@ class TextToImagePipeline(DiffusionPipeline):
     def draw_noise(self, request: GenerationRequest, grid: Grid) -> np.ndarray:
         """The request's seeded noise, packed: float32 ``(B, S_img, C)``."""
 
+    def sampling_of(self, context: GenerationContext) -> RequestSampling:
+        """What of sampling is the request's own; nothing, as most models have it.
+
+        Called once a run of the context. For a sampler that ``needs_noise`` a family
+        gives what goes on drawing where :meth:`draw_noise` ended.
+        """
+        return RequestSampling()
+
     def tables(self, context: GenerationContext) -> Mapping[str, np.ndarray]:
         """Inputs of the transformer without a batch axis, such as rotary tables."""
         return {}
@@ -223,16 +231,6 @@ class TextToImagePipeline(DiffusionPipeline):
         rows, columns = sides
         return Grid(latent_frames, rows, columns)
 
-    def token_counts(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Image tokens of a size in pixels, and the most text tokens.
-
-        Raises:
-            RequestError: A size that the model cannot draw.
-        """
-        options = self.options_class()
-        grid = self.grid_of(height, width, self.frames_of(options).latent_count)
-        return grid.num_tokens, self.text_length(options)
-
     def prepare_inputs(self, context: GenerationContext) -> GenerationInputs:
         """Noise and tables to the device."""
         return GenerationInputs(
@@ -269,6 +267,7 @@ class TextToImagePipeline(DiffusionPipeline):
             cache=context.cache,
             grid=context.grid,
             kept=kept,
+            sampling=self.sampling_of(context),
             is_timed=context.is_timed,
         )
 

@@ -19,6 +19,7 @@ from .guidance import (
     AbstractGuidance,
     DynamicGuidance,
     LinearGuidance,
+    RequestSampling,
     RescaledGuidance,
 )
 from .kept_picture import KeptPicture
@@ -39,6 +40,7 @@ __all__ = [
     "FlowMatchEulerSampler",
     "KeptPicture",
     "LinearGuidance",
+    "RequestSampling",
     "RescaledGuidance",
     "Schedule",
     "load_sampler",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import numpy as np
@@ -15,6 +16,7 @@ from max.graph import DeviceRef, Module
 from graphs.sampler import add_guidance, add_rescaled_guidance
 
 from ..execution.graph_call import GraphCall, Routine
+from .sampler import DrawNoise
 from .schedule import Schedule
 
 
@@ -123,3 +125,14 @@ class DynamicGuidance(AbstractGuidance):
             ],
             np.float32,
         )
+
+
+@final
+@dataclass(frozen=True)
+class RequestSampling:
+    """What of sampling is one request's own, where it is not the model's."""
+
+    guidance: AbstractGuidance | None = None
+    """Its rule of guidance, whose graph is the model's; the model's if ``None``."""
+    draw_noise: DrawNoise | None = None
+    """Draws its noise, for a sampler that ``needs_noise``."""

@@ -107,7 +107,7 @@ def test_calibrate_writes_what_was_measured(
     with Interruption() as interruption:
         CALIBRATE.run(args, interruption)
     result = Calibration.read(path)
-    assert (result.num_pictures, len(result.magcache_ratios)) == (2, 5)
+    assert (result.num_images, len(result.magcache_ratios)) == (2, 5)
     assert given["caches"] == ("none", "magcache")
     printed = json.loads(capsys.readouterr().out)
     assert printed["file"] == str(path)

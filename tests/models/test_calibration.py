@@ -75,7 +75,7 @@ def test_one_prompt_may_be_text(
     flux: TextToImagePipeline,
 ) -> None:
     measured = calibrate(flux, "heart", num_inference_steps=6)
-    assert measured.num_pictures == 1
+    assert measured.num_images == 1
     assert len(measured.magcache_ratios) == 6
     usual = calibrate(flux, "heart", height=16, width=16)
     assert usual.num_inference_steps == len(usual.magcache_ratios) == 4  # the model's
@@ -92,7 +92,7 @@ def test_prompts_are_averaged_and_the_fit_is_of_all(flux: TextToImagePipeline) -
     mean = np.mean([one.magcache_ratios for one in each], axis=0)
     assert np.allclose(both.magcache_ratios, mean, atol=1e-12)
     assert done == [(step, 12) for step in range(1, 13)]
-    assert (both.num_pictures, both.num_inference_steps) == (2, 6)
+    assert (both.num_images, both.num_inference_steps) == (2, 6)
     assert 1 <= len(both.teacache_coefficients) <= 5
     assert both.teacache_range[0] < both.teacache_range[1]
     assert both.teacache_r2 <= 1

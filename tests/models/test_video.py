@@ -228,11 +228,11 @@ def test_the_servers_schema_has_its_options() -> None:
     assert fields["num_frames"]["anyOf"][0] == {
         "type": "integer",
         "minimum": 1,
-        "maximum": 9,
+        "maximum": 1025,
     }
     request, _ = asked({"prompt": "x", "num_frames": 3, "fps": 4.0})
     assert request.options == {"num_frames": 3, "fps": 4.0}
-    error = post({"prompt": "x", "num_frames": 10}).json()["error"]
+    error = post({"prompt": "x", "num_frames": 1026}).json()["error"]
     assert error["param"] == "num_frames"
     error = post({"prompt": "x", "num_frame": 1}).json()["error"]
     assert "did you mean num_frames?" in error["message"]

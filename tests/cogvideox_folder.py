@@ -1,0 +1,171 @@
+"""Small random CogVideoX models in the diffusers layout, made with diffusers itself."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, Final
+
+from folders import CAPTIONS, _roughen
+
+TEXT_LENGTH: Final = 12
+# Odd widths, and heads, levels and layers that differ from each other.
+TRANSFORMER: Final[dict[str, Any]] = {
+    "num_attention_heads": 3,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "time_embed_dim": 20,
+    "text_embed_dim": 40,
+    "num_layers": 2,
+    "sample_width": 8,
+    "sample_height": 6,
+    "sample_frames": 9,
+    "max_text_seq_length": TEXT_LENGTH,
+}
+VARIANTS: Final[dict[str, dict[str, Any]]] = {
+    "2b": {},
+    "5b": {"use_rotary_positional_embeddings": True},
+    "1.5": {
+        "use_rotary_positional_embeddings": True,
+        "patch_size_t": 2,
+        "patch_bias": False,
+    },
+}
+"""What differs between the released models' transformers."""
+# Here it is doubled once, so that the width changes where it is not, too.
+VAE_OF_1_5: Final[dict[str, Any]] = {
+    "block_out_channels": (8, 16, 16),
+    "temporal_compression_ratio": 2,
+}
+# Three levels; the number of frames is doubled after the first two.
+VAE: Final[dict[str, Any]] = {
+    "block_out_channels": (8, 8, 16),
+    "down_block_types": ("CogVideoXDownBlock3D",) * 3,
+    "up_block_types": ("CogVideoXUpBlock3D",) * 3,
+    "latent_channels": 4,
+    "layers_per_block": 1,
+    "norm_num_groups": 2,
+    "scaling_factor": 0.7,
+}
+
+
+def make_cogvideox_folder(path: Path, variant: str) -> Path:
+    """Writes a CogVideoX folder of 1 MB; all variants have the same T5."""
+    import torch
+    from demo_tokenizers import build_t5_tokenizer
+    from diffusers import (
+        AutoencoderKLCogVideoX,
+        CogVideoXDDIMScheduler,
+        CogVideoXDPMScheduler,
+        CogVideoXPipeline,
+        CogVideoXTransformer3DModel,
+    )
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(5)
+    tokenizer = build_t5_tokenizer(CAPTIONS)
+    t5 = T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=40,
+            d_kv=8,
+            num_heads=5,
+            d_ff=72,
+            num_layers=2,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+    vae = AutoencoderKLCogVideoX(**VAE | (VAE_OF_1_5 if variant == "1.5" else {}))
+    sizes = {"temporal_compression_ratio": vae.config.temporal_compression_ratio}
+    transformer = CogVideoXTransformer3DModel(
+        **TRANSFORMER, **VARIANTS[variant], **sizes
+    )
+    for model in (t5, vae, transformer):
+        _roughen(model)
+    is_2b = variant == "2b"
+    scheduler = (CogVideoXDDIMScheduler if is_2b else CogVideoXDPMScheduler)(
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        snr_shift_scale=3.0 if is_2b else 1.0,
+        timestep_spacing="trailing",
+        clip_sample=False,
+    )
+    pipeline = CogVideoXPipeline(tokenizer, t5, vae, transformer, scheduler)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the oracle's own
+        pipeline.save_pretrained(path)
+    return path
+
+
+FULL_SIZES: Final[dict[str, dict[str, Any]]] = {
+    "2b": {"num_attention_heads": 30, "num_layers": 30},
+    "5b": {"num_attention_heads": 48, "num_layers": 42},
+    "1.5": {
+        "num_attention_heads": 48,
+        "num_layers": 42,
+        "sample_height": 96,
+        "sample_width": 170,
+        "sample_frames": 81,
+    },
+}
+"""The released transformers, where they differ from diffusers' defaults."""
+
+
+def make_full_size_folder(path: Path, tiny: Path, variant: str) -> Path:
+    """Writes a folder of a released model's size, its weights holes in files."""
+    import torch
+    from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+    from transformers import T5Config, T5EncoderModel
+
+    shutil.copytree(tiny, path)
+    t5 = T5Config(
+        vocab_size=32128,
+        d_model=4096,
+        d_kv=64,
+        num_heads=64,
+        d_ff=10240,
+        num_layers=24,
+        feed_forward_proj="gated-gelu",
+    )
+    with torch.device("meta"):
+        models = {
+            "text_encoder": T5EncoderModel(t5),
+            "transformer": CogVideoXTransformer3DModel(
+                **FULL_SIZES[variant], **VARIANTS[variant]
+            ),
+            "vae": AutoencoderKLCogVideoX(
+                block_out_channels=(128, 256, 256, 512),
+                down_block_types=("CogVideoXDownBlock3D",) * 4,
+                up_block_types=("CogVideoXUpBlock3D",) * 4,
+            ),
+        }
+    for role, model in models.items():
+        if role == "text_encoder":
+            model.config.save_pretrained(path / role)
+        else:
+            model.save_config(path / role)
+        _write_holes(next((path / role).glob("*.safetensors")), model)
+    return path
+
+
+def _write_holes(file: Path, model: Any) -> None:
+    header, end = {}, 0
+    for name, value in model.state_dict().items():
+        if name == "encoder.embed_tokens.weight":
+            continue  # the same table as shared.weight
+        size = 2 * math.prod(value.shape)
+        header[name] = {
+            "dtype": "BF16",
+            "shape": list(value.shape),
+            "data_offsets": [end, end + size],
+        }
+        end += size
+    words = json.dumps(header).encode()
+    with file.open("wb") as target:
+        target.write(len(words).to_bytes(8, "little") + words)
+        target.truncate(8 + len(words) + end)
