@@ -213,9 +213,9 @@ class _ChunkDecoder:
         y = self._convolution(w / "conv1", y, width, level)
         channels = int(x.shape[3])
         if channels != width:
-            shape = *x.shape[:3], width
+            frames, rows, columns, _ = x.shape
             x = conv2d(w / "conv_shortcut", x, channels, width, kernel=1)
-            x = ops.rebind(x, shape)
+            x = ops.rebind(x, (frames, rows, columns, width))
         y = self._norm(w / "norm2", y, level)
         return self._convolution(w / "conv2", y, width, level, residual=x)
 
