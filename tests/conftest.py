@@ -124,7 +124,12 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def toy(toy_folder: Path) -> ToyPipeline:
     """The example's pipeline, with the graphs of every cache."""
-    pipeline = load_pipeline(toy_folder, device="cpu", caches=tuple(CACHES))
+    pipeline = load_pipeline(
+        toy_folder,
+        device="cpu",
+        caches=tuple(CACHES),
+        precompiled=[TEST_GRAPHS / "toy"],
+    )
     assert isinstance(pipeline, ToyPipeline)
     return pipeline
 

@@ -23,7 +23,8 @@ TRANSFORMER = {
     "axes_dims_rope": (4, 6, 6),
 }
 TEST_GRAPHS = Path(__file__).parent / "compiled_graphs"
-"""What scripts/prebuild compiles of :func:`make_flux_folder`, a folder a dtype."""
+"""What scripts/prebuild compiles of the models that tests draw with: a folder of graphs
+for each, ``float32`` and ``bfloat16`` of :func:`make_flux_folder`."""
 CAPTIONS = [
     "a red circle above a blue square",
     "two green stars on a gray background",

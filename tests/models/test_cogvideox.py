@@ -22,6 +22,7 @@ from diffusers import CogVideoXPipeline as TheirPipeline
 from diffusers import FasterCacheConfig as TheirFasterCache
 from diffusers import PyramidAttentionBroadcastConfig
 from diffusers.pipelines.cogvideo.pipeline_cogvideox import CogVideoXPipelineOutput
+from folders import TEST_GRAPHS
 from max.driver import Buffer
 from pictures import psnr
 from PIL import Image, ImageSequence
@@ -29,6 +30,7 @@ from PIL import Image, ImageSequence
 from graphs.autoencoder_kl_cogvideox import chunk_lengths
 from graphs.cogvideox_positions import position_table, rotary_table
 from max_diffusion import (
+    CACHES,
     AbstractCacheConfig,
     FasterCacheConfig,
     GenerationRequest,
@@ -57,13 +59,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
 
 @pytest.fixture(scope="session")
 def ours(folders: Mapping[str, Path]) -> Open:
-    """Opens a variant once; the caches' graphs are those of 5b alone."""
+    """Opens a variant once; caches are 5b's alone."""
     opened: dict[str, TextToImagePipeline] = {}
 
     def get(name: str) -> TextToImagePipeline:
         if name not in opened:
-            caches = ("none", "pab", "fastercache") if name == "5b" else ("none",)
-            opened[name] = load_pipeline(folders[name], device="cpu", caches=caches)
+            opened[name] = load_pipeline(
+                folders[name],
+                device="cpu",
+                caches=tuple(CACHES) if name == "5b" else ("none",),
+                precompiled=[TEST_GRAPHS / "cogvideox"],
+            )
         return opened[name]
 
     return get

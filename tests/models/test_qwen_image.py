@@ -1,4 +1,4 @@
-"""Qwen-Image against diffusers and transformers, component by component and whole."""
+"""Qwen-Image against diffusers and transformers, component by component and pair."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 import pytest
 import torch
+from folders import TEST_GRAPHS
 from max.driver import CPU, Buffer
 from pictures import psnr
 from qwen_folder import open_qwen_in_diffusers
@@ -109,19 +110,11 @@ class Pair:
 
 @pytest.fixture(scope="session")
 def pair(qwen_folder: Path) -> Pair:
-    # Compiled anew in each run of a fresh machine: no graphs of modules here.
-    caches = "none", "taylorseer", "first-block", "magcache"
-    ours = load_pipeline(qwen_folder, device="cpu", caches=caches)
-    return Pair(ours, open_qwen_in_diffusers(qwen_folder))
-
-
-@pytest.fixture(scope="session")
-def whole(qwen_folder: Path, pair: Pair) -> Pair:
-    """The same with the graphs of every cache."""
-    modules = TaylorSeerConfig(target="modules")
+    modules = TaylorSeerConfig(target="modules")  # has graphs that no default needs
     caches: tuple[str | AbstractCacheConfig, ...] = (*CACHES, modules)
-    ours = load_pipeline(qwen_folder, device="cpu", caches=caches)
-    return Pair(ours, pair.theirs)
+    graphs = TEST_GRAPHS / "qwen-image"
+    ours = load_pipeline(qwen_folder, device="cpu", caches=caches, precompiled=[graphs])
+    return Pair(ours, open_qwen_in_diffusers(qwen_folder))
 
 
 def on_device(arrays: dict[str, np.ndarray]) -> dict[str, Buffer]:
@@ -175,13 +168,12 @@ def test_blocks_one_by_one_equal_full(pair: Pair) -> None:
     assert relative(to_numpy(go(denoiser.output(last))), full) < 1e-5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("level", get_args(ModuleLevel))
 def test_known_modules_take_the_place_of_computed_ones(
-    whole: Pair, level: ModuleLevel
+    pair: Pair, level: ModuleLevel
 ) -> None:
-    go, denoiser = partial(run, whole.ours.models), whole.denoiser
-    given = on_device(whole.inputs((5, 11), 3, 5))
+    go, denoiser = partial(run, pair.ours.models), pair.denoiser
+    given = on_device(pair.inputs((5, 11), 3, 5))
     full = to_numpy(go(denoiser.full(given)))
     taking = given_them = go(denoiser.embed(given))
     for index in range(denoiser.num_blocks):
@@ -402,12 +394,11 @@ def test_steps_and_pictures_of_caches_equal_diffusers(pair: Pair, name: str) -> 
     assert psnr(ours.images, pictures) >= 40
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "cache", ["pab", TaylorSeerConfig(2, 2, target="modules")], ids=["pab", "modules"]
 )
 def test_module_caches_of_a_batch_equal_single_pictures(
-    whole: Pair, cache: str | AbstractCacheConfig
+    pair: Pair, cache: str | AbstractCacheConfig
 ) -> None:
     settings: dict[str, Any] = {
         "num_inference_steps": 8,
@@ -415,9 +406,9 @@ def test_module_caches_of_a_batch_equal_single_pictures(
         "width": 40,
         "cache": cache,
     }
-    both = whole.ours.generate(PROMPTS, seed=[3, 4], **settings)
+    both = pair.ours.generate(PROMPTS, seed=[3, 4], **settings)
     for place, prompt in enumerate(PROMPTS):
-        alone = whole.ours.generate(prompt, seed=3 + place, **settings)
+        alone = pair.ours.generate(prompt, seed=3 + place, **settings)
         assert {r.actions for r in alone.report.steps} == {("compute",), ("partial",)}
         assert psnr(alone.images[0], both.images[place]) >= 55
 

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_video
+from folders import TEST_GRAPHS
 from new_model import write_folder
 from PIL import Image, ImageSequence
 from sketcher import Sketcher, ask, asked, post
 from toy_video import ToyVideoOptions, ToyVideoPipeline
 
 from max_diffusion import (
+    CACHES,
     GenerationRequest,
     MaxDiffusionError,
     RequestError,
@@ -50,7 +52,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path, family: None) -> ToyVideoPipeline:
-    found = load_pipeline(folder, device="cpu")
+    found = load_pipeline(
+        folder,
+        device="cpu",
+        caches=tuple(CACHES),
+        precompiled=[TEST_GRAPHS / "toy"],
+    )
     assert isinstance(found, ToyVideoPipeline)
     return found
 

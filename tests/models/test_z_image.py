@@ -14,17 +14,20 @@ import numpy as np
 import processes
 import pytest
 import torch
-from folders import copy_folder
+from folders import TEST_GRAPHS, copy_folder
 from max.driver import CPU
 from pictures import psnr
 from z_image_folder import make_z_image_folder, open_z_image_in_diffusers
 
 from max_diffusion import (
+    CACHES,
+    AbstractCacheConfig,
     FirstBlockConfig,
     GenerationRequest,
     ModelLoadError,
     PabConfig,
     RequestError,
+    TaylorSeerConfig,
     TextToImagePipeline,
     load_pipeline,
     open_model,
@@ -80,8 +83,13 @@ def z_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def pair(z_image_folder: Path) -> Pair:
-    caches = "none", "first-block", "pab"
-    ours = load_pipeline(z_image_folder, device="cpu", caches=caches)
+    modules = TaylorSeerConfig(target="modules")
+    ours = load_pipeline(
+        z_image_folder,
+        device="cpu",
+        caches=(*CACHES, modules),
+        precompiled=[TEST_GRAPHS / "z-image"],
+    )
     return Pair(ours, open_z_image_in_diffusers(z_image_folder))
 
 
@@ -212,9 +220,13 @@ def test_defaults_are_diffusers(pair: Pair) -> None:
     assert pair.ours.default_size == (1024, 1024)
 
 
-@pytest.mark.parametrize("cache", [FirstBlockConfig(2.0), PabConfig()])
+@pytest.mark.parametrize(
+    "cache",
+    [FirstBlockConfig(2.0), PabConfig(), TaylorSeerConfig(2, 2, target="modules")],
+    ids=["first-block", "pab", "modules"],
+)
 def test_requests_of_different_lengths_draw_the_same_in_an_engine(
-    pair: Pair, cache: FirstBlockConfig | PabConfig
+    pair: Pair, cache: AbstractCacheConfig
 ) -> None:
     settings: dict[str, Any] = {"height": 12, "width": 20, "num_inference_steps": 8}
     requests = [
