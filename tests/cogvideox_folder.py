@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
 import warnings
 from pathlib import Path
 from typing import Any, Final
@@ -100,72 +97,3 @@ def make_cogvideox_folder(path: Path, variant: str) -> Path:
         warnings.simplefilter("ignore")  # the oracle's own
         pipeline.save_pretrained(path)
     return path
-
-
-FULL_SIZES: Final[dict[str, dict[str, Any]]] = {
-    "2b": {"num_attention_heads": 30, "num_layers": 30},
-    "5b": {"num_attention_heads": 48, "num_layers": 42},
-    "1.5": {
-        "num_attention_heads": 48,
-        "num_layers": 42,
-        "sample_height": 96,
-        "sample_width": 170,
-        "sample_frames": 81,
-    },
-}
-"""The released transformers, where they differ from diffusers' defaults."""
-
-
-def make_full_size_folder(path: Path, tiny: Path, variant: str) -> Path:
-    """Writes a folder of a released model's size, its weights holes in files."""
-    import torch
-    from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
-    from transformers import T5Config, T5EncoderModel
-
-    shutil.copytree(tiny, path)
-    t5 = T5Config(
-        vocab_size=32128,
-        d_model=4096,
-        d_kv=64,
-        num_heads=64,
-        d_ff=10240,
-        num_layers=24,
-        feed_forward_proj="gated-gelu",
-    )
-    with torch.device("meta"):
-        models = {
-            "text_encoder": T5EncoderModel(t5),
-            "transformer": CogVideoXTransformer3DModel(
-                **FULL_SIZES[variant], **VARIANTS[variant]
-            ),
-            "vae": AutoencoderKLCogVideoX(
-                block_out_channels=(128, 256, 256, 512),
-                down_block_types=("CogVideoXDownBlock3D",) * 4,
-                up_block_types=("CogVideoXUpBlock3D",) * 4,
-            ),
-        }
-    for role, model in models.items():
-        if role == "text_encoder":
-            model.config.save_pretrained(path / role)
-        else:
-            model.save_config(path / role)
-        _write_holes(next((path / role).glob("*.safetensors")), model)
-    return path
-
-
-def _write_holes(file: Path, model: Any) -> None:
-    header, end = {}, 0
-    for name, value in model.state_dict().items():
-        if name == "encoder.embed_tokens.weight":
-            continue  # the same table as shared.weight
-        size = 2 * math.prod(value.shape)
-        header[name] = {
-            "dtype": "BF16",
-            "shape": list(value.shape),
-            "data_offsets": [end, end + size],
-        }
-        end += size
-    words = json.dumps(header).encode()
-    with file.open("wb") as target:
-        target.write(len(words).to_bytes(8, "little") + words)
-        target.truncate(8 + len(words) + end)

@@ -1,0 +1,213 @@
+"""Folders of released models' sizes, whose weights are holes in files."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from cogvideox_folder import VARIANTS, make_cogvideox_folder
+from qwen_folder import make_qwen_folder
+from z_image_folder import make_z_image_folder
+
+Models = dict[str, Any]
+"""Models on torch's device without memory, by their roles."""
+
+
+@dataclass(frozen=True)
+class FullSize:
+    """A released model."""
+
+    make_small: Callable[[Path], Path]
+    """Writes the small folder that lends its tokenizer and scheduler."""
+    make_models: Callable[[int | None], Models]
+    """Makes its models, with so many layers of the transformer if that is given."""
+    tokens: tuple[int, int]
+    """Image and text tokens of the default size, the most of the latter."""
+    blocks: int
+    """Blocks that a cache may skip."""
+    width: int
+    """Channels of a hidden state."""
+
+
+def make_full_size_folder(path: Path, name: str, layers: int | None = None) -> Path:
+    """Writes a released model's folder.
+
+    Args:
+        path: Folder that is made.
+        name: Of :data:`FULL_SIZES`.
+        layers: Layers of the transformer, if not all.
+    """
+    size = FULL_SIZES[name]
+    small = size.make_small(path.parent / f"{path.name}-small")
+    shutil.copytree(small, path)
+    with torch.device("meta"):
+        models = size.make_models(layers)
+    for role, model in models.items():
+        if hasattr(model, "save_config"):
+            model.save_config(path / role)
+        else:
+            model.config.save_pretrained(path / role)
+        _write_holes(next((path / role).glob("*.safetensors")), model)
+    return path
+
+
+def _write_holes(file: Path, model: torch.nn.Module) -> None:
+    header, end = {}, 0
+    tied = set(getattr(model, "_tied_weights_keys", None) or ())
+    for name, value in model.state_dict().items():
+        if name in tied:
+            continue  # the same table as another's
+        size = 2 * math.prod(value.shape)
+        header[name] = {
+            "dtype": "BF16",
+            "shape": list(value.shape),
+            "data_offsets": [end, end + size],
+        }
+        end += size
+    words = json.dumps(header).encode()
+    with file.open("wb") as target:
+        target.write(len(words).to_bytes(8, "little") + words)
+        target.truncate(8 + len(words) + end)
+
+
+def _of_layers(settings: dict[str, Any], name: str, layers: int | None) -> Models:
+    return settings if layers is None else settings | {name: layers}
+
+
+def _qwen(layers: int | None) -> Models:
+    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+    text = Qwen2_5_VLConfig(
+        text_config={
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 152064,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1000000.0,
+                "mrope_section": [16, 24, 24],
+            },
+        },
+        vision_config={"depth": 1, "out_hidden_size": 3584},
+    )
+    return {
+        "text_encoder": Qwen2_5_VLForConditionalGeneration(text),
+        "transformer": QwenImageTransformer2DModel(
+            **_of_layers({}, "num_layers", layers)
+        ),
+        "vae": AutoencoderKLQwenImage(),
+    }
+
+
+def _z_image(layers: int | None) -> Models:
+    from diffusers import AutoencoderKL, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    text = Qwen3Config(
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        vocab_size=151936,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=16,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    return {
+        "text_encoder": Qwen3Model(text),
+        "transformer": ZImageTransformer2DModel(**_of_layers({}, "n_layers", layers)),
+        "vae": vae,
+    }
+
+
+_COGVIDEOX: Final[dict[str, dict[str, Any]]] = {
+    "2b": {"num_attention_heads": 30, "num_layers": 30},
+    "5b": {"num_attention_heads": 48, "num_layers": 42},
+    "1.5": {
+        "num_attention_heads": 48,
+        "num_layers": 42,
+        "sample_height": 96,
+        "sample_width": 170,
+        "sample_frames": 81,
+    },
+}
+
+
+def _cogvideox(variant: str) -> Callable[[int | None], Models]:
+    def make(layers: int | None) -> Models:
+        from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+        from transformers import T5Config, T5EncoderModel
+
+        text = T5Config(
+            vocab_size=32128,
+            d_model=4096,
+            d_kv=64,
+            num_heads=64,
+            d_ff=10240,
+            num_layers=24,
+            feed_forward_proj="gated-gelu",
+        )
+        sizes = _of_layers(_COGVIDEOX[variant], "num_layers", layers)
+        return {
+            "text_encoder": T5EncoderModel(text),
+            "transformer": CogVideoXTransformer3DModel(**sizes, **VARIANTS[variant]),
+            "vae": AutoencoderKLCogVideoX(
+                block_out_channels=(128, 256, 256, 512),
+                down_block_types=("CogVideoXDownBlock3D",) * 4,
+                up_block_types=("CogVideoXUpBlock3D",) * 4,
+            ),
+        }
+
+    return make
+
+
+FULL_SIZES: Final[Mapping[str, FullSize]] = {
+    "qwen-image": FullSize(
+        make_qwen_folder,
+        _qwen,
+        (83 * 83, 512),
+        60,
+        3072,
+    ),
+    "z-image": FullSize(
+        make_z_image_folder,
+        _z_image,
+        (64 * 64, 512),
+        30,
+        3840,
+    ),
+    **{
+        f"cogvideox-{variant}": FullSize(
+            lambda path, variant=variant: make_cogvideox_folder(path, variant),  # type: ignore[misc]
+            _cogvideox(variant),
+            tokens,
+            _COGVIDEOX[variant]["num_layers"],
+            64 * _COGVIDEOX[variant]["num_attention_heads"],
+        )
+        for variant, tokens in (
+            ("2b", (13 * 30 * 45, 226)),
+            ("5b", (13 * 30 * 45, 226)),
+            ("1.5", (11 * 48 * 85, 226)),
+        )
+    },
+}
