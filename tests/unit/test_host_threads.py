@@ -105,6 +105,36 @@ def test_a_picture_is_the_same_on_one_thread_and_on_many() -> None:
         )
 
 
+_IDLE = """
+import time
+from pathlib import Path
+from max_diffusion import load_pipeline
+pipeline = load_pipeline("demo", device="cpu", caches=())
+pipeline.generate("a red circle", num_inference_steps=2, seed=3)
+
+def wakings():
+    found = 0
+    for task in Path("/proc/self/task").iterdir():
+        for line in (task / "status").read_text().splitlines():
+            name, _, value = line.partition(":")
+            found += int(value) if name == "voluntary_ctxt_switches" else 0
+    return found
+
+time.sleep(0.5)
+before = wakings()
+time.sleep(2)
+print(wakings() - before)
+"""
+
+
+@needs_linux
+def test_the_threads_of_a_model_that_idles_sleep() -> None:
+    """Left to itself, one of MAX's wakes thousands of times a second."""
+    done = run_python(_IDLE)
+    assert done.stderr == ""
+    assert int(done.stdout) < 500
+
+
 @pytest.mark.parametrize(
     ("threads", "message"),
     [
