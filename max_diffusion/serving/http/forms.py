@@ -12,8 +12,8 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from .bodies import ALIASES
 from .errors import ApiError
-from .schemas import ALIASES
 
 _MAX_PARTS: Final = 128
 _MAX_HEADERS: Final = 8192
