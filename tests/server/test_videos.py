@@ -93,7 +93,7 @@ async def over(client: httpx.AsyncClient, identifier: str) -> dict[str, Any]:
 
 
 def decoded(data: bytes) -> tuple[np.ndarray, Fraction | None]:
-    with av.open(io.BytesIO(data)) as container:
+    with av.open(io.BytesIO(data), "r") as container:
         frames = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
         return np.stack(frames), container.streams.video[0].average_rate
 
