@@ -156,6 +156,7 @@ def test_a_video_is_drawn_and_played(page: Page, tmp_path: Path) -> None:
             errors.clear()  # of the answer that asked for the key
             expect(page.locator("#num-frames")).to_have_attribute("placeholder", "3")
             expect(page.locator("#fps")).to_have_attribute("placeholder", "8")
+            expect(page.locator("#steps")).to_have_value("20")
             expect(page.locator("#n")).to_be_hidden()
             page.fill("#prompt", "gray 90")
             page.fill("#width", "32")

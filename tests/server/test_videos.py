@@ -51,7 +51,7 @@ def pipeline(
     tmp_path_factory: pytest.TempPathFactory, family: None
 ) -> ToyVideoPipeline:
     folder = toy_video.write_folder(tmp_path_factory.mktemp("video"))
-    found = load_pipeline(folder, device="cpu")
+    found = load_pipeline(folder, device="cpu", caches=("none", "step-mask"))
     assert isinstance(found, ToyVideoPipeline)
     return found
 
@@ -155,6 +155,15 @@ def test_a_video_is_drawn_and_fetched(
     assert np.abs(pixels.astype(int) - alone.frames[0, 0]).max() <= 4
     with pytest.raises(openai.BadRequestError, match="no spritesheets are made here"):
         client.videos.download_content(video.id, variant="spritesheet")
+
+
+def test_lists_and_objects_of_the_client_are_read(client: openai.OpenAI) -> None:
+    mask = {"compute_steps": [0, 3]}
+    done = ended(client, create(client, steps=6, cache="step-mask", cache_options=mask))
+    assert done.model_extra is not None
+    assert done.model_extra["max_diffusion"]["full_passes"] == 2
+    with pytest.raises(openai.BadRequestError, match="loras: 'ink' is not served here"):
+        create(client, loras=["ink", "style"])
 
 
 def test_the_client_polls(client: openai.OpenAI) -> None:
