@@ -135,10 +135,8 @@ def test_a_video_is_drawn_and_fetched(
     answer = client.videos.download_content(video.id)
     assert answer.response.headers["content-type"] == "video/mp4"
     frames, rate = decoded(answer.content)
-    alone = pipeline.generate(
-        "gray 90", seed=3, num_frames=5, fps=12.0, width=8, height=6,
-        num_inference_steps=7,
-    )  # fmt: skip
+    own: Any = {"num_frames": 5, "fps": 12.0, "num_inference_steps": 7}
+    alone = pipeline.generate("gray 90", seed=3, width=8, height=6, **own)
     assert frames.shape == alone.frames[0].shape == (5, 6, 8, 3)
     assert np.abs(frames.astype(int) - alone.frames[0]).max() <= 3
     assert rate == 12
