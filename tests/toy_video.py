@@ -10,13 +10,16 @@ from pathlib import Path
 
 import new_model
 import numpy as np
+from folders import TEST_GRAPHS
 from max.driver import Buffer
 from new_model import ToyPipeline
 
 from max_diffusion import (
+    CACHES,
     Frames,
     GenerationContext,
     RequestOptions,
+    load_pipeline,
     option,
     register_model,
 )
@@ -61,6 +64,18 @@ def registered() -> Iterator[None]:
         yield
     finally:
         del families._kinds["ToyVideoPipeline"]
+
+
+def load(folder: Path) -> ToyVideoPipeline:
+    """With the graphs of every cache; registered by whoever calls it."""
+    found = load_pipeline(
+        folder,
+        device="cpu",
+        caches=tuple(CACHES),
+        precompiled=[TEST_GRAPHS / "toy"],
+    )
+    assert isinstance(found, ToyVideoPipeline)
+    return found
 
 
 def write_folder(path: Path) -> Path:

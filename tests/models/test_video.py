@@ -11,18 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_video
-from folders import TEST_GRAPHS
 from new_model import ToyPipeline, write_folder
 from PIL import Image, ImageSequence
 from sketcher import Sketcher, ask, asked, post
 from toy_video import ToyVideoOptions, ToyVideoPipeline
 
 from max_diffusion import (
-    CACHES,
     GenerationRequest,
     MaxDiffusionError,
     RequestError,
-    load_pipeline,
 )
 from max_diffusion.cli.evaluating import check_requests
 from max_diffusion.cli.main import main
@@ -49,14 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path, family: None) -> ToyVideoPipeline:
-    found = load_pipeline(
-        folder,
-        device="cpu",
-        caches=tuple(CACHES),
-        precompiled=[TEST_GRAPHS / "toy"],
-    )
-    assert isinstance(found, ToyVideoPipeline)
-    return found
+    return toy_video.load(folder)
 
 
 @pytest.mark.parametrize(("asked", "count"), [({}, 3), ({"num_frames": 5}, 5)])

@@ -14,7 +14,7 @@ import toy_video
 from processes import run
 from serving import Served, served
 
-from max_diffusion import TextToImagePipeline, load_pipeline
+from max_diffusion import TextToImagePipeline
 
 KEY = "sk-fuzz"
 
@@ -59,9 +59,7 @@ def test_no_body_makes_the_server_fail(server: Served, tmp_path: Path) -> None:
 
 def test_no_body_makes_a_server_of_videos_fail(tmp_path: Path) -> None:
     with toy_video.registered():
-        pipeline = load_pipeline(
-            toy_video.write_folder(tmp_path / "model"), device="cpu"
-        )
+        pipeline = toy_video.load(toy_video.write_folder(tmp_path / "model"))
         with served(pipeline, api_keys=(KEY,), max_size=32, max_steps=3) as server:
             fuzzed(server.url, tmp_path, "--include-path-regex", "^/v1/videos")
             text = server.get("/metrics").text

@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serving import Served, listening, served, wait_until
 from sketcher import STEPS, Sketcher
 
-from max_diffusion import TextToImagePipeline, load_pipeline
+from max_diffusion import TextToImagePipeline
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -147,8 +147,7 @@ def test_a_video_is_drawn_and_played(page: Page, tmp_path: Path) -> None:
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda said: errors.append(said.text))
     with toy_video.registered():
-        folder = toy_video.write_folder(tmp_path / "model")
-        pipeline = load_pipeline(folder, device="cpu")
+        pipeline = toy_video.load(toy_video.write_folder(tmp_path / "model"))
         with served(pipeline, api_keys=("sk-page",), max_steps=9999) as server:
             page.goto(server.url)
             page.fill("#api-key", "sk-page")

@@ -24,7 +24,7 @@ from serving import Served, listening, served, wait_until
 from sketcher import Sketcher, ask, asking, post
 from toy_video import ToyVideoPipeline
 
-from max_diffusion import MaxDiffusionError, RequestError, load_pipeline
+from max_diffusion import MaxDiffusionError, RequestError
 from max_diffusion.engine import Engine, EngineConfig
 from max_diffusion.media.metadata import read_settings
 from max_diffusion.serving.http import LocalBackend, ServerSettings
@@ -50,10 +50,7 @@ def family() -> Iterator[None]:
 def pipeline(
     tmp_path_factory: pytest.TempPathFactory, family: None
 ) -> ToyVideoPipeline:
-    folder = toy_video.write_folder(tmp_path_factory.mktemp("video"))
-    found = load_pipeline(folder, device="cpu", caches=("none", "step-mask"))
-    assert isinstance(found, ToyVideoPipeline)
-    return found
+    return toy_video.load(toy_video.write_folder(tmp_path_factory.mktemp("video")))
 
 
 @pytest.fixture(scope="module")
