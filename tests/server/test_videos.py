@@ -518,6 +518,18 @@ def test_each_path_names_the_other() -> None:
     assert backend.drawn == []
 
 
+def test_a_model_may_draw_both() -> None:
+    """Images unless a request says otherwise."""
+    both = VideoDescription(num_frames=1, fps=8.0, counts=(2, 3))
+    assert post({"prompt": "x"}, Sketcher(video=both)).status_code == 200
+    assert post({"prompt": "x", "num_frames": 2}, Sketcher(video=both)).json()["error"]
+    _, error = refused({"prompt": "x"}, Sketcher(video=both))
+    assert "a video has 2 or more, got 1" in error["message"]
+    body = {"prompt": "x", "num_frames": 3}
+    made = asyncio.run(ask(Sketcher(video=both), "POST", VIDEOS, json=body)).json()
+    assert (made["num_frames"], made["seconds"]) == (3, "0.375")
+
+
 def test_a_single_frame_is_an_image(server: Served) -> None:
     response = server.post(prompt="gray 9", num_frames=1)
     assert response.status_code == 200

@@ -29,7 +29,7 @@ class VideoDescription:
     """What requests may ask of a model that draws videos."""
 
     num_frames: int
-    """Frames of a video whose request does not say how many."""
+    """Frames of what is drawn if a request does not say how many; 1 is an image."""
     fps: float
     """Frames a second of a video whose request does not say how many."""
     counts: tuple[int, ...]
@@ -37,11 +37,11 @@ class VideoDescription:
 
     @classmethod
     def of(cls, pipeline: TextToImagePipeline) -> VideoDescription | None:
-        """Describes the videos of a loaded pipeline; ``None`` if it draws images."""
+        """Describes the videos of a loaded pipeline; ``None`` if it has none."""
         frames = pipeline.frames_of(pipeline.options_class())
-        if frames.count == 1:
-            return None
         declared = declared_options(pipeline.options_class).get("num_frames")
+        if frames.count == 1 and declared is None:
+            return None
         counts: tuple[int, ...] = (frames.count,)
         if declared is not None:
             most = int(declared.maximum or _MOST_FRAMES)
@@ -82,7 +82,7 @@ class ModelDescription:
     max_pictures: int = 1
     """Most pictures that a request brings."""
     video: VideoDescription | None = None
-    """Where it draws videos; ``None`` of images."""
+    """Where it draws videos; ``None`` where it draws images alone."""
 
     @classmethod
     def of(cls, pipeline: TextToImagePipeline) -> ModelDescription:

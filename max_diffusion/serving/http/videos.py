@@ -238,13 +238,16 @@ def _frames(body: VideoRequest, video: VideoDescription) -> tuple[int, float]:
     fps, count = options.get("fps", video.fps), options.get("num_frames")
     assert isinstance(fps, float | int)
     assert count is None or isinstance(count, int)
+    if count is None and body.seconds is None:
+        count = video.num_frames
     if count == 1:
         raise _bad(
             "num_frames",
             "a video has 2 or more, got 1; POST /v1/images/generations draws pictures",
         )
     if body.seconds is None:
-        return video.num_frames if count is None else count, float(fps)
+        assert count is not None
+        return count, float(fps)
     exact = float(body.seconds) * fps
     whole = round(exact)
     fitting = [whole, whole + 1] if abs(exact - whole) < _CLOSE else []
