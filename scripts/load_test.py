@@ -92,7 +92,7 @@ def one_after_another(count: int, path: Path) -> None:
     pipeline = load_pipeline("demo", caches=("none", "taylorseer"))
     model = ModelDescription.of(pipeline)
     requests = [
-        to_request(ImageGenerationRequest(**body), ServerSettings(), model)[0]
+        to_request(ImageGenerationRequest(**body), ServerSettings(), model)
         for body in bodies(count)
     ]
     for request in requests[:8]:

@@ -23,7 +23,7 @@ from max_diffusion.serving.http import (
     ServerSettings,
     create_app,
 )
-from max_diffusion.serving.http.backend import Events
+from max_diffusion.serving.http.backend import Events, VideoDescription
 from max_diffusion.serving.http.schemas import Health
 
 STEPS = 3
@@ -32,14 +32,20 @@ STEPS = 3
 class Sketch(Events):
     """Of one request: its steps, and its picture."""
 
-    def __init__(self, request: GenerationRequest, pause: float) -> None:
+    def __init__(
+        self,
+        request: GenerationRequest,
+        pause: float,
+        num_frames: int = 1,
+        fps: float | None = None,
+    ) -> None:
         self._pause = pause
         report = report_of(replace(request, cache=NoCacheConfig()), STEPS, 0.1)
         steps: list[Event] = [
             StepTaken(record.step + 1, STEPS, (record,)) for record in report.steps
         ]
-        picture = GenerationResult(picture_of(request.seed)[None, None], report)
-        self.left = [*steps, Finished(picture)]
+        frames = picture_of(request.seed)[None, None].repeat(num_frames, axis=1)
+        self.left = [*steps, Finished(GenerationResult(frames, report, fps))]
         self.is_closed = False
 
     async def __anext__(self) -> Event:
@@ -56,7 +62,7 @@ class Sketcher(Backend):
     """Draws at once, or after pauses.
 
     ``drawn`` and ``sketches`` are what it was asked, and what became of it. Of pictures
-    it takes ``inputs``.
+    it takes ``inputs``; with ``video`` it draws these instead.
     """
 
     def __init__(
@@ -67,8 +73,9 @@ class Sketcher(Backend):
         refusal: Exception | None = None,
         failure: MaxDiffusionError | None = None,
         inputs: tuple[str, ...] = (),
+        video: VideoDescription | None = None,
     ) -> None:
-        self._inputs = inputs
+        self._inputs, self._video = inputs, video
         self._queue_pause, self._pause = queue_pause, pause
         self._refusal, self._failure = refusal, failure
         self.drawn: list[tuple[GenerationRequest, SubmitOptions]] = []
@@ -85,6 +92,9 @@ class Sketcher(Backend):
             raise self._refusal
         self.drawn.append((request, options))
         sketch = Sketch(request, self._pause)
+        if self._video is not None:
+            told: Any = {"num_frames": self._video.num_frames, "fps": self._video.fps}
+            sketch = Sketch(request, self._pause, **told | request.options)
         if self._failure is not None:
             sketch.left[-1] = Failed(self._failure)
         self.sketches.append(sketch)
@@ -95,6 +105,7 @@ class Sketcher(Backend):
             *((128, 128), 50, {"none": {}}, {"none": "Draws."}, "none", {}, ()),
             loras={"style": 100},
             inputs=self._inputs,
+            video=self._video,
         )
 
     async def health(self, model: str) -> Health:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import new_model
 import numpy as np
+from folders import TEST_GRAPHS
 from max.driver import Buffer
 from new_model import ToyPipeline
 
-from max_diffusion import Frames, GenerationContext, RequestOptions, option
+from max_diffusion import (
+    CACHES,
+    Frames,
+    GenerationContext,
+    RequestOptions,
+    load_pipeline,
+    option,
+    register_model,
+)
+from max_diffusion.pipelines import families
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,28 @@ class ToyVideoPipeline(ToyPipeline):
         shape = -1, context.num_frames, context.height, context.width, 3
         pixels = cells.transpose(0, 1, 2, 4, 3, 5, 6).reshape(shape)
         return np.clip(pixels.round(), 0, 255).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """Known for a while only: its options would be all servers', too."""
+    register_model("ToyVideoPipeline", ToyVideoPipeline)
+    try:
+        yield
+    finally:
+        del families._kinds["ToyVideoPipeline"]
+
+
+def load(folder: Path) -> ToyVideoPipeline:
+    """With the graphs of every cache; registered by whoever calls it."""
+    found = load_pipeline(
+        folder,
+        device="cpu",
+        caches=tuple(CACHES),
+        precompiled=[TEST_GRAPHS / "toy"],
+    )
+    assert isinstance(found, ToyVideoPipeline)
+    return found
 
 
 def write_folder(path: Path) -> Path:

@@ -46,7 +46,8 @@ RESERVED: Final = frozenset(
         *("pixels", "priority", "progress", "prompt", "quality", "report"),
         *("response_format", "safety_identifier", "schema", "schema_json", "size"),
         *("steps", "stream", "style", "timeout", "true_cfg", "update_forward_refs"),
-        *("user", "validate", "warnings"),
+        *("user", "validate", "warnings", "others", "option_names", "seconds"),
+        "input_reference",
         # Of Python and of reports.
         *("full_passes", "kwargs", "on_step", "picture", "self", "total_passes"),
     )

@@ -20,7 +20,8 @@ from ..errors import RequestError
 from .metadata import SETTINGS_KEY, exif_and_xmp, png_info
 
 _FILE_QUALITY: Final = 95
-_DEFAULT_FPS: Final = 8.0
+DEFAULT_FPS: Final = 8.0
+"""Frames a second of videos that say nothing of it."""
 _MIN_FPS: Final = 0.1
 # x264's constant quality; 17 is taken for visually lossless.
 _MP4_QUALITY: Final = "17"
@@ -157,7 +158,7 @@ def encoded_video(
         fps: Frames per second; ``None`` for 8.
         text: What :func:`~max_diffusion.media.metadata.text_chunks` returns.
     """
-    rate = _DEFAULT_FPS if fps is None else fps
+    rate = DEFAULT_FPS if fps is None else fps
     if kind == "mp4":
         return _mp4(frames, rate, text)
     first, *rest = map(Image.fromarray, frames)

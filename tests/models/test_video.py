@@ -11,19 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_video
-from folders import TEST_GRAPHS
-from new_model import write_folder
+from new_model import ToyPipeline, write_folder
 from PIL import Image, ImageSequence
 from sketcher import Sketcher, ask, asked, post
 from toy_video import ToyVideoOptions, ToyVideoPipeline
 
 from max_diffusion import (
-    CACHES,
     GenerationRequest,
     MaxDiffusionError,
     RequestError,
-    load_pipeline,
-    register_model,
 )
 from max_diffusion.cli.evaluating import check_requests
 from max_diffusion.cli.main import main
@@ -31,18 +27,16 @@ from max_diffusion.core.buffers import to_device
 from max_diffusion.core.grid import Grid
 from max_diffusion.engine import Engine, Preview, SubmitOptions
 from max_diffusion.media.metadata import read_settings
-from max_diffusion.pipelines import families
 from max_diffusion.pipelines.context import check_draws_images
 from max_diffusion.pipelines.decoding import decode_in_goes
-from max_diffusion.serving.http import LocalBackend, ModelDescription
+from max_diffusion.serving.http import ModelDescription
+from max_diffusion.serving.http.backend import VideoDescription
 
 
 @pytest.fixture(scope="module", autouse=True)
 def family() -> Iterator[None]:
-    """Known to this module's tests only: its options would be the server's, too."""
-    register_model("ToyVideoPipeline", ToyVideoPipeline)
-    yield
-    del families._kinds["ToyVideoPipeline"]
+    with toy_video.registered():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path, family: None) -> ToyVideoPipeline:
-    found = load_pipeline(
-        folder,
-        device="cpu",
-        caches=tuple(CACHES),
-        precompiled=[TEST_GRAPHS / "toy"],
-    )
-    assert isinstance(found, ToyVideoPipeline)
-    return found
+    return toy_video.load(folder)
 
 
 @pytest.mark.parametrize(("asked", "count"), [({}, 3), ({"num_frames": 5}, 5)])
@@ -184,7 +171,7 @@ def test_a_slip_is_told_before_anything_is_drawn(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_request_for_a_video_is_refused_where_images_are_served(
+def test_a_request_for_a_video_is_refused_where_images_are_drawn(
     pipeline: ToyVideoPipeline,
 ) -> None:
     check_draws_images(pipeline, {"num_frames": 1}, "served")
@@ -193,12 +180,6 @@ def test_a_request_for_a_video_is_refused_where_images_are_served(
         check_draws_images(pipeline, {"num_frames": 9}, "served")
     with pytest.raises(RequestError, match="images alone are compared"):
         check_requests(pipeline, [GenerationRequest(("gray 3",))])
-    backend = LocalBackend()
-    with Engine(pipeline) as engine:
-        backend._engine, backend._status = engine, "ready"
-        request = GenerationRequest(("gray 3",), options={"num_frames": 2})
-        with pytest.raises(RequestError, match="a video of 2 frames"):
-            asyncio.run(backend.draw(request, SubmitOptions()))
 
 
 def test_options_of_another_family_are_left_out_with_a_word(
@@ -223,10 +204,12 @@ def test_options_of_another_family_are_left_out_with_a_word(
     assert "num_frames is no option of ToyPipeline" in capsys.readouterr().err
 
 
-def test_a_server_says_that_it_serves_images_alone(pipeline: ToyVideoPipeline) -> None:
-    message = "ToyVideoPipeline would draw a video of 3 frames, and images alone are"
-    with pytest.raises(RequestError, match=message):
-        ModelDescription.of(pipeline)
+def test_servers_are_told_what_videos_there_are(
+    pipeline: ToyVideoPipeline, toy: ToyPipeline
+) -> None:
+    found = VideoDescription(num_frames=3, fps=8.0, counts=tuple(range(2, 10)))
+    assert ModelDescription.of(pipeline).video == found
+    assert ModelDescription.of(toy).video is None
 
 
 def test_the_servers_schema_has_its_options() -> None:

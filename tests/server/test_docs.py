@@ -21,9 +21,14 @@ PAGE = Path(__file__).parents[2] / "docs" / "serving.md"
 TEXT = PAGE.read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
 ADDRESS = "http://127.0.0.1:8000"
-# Those that start a server, or ask MAX's own or Ray's, have tests of their own.
+# Those that start a server, ask MAX's own or Ray's, or for videos, have tests of their
+# own.
 CURL = [text for kind, text in BLOCKS if "/v1/images/" in text and kind == "bash"]
-PYTHON = [text for kind, text in BLOCKS if kind == "python" and "ray_serve" not in text]
+PYTHON = [
+    text
+    for kind, text in BLOCKS
+    if kind == "python" and "ray_serve" not in text and "videos" not in text
+]
 
 
 @pytest.fixture(scope="module")

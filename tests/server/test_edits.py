@@ -243,11 +243,13 @@ def test_a_form_is_taken_apart() -> None:
         b"a preamble\r\n"
         + form(
             name % b"prompt" + b"\r\n\r\nein gr\xc3\xbcnes Herz",
+            name % b"loras[]" + b"\r\n\r\nink",
+            name % b"loras[]" + b"\r\n\r\nstyle",
             name % b"image[]" + b'; filename="\xe2\x98\x85.png"\r\n'
             b"Content-Type: image/png\r\n\r\n" + data,
         ),
     )
-    assert found.texts == {"prompt": "ein grünes Herz"}
+    assert found.texts == {"prompt": "ein grünes Herz", "loras": ["ink", "style"]}
     assert [(file.field, file.data) for file in found.files] == [("image", data)]
 
 
@@ -264,6 +266,16 @@ def test_a_form_is_taken_apart() -> None:
             form(b'Content-Disposition: form-data; name="a"\r\n\r\n\xff'),
             "a: expected text in UTF-8",
         ),
+        *(
+            (
+                form(
+                    b'Content-Disposition: form-data; name="a"\r\n\r\n1',
+                    b'Content-Disposition: form-data; name="%s"\r\n\r\n2' % second,
+                ),
+                "a: is given twice; leave one out",
+            )
+            for second in (b"a", b"a[]")
+        ),
     ],
 )
 def test_a_malformed_form_is_refused(body: bytes, said: str) -> None:
@@ -272,7 +284,7 @@ def test_a_malformed_form_is_refused(body: bytes, said: str) -> None:
 
 
 def test_text_fields_become_what_the_schema_takes() -> None:
-    texts = {
+    texts: dict[str, str | list[str]] = {
         "prompt": "12",
         "n": "2",
         "stream": "true",
@@ -283,6 +295,8 @@ def test_text_fields_become_what_the_schema_takes() -> None:
         "cache": "taylorseer",
         "cache_options[warmup_steps]": "3",
         "cache_options[phase]": "official",
+        "cache_options[compute_steps]": ["0", "4"],
+        "loras": ["ink"],
         "steps": "1e",
         "unknown": "1",
     }
@@ -294,11 +308,15 @@ def test_text_fields_become_what_the_schema_takes() -> None:
         "user": "7",
         "negative_prompt": "",
         "cache": "taylorseer",
-        "cache_options": {"warmup_steps": 3, "phase": "official"},
+        "cache_options": {
+            **{"warmup_steps": 3, "phase": "official"},
+            "compute_steps": [0, 4],
+        },
+        "loras": ["ink"],
         "steps": "1e",
         "unknown": "1",
     }
-    whole = {"cache_options": json.dumps({"warmup_steps": 3})}
-    assert values_of(whole, ImageGenerationRequest) == {
+    text = json.dumps({"warmup_steps": 3})
+    assert values_of({"cache_options": text}, ImageGenerationRequest) == {
         "cache_options": {"warmup_steps": 3}
     }

@@ -17,12 +17,8 @@ from painters import picture_of
 from PIL import Image
 from sketcher import asked, post
 
-from max_diffusion.serving.http.schemas import (
-    ALIASES,
-    OTHERS,
-    ImageGenerationRequest,
-    field_names,
-)
+from max_diffusion.serving.http.bodies import ALIASES, field_names
+from max_diffusion.serving.http.schemas import OTHERS, ImageGenerationRequest
 
 PROMPT = {"prompt": "a red circle"}
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import fuzz_checks
 import pytest
+import toy_video
 from processes import run
 from serving import Served, served
 
@@ -26,18 +27,19 @@ def server(demo: TextToImagePipeline) -> Iterator[Served]:
         yield server
 
 
-def test_no_body_makes_the_server_fail(server: Served, tmp_path: Path) -> None:
+def fuzzed(url: str, folder: Path, *options: str) -> None:
     """Answers are of a documented status, type and schema, whatever is sent."""
     done = run(
         *(Path(sys.executable).with_name("schemathesis"), "run"),
-        f"{server.url}/openapi.json",
+        f"{url}/openapi.json",
         *("--header", f"Authorization: Bearer {KEY}"),
         *("--max-examples", "100", "--seed", "1", "--no-color"),
         *("--phases", "examples,coverage,fuzzing"),
         "--checks",
         "no_failure,status_code_conformance,content_type_conformance,"
         "response_schema_conformance,response_headers_conformance",
-        cwd=tmp_path,
+        *options,
+        cwd=folder,
         env=dict(os.environ)
         | {
             "PYTHONPATH": str(Path(fuzz_checks.__file__).parent),
@@ -46,6 +48,19 @@ def test_no_body_makes_the_server_fail(server: Served, tmp_path: Path) -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+def test_no_body_makes_the_server_fail(server: Served, tmp_path: Path) -> None:
+    fuzzed(server.url, tmp_path)
     assert server.post(prompt="x").status_code == 401
     text = server.get("/metrics").text
     assert 'max_diffusion_request_seconds_count{state="failed"}' not in text
+
+
+def test_no_body_makes_a_server_of_videos_fail(tmp_path: Path) -> None:
+    with toy_video.registered():
+        pipeline = toy_video.load(toy_video.write_folder(tmp_path / "model"))
+        with served(pipeline, api_keys=(KEY,), max_size=32, max_steps=3) as server:
+            fuzzed(server.url, tmp_path, "--include-path-regex", "^/v1/videos")
+            text = server.get("/metrics").text
+    assert 'max_diffusion_request_seconds_count{state="finished"}' in text

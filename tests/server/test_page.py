@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import toy_video
 from playwright.sync_api import Browser, Page, expect, sync_playwright
-from serving import Served, listening, served
+from serving import Served, listening, served, wait_until
 from sketcher import STEPS, Sketcher
 
 from max_diffusion import TextToImagePipeline
@@ -138,6 +139,47 @@ def test_a_picture_is_dropped_and_painted(page: Page, tmp_path: Path) -> None:
             "#start-file", {"name": "x.png", "mimeType": "image/png", "buffer": b"x"}
         )
         expect(page.locator("#error")).to_contain_text("x.png is no picture")
+    assert errors == []
+
+
+def test_a_video_is_drawn_and_played(page: Page, tmp_path: Path) -> None:
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("console", lambda said: errors.append(said.text))
+    with toy_video.registered():
+        pipeline = toy_video.load(toy_video.write_folder(tmp_path / "model"))
+        with served(pipeline, api_keys=("sk-page",), max_steps=9999) as server:
+            page.goto(server.url)
+            page.fill("#api-key", "sk-page")
+            page.press("#api-key", "Enter")
+            errors.clear()  # of the answer that asked for the key
+            expect(page.locator("#num-frames")).to_have_attribute("placeholder", "3")
+            expect(page.locator("#fps")).to_have_attribute("placeholder", "8")
+            expect(page.locator("#steps")).to_have_value("20")
+            expect(page.locator("#n")).to_be_hidden()
+            page.fill("#prompt", "gray 90")
+            page.fill("#width", "32")
+            page.fill("#height", "32")
+            page.fill("#num-frames", "8")
+            page.fill("#fps", "16")
+            page.fill("#steps", "9999")
+            page.click("#draw")
+            wait_until(lambda: server.engine.stats().running == 1)
+            page.click("#stop")
+            expect(page.locator("#status")).to_have_text("Stopped.")
+            wait_until(lambda: server.engine.stats().running == 0)
+            page.fill("#steps", "7")
+            page.click("#draw")
+            video = page.locator("video#picture[data-state=final]")
+            video.wait_for(timeout=60_000)
+            page.wait_for_function("document.querySelector('video').readyState >= 2")
+            shape = "video => [video.videoWidth, video.videoHeight, video.duration]"
+            assert video.evaluate(shape) == [32, 32, 0.5]
+            expect(page.locator("#summary")).to_contain_text("7 of 7 full passes")
+            expect(page.locator("#progress")).to_have_attribute("aria-valuenow", "100")
+            page.locator("#gallery button").click()
+            expect(video).to_be_visible()
+            page.screenshot(path=tmp_path / "video.png", full_page=True)
     assert errors == []
 
 

@@ -94,6 +94,9 @@ def test_the_document_describes_the_api(server: Served) -> None:
     assert set(document["paths"]) == {
         "/v1/images/generations",
         "/v1/images/edits",
+        "/v1/videos",
+        "/v1/videos/{video_id}",
+        "/v1/videos/{video_id}/content",
         "/v1/models",
         "/v1/models/{model}",
         "/health",
@@ -126,7 +129,7 @@ def test_the_page_shows_what_the_caches_say(server: Served) -> None:
 def test_steps_that_nobody_gave_are_the_models(demo: TextToImagePipeline) -> None:
     body = ImageGenerationRequest(prompt=PROMPT)
     model = ModelDescription.of(demo)
-    request, _ = to_request(body, ServerSettings(), model)
+    request = to_request(body, ServerSettings(), model)
     assert request.num_inference_steps is None
-    request, _ = to_request(body, ServerSettings(max_steps=5), model)
+    request = to_request(body, ServerSettings(max_steps=5), model)
     assert request.num_inference_steps == 5

@@ -20,11 +20,9 @@ from max_diffusion.core.options import DeclaredOption, declared_options, read_op
 from max_diffusion.core.setting_names import SHORT_FORMS
 from max_diffusion.pipelines import families
 from max_diffusion.pipelines.families import declared_by_all
-from max_diffusion.serving.http.schemas import (
-    ALIASES,
-    ImageGenerationRequest,
-    request_model,
-)
+from max_diffusion.serving.http.bodies import ALIASES, request_model
+from max_diffusion.serving.http.schemas import ImageGenerationRequest
+from max_diffusion.serving.http.video_schemas import VideoRequest
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,8 @@ def test_a_range_that_is_none_is_an_error(kind: Any, field_: Any) -> None:
 def test_names_that_mean_something_else_are_taken() -> None:
     """On the command line, over HTTP, in Python and in reports."""
     words = vars(parse(["generate", "a"]))
-    public = {name for name in dir(ImageGenerationRequest) if not name.startswith("_")}
+    kinds = ImageGenerationRequest, VideoRequest
+    public = {n for kind in kinds for n in dir(kind) if not n.startswith("_")}
     keywords = set(inspect.signature(TextToImagePipeline.generate).parameters)
     assert "max_sequence_length" not in keywords
     for name in ({*words} | public | keywords | {*ALIASES, *SHORT_FORMS.values()}) - {

@@ -1,4 +1,4 @@
-"""Images over HTTP, as OpenAI's image clients speak it."""
+"""Images and videos over HTTP, as OpenAI's clients speak it."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
@@ -115,17 +115,30 @@ class Answers:
         )
 
     def _summary(self, report: RunReport) -> Summary:
-        return Summary(
-            seed=report.seed,
-            steps=report.num_steps,
-            cache=str(report.cache["name"]),
-            full_passes=report.full_passes,
-            total_passes=report.total_passes,
-            cache_bytes=report.cache_bytes,
-            seconds=report.total_seconds,
-            warnings=[*self.body.warnings(), *report.warnings],
-            report=report.to_dict() if self.body.report else None,
-        )
+        return summary_of(report, bool(self.body.report), self.body.warnings())
+
+
+def summary_of(
+    report: RunReport, is_whole: bool, warnings: Iterable[str] = ()
+) -> Summary:
+    """Creates what every answer tells of a run.
+
+    Args:
+        report: Of the run.
+        is_whole: Whether the report itself is told, too.
+        warnings: Warnings beside those of the run.
+    """
+    return Summary(
+        seed=report.seed,
+        steps=report.num_steps,
+        cache=str(report.cache["name"]),
+        full_passes=report.full_passes,
+        total_passes=report.total_passes,
+        cache_bytes=report.cache_bytes,
+        seconds=report.total_seconds,
+        warnings=[*warnings, *report.warnings],
+        report=report.to_dict() if is_whole else None,
+    )
 
 
 def _progress(event: StepTaken) -> dict[str, Any]:

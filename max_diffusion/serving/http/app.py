@@ -1,4 +1,4 @@
-"""The HTTP interface: OpenAI's image generation over a backend."""
+"""The HTTP interface: OpenAI's images and videos over a backend."""
 
 from __future__ import annotations
 
@@ -17,8 +17,17 @@ from starlette.middleware.cors import CORSMiddleware
 from ... import __version__
 from ...errors import MaxDiffusionError
 from ...pipelines.families import declared_by_all
-from .backend import Backend, ModelDescription
-from .desk import ERRORS, STREAM, Desk, described, documented_key, no_such_model
+from .backend import Backend, ModelDescription, VideoDescription
+from .bodies import request_model
+from .desk import (
+    ERRORS,
+    STREAM,
+    Desk,
+    described,
+    documented_key,
+    errors_of,
+    no_such_model,
+)
 from .edits import UPLOAD_PATHS, ImageEditRequest, add_edits
 from .errors import ApiError, on_api_error, on_http_error, on_not_valid
 from .guard import REQUEST_ID, Guard, HeadAsGet, RequestIds
@@ -28,16 +37,17 @@ from .schemas import (
     ImagesResponse,
     ModelCard,
     ModelList,
-    field_names,
-    request_model,
+    VideoCard,
 )
 from .settings import ServerSettings
 from .store import ImageStore
+from .video_schemas import VideoRequest
+from .videos import VIDEOS, add_videos
 
 _SECURITY: Final = {
     "Content-Security-Policy": (
-        "default-src 'self'; img-src 'self' data: blob:; style-src 'unsafe-inline'; "
-        "script-src 'self' 'unsafe-inline'"
+        "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; "
+        "style-src 'unsafe-inline'; script-src 'self' 'unsafe-inline'"
     ),
     "X-Content-Type-Options": "nosniff",
 }
@@ -59,7 +69,7 @@ def create_app(
     app = FastAPI(
         title="max_diffusion",
         version=__version__,
-        description="Text-to-image diffusion, as OpenAI's image clients speak it.",
+        description="Images and videos by diffusion, as OpenAI's clients speak it.",
         docs_url=None,  # those load their code from elsewhere; ours is in the package
         redoc_url=None,
         lifespan=lifespan,
@@ -70,7 +80,7 @@ def create_app(
         keys=settings.api_keys,
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_upload_bytes,
-        upload_paths=UPLOAD_PATHS,
+        upload_paths={*UPLOAD_PATHS, VIDEOS},
     )
     app.add_middleware(HeadAsGet)
     if settings.cors_origins:
@@ -78,7 +88,7 @@ def create_app(
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
-            allow_methods=("GET", "HEAD", "POST"),
+            allow_methods=("GET", "HEAD", "POST", "DELETE"),
             allow_headers=("*",),
             expose_headers=("Retry-After", REQUEST_ID),
             # A page that is allowed may be public, and this server at home.
@@ -94,9 +104,10 @@ def create_app(
     options = declared_by_all()
     body = request_model(ImageGenerationRequest, options)
     edit = request_model(ImageEditRequest, options)
-    app.state.field_names = field_names(body)
+    app.state.body = body
     _add_images(app, backend, settings, store, body)
     add_edits(app, backend, settings, store, edit)
+    add_videos(app, backend, settings, request_model(VideoRequest, options))
     _add_models(app, backend, settings)
     _add_state(app, backend, settings)
     _add_pages(app)
@@ -146,7 +157,7 @@ def _add_models(app: FastAPI, backend: Backend, settings: ServerSettings) -> Non
         "/v1/models",
         summary="What is served",
         dependencies=documented_key(settings),
-        responses=_errors(400, 401, 413, 415, 503),
+        responses=errors_of(400, 401, 413, 415, 503),
     )
     async def models() -> ModelList:
         """Lists the model that is served."""
@@ -156,17 +167,13 @@ def _add_models(app: FastAPI, backend: Backend, settings: ServerSettings) -> Non
         "/v1/models/{model:path}",
         summary="One model",
         dependencies=documented_key(settings),
-        responses=_errors(400, 401, 404, 413, 415, 422, 503),
+        responses=errors_of(400, 401, 404, 413, 415, 422, 503),
     )
     async def model(model: str) -> ModelCard:
         """Describes the model of an id."""
         if model != settings.model:
             raise no_such_model(model, settings)
         return await card()
-
-
-def _errors(*codes: int) -> dict[int | str, dict[str, Any]]:
-    return {code: ERRORS[code] for code in codes}
 
 
 def _add_state(app: FastAPI, backend: Backend, settings: ServerSettings) -> None:
@@ -215,6 +222,7 @@ def _add_pages(app: FastAPI) -> None:
 
 def _card(model: ModelDescription, settings: ServerSettings, created: int) -> ModelCard:
     width, height = model.default_size
+    video = model.video
     return ModelCard(
         id=settings.model,
         created=created,
@@ -225,9 +233,18 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
         options=list(model.options),
         loras=dict(model.loras),
         inputs=list(model.inputs),
+        video=None if video is None else _video_card(video),
         default_size=f"{width}x{height}",
         default_steps=min(model.default_steps, settings.max_steps),
         max_size=settings.max_size,
         max_n=settings.max_n,
         max_steps=settings.max_steps,
+    )
+
+
+def _video_card(video: VideoDescription) -> VideoCard:
+    return VideoCard(
+        num_frames=video.num_frames,
+        fps=video.fps,
+        frame_counts=list(video.counts),
     )

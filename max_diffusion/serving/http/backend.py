@@ -6,18 +6,56 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Self, final
+from typing import Any, Final, Literal, Self, final
 
 from ...core.options import declared_options
 from ...core.request import GenerationRequest
 from ...engine import Engine, Event, Failed, Finished, RequestHandle, SubmitOptions
-from ...pipelines.context import check_draws_images
+from ...errors import RequestError
+from ...media.writers import DEFAULT_FPS
+from ...pipelines.context import options_of
 from ...pipelines.text_to_image import TextToImagePipeline
 from .errors import ApiError
 from .metrics import Metrics
 from .schemas import Health
 
 Status = Literal["loading", "ready", "draining", "failed"]
+# Where a family's option has no maximum.
+_MOST_FRAMES: Final = 4096
+
+
+@dataclass(frozen=True)
+class VideoDescription:
+    """What requests may ask of a model that draws videos."""
+
+    num_frames: int
+    """Frames of what is drawn if a request does not say how many; 1 is an image."""
+    fps: float
+    """Frames a second of a video whose request does not say how many."""
+    counts: tuple[int, ...]
+    """All numbers of frames that the model draws, ascending from 2."""
+
+    @classmethod
+    def of(cls, pipeline: TextToImagePipeline) -> VideoDescription | None:
+        """Describes the videos of a loaded pipeline; ``None`` if it has none."""
+        frames = pipeline.frames_of(pipeline.options_class())
+        declared = declared_options(pipeline.options_class).get("num_frames")
+        if frames.count == 1 and declared is None:
+            return None
+        counts: tuple[int, ...] = (frames.count,)
+        if declared is not None:
+            most = int(declared.maximum or _MOST_FRAMES)
+            counts = tuple(n for n in range(2, most + 1) if _draws(pipeline, n))
+        return cls(frames.count, frames.fps or DEFAULT_FPS, counts)
+
+
+def _draws(pipeline: TextToImagePipeline, num_frames: int) -> bool:
+    """Whether a pipeline draws videos of just so many frames."""
+    try:
+        pipeline.frames_of(options_of(pipeline, {"num_frames": num_frames}))
+    except RequestError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -43,15 +81,12 @@ class ModelDescription:
     for pictures are not compiled."""
     max_pictures: int = 1
     """Most pictures that a request brings."""
+    video: VideoDescription | None = None
+    """Where it draws videos; ``None`` where it draws images alone."""
 
     @classmethod
     def of(cls, pipeline: TextToImagePipeline) -> ModelDescription:
-        """Describes the model of a loaded pipeline.
-
-        Raises:
-            RequestError: It draws videos.
-        """
-        check_draws_images(pipeline, {}, "served")
+        """Describes the model of a loaded pipeline."""
         height, width = pipeline.default_size
         caches = pipeline.caches.supported()
         default = pipeline.cache_config
@@ -69,6 +104,7 @@ class ModelDescription:
             },
             inputs=_inputs_of(pipeline),
             max_pictures=pipeline.pictures.max_pictures if pipeline.pictures else 1,
+            video=VideoDescription.of(pipeline),
         )
 
 
@@ -100,7 +136,7 @@ class Events(ABC):
 
 
 class Backend(ABC):
-    """Draws pictures for a server, and says how it stands."""
+    """Draws pictures and videos for a server, and says how it stands."""
 
     @abstractmethod
     async def draw(self, request: GenerationRequest, options: SubmitOptions) -> Events:
@@ -165,7 +201,6 @@ class LocalBackend(Backend):
             raise ApiError(
                 503, f"server: {detail}", code=status, headers={"Retry-After": "5"}
             )
-        check_draws_images(engine.pipeline, request.options, "served")
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()
 

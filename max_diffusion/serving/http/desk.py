@@ -1,11 +1,11 @@
-"""From a body to an answer: what every request for pictures goes through."""
+"""From a body to an answer: what every request for something drawn goes through."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal, final
 
@@ -20,6 +20,7 @@ from ...engine import SubmitOptions
 from ...errors import RequestError
 from .answers import Answers
 from .backend import Backend, ModelDescription
+from .bodies import DrawingRequest
 from .errors import ApiError
 from .loras import LoraChoice
 from .schemas import ErrorResponse, ImageGenerationRequest
@@ -80,8 +81,15 @@ class Desk:
             MaxDiffusionError: It was refused by the engine, or has failed.
         """
         settings = self.settings
-        check_limits(body, settings, model, inputs)
-        drawing, options = to_request(body, settings, model, inputs)
+        _check_draws_images(body, model)
+        check_limits(body, settings, model, inputs, body.n or 1)
+        _check_answer(body)
+        drawing = to_request(body, settings, model, inputs, body.n or 1)
+        options = replace(
+            submit_options(body, settings),
+            num_previews=body.partial_images or 0,
+            emits_steps=bool(body.progress),
+        )
         address = str(self.request.base_url) + "images/"
         answers = Answers(body, settings.model, self.store, address, task)
         draw = partial(self.backend.draw, drawing, options)
@@ -92,6 +100,11 @@ class Desk:
         if result is None:
             return Response(status_code=499)  # nobody is there to read it
         return await asyncio.to_thread(answers.response, result)
+
+
+def errors_of(*codes: int) -> dict[int | str, dict[str, Any]]:
+    """Returns the entries of :data:`ERRORS` with these status codes."""
+    return {code: ERRORS[code] for code in codes}
 
 
 def documented_key(settings: ServerSettings) -> list[Any]:
@@ -116,13 +129,40 @@ async def described(backend: Backend) -> ModelDescription:
     return model
 
 
+def _check_draws_images(body: DrawingRequest, model: ModelDescription) -> None:
+    """Refuses a body that asks a model of videos for more than one frame.
+
+    Raises:
+        ApiError: It does.
+    """
+    if model.video is None:
+        return
+    count = body.options().get("num_frames", model.video.num_frames)
+    if count != 1:
+        raise ApiError(
+            400,
+            f"model: the one that is served would draw a video of {count} frames, and "
+            "images alone are drawn here; POST /v1/videos draws videos",
+            code="unsupported",
+            param="model",
+        )
+
+
 def check_limits(
-    body: ImageGenerationRequest,
+    body: DrawingRequest,
     settings: ServerSettings,
     model: ModelDescription,
     inputs: PictureInputs | None = None,
+    count: int = 1,
 ) -> None:
     """Refuses what this server does not allow, beyond what the schema says.
+
+    Args:
+        body: Checked by its schema.
+        settings: The limits.
+        model: What is served.
+        inputs: Pictures that came with it.
+        count: Number of pictures.
 
     Raises:
         ApiError: A value is above its limit, or two have no effect together.
@@ -138,7 +178,7 @@ def check_limits(
     sides = ("width", "height") if body.width or body.height else ("size", "size")
     pixels = zip(sides, body.pixels(), _default_size(body, model, inputs), strict=True)
     for name, value, limit, unit in (
-        ("n", body.n or 1, settings.max_n, "pictures"),
+        ("n", count, settings.max_n, "pictures"),
         *(
             (name, asked or default, settings.max_size, "pixels a side")
             for name, asked, default in pixels
@@ -148,6 +188,21 @@ def check_limits(
     ):
         if value > limit:
             raise _too_much(name, value, limit, unit)
+    if body.cache_options and body.cache is None:
+        raise ApiError(
+            400,
+            "cache_options: of which cache? name it in cache",
+            code="invalid_value",
+            param="cache_options",
+        )
+
+
+def _check_answer(body: ImageGenerationRequest) -> None:
+    """Refuses what has no effect on how pictures are sent.
+
+    Raises:
+        ApiError: A field has none, as another is given.
+    """
     if not body.stream:
         for name in ("partial_images", "progress"):
             if getattr(body, name):
@@ -168,13 +223,6 @@ def check_limits(
             code="invalid_value",
             param="output_compression",
         )
-    if body.cache_options and body.cache is None:
-        raise ApiError(
-            400,
-            "cache_options: of which cache? name it in cache",
-            code="invalid_value",
-            param="cache_options",
-        )
     if body.stream and body.response_format == "url":
         raise ApiError(
             400,
@@ -185,7 +233,7 @@ def check_limits(
 
 
 def _default_size(
-    body: ImageGenerationRequest,
+    body: DrawingRequest,
     model: ModelDescription,
     inputs: PictureInputs | None,
 ) -> tuple[int, int]:
@@ -199,12 +247,20 @@ def _default_size(
 
 
 def to_request(
-    body: ImageGenerationRequest,
+    body: DrawingRequest,
     settings: ServerSettings,
     model: ModelDescription,
     inputs: PictureInputs | None = None,
-) -> tuple[GenerationRequest, SubmitOptions]:
-    """Returns the request and how it is treated, as the engine takes them.
+    count: int = 1,
+) -> GenerationRequest:
+    """Returns what is drawn, as the engine takes it.
+
+    Args:
+        body: Checked by its schema.
+        settings: The limits.
+        model: What is served.
+        inputs: Pictures that came with it.
+        count: Number of pictures.
 
     Raises:
         RequestError: A value is malformed or out of range.
@@ -222,7 +278,7 @@ def to_request(
     steps = body.steps
     if steps is None and model.default_steps > settings.max_steps:
         steps = settings.max_steps
-    request = GenerationRequest(
+    return GenerationRequest(
         prompts=(body.prompt,),
         negative_prompt=body.negative_prompt,
         height=height,
@@ -231,20 +287,21 @@ def to_request(
         guidance_scale=body.guidance,
         true_cfg_scale=body.true_cfg,
         seed=secrets.randbelow(2**32) if body.seed in (None, -1) else body.seed,
-        num_images_per_prompt=body.n or 1,
+        num_images_per_prompt=count,
         cache=cache,
         loras=_read_loras(body.loras, model.loras),
         options=body.options(),
         inputs=inputs,
         is_timed=bool(body.report),
     )
-    options = SubmitOptions(
+
+
+def submit_options(body: DrawingRequest, settings: ServerSettings) -> SubmitOptions:
+    """Returns how a request is treated, as the engine takes it."""
+    return SubmitOptions(
         priority=body.priority or 0,
         timeout=body.timeout or settings.timeout,
-        num_previews=body.partial_images or 0,
-        emits_steps=bool(body.progress),
     )
-    return request, options
 
 
 def _read_loras(given: Sequence[LoraChoice] | None, served: Collection[str]) -> Loras:

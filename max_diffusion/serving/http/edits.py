@@ -6,14 +6,13 @@ import asyncio
 from typing import Annotated, Any, Final
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ...core.pictures import PictureInputs
 from ...media.pictures import read_inputs
 from .backend import Backend, ModelDescription
 from .desk import ERRORS, STREAM, Desk, described, documented_key
-from .errors import ApiError
+from .errors import ApiError, checked
 from .forms import Form, is_form, read_form, values_of
 from .schemas import ImageGenerationRequest, ImagesResponse
 from .settings import ServerSettings
@@ -39,10 +38,6 @@ class ImageEditRequest(ImageGenerationRequest):
             "that are run; 0.6.",
         ),
     ] = None
-
-    def options(self) -> dict[str, object]:
-        """Returns what is given of the options that only some models have."""
-        return {k: v for k, v in super().options().items() if k != "strength"}
 
 
 def add_edits(
@@ -78,7 +73,7 @@ def add_edits(
         model = await described(backend)
         form = await _form(request)
         _check_files(form, model)
-        body = _body(form, schema)
+        body = checked(values_of(form.texts, schema), schema)
         async with reading:
             inputs = await asyncio.to_thread(_inputs, form, body.strength)
         desk = Desk(backend, settings, store, request)
@@ -128,16 +123,6 @@ def _check_files(form: Form, model: ModelDescription) -> None:
             raise _bad(file.field[:80], "expected no file; files are image and mask")
     if not counts["image"]:
         raise _bad("image", "a file is required, a PNG, JPEG or WebP")
-
-
-def _body(form: Form, schema: type[ImageEditRequest]) -> ImageEditRequest:
-    try:
-        return schema.model_validate(values_of(form.texts, schema))
-    except ValidationError as err:
-        errors: list[Any] = [
-            {**each, "loc": ("body", *each["loc"])} for each in err.errors()
-        ]
-        raise RequestValidationError(errors) from err
 
 
 def _inputs(form: Form, strength: float | None) -> PictureInputs | None:

@@ -7,10 +7,11 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from ...caches import CACHES
@@ -21,10 +22,21 @@ from ...errors import (
     RequestCancelled,
     RequestError,
 )
-from .schemas import ALIASES, FIXES, OTHERS, TwoNamesError, shown
+from .bodies import (
+    ALIASES,
+    FIXES,
+    DrawingRequest,
+    TwoNamesError,
+    field_names,
+    shown,
+)
 
 _OF_FIELD: Final = re.compile(r"request: ([a-z][a-z0-9_]*) (?:must|is no option)")
-_ENDS: Final = ("/images/generations", "/images/edits", "/models")
+_ENDS: Final = ("/images/generations", "/images/edits", "/videos", "/models")
+_UNREADABLE: Final = (
+    "body: expected JSON that can be read; nest less, write shorter numbers"
+)
+_Body = TypeVar("_Body", bound=DrawingRequest)
 
 
 class ApiError(Exception):
@@ -101,33 +113,70 @@ def _field(message: str) -> str | None:
     return ALIASES.get(found[1], found[1]) if found else None
 
 
-def not_valid(error: RequestValidationError, names: Sequence[str]) -> ApiError:
+def read_json(content_type: str, body: bytes) -> dict[str, Any]:
+    """Returns the object that a body holds, as JSON.
+
+    Raises:
+        ApiError: It is none, or its type is not said.
+    """
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise _no_json_type("application/json or multipart/form-data")
+    try:
+        values = json.loads(body)
+    except json.JSONDecodeError as err:
+        raise ApiError(
+            400, f"body: expected JSON ({err.msg})", code="invalid_json"
+        ) from err
+    except (ValueError, RecursionError) as err:
+        raise ApiError(400, _UNREADABLE, code="invalid_json") from err
+    if not isinstance(values, dict):
+        raise ApiError(
+            422,
+            f"body: expected a JSON object, got {shown(values)}",
+            code="dict_type",
+            param="body",
+        )
+    return values
+
+
+def checked(values: Mapping[str, Any], schema: type[_Body]) -> _Body:
+    """Returns a body that was read here and not by FastAPI.
+
+    Raises:
+        ApiError: It does not fit the schema.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as err:
+        errors = [{**each, "loc": ("body", *each["loc"])} for each in err.errors()]
+        raise not_valid(errors, schema) from err
+
+
+def not_valid(
+    errors: Sequence[Mapping[str, Any]], schema: type[DrawingRequest]
+) -> ApiError:
     """Returns the answer to a body that does not fit the schema: its first error.
 
     Args:
-        error: All errors of the body.
-        names: Names of the fields that the schema has.
+        errors: All errors of the body.
+        schema: What it should be.
     """
-    first: Mapping[str, Any] = error.errors()[0]
+    first = errors[0]
     place: Sequence[object] = first["loc"]
     if first["type"] == "json_invalid":
         reason = first.get("ctx", {}).get("error", "")
         return ApiError(400, f"body: expected JSON ({reason})", code="invalid_json")
     where = ".".join(str(part) for part in place[1:]) or "body"
     if isinstance(first["input"], bytes):
-        return ApiError(
-            422,
-            "body: expected JSON; send the header Content-Type: application/json",
-            code="content_type",
-            param="body",
-        )
+        return _no_json_type("application/json")
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, TwoNamesError):
         return ApiError(422, str(cause), code="invalid_value", param=cause.param)
     message = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
     if first["type"] == "extra_forbidden":
         message = (
-            f"{where}: no such field; {_instead(where, names)}GET /docs lists them"
+            f"{where}: no such field; {_instead(where, schema)}GET /docs lists them"
         )
     elif first["type"] != "missing" and len(repr(first["input"])) <= 80:
         message += f", got {shown(first['input'])}"
@@ -136,11 +185,20 @@ def not_valid(error: RequestValidationError, names: Sequence[str]) -> ApiError:
     return ApiError(422, message, code=str(first["type"]), param=where)
 
 
-def _instead(unknown: str, names: Sequence[str]) -> str:
+def _no_json_type(kinds: str) -> ApiError:
+    return ApiError(
+        422,
+        f"body: expected JSON; send the header Content-Type: {kinds}",
+        code="content_type",
+        param="body",
+    )
+
+
+def _instead(unknown: str, schema: type[DrawingRequest]) -> str:
     """Returns words for what may have been meant by an unknown field."""
-    if unknown in OTHERS:
-        return f"{OTHERS[unknown]}; "
-    near = difflib.get_close_matches(unknown, names, n=1)
+    if unknown in schema.others:
+        return f"{schema.others[unknown]}; "
+    near = difflib.get_close_matches(unknown, field_names(schema), n=1)
     return f"did you mean {near[0]}? " if near else ""
 
 
@@ -152,15 +210,14 @@ async def on_api_error(request: Request, error: Exception) -> Response:
 async def on_not_valid(request: Request, error: Exception) -> Response:
     """Answers bodies that do not fit the schema."""
     assert isinstance(error, RequestValidationError)
-    return not_valid(error, request.app.state.field_names).response
+    return not_valid(error.errors(), request.app.state.body).response
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
     """Answers requests for unknown paths and methods."""
     assert isinstance(error, HTTPException)
     if error.status_code == 400:  # nested too deep, or a number of too many digits
-        text = "body: expected JSON that can be read; nest less, write shorter numbers"
-        return ApiError(400, text, code="invalid_json").response
+        return ApiError(400, _UNREADABLE, code="invalid_json").response
     headers = dict(error.headers or {})
     if "GET" in headers.get("Allow", ""):
         headers["Allow"] += ", HEAD"

@@ -12,8 +12,8 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
+from .bodies import ALIASES
 from .errors import ApiError
-from .schemas import ALIASES
 
 _MAX_PARTS: Final = 128
 _MAX_HEADERS: Final = 8192
@@ -35,8 +35,8 @@ class File:
 class Form:
     """What a body holds."""
 
-    texts: Mapping[str, str] = field(default_factory=dict)
-    """Text fields by their names."""
+    texts: Mapping[str, str | list[str]] = field(default_factory=dict)
+    """Text fields by their names; those whose names end in brackets as lists."""
     files: tuple[File, ...] = ()
     """Files in their order."""
 
@@ -64,32 +64,39 @@ def read_form(content_type: str, body: bytes) -> Form:
     _, *parts = body.split(delimiter)
     if not parts or not parts[-1].startswith(b"--"):
         raise _malformed("it has no end, or another boundary than its header says")
-    texts: dict[str, str] = {}
+    texts: dict[str, str | list[str]] = {}
     files: list[File] = []
     for part in parts[:-1]:
         head, found, data = part.partition(b"\r\n\r\n")
         name, is_file = _heading(head)
         if not found:
             raise _malformed("a part has no header")
+        field_name = name.removesuffix("[]")
+        before = texts.get(field_name)
         if is_file:
-            files.append(File(name.removesuffix("[]"), data))
-        elif name in texts:
+            files.append(File(field_name, data))
+        elif field_name != name and (before is None or isinstance(before, list)):
+            texts[field_name] = [*(before or ()), _text(data, name)]
+        elif before is not None:
             raise ApiError(
                 400,
-                f"{name[:80]}: is given twice; leave one out",
+                f"{field_name[:80]}: is given twice; leave one out",
                 code="invalid_value",
-                param=name[:80],
+                param=field_name[:80],
             )
         else:
-            texts[name] = _text(data, name)
+            texts[field_name] = _text(data, name)
     return Form(texts, tuple(files))
 
 
-def values_of(texts: Mapping[str, str], schema: type[BaseModel]) -> dict[str, Any]:
+def values_of(
+    texts: Mapping[str, str | list[str]], schema: type[BaseModel]
+) -> dict[str, Any]:
     """Returns a form's text fields as the JSON that a schema takes.
 
     Numbers, true and false are read where the schema has no text; ``name[key]`` is a
-    key of ``name``; what is empty is not given, as OpenAI's client writes null.
+    key of ``name``, and a list is one of values; what is empty is not given, as
+    OpenAI's client writes null.
 
     Raises:
         ApiError: A field is both whole and in keys.
@@ -102,6 +109,8 @@ def values_of(texts: Mapping[str, str], schema: type[BaseModel]) -> dict[str, An
             if not isinstance(inner, dict):
                 raise _malformed(f"{nested[1][:80]} is given whole, and in keys")
             inner[nested[2]] = _value(text)
+        elif isinstance(text, list):
+            values[name] = _value(text)
         elif text or name in _MAY_BE_EMPTY:
             known = schema.model_fields.get(ALIASES.get(name, name))
             is_text = known is None or _takes_text(known.annotation)
@@ -144,7 +153,9 @@ def _text(data: bytes, name: str) -> str:
         ) from err
 
 
-def _value(text: str) -> Any:
+def _value(text: str | list[str]) -> Any:
+    if isinstance(text, list):
+        return [_value(each) for each in text]
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

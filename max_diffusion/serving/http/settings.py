@@ -39,6 +39,9 @@ class ServerSettings:
         image_bytes: Most bytes of images kept for ``response_format: url``; the oldest
             go first.
         image_seconds: Seconds that these images are kept.
+        video_bytes: Most bytes of finished videos kept; the oldest go first.
+        video_seconds: Seconds that a job is kept after its end, with its video.
+        max_videos: Most jobs kept after their end.
         keep_alive_seconds: Seconds of silence after which a stream sends a comment.
     """
 
@@ -54,6 +57,9 @@ class ServerSettings:
     timeout: float = 600.0
     image_bytes: int = 256 * 1024**2
     image_seconds: float = 3600.0
+    video_bytes: int = 1024**3
+    video_seconds: float = 3600.0
+    max_videos: int = 1000
     keep_alive_seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -64,11 +70,13 @@ class ServerSettings:
             "max_prompt_length",
             "max_n",
             "image_bytes",
+            "video_bytes",
+            "max_videos",
         ):
             count(f"server: {name}", getattr(self, name), minimum=1)
         whole("server: max_size", self.max_size, minimum=1, maximum=MAX_SIZE)
         whole("server: max_steps", self.max_steps, minimum=1, maximum=MAX_STEPS)
-        for name in ("timeout", "image_seconds", "keep_alive_seconds"):
+        for name in ("timeout", "image_seconds", "video_seconds", "keep_alive_seconds"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise RequestError(
                     f"server: {name} must be a number of seconds above 0, got "

@@ -33,7 +33,8 @@ _LAST_WORDS_SECONDS = 5.0
 class Ingress:
     """A deployment's class: the application of ``max-diffusion serve``, over replicas.
 
-    There is one, as images that wait to be fetched by their address are in its memory.
+    There is one, as images that wait to be fetched by their address, and jobs that draw
+    videos, are in its memory.
     It draws nothing.
 
     Args:
