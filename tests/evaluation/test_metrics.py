@@ -110,7 +110,7 @@ def test_ssim_needs_room_for_its_window() -> None:
 
 def grays(*levels: int, size: int = 12) -> np.ndarray:
     """A video with a frame of each gray."""
-    return np.repeat(np.uint8(levels), 3 * size**2).reshape(-1, size, size, 3)
+    return np.repeat(np.array(levels, np.uint8), 3 * size**2).reshape(-1, size, size, 3)
 
 
 def test_metrics_of_a_video_are_its_frames() -> None:
