@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from max_diffusion import Frames, RequestError, RequestOptions
+from max_diffusion import RequestError
 from max_diffusion.caches import AbstractCacheConfig, NoCacheConfig
 from max_diffusion.core.report import RunReport, StepRecord
 from max_diffusion.core.request import GenerationRequest
@@ -34,11 +34,11 @@ class Painter:
     """What ``compare`` and ``tune`` ask of a pipeline.
 
     ``now`` is its clock: only drawing takes time. ``drawn`` is what it drew, in order.
+    Of a video each frame has the squared error once more than the one before.
     """
 
     default_num_inference_steps = STEPS
     default_size = (SIZE, SIZE)
-    options_class = RequestOptions
 
     def __init__(
         self,
@@ -64,9 +64,6 @@ class Painter:
             raise RequestError(f"cache: no {cache.name} here")
         cache.required_steps(steps)
 
-    def frames_of(self, options: RequestOptions) -> Frames:
-        return Frames()
-
     def create_context(self, request: GenerationRequest) -> None:
         self.contexts.append(request)
         if request.height is not None and request.height % 16:
@@ -86,16 +83,23 @@ class Painter:
             self.now += seconds / steps
             on_step(step + 1, steps)
         self.drawn.append(request)
-        picture = picture_of(request.seed)
-        picture += _off(error).reshape(picture.shape)
+        num_frames = int(str(request.options.get("num_frames", 1)))
+        frames = np.stack([frame_of(request.seed, i) for i in range(num_frames)])
+        for index, frame in enumerate(frames):
+            frame += _off(error * (1 + index)).reshape(frame.shape)
         report = report_of(request, steps, seconds)
-        return GenerationResult(picture[None, None], report)
+        return GenerationResult(frames[None], report, 8.0 if num_frames > 1 else None)
 
 
 def picture_of(seed: int) -> np.ndarray:
     """What is drawn without an error, uint8 ``(SIZE, SIZE, 3)``."""
     rng = np.random.default_rng(seed)
     return rng.integers(0, 256 - OFF, (SIZE, SIZE, 3), dtype=np.uint8)
+
+
+def frame_of(seed: int, index: int) -> np.ndarray:
+    """A frame of what is drawn without an error; the first is the picture."""
+    return picture_of(seed + 1000 * index)
 
 
 def is_computed(cache: AbstractCacheConfig, step: int) -> bool:

@@ -17,6 +17,7 @@ from .command import (
     Command,
     add_loading_options,
     add_running_options,
+    model_options,
     source_of,
 )
 from .terminal import Interruption, Progress
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
     from ..caches import CALIBRATION_FILE, Calibration
     from ..evaluation.calibration import PROMPTS, calibrate, calibration_requests
+    from ..evaluation.drawing import noun_of
     from ..media.images import check_writable
     from ..pipelines.opening import open_folder, open_model
 
@@ -38,6 +40,7 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
         "seed": args.seed,
         "height": args.height,
         "width": args.width,
+        "options": model_options(args),
     }
     # Loading and compiling take minutes: a slip is told before.
     requests = calibration_requests(prompts, **settings)
@@ -72,8 +75,7 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
             show_progress=is_shown,
             on_event=progress.on_event,
         )
-        for request in requests:
-            pipeline.create_context(request)
+        contexts = [pipeline.create_context(request) for request in requests]
         pipeline.compile()
 
         def on_step(done: int, total: int) -> None:
@@ -88,16 +90,16 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
     if args.json:
         print(json.dumps({"file": str(output), **asdict(result)}))
         return
-    print(f"{output}: {_summary(result)}")
+    print(f"{output}: {_summary(result, noun_of(contexts[0].num_frames))}")
 
 
-def _summary(result: Calibration) -> str:
+def _summary(result: Calibration, noun: str) -> str:
     from ..caches.teacache import MIN_R2
 
     ratios = result.magcache_ratios[1:]
     verdict = "" if result.teacache_r2 >= MIN_R2 else ", too little, so it is refused"
     return (
-        f"{result.num_images} pictures of {result.num_inference_steps} steps; "
+        f"{result.num_images} {noun}s of {result.num_inference_steps} steps; "
         f"magcache ratios {min(ratios):.3f} to {max(ratios):.3f}; teacache's fit "
         f"explains R² {result.teacache_r2:.2f}{verdict}"
     )
@@ -127,4 +129,5 @@ CALIBRATE: Final = Command(
     "measure what magcache and teacache need to know of a model",
     _add_calibrate_options,
     _calibrate,
+    takes_model_options=True,
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from .options import typed
 from .terminal import Interruption
 
 _MODEL_OPTION: Final = "model_option."
@@ -115,7 +116,9 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def model_options(args: argparse.Namespace) -> dict[str, object]:
     """Returns what was given of the options of :func:`add_model_options`."""
     return {
-        name.removeprefix(_MODEL_OPTION): value
+        name.removeprefix(_MODEL_OPTION): (
+            typed(value) if isinstance(value, str) else value
+        )
         for name, value in vars(args).items()
         if name.startswith(_MODEL_OPTION) and value is not None
     }

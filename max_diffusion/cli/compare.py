@@ -29,14 +29,19 @@ _NAME_WIDTH: Final = 24  # columns of a setting's name at least
 # What a narrow terminal does not show, first to last; the page has it all.
 _SPARED: Final = (
     "cache state",
+    "SSIM mean",
+    "LPIPS mean",
     "SSIM median",
     "LPIPS median",
     "first",
     "right",
+    "flicker median",
     "PSNR median",
     "LPIPS worst",
     "SSIM worst",
     "full passes",
+    "PSNR mean",
+    "flicker worst",
     "same time",
 )
 
@@ -105,7 +110,7 @@ def _print_comparison(comparison: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from ..evaluation.comparison_report import summary_table
+    from ..evaluation.comparison_report import metrics_words, summary_table
 
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
     columns = dict(summary_table(comparison))
@@ -129,6 +134,8 @@ def _print_comparison(comparison: Comparison) -> None:
     hidden = [name for name in columns if name not in shown]
     if hidden:
         print(f"not shown for want of room: {', '.join(hidden)}")
+    if words := metrics_words(comparison):
+        print(words)
     for name, reason in comparison.refused.items():
         print(f"{name} was not run: {reason}")
 
@@ -163,4 +170,5 @@ COMPARE: Final = Command(
     _add_compare_options,
     _compare,
     takes_cache_options=True,
+    takes_model_options=True,
 )

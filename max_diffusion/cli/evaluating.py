@@ -12,7 +12,12 @@ from typing import TYPE_CHECKING, Any
 from ..core.files import read_lines
 from ..core.setting_names import flags
 from ..errors import RequestError
-from .command import add_loading_options, add_running_options, source_of
+from .command import (
+    add_loading_options,
+    add_running_options,
+    model_options,
+    source_of,
+)
 from .terminal import Interruption, Progress
 
 if TYPE_CHECKING:
@@ -42,28 +47,26 @@ def read_prompts(given: Sequence[str], file: str | None) -> tuple[str, ...] | No
 
 
 def drawn_alike(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns how every image is drawn, by the names of Python's keywords."""
+    """Returns how every picture is drawn, by the names of Python's keywords."""
     return {
         "num_inference_steps": args.num_inference_steps,
         "seed": args.seed,
         "guidance_scale": args.guidance_scale,
         "height": args.height,
         "width": args.width,
+        "options": model_options(args),
     }
 
 
 def check_requests(
     pipeline: TextToImagePipeline, requests: Sequence[GenerationRequest]
 ) -> None:
-    """Checks that an opened model can draw some requests, and that they are images.
+    """Checks that an opened model can draw some requests.
 
     Raises:
-        RequestError: The model refuses one, or would draw a video.
+        RequestError: The model refuses one.
     """
-    from ..pipelines.context import check_draws_images
-
     for request in requests:
-        check_draws_images(pipeline, request.options, "compared")
         pipeline.create_context(request)
 
 

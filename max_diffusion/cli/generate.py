@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import secrets
 import sys
 from collections.abc import Callable
@@ -22,7 +21,7 @@ from .command import (
     model_options,
     source_of,
 )
-from .options import chosen_cache, memory_size, one_or_several, parse_seeds
+from .options import chosen_cache, memory_size, one_or_several, parse_seeds, typed
 from .terminal import Interruption, Progress
 
 # What needs MAX, Pillow or rich is imported where it is used, so that most mistakes are
@@ -83,10 +82,10 @@ def resolve(args: argparse.Namespace) -> Job:
         for seed in parse_seeds(args.seed)
     )
     given = {
-        "prompts": tuple(map(_typed, args.prompts)) or None,
-        "prompt_2": one_or_several(list(map(_typed, args.prompt_2))),
-        "negative_prompt": one_or_several(list(map(_typed, args.negative_prompt))),
-        "negative_prompt_2": one_or_several(list(map(_typed, args.negative_prompt_2))),
+        "prompts": tuple(map(typed, args.prompts)) or None,
+        "prompt_2": one_or_several(list(map(typed, args.prompt_2))),
+        "negative_prompt": one_or_several(list(map(typed, args.negative_prompt))),
+        "negative_prompt_2": one_or_several(list(map(typed, args.negative_prompt_2))),
         "height": args.height,
         "width": args.width,
         "num_inference_steps": args.num_inference_steps,
@@ -95,7 +94,7 @@ def resolve(args: argparse.Namespace) -> Job:
         "seed": seeds[0] if seeds else None,
         "seeds": seeds if seeds and len(seeds) > 1 else None,
         "num_images_per_prompt": args.num_images_per_prompt,
-        "options": _own_options(args) or None,
+        "options": model_options(args) or None,
         "inputs": _inputs(args),
         "cache_memory_limit": memory_size(
             "--cache-memory-limit", args.cache_memory_limit
@@ -126,7 +125,7 @@ def resolve(args: argparse.Namespace) -> Job:
             asked["options"] = {**before.get("options", {}), **asked["options"]}
         asked = before | asked
     asked.setdefault("seed", secrets.randbelow(2**32))
-    given_loras = [lora_from_text("--lora", text) for text in map(_typed, args.lora)]
+    given_loras = [lora_from_text("--lora", text) for text in map(typed, args.lora)]
     loras = as_loras("--lora", given_loras)
     # Those of an image are merged, too, whoever drew it.
     known = asked.pop("loras", ())
@@ -168,24 +167,6 @@ def _inputs(args: argparse.Namespace) -> PictureInputs | None:
     return read_inputs(args.image or None, args.mask, args.strength)
 
 
-def _own_options(args: argparse.Namespace) -> dict[str, object]:
-    """Returns the options of some models only that were given."""
-    return {
-        name: _typed(value) if isinstance(value, str) else value
-        for name, value in model_options(args).items()
-    }
-
-
-def _typed(text: str) -> str:
-    """Decodes text of the command line as UTF-8, also where the locale is not."""
-    if not any("\udc80" <= mark <= "\udcff" for mark in text):
-        return text
-    try:
-        return os.fsencode(text).decode("utf-8")
-    except UnicodeDecodeError:
-        return text  # which the request will refuse
-
-
 def _cache(args: argparse.Namespace, like: Likeness | None) -> AbstractCacheConfig:
     """Returns the cache asked for; options alone change that of the image to repeat."""
     if like is None or args.cache is not None or args.cache_file is not None:
@@ -218,7 +199,8 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
         )
         if job.like is not None:
             # Another family than the file's may not have all of its options.
-            known = declared_options(pipeline.options_class).keys() | _own_options(args)
+            given = model_options(args)
+            known = declared_options(pipeline.options_class).keys() | given.keys()
             options = {k: v for k, v in request.options.items() if k in known}
             request = replace(request, options=options)
         # Compiling takes minutes: a size that the model cannot draw is told before.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -36,6 +37,16 @@ def chosen_cache(
     from ..caches.cache_file import read_cache_file
 
     return read_cache_file(file)
+
+
+def typed(text: str) -> str:
+    """Decodes text of the command line as UTF-8, also where the locale is not."""
+    if not any("\udc80" <= mark <= "\udcff" for mark in text):
+        return text
+    try:
+        return os.fsencode(text).decode("utf-8")
+    except UnicodeDecodeError:
+        return text  # which the request will refuse
 
 
 def memory_size(option: str, text: str | None) -> int | None:

@@ -125,7 +125,12 @@ def _add_tune_options(add: Callable[..., Any]) -> None:
         metavar="PROMPT",
         help="to tune on; default: some plain ones",
     )
-    add("--target-psnr", type=float, metavar="DB", help="every picture's; then speed")
+    add(
+        "--target-psnr",
+        type=float,
+        metavar="DB",
+        help="every picture's, or frame's of videos; then speed",
+    )
     add("--target-speedup", type=float, metavar="N", help="times as fast; then quality")
     add("--max-seconds", type=float, metavar="S", help="of a picture; then quality")
     add("--caches", metavar="NAMES", help="to try; default: all the model can run")
@@ -139,4 +144,5 @@ TUNE: Final = Command(
     "find the cache for a quality or a speed, and write it to a file",
     _add_tune_options,
     _tune,
+    takes_model_options=True,
 )

@@ -21,7 +21,9 @@ takes both, and so does HTTP, where the last is called ``n``, as OpenAI has it."
 RESERVED: Final = frozenset(
     (
         # Of the command line.
-        *("cache", "cache_file", "cache_option", "calibration", "command", "debug"),
+        *("budget", "cache", "cache_file", "cache_option", "caches", "calibration"),
+        *("command", "debug", "fewer_steps", "lpips", "max_seconds", "prompts_file"),
+        *("runs", "target_psnr", "target_speedup", "validation_file"),
         *(
             "device",
             "dtype",

@@ -8,21 +8,21 @@ from .checker import Verdict, check
 from .scenes import SIZE_PX, held_out_scene, parse_caption
 
 
-def judge(prompt: str, image: np.ndarray) -> Verdict | None:
-    """Tells whether an image shows its prompt.
+def judge(prompt: str, frames: np.ndarray) -> Verdict | None:
+    """Tells whether an image shows its prompt; of videos it tells nothing.
 
     Args:
         prompt: Any text.
-        image: The image, uint8 ``(H, W, 3)``.
+        frames: The image as its only frame, uint8 ``(1, H, W, 3)``.
 
     Returns:
         The verdict; ``None`` for a prompt that is not worded as the demo model's
-        captions are, or an image that is not 128 pixels high and wide.
+        captions are, an image that is not 128 pixels high and wide, or a video.
     """
-    if image.shape != (SIZE_PX, SIZE_PX, 3):
+    if frames.shape != (1, SIZE_PX, SIZE_PX, 3):
         return None
     scene = parse_caption(prompt)
-    return None if scene is None else check(image, scene)
+    return None if scene is None else check(frames[0], scene)
 
 
 def held_out_prompts(count: int = 12) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from .comparison import Comparison, Row, Score  # noqa: E402
 from .comparison_report import save_comparison  # noqa: E402
 from .drawing import Setting  # noqa: E402
 from .judging import Judge, Verdict  # noqa: E402
-from .metrics import Lpips, psnr, ssim  # noqa: E402
+from .metrics import Lpips, flicker, psnr, ssim  # noqa: E402
 from .target import Target  # noqa: E402
 from .tune import tune  # noqa: E402
 from .tuning_report import save_tuning  # noqa: E402
@@ -37,6 +37,7 @@ __all__ = [
     "TuningResult",
     "Verdict",
     "compare",
+    "flicker",
     "psnr",
     "save_comparison",
     "save_tuning",

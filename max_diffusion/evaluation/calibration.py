@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Final, final
 
@@ -26,6 +26,7 @@ from ..core.validation import count
 from ..errors import MaxDiffusionError, RequestError
 from ..execution.graph_call import Routine
 from ..pipelines import OnStep
+from .drawing import NO_OPTIONS
 
 if TYPE_CHECKING:
     from ..pipelines.text_to_image import TextToImagePipeline
@@ -52,6 +53,7 @@ def calibration_requests(
     seed: int = 0,
     height: int | None = None,
     width: int | None = None,
+    options: Mapping[str, object] = NO_OPTIONS,
 ) -> list[GenerationRequest]:
     """Returns the requests that :func:`calibrate` will draw.
 
@@ -73,6 +75,7 @@ def calibration_requests(
             seed=first + index,
             height=height,
             width=width,
+            options=options,
             cache=RecorderConfig(),
         )
         for index, text in enumerate(texts)
@@ -87,25 +90,28 @@ def calibrate(
     seed: int = 0,
     height: int | None = None,
     width: int | None = None,
+    options: Mapping[str, object] = NO_OPTIONS,
     on_step: OnStep | None = None,
 ) -> Calibration:
-    """Draws images without a cache and measures how their residuals change.
+    """Draws images or videos without a cache and measures how their residuals change.
 
-    For MagCache, the mean over tokens and images of ``|r_s| / (|r_(s-1)| + 1e-8)``,
-    ``r_s`` what all blocks add to the image stream at step ``s``, as its authors and
-    diffusers measure. For TeaCache, a polynomial, see :func:`fit`, from the relative
-    change of the modulated input to that of the residual, which is what is reused; its
-    authors fit the change of the prediction.
+    For MagCache, the mean over tokens, guidance branches and prompts of
+    ``|r_s| / (|r_(s-1)| + 1e-8)``, ``r_s`` what all blocks add to the image stream at
+    step ``s``, as its authors and diffusers measure. For TeaCache, a polynomial, see
+    :func:`fit`, from the relative change of the modulated input to that of the
+    residual, which is what is reused; its authors fit the change of the prediction.
 
     Args:
         pipeline: Pipeline compiled for ``magcache`` or another cache of single blocks.
-        prompts: Prompts to draw one image each for.
-        num_inference_steps: Denoising steps of every image; at least 2; default the
-            model's. Ratios are resampled to other numbers of steps.
-        seed: Seed of the first image's noise; each further image has the next.
+        prompts: Prompts to draw one image or video each for.
+        num_inference_steps: Denoising steps of each; at least 2; default the model's.
+            Ratios are resampled to other numbers of steps.
+        seed: Seed of the first prompt's noise; each further prompt has the next.
         height: Height of the images in pixels; default the model's.
         width: Width of the images in pixels; default the model's.
-        on_step: Called with ``(steps done, steps)`` of all images; what it raises
+        options: What only some models have, by the names that the model's
+            ``options_class`` declares: ``num_frames`` of CogVideoX.
+        on_step: Called with ``(steps done, steps)`` of all prompts; what it raises
             ends the measurement.
 
     Raises:
@@ -121,6 +127,7 @@ def calibrate(
         seed=seed,
         height=height,
         width=width,
+        options=options,
     )
     # Says by name what the pipeline must be compiled for.
     pipeline.caches.bind(MagCacheConfig(ratios=(1.0,)), steps)
@@ -138,9 +145,14 @@ def calibrate(
                 on_step(steps * index + done, total)
 
         output = pipeline.execute(pipeline.prepare_inputs(context), on_step=on_own_step)
-        ratios.append(recorder.ratios)
-        residuals += recorder.changes
-        inputs += [record.signal[0] for record in output.steps if record.signal]
+        for name, branch in recorder.branches.items():
+            ratios.append(branch.ratios)
+            residuals += branch.changes
+            inputs += [
+                record.signal[0]
+                for record in output.steps
+                if record.signal and record.branch == name
+            ]
     if not np.isfinite([*np.ravel(ratios), *inputs, *residuals]).all():
         raise MaxDiffusionError(
             "calibrate: a residual of this model is zero or not finite, so its change "
@@ -200,27 +212,26 @@ class RecorderConfig(AbstractCacheConfig):
         return sizes.modulated_input
 
     def create_cache(self, calibration: Calibration) -> Recorder:
-        """Creates the policy, which records one image."""
+        """Creates the policy, which records one request."""
         return Recorder()
 
 
 @final
 class Recorder(AbstractResidualCache):
-    """Computes every step of one image, and records how residuals change."""
+    """Computes every step of one request, and records how residuals change."""
 
     signal = "modulated_input"
     compares_neighbours = True
 
     def __init__(self) -> None:
-        self.ratios: list[float] = []
-        """Size of the residual over that of the step before: the mean over tokens, one
-        value per step from step 1 on."""
-        self.changes: list[float] = []
-        """Relative change of the residual, one value per step from step 1 on."""
+        self.branches: dict[str, RecordingTail] = {}
+        """What was recorded of each guidance branch, by the name in its records."""
 
     def create_state(self, run: Run) -> ResidualState:
-        """Creates the state of the image's only branch."""
-        return ResidualState(RecordingTail(self))
+        """Creates the state of one guidance branch."""
+        name = "unconditional" if run.is_unconditional else "conditional"
+        tail = self.branches[name] = RecordingTail()
+        return ResidualState(tail)
 
     def decide(self, state: ResidualState, step: int, change: np.ndarray) -> np.ndarray:
         """Returns True for all samples; never asked, as the tail is always empty."""
@@ -229,12 +240,16 @@ class Recorder(AbstractResidualCache):
 
 @final
 class RecordingTail:
-    """Compares each residual with the one before, and forgets it."""
+    """Compares each residual of one branch with the one before, and forgets it."""
 
     is_empty = True
 
-    def __init__(self, recorder: Recorder) -> None:
-        self._recorder = recorder
+    def __init__(self) -> None:
+        self.ratios: list[float] = []
+        """Size of the residual over that of the step before: the mean over tokens, one
+        value per step from step 1 on."""
+        self.changes: list[float] = []
+        """Relative change of the residual, one value per step from step 1 on."""
         self._before: np.ndarray | None = None
 
     def push(self, value: Buffer, step: int, rows: Sequence[int] | None = None) -> None:
@@ -244,11 +259,9 @@ class RecordingTail:
         if before is not None:
             sizes = (np.linalg.norm(x, axis=-1) for x in (now, before))
             size, size_before = sizes
-            self._recorder.ratios.append(
-                float((size / (size_before + _EPSILON)).mean())
-            )
+            self.ratios.append(float((size / (size_before + _EPSILON)).mean()))
             change = np.abs(now - before).mean() / np.abs(before).mean()
-            self._recorder.changes.append(float(change))
+            self.changes.append(float(change))
         self._before = now
 
     def forecast(self, step: int) -> Routine[Buffer]:

@@ -31,7 +31,7 @@ class Point:
     label: str
     """Words beside the mark."""
     seconds: float
-    """Seconds that a whole image takes."""
+    """Seconds that a whole image or video takes."""
     psnr: float
     """PSNR in dB; infinite where all images are equal to the uncached ones."""
     is_faint: bool = False
@@ -45,6 +45,7 @@ def quality_chart(
     baseline_seconds: float,
     *,
     psnr_name: str,
+    noun: str,
     target_psnr: float | None = None,
     target_seconds: float | None = None,
     chosen: Point | None = None,
@@ -58,6 +59,7 @@ def quality_chart(
         fewer_steps: Points of fewer steps without a cache.
         baseline_seconds: Seconds that an image takes without a cache in all steps.
         psnr_name: Words that tell which PSNR this is, for the axis.
+        noun: What is drawn: ``picture`` or ``video``.
         target_psnr: PSNR in dB that is to be reached, drawn as a line.
         target_seconds: Seconds that are to be kept, drawn as a line.
         chosen: A point to name; without one all points are, as far as there is room.
@@ -133,7 +135,7 @@ def quality_chart(
     if any(math.isinf(p.psnr) for p in (*points, *fewer_steps)):
         axes.axhline(top, color=_GRID, linewidth=1)
         axes.annotate(
-            "equal pictures",
+            f"equal {noun}s",
             (0.01, top),
             (0, 3),
             xycoords=("axes fraction", "data"),
@@ -142,7 +144,7 @@ def quality_chart(
             color=_MUTED,
         )
     axes.set_xlim(left=0)
-    axes.set_xlabel("milliseconds a picture, text encoders and decoder included")
+    axes.set_xlabel(f"milliseconds a {noun}, text encoders and decoder included")
     axes.set_ylabel(f"{psnr_name}, dB")
     legend = axes.legend(loc="lower right", fontsize=8, frameon=True, framealpha=0.9)
     for handle in legend.legend_handles:

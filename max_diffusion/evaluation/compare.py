@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from typing import Final
@@ -16,9 +16,10 @@ from ..core.request import GenerationRequest
 from ..core.validation import whole
 from ..errors import RequestError
 from ..pipelines.text_to_image import TextToImagePipeline
-from .comparison import Comparison, Row, Score, median
+from .comparison import Comparison, Row, Score, median, shown_frames
 from .drawing import (
     BASELINE,
+    NO_OPTIONS,
     Drawing,
     OnProgress,
     Scenes,
@@ -28,10 +29,10 @@ from .drawing import (
 )
 from .judging import Judge, checked_judge, judged
 from .machine import machine
-from .metrics import Lpips, psnr, ssim
+from .metrics import Lpips, by_frame, flicker, psnr, ssim
 
 _PILOTS: Final = 3
-"""Number of images of each setting by which the number of fewer steps is chosen."""
+"""How often each setting is drawn to choose the number of fewer steps."""
 
 
 def compare(
@@ -45,6 +46,7 @@ def compare(
     height: int | None = None,
     width: int | None = None,
     seed: int = 0,
+    options: Mapping[str, object] = NO_OPTIONS,
     runs: int = 3,
     lpips: Lpips | None = None,
     num_images: int = 6,
@@ -53,7 +55,7 @@ def compare(
 ) -> Comparison:
     """Draws every prompt without a cache, with each cache, and with fewer steps.
 
-    A cache is worth its trouble where it is closer to the uncached image than as many
+    A cache is worth its trouble where it is closer to the uncached picture than as many
     uncached steps as take the same time, so each gets such a control. All settings are
     drawn in turn, prompt by prompt and run by run, so that what else the machine does
     meets all alike.
@@ -68,11 +70,15 @@ def compare(
         height: Height of the images in pixels; default the model's.
         width: Width of the images in pixels; default the model's.
         seed: Seed of the first prompt's noise; each further prompt has the next.
-        runs: How often each image is drawn and timed, 1 to 1000.
+        options: What only some models have, by the names that the model's
+            ``options_class`` declares: ``num_frames`` of CogVideoX.
+        runs: How often each image or video is drawn and timed, 1 to 1000.
         lpips: A further metric; ``None`` to do without.
-        num_images: How many prompts' images are kept, the first ones; at least 1.
-        judge: Tells whether an image shows its prompt; without one nothing does. The
-            demo model's is :func:`max_diffusion.demo.judge`.
+        num_images: How many prompts' images or videos are kept to be shown, the first
+            ones; at least 1.
+        judge: Tells whether an image or video shows its prompt; without one nothing
+            does. The demo model's, which tells of images alone, is
+            :func:`max_diffusion.demo.judge`.
         on_progress: Is told how far it is, see :data:`OnProgress`; what it raises ends
             the comparison.
 
@@ -94,6 +100,7 @@ def compare(
         guidance_scale=guidance_scale,
         height=height,
         width=width,
+        options=options,
     )
     whole("compare: runs", runs, minimum=1, maximum=1000)
     whole("compare: num_images", num_images, minimum=1)
@@ -152,6 +159,9 @@ def compare(
         dtype=report.dtype,
         height=report.height,
         width=report.width,
+        num_frames=rows[0].scores[0].num_frames,
+        fps=records[BASELINE].fps,
+        options=options,
         num_inference_steps=steps,
         runs=runs,
         prompts=scenes.prompts,
@@ -168,21 +178,23 @@ def compare(
 
 @dataclass
 class _Record:
-    """Reports, scores and images of what one setting drew."""
+    """Reports, scores and frames of what one setting drew."""
 
     setting: Setting
     runs: list[list[RunReport]]
     """Reports of the runs, by prompt and run."""
     scores: list[Score] = field(default_factory=list)
-    """Scores of the first run's images, by prompt."""
-    images: list[np.ndarray] = field(default_factory=list)
-    """Images of the first prompts, uint8 ``(H, W, 3)`` each."""
+    """Scores of what the first run drew, by prompt."""
+    frames: list[np.ndarray] = field(default_factory=list)
+    """What is shown of the first prompts, uint8 ``(K, H, W, 3)`` each."""
+    fps: float | None = None
+    """Frames a second of videos."""
 
 
 def _first(
     drawing: Drawing, settings: Sequence[Setting], scenes: Scenes
 ) -> tuple[dict[str, float], dict[str, int]]:
-    """Returns, by label, first images' seconds and the uncached steps of equal time."""
+    """Returns, by label, the first's seconds and the uncached steps of equal time."""
     first = {}
     for setting in settings:
         result = drawing.draw(setting, scenes.requests[0])
@@ -220,18 +232,19 @@ def _draw_in_turn(
             # Neighbours are not without influence on each other, so that the order
             # differs from round to round.
             order = rng.permutation(len(settings))
-            images = {}
+            drawn = {}
             for setting in (settings[place] for place in order):
                 result = drawing.draw(setting, request)
                 records[setting.label].runs[index].append(result.report)
-                images[setting.label] = result.images[0]
-            if repeat > 0:
-                continue
-            for label, image in images.items():
-                score = scorer.score(request, image, images[BASELINE])
+                records[setting.label].fps = result.fps
+                if repeat == 0:
+                    drawn[setting.label] = result.frames[0]
+            for label, frames in drawn.items():
+                score = scorer.score(request, frames, drawn[BASELINE])
                 records[label].scores.append(score)
                 if index < num_images:
-                    records[label].images.append(image)
+                    shown = frames[list(shown_frames(len(frames)))]
+                    records[label].frames.append(shown)
     return records
 
 
@@ -258,29 +271,33 @@ def _row(
         speedup=median(plain_seconds) / median(seconds),
         scores=tuple(record.scores),
         reports=tuple(runs[-1] for runs in record.runs),
-        images=np.stack(record.images),
+        frames=np.stack(record.frames),
     )
 
 
 @dataclass(frozen=True)
 class _Scorer:
-    """Compares images, and asks the judge whether they show their prompts."""
+    """Compares frames, and asks the judge whether they show their prompts."""
 
     lpips: Lpips | None
     judge: Judge | None
 
     def score(
-        self, request: GenerationRequest, image: np.ndarray, reference: np.ndarray
+        self, request: GenerationRequest, frames: np.ndarray, reference: np.ndarray
     ) -> Score:
-        """Scores one image, uint8 ``(H, W, 3)``, against the uncached one."""
+        """Scores one image or video, uint8 ``(F, H, W, 3)``, by the uncached one."""
         [prompt] = request.prompts
-        verdict = judged(self.judge, prompt, image) if self.judge is not None else None
+        verdict = judged(self.judge, prompt, frames) if self.judge is not None else None
+        metrics = {"psnr": psnr, "ssim": ssim, "lpips": self.lpips}
         return Score(
             prompt=prompt,
             seed=request.seed,
-            psnr=psnr(image, reference),
-            ssim=ssim(image, reference),
-            lpips=self.lpips(image, reference) if self.lpips else None,
+            by_frame={
+                name: by_frame(metric, frames, reference)
+                for name, metric in metrics.items()
+                if metric is not None
+            },
+            flicker=flicker(frames, reference),
             is_right=None if verdict is None else bool(verdict.is_right),
             why_not="" if verdict is None else verdict.reason,
         )

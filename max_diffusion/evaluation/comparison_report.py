@@ -6,7 +6,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,12 +17,13 @@ from ..core.files import prepared_folder, write_text
 from ..media.images import save_atomically
 from ..media.timeline import draw_timeline
 from .charts import Point, quality_chart
-from .comparison import Comparison, Row, Score
+from .comparison import Comparison, Row, Score, shown_frames
 from .pages import render
 
 AMPLIFICATION: Final = 8
 """Factor that differences of images are multiplied by, to be seen."""
 _MIN_SIDE, _MAX_SIDE = 160, 384
+_STRIP_GAP: Final = 2  # pixels between the frames of a video
 _MAX_NAME: Final = 100  # of the 255 characters that a file's name may have
 _INK, _MUTED = "#1d2433", "#5b6475"
 
@@ -57,20 +58,23 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
         table=summary_table(comparison),
         decibels=decibels,
         digits=digits,
-        verdict=_verdict,
+        likeness=_likeness,
+        metrics_words=metrics_words(comparison),
+        shown_words=shown_words(comparison),
+        psnr_name=_psnr_name(comparison),
         amplification=AMPLIFICATION,
         chart=data_url(pictures["quality.png"]),
         timelines={
             label: data_url(pictures[name]) for label, name in timelines.items()
         },
         pictures={
-            row.label: [data_url(_shown(p)) for p in row.images]
+            row.label: [data_url(_shown(p)) for p in row.frames]
             for row in comparison.rows
         },
         differences={
             row.label: [
                 data_url(_shown(difference(p, q)))
-                for p, q in zip(row.images, comparison.baseline.images, strict=True)
+                for p, q in zip(row.frames, comparison.baseline.frames, strict=True)
             ]
             for row in comparison.rows
         },
@@ -99,27 +103,36 @@ def comparison_chart(comparison: Comparison) -> Image.Image:
         method = row.setting.cache.name
         return Point(method, row.label, row.median_seconds, row.metric("psnr")[0])
 
-    count = len(comparison.prompts)
     return quality_chart(
         f"{comparison.model}, {comparison.num_inference_steps} steps: "
         "likeness to no cache, and the time it takes",
         [point(row) for row in comparison.of_kind("cache")],
         [point(row) for row in comparison.of_kind("fewer steps")],
         comparison.baseline.median_seconds,
-        psnr_name="PSNR" if count == 1 else f"median PSNR of {count} pictures",
+        psnr_name=_psnr_name(comparison),
+        noun=comparison.noun,
     )
 
 
+def _psnr_name(comparison: Comparison) -> str:
+    """Returns words that tell which PSNR the chart shows."""
+    count = len(comparison.prompts)
+    if comparison.is_video:
+        name = "worst frame's PSNR"
+        return name if count == 1 else f"median of {count} videos' {name}"
+    return "PSNR" if count == 1 else f"median PSNR of {count} pictures"
+
+
 def difference(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Computes how far each value of an image is off, amplified.
+    """Computes how far each value of an image, or of several, is off, amplified.
 
     Args:
-        image: The image, uint8 ``(H, W, 3)``.
+        image: The image, uint8 ``(..., H, W, 3)``.
         reference: The image to compare with, of the same dtype and shape.
 
     Returns:
-        uint8 ``(H, W, 3)``: absolute differences times :data:`AMPLIFICATION`, at most
-        255.
+        uint8 ``(..., H, W, 3)``: absolute differences times :data:`AMPLIFICATION`, at
+        most 255.
     """
     error = np.abs(image.astype(np.int16) - reference.astype(np.int16))
     return np.minimum(AMPLIFICATION * error, 255).astype(np.uint8)
@@ -129,14 +142,16 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
     """Draws a sheet of all images: a column per cache, the baseline first.
 
     Each prompt has four rows: the caches' images, their amplified differences, the
-    fewer steps that take as long, and their differences.
+    fewer steps that take as long, and their differences. Of a video each is a strip of
+    frames.
     """
     caches = comparison.of_kind("cache")
-    height, width = comparison.baseline.images.shape[1:3]
-    scale = min(max(_MIN_SIDE, width), _MAX_SIDE) / width
-    cell_width, cell_height = round(width * scale), round(height * scale)
+    count, num_shown, height, width, _ = comparison.baseline.frames.shape
+    scale = min(max(_MIN_SIDE, width), _max_side(num_shown)) / width
+    frame_size = round(width * scale), round(height * scale)
+    cell_width = num_shown * (frame_size[0] + _STRIP_GAP) - _STRIP_GAP
+    cell_height = frame_size[1]
     left, top, gap, head = 130, 108, 8, 30
-    count = len(comparison.baseline.images)
     block = head + 4 * (cell_height + gap)
     size = (
         left + (1 + len(caches)) * (cell_width + gap) + 16,
@@ -145,13 +160,19 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     title = f"{comparison.model}, {comparison.num_inference_steps} steps"
+    if comparison.is_video:
+        title += f"; {shown_words(comparison)}"
     pen.text((16, 14), title, _INK, ImageFont.load_default(22))
 
-    def paste(picture: np.ndarray, column: int, y: int) -> None:
-        image = Image.fromarray(picture)
-        if image.size != (cell_width, cell_height):
-            image = image.resize((cell_width, cell_height), Image.Resampling.LANCZOS)
-        sheet.paste(image, (left + column * (cell_width + gap), y))
+    def sized(frame: np.ndarray) -> Image.Image:
+        image = Image.fromarray(frame)
+        if image.size == frame_size:
+            return image
+        return image.resize(frame_size, Image.Resampling.LANCZOS)
+
+    def paste(frames: np.ndarray, column: int, y: int) -> None:
+        strip = _side_by_side([sized(frame) for frame in frames])
+        sheet.paste(strip, (left + column * (cell_width + gap), y))
 
     def words(column: int, y: int, text: str, colour: str = _INK) -> None:
         font = ImageFont.load_default(12)
@@ -170,7 +191,7 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
         font = ImageFont.load_default(14)
         prompt = " ".join(comparison.prompts[index].split())
         pen.text((16, y + 6), _fitted(prompt, font, size[0] - 32), _INK, font)
-        reference = comparison.baseline.images[index]
+        reference = comparison.baseline.frames[index]
         rows = ("cached", f"difference x{AMPLIFICATION}", "fewer steps", "difference")
         for line, name in enumerate(rows):
             place = (16, y + head + line * (cell_height + gap) + cell_height // 2)
@@ -178,18 +199,35 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
         paste(reference, 0, y + head)
         for column, row in enumerate(caches, start=1):
             for line, shown in ((0, row), (2, comparison.control_of(row))):
-                picture = shown.images[index]
+                frames = shown.frames[index]
                 at = y + head + line * (cell_height + gap)
-                paste(picture, column, at)
-                paste(difference(picture, reference), column, at + cell_height + gap)
+                paste(frames, column, at)
+                paste(difference(frames, reference), column, at + cell_height + gap)
     return sheet
 
 
-def _shown(picture: np.ndarray) -> Image.Image:
-    """Returns an image as the page shows it: no larger than can be seen there."""
-    image = Image.fromarray(picture)
-    image.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
-    return image
+def _shown(frames: np.ndarray) -> Image.Image:
+    """Returns frames as the page shows them: no larger than can be seen there."""
+    side = _max_side(len(frames))
+    images = [Image.fromarray(frame) for frame in frames]
+    for image in images:
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _side_by_side(images)
+
+
+def _max_side(num_shown: int) -> int:
+    """Returns the most pixels a side of each of some frames that are side by side."""
+    return max(_MIN_SIDE, _MAX_SIDE // num_shown)
+
+
+def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Returns images of one size as a strip; one alone as it is."""
+    width, height = images[0].size
+    step = width + _STRIP_GAP
+    strip = Image.new("RGB", (len(images) * step - _STRIP_GAP, height), "white")
+    for index, image in enumerate(images):
+        strip.paste(image, (index * step, 0))
+    return strip
 
 
 def _fitted(text: str, font: Any, width: int) -> str:
@@ -211,11 +249,33 @@ def digits(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.4g}"
 
 
-def _verdict(score: Score) -> str:
-    """Returns what an image's caption adds where a judge could tell."""
+def _likeness(score: Score) -> str:
+    """Returns what a caption tells: decibels, and what a judge says where it could."""
+    found = decibels(score.psnr)
+    if score.num_frames > 1:
+        mean = decibels(score.metrics["mean_psnr"])
+        found += f" at worst, mean {mean}, flicker {score.flicker:.3f}"
     if score.is_right is None:
+        return found
+    return found + (", right" if score.is_right else f", wrong: {score.why_not}")
+
+
+def metrics_words(comparison: Comparison) -> str:
+    """Returns what the table's metrics of videos are; empty where they are images'."""
+    if not comparison.is_video:
         return ""
-    return ", right" if score.is_right else f", wrong: {score.why_not}"
+    return (
+        "A video's PSNR and SSIM are those of its worst frame; median and worst are "
+        "over the prompts. Mean is over all frames of a video, of the median prompt. "
+        "Flicker is by how many of 255 levels its changes from frame to frame differ "
+        "from the uncached video's."
+    )
+
+
+def shown_words(comparison: Comparison) -> str:
+    """Returns which of a video's frames are shown, counted from 1."""
+    shown = [str(index + 1) for index in shown_frames(comparison.num_frames)]
+    return f"frames {', '.join(shown)} of {comparison.num_frames}"
 
 
 def data_url(image: Image.Image) -> str:
@@ -233,9 +293,6 @@ def summary_table(comparison: Comparison) -> Mapping[str, list[str]]:
         comparison.
     """
     table: dict[str, list[str]] = {}
-    names = ["psnr", "ssim"]
-    if comparison.baseline.scores[0].lpips is not None:
-        names.append("lpips")
     for row in comparison.rows:
         cells = {
             "": row.label,
@@ -247,13 +304,15 @@ def summary_table(comparison: Comparison) -> Mapping[str, list[str]]:
                 f"{digits(row.full_passes)} of {row.reports[0].total_passes}"
             ),
         }
-        for name in names:
-            for word, value in zip(("median", "worst"), row.metric(name), strict=True):
-                form = ".1f" if name == "psnr" else ".4f"
+        for name in comparison.baseline.scores[0].metrics:
+            what = name.removeprefix("mean_")
+            form = {"psnr": ".1f", "flicker": ".3f"}.get(what, ".4f")
+            heading = what if what == "flicker" else what.upper()
+            # Of a mean only the median prompt's: the worst of a video is its frame's.
+            words = ("median", "worst") if what == name else ("mean",)
+            for word, value in zip(words, row.metric(name), strict=False):
                 cell = "equal" if np.isinf(value) else f"{value:{form}}"
-                cells[f"{name.upper()} {word}"] = (
-                    "" if row is comparison.baseline else cell
-                )
+                cells[f"{heading} {word}"] = "" if row is comparison.baseline else cell
         if comparison.num_judged:
             cells["right"] = f"{row.right or 0} of {row.num_judged}"
         cells["cache state"] = f"{digits(row.cache_bytes / 1024)} KiB"

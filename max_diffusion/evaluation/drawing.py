@@ -27,6 +27,13 @@ OnProgress = Callable[[float, str], None]
 """Function that is called with the share that is done, 0 to 1, and with what is being
 done."""
 BASELINE: Final = "no cache"
+NO_OPTIONS: Final[Mapping[str, object]] = MappingProxyType({})
+"""None of the options that only some models have."""
+
+
+def noun_of(num_frames: int) -> str:
+    """Returns what texts call so many frames: ``picture`` or ``video``."""
+    return "video" if num_frames > 1 else "picture"
 
 
 @dataclass(frozen=True)
@@ -89,6 +96,7 @@ def scenes_of(
     guidance_scale: float | None = None,
     height: int | None = None,
     width: int | None = None,
+    options: Mapping[str, object] = NO_OPTIONS,
 ) -> Scenes:
     """Checks what is to be drawn, as far as no model is needed.
 
@@ -99,6 +107,7 @@ def scenes_of(
         guidance_scale: Input of a guidance-distilled model.
         height: Height of the images in pixels; default the model's.
         width: Width of the images in pixels; default the model's.
+        options: What only some models have, by name, which the model checks.
 
     Returns:
         A request for each prompt.
@@ -126,6 +135,7 @@ def scenes_of(
                 height=height,
                 width=width,
                 seed=first + index,
+                options=options,
             )
             for index, words in enumerate(texts)
         )
@@ -202,7 +212,7 @@ class Drawing:
         """Number of images to draw in all, as far as is known."""
 
     def draw(self, setting: Setting, request: GenerationRequest) -> GenerationResult:
-        """Draws one image with a setting.
+        """Draws one image or video with a setting.
 
         Args:
             setting: Cache and number of steps, which replace the request's.

@@ -1,8 +1,11 @@
-"""Metrics of how like two images are."""
+"""Metrics of how like two images, or two videos, are."""
 
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -53,6 +56,57 @@ def ssim(image: np.ndarray, reference: np.ndarray) -> float:
             use_sample_covariance=False,
         )
     )
+
+
+def by_frame(
+    metric: Callable[[np.ndarray, np.ndarray], float],
+    frames: np.ndarray,
+    reference: np.ndarray,
+) -> tuple[float, ...]:
+    """Computes a metric of two images for each frame of two videos.
+
+    Args:
+        metric: Function of an image and the one to compare with, :func:`psnr` say.
+        frames: The video, uint8 ``(F, H, W, 3)``; an image is one frame.
+        reference: The video to compare with, of the same dtype and shape.
+
+    Returns:
+        One value per frame.
+    """
+    _check_count(frames, reference)
+    return tuple(map(metric, frames, reference))
+
+
+def mean_psnr(values: Sequence[float]) -> float:
+    """Computes the PSNR in dB of the mean squared error of some images together.
+
+    That is the PSNR of a video as one array. A mean of decibels would be infinite as
+    soon as one frame is equal; this is only where all are.
+
+    Args:
+        values: PSNR of each image in dB.
+    """
+    error = statistics.fmean(10 ** (-value / 10) for value in values)
+    return -10 * math.log10(error) if error else math.inf
+
+
+def flicker(frames: np.ndarray, reference: np.ndarray) -> float:
+    """Computes how much a video changes otherwise than another from frame to frame.
+
+    The mean over frames, pixels and channels of ``|(c[t+1] - c[t]) - (u[t+1] - u[t])|``
+    in levels of 255, ``c`` the video and ``u`` the one to compare with: 0 for equal
+    videos, for one frame, and where the same is wrong in all frames, which the other
+    metrics tell.
+
+    Args:
+        frames: The video, uint8 ``(F, H, W, 3)``; an image is one frame.
+        reference: The video to compare with, of the same dtype and shape.
+    """
+    _check_count(frames, reference)
+    # A frame at a time: of all at once the errors would take twice the videos' memory.
+    errors = map(_error, frames, reference)
+    changes = [float(np.abs(now - before).mean()) for before, now in pairwise(errors)]
+    return statistics.fmean(changes) if changes else 0.0
 
 
 class Lpips:
@@ -123,6 +177,20 @@ class Lpips:
                 f"{[np.shape(item) for item in found]}"
             )
         return float(np.reshape(found[0], ()))
+
+
+def _error(image: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Computes what an image is off, int16 ``(H, W, 3)``."""
+    _check(image, reference)
+    return np.subtract(image, reference, dtype=np.int16)
+
+
+def _check_count(frames: np.ndarray, reference: np.ndarray) -> None:
+    if len(frames) != len(reference):
+        raise RequestError(
+            "metrics: expected videos of as many frames, got "
+            f"{len(frames)} and {len(reference)}"
+        )
 
 
 def _check(image: np.ndarray, reference: np.ndarray) -> None:

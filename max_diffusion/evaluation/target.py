@@ -21,13 +21,14 @@ class Target:
     """
 
     psnr: float | None = None
-    """PSNR in dB, against no cache, that every image must have; the fastest such cache
-    wins."""
+    """PSNR in dB, against no cache, that every image, of videos every frame, must have;
+    the fastest such cache wins."""
     speedup: float | None = None
     """How many times as fast as no cache whole images must be drawn; the cache with
     the most like images wins."""
     seconds: float | None = None
-    """Seconds that a whole image may take; the cache with the most like images wins."""
+    """Seconds that a whole image or video may take; the cache with the most like images
+    wins."""
 
     def __post_init__(self) -> None:
         """Checks that one value is given, and that it is in range."""
@@ -46,12 +47,17 @@ class Target:
             )
 
     def __str__(self) -> str:
-        """Returns the target in words."""
+        """Returns the target of pictures in words."""
+        return self.words(is_video=False)
+
+    def words(self, *, is_video: bool) -> str:
+        """Returns the target of pictures or of videos in words."""
         if self.psnr is not None:
-            return f"every picture at {self.psnr:g} dB or more"
+            what = "frame" if is_video else "picture"
+            return f"every {what} at {self.psnr:g} dB or more"
         if self.speedup is not None:
             return f"{self.speedup:g} times as fast"
-        return f"a picture in {self.seconds:g} s"
+        return f"a {'video' if is_video else 'picture'} in {self.seconds:g} s"
 
 
 @dataclass
@@ -61,7 +67,8 @@ class Trial:
     setting: Setting
     """The cache and the number of steps."""
     psnrs: list[float] = field(default_factory=list)
-    """PSNR in dB by prompt, against no cache; infinite where images are equal."""
+    """PSNR in dB by prompt, against no cache, of videos the worst frame's; infinite
+    where images or videos are equal."""
     seconds: list[float] = field(default_factory=list)
     """Seconds that whole images took, by prompt."""
     speedups: list[float] = field(default_factory=list)
@@ -73,7 +80,7 @@ class Trial:
 
     @property
     def worst_psnr(self) -> float:
-        """Lowest PSNR of the images so far, in dB."""
+        """Lowest PSNR of the images or frames so far, in dB."""
         return min(self.psnrs)
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -11,7 +11,7 @@ from ..pipelines.text_to_image import TextToImagePipeline
 from .calibration import PROMPTS as PLAIN_PROMPTS
 from .compare import compare
 from .comparison import Comparison
-from .drawing import OnProgress, scenes_of
+from .drawing import NO_OPTIONS, OnProgress, scenes_of
 from .judging import Judge, checked_judge
 from .machine import machine
 from .target import Target, Trial
@@ -34,6 +34,7 @@ def tune(
     height: int | None = None,
     width: int | None = None,
     seed: int = 0,
+    options: Mapping[str, object] = NO_OPTIONS,
     judge: Judge | None = None,
     on_progress: OnProgress | None = None,
 ) -> TuningResult:
@@ -41,9 +42,10 @@ def tune(
 
     From settings far apart to the neighbours of the best, until no neighbour is better
     or the time is over. Each setting is drawn prompt by prompt and given up as soon as
-    it is beyond hope: an image is below the target already, or it is clearly slower
-    than another that is not. The winner is drawn again for prompts that it was not
-    chosen by, beside no cache and fewer steps; where it fails there the next best is.
+    it is beyond hope: an image or a frame is below the target already, or it is clearly
+    slower than another that is not. The winner is drawn again for prompts that it was
+    not chosen by, beside no cache and fewer steps; where it fails there the next best
+    is.
 
     Args:
         pipeline: The pipeline that draws; only caches that it can run are tried.
@@ -59,6 +61,7 @@ def tune(
         height: Height of the images in pixels; default the model's.
         width: Width of the images in pixels; default the model's.
         seed: Seed of the first prompt's noise; each further prompt has the next.
+        options: What only some models have, by name. See :func:`compare`.
         judge: Tells of the validated images whether they show their prompts; it has
             no say in what wins. See :func:`compare`.
         on_progress: Is told how far it is, see :data:`OnProgress`; what it raises ends
@@ -91,6 +94,7 @@ def tune(
         guidance_scale=guidance_scale,
         height=height,
         width=width,
+        options=options,
     )
     scenes = make_scenes(own if prompts is None else prompts, seed=seed)
     if validation_prompts is None:
@@ -122,6 +126,7 @@ def tune(
             guidance_scale=guidance_scale,
             height=height,
             width=width,
+            options=options,
             runs=2,
             judge=judge,
             on_progress=_relabelled(on_progress),

@@ -12,7 +12,7 @@ from ..caches.cache_file import write_cache_file
 from ..core.files import prepared_folder, write_text
 from ..media.images import save_atomically
 from .charts import Point, quality_chart
-from .comparison_report import data_url, decibels, summary_table
+from .comparison_report import data_url, decibels, metrics_words, summary_table
 from .pages import render
 from .target import Trial
 from .tuning_result import TuningResult
@@ -41,6 +41,7 @@ def save_tuning(result: TuningResult, folder: str | Path) -> list[Path]:
         result=result,
         row=result.validation.of_kind("cache")[0],
         table=summary_table(result.validation),
+        metrics_words=metrics_words(result.validation),
         chart=data_url(chart),
         decibels=decibels,
         front=pareto_front(result.trials, len(result.prompts)),
@@ -52,7 +53,7 @@ def save_tuning(result: TuningResult, folder: str | Path) -> list[Path]:
         {
             "model": result.validation.model,
             "num_inference_steps": result.winner.num_inference_steps,
-            "target": str(result.target),
+            "target": result.target_words,
             "is_met": result.is_met,
             "validation": result.nearest_words,
         },
@@ -68,7 +69,7 @@ def pareto_front(trials: Sequence[Trial], num_prompts: int) -> list[Trial]:
 
     Args:
         trials: Settings that were tried, in any order.
-        num_prompts: Number of images that a trial must have to be compared.
+        num_prompts: Number of prompts that a trial must have drawn to be compared.
     """
     done = [trial for trial in trials if len(trial.psnrs) == num_prompts]
     front: list[Trial] = []
@@ -90,18 +91,22 @@ def pareto_chart(result: TuningResult) -> Image.Image:
             is_faint=len(trial.psnrs) < len(result.prompts),
         )
 
-    target = result.target
+    target, comparison = result.target, result.validation
     seconds = target.seconds
     if target.speedup is not None:
         seconds = result.baseline_seconds / target.speedup
     winner = next(t for t in result.trials if t.setting == result.winner)
     front = pareto_front(result.trials, len(result.prompts))
     return quality_chart(
-        f"{result.validation.model}: {len(result.trials)} settings tried for {target}",
+        f"{result.validation.model}: {len(result.trials)} settings tried for "
+        f"{result.target_words}",
         [point(trial) for trial in result.trials],
         [point(trial) for trial in result.fewer_steps],
         result.baseline_seconds,
-        psnr_name="worst PSNR of the pictures drawn",
+        psnr_name=(
+            f"worst PSNR of the {'frames' if comparison.is_video else 'pictures'} drawn"
+        ),
+        noun=comparison.noun,
         target_psnr=target.psnr,
         target_seconds=seconds,
         chosen=point(winner),

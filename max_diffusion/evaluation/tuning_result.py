@@ -50,6 +50,11 @@ class TuningResult:
     """Processor, cores, memory and system of the machine that measured."""
 
     @property
+    def target_words(self) -> str:
+        """Words for the target, of pictures or of videos."""
+        return self.target.words(is_video=self.validation.is_video)
+
+    @property
     def others_words(self) -> str:
         """Words for the prompts that the winner was validated on."""
         count = len(self.validation.prompts)
@@ -66,18 +71,18 @@ class TuningResult:
         """Words for what misses the target; only for results that miss it."""
         if self.num_left:
             return (
-                f"no setting that was validated reaches {self.target}; {self.num_left} "
-                "more do on the prompts tuned on, a larger budget may validate them"
+                f"no setting that was validated reaches {self.target_words}; "
+                f"{self.num_left} more do on the prompts tuned on, a larger budget may "
+                "validate them"
             )
         where = "" if self.is_finished else " tried before the time was over"
-        return f"no setting{where} reaches {self.target}"
+        return f"no setting{where} reaches {self.target_words}"
 
     @property
     def tuned_words(self) -> str:
         """Words for what the winner reached on the prompts tuned on."""
         trial = next(t for t in self.trials if t.setting == self.winner)
-        worst = trial.worst_psnr
-        decibels = "equal pictures" if math.isinf(worst) else f"{worst:.1f} dB at worst"
+        decibels = self._worst_words(trial.worst_psnr)
         skipped = "" if trial.skipped else ", nothing skipped"
         return f"{decibels}, {trial.speedup:.2f} times as fast{skipped}"
 
@@ -85,11 +90,15 @@ class TuningResult:
     def nearest_words(self) -> str:
         """Words for what the winner reached on the other prompts."""
         row = self.validation.of_kind("cache")[0]
-        worst = row.metric("psnr")[1]
-        decibels = "equal pictures" if math.isinf(worst) else f"{worst:.1f} dB at worst"
+        decibels = self._worst_words(row.metric("psnr")[1])
         return (
             f"{decibels}, {row.speedup:.2f} times as fast, {row.median_seconds:.3g} s"
         )
+
+    def _worst_words(self, worst: float) -> str:
+        if math.isinf(worst):
+            return f"equal {self.validation.noun}s"
+        return f"{worst:.1f} dB at worst"
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the result in JSON's types, without the images."""

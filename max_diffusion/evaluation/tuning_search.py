@@ -12,8 +12,8 @@ import numpy as np
 from ..caches import AbstractCacheConfig
 from ..errors import RequestError
 from ..pipelines.text_to_image import TextToImagePipeline
-from .drawing import BASELINE, Drawing, OnProgress, Scenes, Setting
-from .metrics import psnr
+from .drawing import BASELINE, Drawing, OnProgress, Scenes, Setting, noun_of
+from .metrics import by_frame, psnr
 from .search_space import coarse, neighbours, tunable_caches
 from .target import Target, Trial
 
@@ -178,7 +178,7 @@ class Search:
         self._drawing.draw(self._baseline.setting, first)  # its first is not timed
         for request in self._scenes.requests:
             result = self._drawing.draw(self._baseline.setting, request)
-            self._references.append(result.images[0])
+            self._references.append(result.frames[0])
             self._baseline.psnrs.append(math.inf)
             self._baseline.seconds.append(result.report.total_seconds)
             self._baseline.speedups.append(1.0)
@@ -219,18 +219,19 @@ class Search:
         index = len(trial.psnrs)
         result = self._drawing.draw(trial.setting, self._scenes.requests[index])
         seconds = result.report.total_seconds
-        trial.psnrs.append(psnr(result.images[0], self._references[index]))
+        psnrs = by_frame(psnr, result.frames[0], self._references[index])
+        trial.psnrs.append(min(psnrs))
         trial.seconds.append(seconds)
         trial.speedups.append(self._baseline.seconds[index] / seconds)
         trial.skipped += result.report.total_passes - result.report.full_passes
 
     def _why_hopeless(self, trial: Trial, best: Trial | None) -> str:
         """Returns why a setting cannot win with any other prompts; empty if it can."""
-        target = self._target
+        target, noun = self._target, noun_of(len(self._references[0]))
         rival = best if best and best.meets(target) else None
         if target.psnr is not None:
             if trial.worst_psnr < target.psnr:
-                return f"a picture at {trial.worst_psnr:.1f} dB"
+                return f"a {noun} at {trial.worst_psnr:.1f} dB"
             if rival and trial.speedup * _SLOWER < rival.speedup:
                 return f"slower than {rival.setting.label}"
             return ""
@@ -247,5 +248,5 @@ class Search:
             rival.worst_psnr,
             rival.speedup,
         ):
-            return f"a picture at {trial.worst_psnr:.1f} dB, no better than the best"
+            return f"a {noun} at {trial.worst_psnr:.1f} dB, no better than the best"
         return ""

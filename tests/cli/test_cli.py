@@ -210,7 +210,7 @@ def test_help_lists_every_cache_and_its_options() -> None:
         (["a", "--output", "", "--num-images", "2"], 2, "--output: . is a folder"),
         (["a", "--output", ".", "--num-images", "2"], 2, "--output: . is a folder"),
         (["a", "--output", ".png", "--num-images", "2"], 2, "--output: .png must end"),
-        (["a", "--num-frames", "3"], 2, "--plugin for other models' options"),
+        (["a", "--num-shots", "3"], 2, "--plugin for other models' options"),
         (["a", "--steps", "1", "b"], 2, "unrecognized arguments: b; give all prompts"),
         (["a", "--cache", "tea"], 2, "fastercache, got 'tea'"),
         (["a", "--cache-option", "x=1"], 2, "none has no option 'x'; it has none"),

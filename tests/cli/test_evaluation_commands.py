@@ -412,9 +412,9 @@ def test_the_demo_models_judge_is_handed_in_for_it_alone(
 ) -> None:
     asked: list[str] = []
 
-    def judge(prompt: str, image: np.ndarray) -> Verdict | None:
+    def judge(prompt: str, frames: np.ndarray) -> Verdict | None:
         asked.append(prompt)
-        is_right = bool(image.sum() % 2)
+        is_right = bool(frames.sum() % 2)
         return Verdict(is_right, True, True, True, (), "" if is_right else "odd")
 
     monkeypatch.setattr("max_diffusion.demo.judge", judge)

@@ -25,7 +25,7 @@ def test_a_faint_mark_is_not_faint_in_the_legend(
     module = "max_diffusion.evaluation.charts._image"
     monkeypatch.setattr(module, lambda figure: drawn.append(figure))
     points = [Point("auto", "auto", 1.0, 40.0, is_faint=True)]
-    quality_chart("title", points, [], 2.0, psnr_name="PSNR")
+    quality_chart("title", points, [], 2.0, psnr_name="PSNR", noun="picture")
     [axes] = drawn[0].axes
     legend = axes.get_legend()
     assert legend is not None

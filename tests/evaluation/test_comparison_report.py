@@ -261,12 +261,12 @@ def test_the_sheet_shows_every_picture_in_its_place() -> None:
 def test_the_sheets_cells_are_of_a_size_to_look_at(side: int, shown: int) -> None:
     small = paint(prompts="a", caches=["auto"])
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (1, side, side, 3), dtype=np.uint8)
-    rows = tuple(replace(row, images=picture) for row in small.rows)
+    picture = rng.integers(0, 256, (1, 1, side, side, 3), dtype=np.uint8)
+    rows = tuple(replace(row, frames=picture) for row in small.rows)
     sheet = contact_sheet(replace(small, rows=rows))
     assert sheet.width == LEFT + 2 * (shown + GAP) + 16
     if side == shown:
-        assert np.array_equal(cell(sheet, 0, 0, 0, side), picture[0])
+        assert np.array_equal(cell(sheet, 0, 0, 0, side), picture[0, 0])
 
 
 def test_long_labels_end_at_their_column() -> None:

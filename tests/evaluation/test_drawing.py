@@ -34,6 +34,9 @@ def test_prompts_are_drawn_each_with_noise_of_its_own() -> None:
         assert (request.height, request.width) == (32, 48)
         assert (request.guidance_scale, request.num_inference_steps) == (2.0, 7)
         assert request.cache is None
+        assert request.options == {}
+    options = {"num_frames": 9}
+    assert scenes_of("a", 1, options=options).requests[0].options == options
     assert scenes_of("one prompt", 1).prompts == ("one prompt",)
 
 

@@ -33,9 +33,9 @@ class Counting:
     def __init__(self) -> None:
         self.asked: list[tuple[str, np.ndarray]] = []
 
-    def __call__(self, prompt: str, image: np.ndarray, /) -> Opinion | None:
-        self.asked.append((prompt, image))
-        is_plain = np.array_equal(image, picture_of(PROMPTS.index(prompt)))
+    def __call__(self, prompt: str, frames: np.ndarray, /) -> Opinion | None:
+        self.asked.append((prompt, frames))
+        is_plain = np.array_equal(frames[0], picture_of(PROMPTS.index(prompt)))
         if prompt == "c" and not is_plain:
             return None
         return Opinion(is_plain, "" if is_plain else f"no {prompt}")
@@ -51,11 +51,11 @@ def test_a_judge_sees_each_image_of_a_run_once_and_its_words_are_kept() -> None:
     checked: Judge = judge
     found = paint(judge=checked)
     assert len(judge.asked) == len(found.rows) * len(PROMPTS)
-    for prompt, image in judge.asked:
-        assert image.shape == (SIZE, SIZE, 3)
-        assert image.dtype == np.uint8
+    for prompt, frames in judge.asked:
+        assert frames.shape == (1, SIZE, SIZE, 3)
+        assert frames.dtype == np.uint8
         index = PROMPTS.index(prompt)
-        assert any(np.array_equal(image, row.images[index]) for row in found.rows)
+        assert any(np.array_equal(frames, row.frames[index]) for row in found.rows)
     baseline, cached, fewer = found.rows
     assert [(s.is_right, s.why_not) for s in baseline.scores] == [(True, "")] * 3
     for row in (cached, fewer):
@@ -80,7 +80,7 @@ def test_without_a_judge_nothing_is_told() -> None:
 
 
 def test_a_judge_that_never_can_tell_is_as_none() -> None:
-    found = paint(judge=lambda prompt, image: None)
+    found = paint(judge=lambda prompt, frames: None)
     assert (found.num_judged, found.rows[0].right) == (0, None)
     assert found.to_dict() == paint().to_dict()
 
@@ -89,9 +89,9 @@ def test_a_search_asks_of_what_it_validates_only() -> None:
     judge = Counting()
     asked: list[str] = []
 
-    def told(prompt: str, image: np.ndarray) -> Verdict | None:
+    def told(prompt: str, frames: np.ndarray) -> Verdict | None:
         asked.append(prompt)
-        return judge("a", image)
+        return judge("a", frames)
 
     def behave(cache: Any, steps: int, prompt: str) -> tuple[float, float]:
         is_plain = isinstance(cache, NoCacheConfig)
@@ -116,7 +116,7 @@ def test_a_search_asks_of_what_it_validates_only() -> None:
 @pytest.mark.parametrize("judge", [5, "demo", Opinion(True, "")])
 def test_what_cannot_be_asked_is_refused_before_drawing(judge: Any) -> None:
     painter: Any = Painter()
-    message = "{}: expected a judge that is called with a prompt and an image, got "
+    message = "{}: expected a judge that is called with a prompt and frames, got "
     with pytest.raises(RequestError, match=message.format("compare")):
         compare(painter, "a", ["auto"], judge=judge)
     with pytest.raises(RequestError, match=message.format("tune")):
@@ -132,7 +132,7 @@ def test_what_is_no_verdict_is_told(verdict: Any) -> None:
     )
     painter: Any = Painter()
     with pytest.raises(RequestError, match=re.escape(message)):
-        compare(painter, "a", [], runs=1, judge=lambda prompt, image: verdict)
+        compare(painter, "a", [], runs=1, judge=lambda prompt, frames: verdict)
 
 
 EVALUATION = Path(__file__).parents[2] / "max_diffusion" / "evaluation"

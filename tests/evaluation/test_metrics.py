@@ -16,7 +16,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from max_diffusion import RequestError
-from max_diffusion.evaluation import Lpips, psnr, ssim
+from max_diffusion.evaluation import Lpips, flicker, psnr, ssim
+from max_diffusion.evaluation.metrics import by_frame, mean_psnr
 
 SIZES = [(11, 11), (17, 23), (41, 16), (33, 64)]
 
@@ -102,6 +103,80 @@ def test_ssim_needs_room_for_its_window() -> None:
     with pytest.raises(RequestError, match="11 pixels a side or more"):
         ssim(picture, picture)
     assert psnr(picture, picture) == math.inf
+
+
+# Videos.
+
+
+def grays(*levels: int, size: int = 12) -> np.ndarray:
+    """A video with a frame of each gray."""
+    return np.repeat(np.array(levels, np.uint8), 3 * size**2).reshape(-1, size, size, 3)
+
+
+def test_metrics_of_a_video_are_its_frames() -> None:
+    video, reference = grays(100, 101, 105), grays(100, 100, 100)
+    found = by_frame(psnr, video, reference)
+    # Squared errors of 0, 1 and 25.
+    assert found == pytest.approx((math.inf, 20 * math.log10(255), 20 * math.log10(51)))
+    likeness = by_frame(ssim, video, reference)
+    assert likeness == tuple(map(ssim, video, reference))
+    assert likeness[0] == 1 > likeness[1] > likeness[2]
+    assert by_frame(psnr, video[1:2], reference[1:2]) == (psnr(video[1], reference[1]),)
+
+
+def test_a_mean_psnr_is_of_the_mean_error() -> None:
+    video, reference = grays(100, 101, 105), grays(100, 100, 100)
+    found = mean_psnr(by_frame(psnr, video, reference))
+    assert found == pytest.approx(10 * math.log10(255**2 / ((0 + 1 + 25) / 3)))
+    assert found == pytest.approx(pictures.psnr(video, reference))
+    assert mean_psnr(by_frame(psnr, video, video)) == math.inf
+    assert mean_psnr([30.0]) == pytest.approx(30.0)
+
+
+@pytest.mark.parametrize(
+    ("levels", "wanted"),
+    [
+        ((50, 60, 80), 0.0),
+        ((57, 67, 87), 0.0),  # the same is wrong in all
+        ((50, 61, 85), (1 + 4) / 2),  # errors of 0, 1 and 5
+        ((50, 61, 75), (1 + 6) / 2),  # of 0, 1 and -5
+        ((60, 50, 80), (20 + 10) / 2),  # shuffled: of 10, -10 and 0
+        ((80, 60, 50), (30 + 30) / 2),  # backwards: of 30, 0 and -30
+        ((50, 50, 50), (10 + 20) / 2),  # standing still
+    ],
+)
+def test_flicker_is_what_changes_otherwise(
+    levels: tuple[int, ...], wanted: float
+) -> None:
+    reference = grays(50, 60, 80)
+    assert flicker(grays(*levels), reference) == wanted
+    assert flicker(reference, grays(*levels)) == wanted
+
+
+def test_flicker_has_no_overflow_and_is_the_mean_of_all_values() -> None:
+    video, reference = grays(255, 0), grays(0, 255)
+    assert flicker(video, reference) == 510
+    video[:, 6:] = reference[:, 6:]  # the lower half
+    assert flicker(video, reference) == 255
+
+
+def test_shuffled_frames_flicker_though_they_are_the_same() -> None:
+    rng = np.random.default_rng(1)
+    video = rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)
+    assert (flicker(video, video), min(by_frame(psnr, video, video))) == (0, math.inf)
+    assert flicker(video[[0, 2, 1, 3, 4]], video) > 10
+
+
+def test_an_image_does_not_flicker() -> None:
+    assert flicker(grays(0), grays(255)) == 0.0
+
+
+@pytest.mark.parametrize("measure", [flicker, lambda *pair: by_frame(psnr, *pair)])
+def test_videos_must_be_of_as_many_frames_and_one_size(measure: Any) -> None:
+    with pytest.raises(RequestError, match="videos of as many frames, got 2 and 3"):
+        measure(grays(1, 2), grays(1, 2, 3))
+    with pytest.raises(RequestError, match="expected pictures of one size"):
+        measure(grays(1, 2), grays(1, 2, size=13))
 
 
 # LPIPS, with a network of one convolution: the mean squared difference after it.

@@ -38,6 +38,10 @@ def test_targets_are_told_in_words() -> None:
     assert str(Target(psnr=40.0)) == "every picture at 40 dB or more"
     assert str(Target(speedup=2.5)) == "2.5 times as fast"
     assert str(Target(seconds=0.25)) == "a picture in 0.25 s"
+    videos = [Target(psnr=40.0), Target(speedup=2.5), Target(seconds=0.25)]
+    assert [target.words(is_video=True) for target in videos] == [
+        *("every frame at 40 dB or more", "2.5 times as fast", "a video in 0.25 s")
+    ]
 
 
 def trial(psnrs: list[float], speedups: list[float], seconds: float = 1.0) -> Trial:

@@ -21,7 +21,6 @@ from max_diffusion import (
     MaxDiffusionError,
     RequestError,
 )
-from max_diffusion.cli.evaluating import check_requests
 from max_diffusion.cli.main import main
 from max_diffusion.core.buffers import to_device
 from max_diffusion.core.grid import Grid
@@ -178,8 +177,6 @@ def test_a_request_for_a_video_is_refused_where_images_are_drawn(
     message = "would draw a video of 9 frames, and images alone are served; draw it"
     with pytest.raises(RequestError, match=message):
         check_draws_images(pipeline, {"num_frames": 9}, "served")
-    with pytest.raises(RequestError, match="images alone are compared"):
-        check_requests(pipeline, [GenerationRequest(("gray 3",))])
 
 
 def test_options_of_another_family_are_left_out_with_a_word(

@@ -13,7 +13,7 @@ def test_a_judge_is_the_checker_where_it_can_tell() -> None:
     scenes = [random_scene(rng) for _ in range(12)]
     for scene, other in zip(scenes, [*scenes[1:], scenes[0]], strict=True):
         image = draw(scene)
-        own, wrong = judge(scene.caption, image), judge(other.caption, image)
+        own, wrong = (judge(s.caption, image[None]) for s in (scene, other))
         assert own is not None
         assert own.is_right
         assert own.reason == ""
@@ -29,9 +29,16 @@ def test_a_judge_is_the_checker_where_it_can_tell() -> None:
 def test_a_judge_says_nothing_of_other_prompts_and_sizes() -> None:
     image = draw(random_scene(np.random.default_rng(0)))
     for text in ("", "a photo of a cat", "two red circles", "a red circle, please"):
-        assert judge(text, image) is None
+        assert judge(text, image[None]) is None
     for size in ((64, 64), (128, 64), (256, 256)):
-        assert judge("a red circle", np.zeros((*size, 3), np.uint8)) is None
+        assert judge("a red circle", np.zeros((1, *size, 3), np.uint8)) is None
+
+
+def test_a_judge_says_nothing_of_videos() -> None:
+    scene = random_scene(np.random.default_rng(0))
+    frames = np.stack([draw(scene)] * 2)
+    assert judge(scene.caption, frames[:1]) is not None
+    assert judge(scene.caption, frames) is None
 
 
 def test_held_out_prompts_are_scenes_it_was_never_trained_on() -> None:
