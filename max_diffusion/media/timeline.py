@@ -31,7 +31,12 @@ def draw_timeline(report: RunReport) -> Image.Image:
     cell = max(4, min(30, _PLOT_WIDTH // steps))
     left = _MARGIN + 20 + max((_text_width(label, 14) for label, _ in rows), default=0)
     title, details = _title(report)
-    needed = (left + steps * cell, *(_MARGIN + _text_width(x, 15) for x in details))
+    legend = _legend(rows)
+    needed = (
+        left + steps * cell,
+        left + sum(_entry_width(words) for _, words in legend),
+        *(_MARGIN + _text_width(x, 15) for x in details),
+    )
     top = _TOP + 20 * (len(details) - 1)
     signals = _signals(report)
     signals_top = top + len(rows) * _ROW + 18
@@ -53,7 +58,11 @@ def draw_timeline(report: RunReport) -> Image.Image:
     if signals:
         _draw_signals(pen, report, signals, left, signals_top, cell)
     _draw_bars(pen, report, left, bars_top, cell)
-    _draw_legend(pen, rows, left, bars_top + _BARS + 46)
+    x, y = left, bars_top + _BARS + 46
+    for colour, words in legend:
+        pen.rounded_rectangle((x, y, x + 16, y + 16), 4, colour)
+        pen.text((x + 24, y + 8), words, _INK, ImageFont.load_default(14), "lm")
+        x += _entry_width(words)
     return image
 
 
@@ -175,8 +184,8 @@ def _draw_bars(
     pen.text((left - 12, base + 6), "step", _INK, font, "ra")
 
 
-def _draw_legend(pen: ImageDraw.ImageDraw, rows: _Rows, x: int, y: int) -> None:
-    font = ImageFont.load_default(14)
+def _legend(rows: _Rows) -> list[tuple[str, str]]:
+    """Returns the colours that are in the picture, each with what it means."""
     used = {action for _, actions in rows for action in actions.values()}
     entries = [
         (_colour(action), _ACTIONS[action].words if action in _ACTIONS else action)
@@ -186,10 +195,11 @@ def _draw_legend(pen: ImageDraw.ImageDraw, rows: _Rows, x: int, y: int) -> None:
         len({actions.get(step) for _, actions in rows}) > 1 for step in _steps(rows)
     ):
         entries.append((_MIXED, "rows differ"))
-    for colour, words in entries:
-        pen.rounded_rectangle((x, y, x + 16, y + 16), 4, colour)
-        pen.text((x + 24, y + 8), words, _INK, font, "lm")
-        x += 52 + _text_width(words, 14)
+    return entries
+
+
+def _entry_width(words: str) -> int:
+    return 52 + _text_width(words, 14)
 
 
 def _limit(report: RunReport) -> float | None:

@@ -148,6 +148,15 @@ def test_timeline_is_of_a_size_to_look_at(steps: int) -> None:
     assert 640 <= image.width <= max(1300, 5 * steps)
 
 
+def test_the_meaning_of_every_colour_is_readable() -> None:
+    """Of few steps, what the colours mean is the widest."""
+    kinds = ("compute", "estimate", "partial", "reuse")
+    image = draw_timeline(run(4, lambda step, sample: kinds[step]))
+    margin = np.asarray(image)[-60:, -24:]
+    assert (margin == 255).all()
+    assert (np.asarray(image)[-60:, -120:-24] != 255).any()
+
+
 def test_timeline_of_a_run_that_did_nothing_or_something_new_is_drawn() -> None:
     assert pixels(draw_timeline(make_report()), COMPUTE) == 0
     image = draw_timeline(run(4, lambda step, sample: "skip"))
