@@ -129,6 +129,9 @@ class Batcher:
         lanes = [Lane(routine) for routine in routines]
         waiting = [each for lane in lanes for each in lane.resume(None)]
         while waiting:
+            if len(waiting) == 1:
+                waiting = self._run_batch(waiting)
+                continue
             behind = min(lane.call.stage for lane in waiting if lane.call is not None)
             groups: dict[Any, list[Lane[Any]]] = {}
             ahead: list[Lane[Any]] = []
