@@ -349,7 +349,7 @@ def test_a_calibration_is_written_and_read(tmp_path: Path) -> None:
         ({"teacache_range": [1.0]}, "must be two numbers where"),
         ({"magcache_ratios": [-1.0]}, "must be 0 or more"),
         ({"magcache_ratios": [10**400]}, "must be finite numbers"),
-        ({"num_images": 2.5}, "num_pictures in .* must be a whole number of 0"),
+        ({"num_images": 2.5}, "num_images in .* must be a whole number of 0"),
         ({"num_images": -5}, "must be a whole number of 0"),
         ({"more": 1}, "and nothing else"),
     ],
