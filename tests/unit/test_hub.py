@@ -248,8 +248,8 @@ def test_a_class_that_is_not_supported_is_refused_before_it_is_fetched(
     assert kontext["error"] == (
         "one/kontext: model_index.json names 'FluxKontextPipeline'; supported are "
         "FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline, CogVideoXPipeline, "
-        "QwenImagePipeline, ZImagePipeline; others are made known by register_model, on "
-        "the command line by --plugin"
+        "QwenImagePipeline, ZImagePipeline; others are made known by register_model, "
+        "on the command line by --plugin"
     )
     assert null["error"] == (
         "one/less: model_index.json lists vae as null, so the model was saved without "
