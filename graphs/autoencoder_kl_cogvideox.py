@@ -259,8 +259,7 @@ class _ChunkDecoder:
         w = w / "conv"
         if w.products is None:
             seen = self.w.call("read", [before, x, first], _frames)
-            found = _plain_convolution(w, seen, self.kept[-1], width)
-            return found if residual is None else residual + found
+            return _plain_convolution(w, seen, self.kept[-1], width, residual)
         frames = range(CAUSAL + 1)
         filters = [
             w.packed_filter(f"weight.{index}", width, channels, 3) for index in frames
@@ -367,7 +366,11 @@ def _convolved(
 
 
 def _plain_convolution(
-    w: WeightScope, first: TensorValue, last: TensorValue, width: int
+    w: WeightScope,
+    first: TensorValue,
+    last: TensorValue,
+    width: int,
+    residual: TensorValue | None,
 ) -> TensorValue:
     """By MAX's operation, see ``layers``: one function for all of the same sizes.
 
@@ -376,13 +379,20 @@ def _plain_convolution(
     channels = int(first.shape[3])
     filters = w("weight", width, channels, 3, 3, 3)
     filters = ops.permute(filters, [2, 3, 4, 1, 0])
-    inputs = [first, last, filters, w("bias", width)]
+    # What is added goes in, too: a sum outside would be no function's result.
+    added = [] if residual is None else [residual]
+    inputs = [first, last, filters, w("bias", width), *added]
 
     def convolved(
-        first: TensorValue, last: TensorValue, filters: TensorValue, bias: TensorValue
+        first: TensorValue,
+        last: TensorValue,
+        filters: TensorValue,
+        bias: TensorValue,
+        *added: TensorValue,
     ) -> TensorValue:
         video = ops.unsqueeze(ops.concat([first, last], axis=0), 0)
         y = ops.conv3d(video, filters, padding=(0, 0, 1, 1, 1, 1))
-        return ops.rebind(ops.squeeze(y, 0) + bias, (*first.shape[:3], width))
+        y = ops.rebind(ops.squeeze(y, 0) + bias, (*first.shape[:3], width))
+        return sum(added, start=y)
 
     return w.call(f"conv3d_{channels}_{width}", inputs, convolved)

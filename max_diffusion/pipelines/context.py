@@ -149,14 +149,13 @@ def options_of(
 
 
 def check_draws_images(
-    pipeline: TextToImagePipeline, given: Mapping[str, object], done: str
+    pipeline: TextToImagePipeline, given: Mapping[str, object]
 ) -> None:
-    """Refuses a request that would draw a video.
+    """Refuses a request that would draw a video, where images alone are served.
 
     Args:
         pipeline: What would draw it.
         given: Its options that only some models have.
-        done: What is done with images alone, such as ``served``.
 
     Raises:
         RequestError: It would, or an option is refused.
@@ -165,7 +164,7 @@ def check_draws_images(
     if count > 1:
         raise RequestError(
             f"request: {pipeline.pipeline_config.class_name} would draw a video of "
-            f"{count} frames, and images alone are {done}; draw it with generate"
+            f"{count} frames, and images alone are served; draw it with generate"
         )
 
 

@@ -173,10 +173,10 @@ def test_a_slip_is_told_before_anything_is_drawn(
 def test_a_request_for_a_video_is_refused_where_images_are_drawn(
     pipeline: ToyVideoPipeline,
 ) -> None:
-    check_draws_images(pipeline, {"num_frames": 1}, "served")
+    check_draws_images(pipeline, {"num_frames": 1})
     message = "would draw a video of 9 frames, and images alone are served; draw it"
     with pytest.raises(RequestError, match=message):
-        check_draws_images(pipeline, {"num_frames": 9}, "served")
+        check_draws_images(pipeline, {"num_frames": 9})
 
 
 def test_options_of_another_family_are_left_out_with_a_word(

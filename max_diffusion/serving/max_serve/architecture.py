@@ -121,7 +121,7 @@ class ImageTokenizer:
     def _context(self, request: OpenResponsesRequest) -> ImageContext:
         try:
             wanted = to_request(request.body, self._settings)
-            check_draws_images(self._pipeline, wanted.options, "served")
+            check_draws_images(self._pipeline, wanted.options)
             numbers = self._pipeline.create_context(wanted)
         except CacheNotLoadedError as err:
             raise InputError(
