@@ -24,6 +24,7 @@ from max_diffusion import (
     register_model,
 )
 from max_diffusion.pipelines import families
+from max_diffusion.pipelines.decoding import DecodesInParts
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ToyVideoOptions(RequestOptions):
     fps: float | None = option("frames a second", minimum=1.0, maximum=60.0)
 
 
-class ToyVideoPipeline(ToyPipeline):
+class ToyVideoPipeline(DecodesInParts, ToyPipeline):
     """The same gray in every frame, a token a 2 x 2 pixels of each."""
 
     options_class = ToyVideoOptions
@@ -45,7 +46,9 @@ class ToyVideoPipeline(ToyPipeline):
     def resolved_options(self, context: GenerationContext) -> dict[str, object]:
         return {"num_frames": context.num_frames, "fps": context.fps}
 
-    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
+    def decode_parts(
+        self, context: GenerationContext, latents: Buffer
+    ) -> Iterator[np.ndarray]:
         grid = context.grid
         assert grid.frames == context.num_frames
         cells = latents.to_numpy().reshape(
@@ -53,7 +56,9 @@ class ToyVideoPipeline(ToyPipeline):
         )
         shape = -1, context.num_frames, context.height, context.width, 3
         pixels = cells.transpose(0, 1, 2, 4, 3, 5, 6).reshape(shape)
-        return np.clip(pixels.round(), 0, 255).astype(np.uint8)
+        frames = np.clip(pixels.round(), 0, 255).astype(np.uint8)
+        for start in range(0, context.num_frames, 2):
+            yield frames[:, start : start + 2]
 
 
 @contextlib.contextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
 from typing import final
 
 import numpy as np
@@ -13,7 +13,7 @@ from max.driver import Buffer
 
 from ..denoising.loop import Denoising
 from ..execution.graph_call import Routine
-from ..pipelines.decoding import decode_in_goes
+from ..pipelines.decoding import decode_gradually
 from ..pipelines.outputs import DiffusionPipelineOutput, GenerationResult
 from ..pipelines.reporting import report_of
 from ..pipelines.text_to_image import TextToImagePipeline
@@ -25,10 +25,24 @@ from .requests import Preview
 
 
 @final
+@dataclass(frozen=True)
+class _Work:
+    """What is to be done for a request."""
+
+    job: Job
+    action: Iterator[None]
+    """Stops where something else may be done before it goes on."""
+    may_pass: bool = False
+    """Whether it may be done while another request is half decoded: the plan has room
+    for one decoding, or one encoding of a picture, at a time."""
+
+
+@final
 class SideJobs:
     """Encodes prompts and decodes pictures, in the order in which they came up.
 
-    All of it runs on the executor's thread.
+    All of it runs on the executor's thread. Videos are decoded in parts, and between
+    them prompts of others are encoded and steps taken.
 
     Args:
         pipeline: What encodes and decodes.
@@ -47,7 +61,7 @@ class SideJobs:
         finish: Callable[[Job, GenerationResult], None],
         fail: Callable[[Job, Exception], None],
     ) -> None:
-        self.previews: dict[Job, Callable[[], None]] = {}
+        self.previews: dict[Job, Iterator[None]] = {}
         """The newest preview of each request that waits for one, in the order in which
         they are drawn: one that nobody got to in time is left out."""
         self._pipeline = pipeline
@@ -55,11 +69,14 @@ class SideJobs:
         self._notifier = notifier
         self._finish, self._fail = finish, fail
         self._inputs = InternedInputs()
-        self._queue: deque[tuple[Job, Callable[[], None]]] = deque()
+        self._queue: deque[_Work] = deque()
+        self._begun: _Work | None = None
+        """A decoding that has stopped between two parts."""
 
     def add_encoding(self, job: Job) -> None:
         """Puts the encoding of a request's prompts in the queue."""
-        self._queue.append((job, partial(self._encode, job)))
+        may_pass = job.context.start is None
+        self._queue.append(_Work(job, self._encode(job), may_pass))
 
     def add_decoding(self, job: Job, denoising: Denoising) -> None:
         """Puts the decoding of a request's pictures in the queue.
@@ -68,7 +85,7 @@ class SideJobs:
             job: Whose pictures they are.
             denoising: Its loop, with all steps taken.
         """
-        self._queue.append((job, partial(self._decode, job, denoising)))
+        self._queue.append(_Work(job, self._decode(job, denoising)))
 
     def add_preview(self, job: Job, denoising: Denoising) -> Routine[None]:
         """Estimates the clean latents now, and decodes them where nothing else waits.
@@ -80,12 +97,12 @@ class SideJobs:
         latents, done = (yield from denoising.preview()), denoising.step
         index = job.preview_steps.index(done)
 
-        def preview() -> None:
-            frames = self._frames(job, latents)
+        def preview() -> Iterator[None]:
+            frames = yield from self._frames(job, latents)
             self._notifier.emit(job, Preview(done, index, frames))
 
         self.previews.pop(job, None)  # to the end of the line
-        self.previews[job] = preview
+        self.previews[job] = preview()
 
     def drop_preview(self, job: Job) -> None:
         """Leaves out the preview that a request waits for, if it does."""
@@ -94,21 +111,18 @@ class SideJobs:
     def run(self, seconds_per_turn: float) -> None:
         """Encodes and decodes for about half as long as a turn takes, or one thing.
 
-        Where no request has a step to take, all of it is done.
+        Where no request has a step to take, all of it is done; of what is decoded in
+        parts one part.
 
         Args:
             seconds_per_turn: Seconds that a turn takes.
         """
         running = self._admission.running
         started = time.perf_counter()
-        while self._queue or self.previews:
-            if self._queue:
-                job, action = self._queue.popleft()
-            else:  # only if nobody waits to begin or to end
-                job = next(iter(self.previews))
-                action = self.previews.pop(job)
-            if job in running:
-                self._guarded(job, action)
+        while (work := self._next()) is not None:
+            if work.job in running and self._goes_on(work):
+                self._begun = work
+                break  # others may have come, or may leave
             spent = time.perf_counter() - started
             has_steps = any(job.denoising is not None for job in running)
             if has_steps and spent >= seconds_per_turn / 2:
@@ -117,14 +131,38 @@ class SideJobs:
         if seconds:
             self._notifier.side_jobs_are_over(seconds)
 
-    def _guarded(self, job: Job, action: Callable[[], None]) -> None:
-        """Runs an action of one job; its error ends that job alone."""
-        try:
-            action()
-        except Exception as err:
-            self._fail(job, err)
+    def _goes_on(self, work: _Work) -> bool:
+        """Does a part of some work, and tells whether there is more.
 
-    def _encode(self, job: Job) -> None:
+        Its error ends its own request alone.
+        """
+        try:
+            next(work.action)
+        except StopIteration:
+            return False
+        except Exception as err:
+            self._fail(work.job, err)
+            return False
+        return True
+
+    def _next(self) -> _Work | None:
+        """Takes what is to be done next, if anything is."""
+        if self._begun is not None:
+            passing = next((work for work in self._queue if work.may_pass), None)
+            if passing is not None:
+                self._queue.remove(passing)
+                return passing
+            work, self._begun = self._begun, None
+            return work
+        if self._queue:
+            return self._queue.popleft()
+        if self.previews:  # only if nobody waits to begin or to end
+            job = next(iter(self.previews))
+            return _Work(job, self.previews.pop(job))
+        return None
+
+    def _encode(self, job: Job) -> Iterator[None]:
+        yield from ()  # all of it at once
         started = time.perf_counter()
         # Sets of LoRAs that no request needs now make way; the plan has room for all
         # that are needed.
@@ -143,11 +181,20 @@ class SideJobs:
         job.denoising, job.encoded = denoising, time.monotonic()
         job.seconds["encode"] = time.perf_counter() - started
 
-    def _decode(self, job: Job, denoising: Denoising) -> None:
-        started = time.perf_counter()
+    def _decode(self, job: Job, denoising: Denoising) -> Iterator[None]:
+        started, spent = time.perf_counter(), 0.0
         denoised = self._pipeline.finish(denoising)
-        frames = self._frames(job, denoised.latents)
-        job.seconds["decode"] = time.perf_counter() - started
+        decoding = self._frames(job, denoised.latents)
+        while True:
+            try:
+                next(decoding)
+            except StopIteration as end:
+                frames: np.ndarray = end.value
+                break
+            spent += time.perf_counter() - started
+            yield  # in which others take their time
+            started = time.perf_counter()
+        job.seconds["decode"] = spent + time.perf_counter() - started
         output = DiffusionPipelineOutput(
             frames, denoised.steps, denoised.cache_bytes, job.seconds
         )
@@ -160,7 +207,7 @@ class SideJobs:
         )
         self._finish(job, GenerationResult(frames, report, job.context.fps))
 
-    def _frames(self, job: Job, latents: Buffer) -> np.ndarray:
+    def _frames(self, job: Job, latents: Buffer) -> Generator[None, None, np.ndarray]:
         """Latents to uint8 ``(B, F, H, W, 3)``, in the room that there is now."""
         room = self._admission.room_to_decode()
-        return decode_in_goes(self._pipeline, job.context, latents, room)
+        return decode_gradually(self._pipeline, job.context, latents, room)

@@ -50,18 +50,17 @@ class CogVideoXDecoder(ComponentModel):
         """Returns :meth:`decode`, which runs the loaded graph."""
         return self.decode
 
-    def decode(self, latents: np.ndarray) -> np.ndarray:
-        """Decodes one video.
+    def decode(self, latents: np.ndarray) -> Iterator[np.ndarray]:
+        """Decodes one video, chunk by chunk.
 
         Args:
             latents: As the transformer leaves them, float32 ``(F, h, w, C)``.
 
-        Returns:
+        Yields:
             uint8 frames ``(f, H, W, 3)``.
         """
-        return np.concatenate(
-            [to_numpy(outputs[0]).copy() for outputs in self.chunks(latents)]
-        )
+        for outputs in self.chunks(latents):
+            yield to_numpy(outputs[0]).copy()
 
     def chunks(self, latents: np.ndarray) -> Iterator[list[Buffer]]:
         """Yields of each chunk its frames, and what convolutions hand on.

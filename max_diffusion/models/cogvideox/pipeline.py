@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, final
@@ -27,6 +27,7 @@ from ...core.options import RequestOptions, option
 from ...core.request import GenerationContext, GenerationRequest, PromptTexts
 from ...errors import MaxDiffusionError, ModelLoadError, RequestError
 from ...pipelines import TextToImagePipeline, Tokenized
+from ...pipelines.decoding import DecodesInParts
 from ...sampling import (
     DrawNoise,
     DynamicGuidance,
@@ -67,7 +68,7 @@ class CogVideoXOptions(RequestOptions):
 
 
 @final
-class CogVideoXPipeline(TextToImagePipeline):
+class CogVideoXPipeline(DecodesInParts, TextToImagePipeline):
     """Draws videos with CogVideoX (2b, 5b, 1.5, and folders of the same layout).
 
     | graph | purpose | calls per request |
@@ -287,14 +288,21 @@ class CogVideoXPipeline(TextToImagePipeline):
         assert isinstance(t5, T5TextEncoder)
         return {"text": t5.encode(tokens["text_encoder"])}
 
-    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
-        """Decodes ``(B, S_img, C)`` to uint8 ``(B, F, H, W, 3)``, a video at a time."""
+    def decode_parts(
+        self, context: GenerationContext, latents: Buffer
+    ) -> Iterator[np.ndarray]:
+        """Yields the frames of a chunk of latents, of each video one after the other.
+
+        What convolutions hand on from chunk to chunk is held of all of them.
+        """
         decoder = self.loaded["vae"]
         assert isinstance(decoder, CogVideoXDecoder)
         videos = self._unpacked(to_numpy(latents), context.grid)
         # Frames in front that only fill up the last token's.
         extra = videos.shape[1] - self._latent_frames(context.num_frames)
-        return np.stack([decoder.decode(video[extra:]) for video in videos])
+        chunks = [decoder.decode(video[extra:]) for video in videos]
+        for parts in zip(*chunks, strict=True):
+            yield np.stack(parts)
 
     def decode_bytes(self, height: int, width: int, num_frames: int) -> int:
         """Returns the bytes that :meth:`decode` takes while it runs."""
