@@ -298,7 +298,7 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         dest="true_cfg_scale",
         type=float,
         metavar="SCALE",
-        help="classifier-free guidance; default 1, off",
+        help="classifier-free guidance by a second pass; 1: off; default: the model's",
     )
     several = {"action": "append", "default": [], "metavar": "TEXT"}
     add(

@@ -97,6 +97,8 @@ def pipeline_class(class_name: str) -> type[TextToImagePipeline]:
 def declared_by_all() -> Mapping[str, DeclaredOption]:
     """The options of all known families by name, each with its widest range.
 
+    What an option does is told of each family that says it in other words.
+
     Imports every family.
     """
     return _merged(_options_by_class())
@@ -119,10 +121,14 @@ def _merged(
                     f"{declared.kind.__name__}, and {first}'s is of type "
                     f"{known.kind.__name__}; choose another name"
                 )
+            words = known.help
+            if declared.help not in words:
+                words = f"{words}. Of {owner}: {declared.help}"
             found[name] = (
                 first,
                 replace(
                     known,
+                    help=words,
                     minimum=_widest(min, known.minimum, declared.minimum),
                     maximum=_widest(max, known.maximum, declared.maximum),
                 ),

@@ -217,6 +217,11 @@ def test_the_packages_families_declare_theirs() -> None:
     found = declared_by_all()["max_sequence_length"]
     # The widest: FLUX.1's ends at 512, Qwen-Image's at 1024.
     assert (found.kind, found.minimum, found.maximum) == (int, 1, 1024)
+    # FLUX.1's three classes say it once, in the same words.
+    assert found.help.startswith("text tokens that T5 reads")
+    assert found.help.count("text tokens that") == 3
+    assert ". Of QwenImagePipeline: text tokens" in found.help
+    assert "FluxPipeline" not in found.help
 
 
 def test_a_body_has_the_options_as_fields() -> None:
