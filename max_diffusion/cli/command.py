@@ -89,6 +89,11 @@ def add_running_options(add: Callable[..., Any]) -> None:
         help="that compute on the CPU; default: one a CPU, in a container as many as "
         "it may use",
     )
+    add(
+        "--offload-text-encoders",
+        action="store_true",
+        help="keep text encoders in memory only while they encode",
+    )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:

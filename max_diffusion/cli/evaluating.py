@@ -100,6 +100,7 @@ def loaded_model(
             precompiled=args.precompiled,
             require_precompiled=args.require_precompiled,
             threads=args.threads,
+            offload_text_encoders=args.offload_text_encoders,
             show_progress=sys.stderr.isatty(),
             on_event=progress.on_event,
         )

@@ -194,6 +194,7 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             precompiled=args.precompiled,
             require_precompiled=args.require_precompiled,
             threads=args.threads,
+            offload_text_encoders=args.offload_text_encoders,
             show_progress=is_shown,
             on_event=progress.on_event,
         )

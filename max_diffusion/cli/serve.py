@@ -66,6 +66,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         require_precompiled=args.require_precompiled,
         threads=args.threads,
         takes_pictures=args.pictures,
+        offload_text_encoders=args.offload_text_encoders,
     )
     serve(
         model,

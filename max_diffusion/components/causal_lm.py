@@ -100,6 +100,8 @@ class CausalLMTextEncoder(ComponentModel):
     num_dropped: int = 0
     """Tokens at the front, of a template, whose states are left out."""
 
+    is_text_encoder = True
+
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds one graph: ids ``(B, S)`` to ``(B, S - num_dropped, D)``."""
         scope = self.weight_scope()

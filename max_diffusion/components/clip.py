@@ -32,6 +32,8 @@ def clip_config(
 class ClipTextEncoder(ComponentModel):
     """Encodes each prompt as one pooled vector."""
 
+    is_text_encoder = True
+
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds one graph: ids ``(B, S)`` to pooled ``(B, D)``."""
         scope = self.weight_scope()

@@ -35,6 +35,8 @@ def t5_config(config: Mapping[str, Any], where: str = "text_encoder_2") -> T5Con
 class T5TextEncoder(ComponentModel):
     """Encodes each prompt as one state per token."""
 
+    is_text_encoder = True
+
     def build_graphs(self, module: Module) -> WeightScope:
         """Adds one graph: ids ``(B, S_txt)`` to ``(B, S_txt, D)``."""
         scope = self.weight_scope()

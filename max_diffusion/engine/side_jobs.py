@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import final
 
@@ -32,9 +33,15 @@ class _Work:
     job: Job
     action: Iterator[None]
     """Stops where something else may be done before it goes on."""
-    may_pass: bool = False
-    """Whether it may be done while another request is half decoded: the plan has room
-    for one decoding, or one encoding of a picture, at a time."""
+    is_encoding: bool = False
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it may be done while another request is half decoded.
+
+        The plan has room for one decoding, or one encoding of a picture, at a time.
+        """
+        return self.is_encoding and self.job.context.start is None
 
 
 @final
@@ -70,13 +77,14 @@ class SideJobs:
         self._finish, self._fail = finish, fail
         self._inputs = InternedInputs()
         self._queue: deque[_Work] = deque()
+        # Text encoders that are in memory for as long as texts wait for them.
+        self._encoders = ExitStack()
         self._begun: _Work | None = None
         """A decoding that has stopped between two parts."""
 
     def add_encoding(self, job: Job) -> None:
         """Puts the encoding of a request's prompts in the queue."""
-        may_pass = job.context.start is None
-        self._queue.append(_Work(job, self._encode(job), may_pass))
+        self._queue.append(_Work(job, self._encode(job), is_encoding=True))
 
     def add_decoding(self, job: Job, denoising: Denoising) -> None:
         """Puts the decoding of a request's pictures in the queue.
@@ -117,6 +125,10 @@ class SideJobs:
         Args:
             seconds_per_turn: Seconds that a turn takes.
         """
+        with ExitStack() as self._encoders:
+            self._run(seconds_per_turn)
+
+    def _run(self, seconds_per_turn: float) -> None:
         running = self._admission.running
         started = time.perf_counter()
         while (work := self._next()) is not None:
@@ -125,11 +137,16 @@ class SideJobs:
                 break  # others may have come, or may leave
             spent = time.perf_counter() - started
             has_steps = any(job.denoising is not None for job in running)
-            if has_steps and spent >= seconds_per_turn / 2:
+            if has_steps and spent >= seconds_per_turn / 2 and not self._must_encode():
                 break
         seconds = time.perf_counter() - started
         if seconds:
             self._notifier.side_jobs_are_over(seconds)
+
+    def _must_encode(self) -> bool:
+        """Whether texts wait for encoders that would leave before the next turn."""
+        offloads = self._pipeline.graphs.offloads_text_encoders
+        return offloads and any(work.is_encoding for work in self._queue)
 
     def _goes_on(self, work: _Work) -> bool:
         """Does a part of some work, and tells whether there is more.
@@ -169,6 +186,7 @@ class SideJobs:
         self._pipeline.adapters.make_room(
             [running.context.loras for running in self._admission.running]
         )
+        self._encoders.enter_context(self._pipeline.graphs.text_encoders())
         inputs = self._pipeline.prepare_inputs(job.context)
         denoising = self._pipeline.encode(inputs)
         self._inputs.intern(self._pipeline, denoising)

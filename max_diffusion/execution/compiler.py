@@ -233,6 +233,44 @@ class CompiledGraphs:
                     self._run_first(modules)
             self._modules += zip(modules, compiled, strict=True)
 
+    def drop(self, prefixes: Collection[str]) -> None:
+        """Takes the weights of some components out of memory, and their graphs.
+
+        What is compiled stays.
+
+        Args:
+            prefixes: Names of the components.
+        """
+        if not self._device.is_host:
+            self._device.synchronize()  # they may be running
+        for module, _ in self._modules:
+            if module.needs.prefix in prefixes:
+                for name in module.graph_names:
+                    self._models.pop(name, None)
+                for name in module.needs.named_slots:
+                    self._weights.pop(name, None)
+
+    def restore(self, prefixes: Collection[str], weights: Mapping[str, Any]) -> None:
+        """Brings back what :meth:`drop` took away.
+
+        Args:
+            prefixes: Names of the components.
+            weights: All of theirs, arrays by registry name.
+
+        Raises:
+            ModelLoadError: An array is missing, or of another shape or dtype.
+            DeviceError: The device's memory is full.
+        """
+        check_not_forked(_first_process())
+        pairs = [pair for pair in self._modules if pair[0].needs.prefix in prefixes]
+        for module, _ in pairs:
+            _check(weights, module.needs.named_slots)
+        with memory_errors_said():
+            is_host = self._device.is_host
+            self._weights |= weights if is_host else _to_device(weights, self._device)
+            for module, compiled in pairs:
+                self._models |= self._initialise(module, compiled)
+
     def _read(
         self, artefacts: Sequence[Artefact], module: GraphModule
     ) -> CompiledModel | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from max.driver import Device
 from max.dtype import DType
@@ -40,6 +40,8 @@ class ComponentModel(ABC):
         cache_config: The pipeline's denoising cache, for components it concerns.
     """
 
+    is_text_encoder: ClassVar[bool] = False
+    """Whether it is used before the first step only, on a request's texts."""
     name: str = ""
     """The component's, in the pipeline; the pipeline sets it before graphs are built.
     Names of its graphs and weights begin with it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, final
 
@@ -18,12 +19,13 @@ from graphs.weights import WeightSlot
 from ..caches import GraphGroup, add_series_graphs
 from ..denoising import DenoiserComponent
 from ..denoising.loop import TakeStep
-from ..errors import MaxDiffusionError
+from ..errors import MaxDiffusionError, RequestError
 from ..execution.artefacts import hash_of
 from ..execution.compiler import AdaptedGraphs, CompiledGraphs, open_session
 from ..execution.graph_call import over
 from ..execution.graph_module import GraphModule
 from ..execution.recipe import subject_of
+from ..execution.visitors import Visitors
 from ..sampling import AbstractGuidance, AbstractSampler
 from .loading import OpenedComponents
 from .outputs import OnEvent
@@ -40,6 +42,7 @@ class PipelineGraphs:
         device: Where they run.
         on_event: Is told of loading, and of compiling where that is needed.
         takes_pictures: Whether graphs for pictures are compiled at once.
+        offload_text_encoders: Whether those are in memory only while they encode.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class PipelineGraphs:
         on_event: OnEvent,
         *,
         takes_pictures: bool = False,
+        offload_text_encoders: bool = False,
     ) -> None:
         self.opened = opened.opened_late() if takes_pictures else opened
         self.groups: frozenset[GraphGroup] = groups | {"series"}
@@ -59,10 +63,15 @@ class PipelineGraphs:
         self.load_seconds = 0.0
         """What reading the weights and binding the components took."""
         self._device, self._on_event = device, on_event
+        self.offloads_text_encoders = offload_text_encoders
+        """Whether those are in memory only while they encode."""
+        if offload_text_encoders:
+            self._check_offloads()
         self._compiled: CompiledGraphs | None = None
         self._names: set[str] = set()
         # Of weights that LoRAs of one request change.
         self._adapted: AdaptedGraphs | None = None
+        self._visitors: Visitors | None = None
         self._slots = {
             name: dict(needs.slots) for name, (needs, _) in opened.sources.items()
         }
@@ -101,6 +110,15 @@ class PipelineGraphs:
     def slots(self, component: str) -> Mapping[str, WeightSlot]:
         """What a component's graphs draw from, by registry name without its own."""
         return self._slots[component]
+
+    def text_encoders(self) -> AbstractContextManager[None]:
+        """Keeps text encoders in memory, where they are only while they encode.
+
+        Raises:
+            ModelLoadError: Their files have changed or are gone.
+            DeviceError: The device's memory is full.
+        """
+        return nullcontext() if self._visitors is None else self._visitors.present()
 
     def adapted(self, weights: Mapping[str, Any]) -> AdaptedGraphs:
         """The executable graphs with some weights in place of their own.
@@ -176,6 +194,10 @@ class PipelineGraphs:
             if name not in self.opened.late:
                 component.bind(compiled.models)
                 component.load_model()
+        if self.offloads_text_encoders:
+            names = self.opened.text_encoders
+            load = partial(self.opened.load_of, names)
+            self._visitors = Visitors(compiled, frozenset(names), load)
         seconds = time.perf_counter() - started
         self.load_seconds = seconds - compiled.compile_seconds
 
@@ -228,6 +250,17 @@ class PipelineGraphs:
     ) -> list[GraphModule]:
         """Returns the modules that :meth:`compile` needs, found compiled or built."""
         return [*self.opened.modules.values(), self._steps(sampler, guidance, dtype)]
+
+    def _check_offloads(self) -> None:
+        encoders = set(self.opened.text_encoders)
+        for name, adapter in self.opened.adapters.items():
+            changed = sorted(encoders & adapter.changed.keys())
+            if changed:
+                raise RequestError(
+                    f"offload_text_encoders: the LoRA {name} changes "
+                    f"{', '.join(changed)}, which requests can choose only where it "
+                    "stays in memory; merge it at load, or keep text encoders there"
+                )
 
     def _steps(
         self, sampler: AbstractSampler, guidance: AbstractGuidance, dtype: DType

@@ -80,6 +80,8 @@ class PipelineConfig:
     before those that ship with the package. They are machine code."""
     require_precompiled: bool = False
     """Whether graphs that are not found compiled are an error."""
+    offload_text_encoders: bool = False
+    """Whether text encoders are in memory only while they encode."""
     takes_pictures: bool = False
     """Whether the graphs for pictures that requests bring are compiled at once; else
     when a request first brings one, if that may be."""
@@ -104,6 +106,15 @@ class OpenedComponents:
     late: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Components whose graphs are not built yet, by name, each with the patterns of
     tensors that it does not use."""
+
+    @property
+    def text_encoders(self) -> tuple[str, ...]:
+        """Names of the components that encode text and have weights."""
+        return tuple(
+            name
+            for name, component in self.components.items()
+            if component.is_text_encoder and name in self.sources
+        )
 
     @in_graph_context
     def opened_late(self) -> OpenedComponents:
@@ -137,6 +148,19 @@ class OpenedComponents:
         arrays: dict[str, Any] = {}
         for needs, weights in self.sources.values():
             for key, array in weights.load(needs.slots).items():
+                arrays[f"{needs.prefix}.{key}"] = array
+        return arrays
+
+    def load_of(self, names: Iterable[str]) -> dict[str, Any]:
+        """Reads the weights of some components.
+
+        Returns:
+            Arrays by registry name.
+        """
+        arrays: dict[str, Any] = {}
+        for name in names:
+            needs, weights = self.sources[name]
+            for key, array in weights.load(needs.slots, check_finite=False).items():
                 arrays[f"{needs.prefix}.{key}"] = array
         return arrays
 

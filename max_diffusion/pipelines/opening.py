@@ -58,6 +58,7 @@ def load_pipeline(
     require_precompiled: bool = False,
     threads: int | None = None,
     takes_pictures: bool = False,
+    offload_text_encoders: bool = False,
     show_progress: bool = False,
     on_event: OnEvent | None = None,
 ) -> TextToImagePipeline:
@@ -103,6 +104,9 @@ def load_pipeline(
             only.
         takes_pictures: Whether the graphs for pictures that requests bring are compiled
             at once; else that is done when a request first brings one.
+        offload_text_encoders: Whether text encoders leave the memory of the device, or
+            of the host, after encoding. They are read again for the next request, and
+            once for all that wait in an engine.
         show_progress: Show download progress.
         on_event: Called with ``("load" | "compile", "start" | "end")``; with the latter
             only where graphs are not found compiled, then or later.
@@ -132,6 +136,7 @@ def load_pipeline(
         require_precompiled=require_precompiled,
         threads=threads,
         takes_pictures=takes_pictures,
+        offload_text_encoders=offload_text_encoders,
         show_progress=show_progress,
         on_event=on_event,
     )
@@ -158,6 +163,7 @@ def open_model(
     require_precompiled: bool = False,
     threads: int | None = None,
     takes_pictures: bool = False,
+    offload_text_encoders: bool = False,
     show_progress: bool = False,
     on_event: OnEvent | None = None,
 ) -> TextToImagePipeline:
@@ -184,6 +190,7 @@ def open_model(
         require_precompiled: Whether nothing may be compiled.
         threads: That compute on the CPU.
         takes_pictures: Whether requests will bring pictures.
+        offload_text_encoders: Whether those are in memory only while they encode.
         show_progress: Show download progress.
         on_event: Is told of loading and compiling.
 
@@ -241,6 +248,7 @@ def open_model(
         precompiled=_folders(precompiled),
         require_precompiled=_flag("require_precompiled", require_precompiled),
         takes_pictures=takes_pictures,
+        offload_text_encoders=_flag("offload_text_encoders", offload_text_encoders),
     )
     files = [
         file

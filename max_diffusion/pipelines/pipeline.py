@@ -131,6 +131,7 @@ class DiffusionPipeline(ABC):
             self.device,
             on_event,
             takes_pictures=pipeline_config.takes_pictures,
+            offload_text_encoders=pipeline_config.offload_text_encoders,
         )
         """Components with their graphs, compiled or not."""
         self.adapters = AdapterSets(

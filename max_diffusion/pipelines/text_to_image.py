@@ -248,14 +248,14 @@ class TextToImagePipeline(DiffusionPipeline):
         if context.loras:  # whose set is of the graphs that there are then
             self.graphs.require(context.cache.config.graph_groups, self.denoiser)
         pipeline = adapted(self, context.loras)
-        branches = [
-            text_branch(pipeline, "conditional", model_inputs, context.tokens),
-        ]
+        texts = {"conditional": context.tokens}
         if context.negative_tokens is not None:
-            unwanted = context.negative_tokens
-            branches.append(
-                text_branch(pipeline, "unconditional", model_inputs, unwanted)
-            )
+            texts["unconditional"] = context.negative_tokens
+        with self.graphs.text_encoders():
+            branches = [
+                text_branch(pipeline, name, model_inputs, tokens)
+                for name, tokens in texts.items()
+            ]
         latents, kept = model_inputs.latents, None
         if context.start is not None:
             latents, kept = begin_from_picture(self, context)

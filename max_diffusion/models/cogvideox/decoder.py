@@ -46,7 +46,7 @@ class CogVideoXDecoder(ComponentModel):
     def _sizes(self) -> CogVideoXDecoderConfig:
         return decoder_config(self.config)
 
-    def load_model(self) -> Callable[[np.ndarray], np.ndarray]:
+    def load_model(self) -> Callable[[np.ndarray], Iterator[np.ndarray]]:
         """Returns :meth:`decode`, which runs the loaded graph."""
         return self.decode
 

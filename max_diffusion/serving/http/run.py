@@ -52,6 +52,7 @@ class Model:
     require_precompiled: bool = False
     threads: int | None = None
     takes_pictures: bool = False
+    offload_text_encoders: bool = False
 
     def load(self, backend: LocalBackend, config: EngineConfig) -> Engine:
         """Loads and compiles the model, and starts its engine."""
@@ -76,6 +77,7 @@ class Model:
             require_precompiled=self.require_precompiled,
             threads=self.threads,
             takes_pictures=self.takes_pictures,
+            offload_text_encoders=self.offload_text_encoders,
             is_extensible=False,  # a request must not wait for minutes
             on_event=on_event,
         )

@@ -79,6 +79,9 @@ class Options(BaseModel):
     pictures: Annotated[
         bool, Field(description="Take pictures to start from, as serve --pictures.")
     ] = False
+    offload_text_encoders: Annotated[
+        bool, Field(description="Keep them in memory only while they encode.")
+    ] = False
 
     threads: Annotated[
         int | None,
@@ -168,6 +171,7 @@ class Options(BaseModel):
             require_precompiled=self.require_precompiled,
             threads=self.threads,
             takes_pictures=self.pictures,
+            offload_text_encoders=self.offload_text_encoders,
         )
 
     def settings(self) -> ServerSettings:
