@@ -12,11 +12,10 @@ it is: how a step runs, what is remembered, and how a forecast is made.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, final
-
-import numpy as np
 
 from max_diffusion import Calibration, ChartStyle, RequestError, register_cache
 from max_diffusion.caches import AbstractCacheState, GraphGroup, StateSizes, StepRules
@@ -85,8 +84,10 @@ class Widening(SeriesCache):
         super().__init__(config.max_order, "newton")
         self._config = config
 
-    def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
+    def decide(
+        self, state: AbstractCacheState, step: int, batch: int
+    ) -> Sequence[bool]:
         """On the grid, or without a history."""
         assert isinstance(state, SeriesState)
         computes = state.history.is_empty or self._config.computes(step)
-        return np.full(batch, computes)
+        return [computes] * batch

@@ -218,17 +218,13 @@ class StepGraphs(Generic[ConditioningT]):
                 graph.output(streams.image, streams.text)
         self.add_modulated_input()
 
-    def add_modules(self, level: ModuleLevel) -> list[Shape]:
+    def add_modules(self, level: ModuleLevel) -> None:
         """Adds ``{level}_i`` and ``given_{level}_i`` for every block.
 
         ``{level}_i``: ``image, text, *condition, *block_inputs -> image, text,
         *values`` with what the modules of the block gave, each ``(B, S, D)``;
         ``given_{level}_i``: the same inputs and such values ``-> image, text``.
-
-        Returns:
-            Shapes of the values of all blocks.
         """
-        found: list[Shape] = []
         denoiser, w = self._denoiser, self._w
         for index in range(denoiser.num_blocks):
             name = f"{level}_{index}"
@@ -242,7 +238,6 @@ class StepGraphs(Generic[ConditioningT]):
                 streams = block.add(outputs)
                 graph.output(streams.image, streams.text, *values)
             shapes = [value.shape for value in values]
-            found += shapes
             # A function's inputs have plain sizes: a joint sequence's is bound inside.
             types = [
                 TensorType(value.dtype, _plain(value.shape, f"size_{place}"), w.device)
@@ -258,6 +253,21 @@ class StepGraphs(Generic[ConditioningT]):
                 outputs = block.outputs(given) if level == "attention" else given
                 streams = block.add(outputs)
                 graph.output(streams.image, streams.text)
+
+    def module_shapes(self) -> dict[ModuleLevel, list[Shape]]:
+        """Returns the shapes of what :meth:`add_modules` takes of all blocks.
+
+        From one graph of the blocks, each on the same hidden states.
+        """
+        found: dict[ModuleLevel, list[Shape]] = {"attention": [], "modules": []}
+        denoiser, w = self._denoiser, self._w
+        with self._on_hidden("modules") as (_, streams, conditioning, _):
+            for index in range(denoiser.num_blocks):
+                block = denoiser.block(w, index, streams, conditioning)
+                values = tuple(map(computed, block.attention()))
+                outputs = map(computed, block.outputs(values))
+                found["attention"] += [value.shape for value in values]
+                found["modules"] += [value.shape for value in outputs]
         return found
 
     def add_output(self) -> Shape:

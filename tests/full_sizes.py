@@ -8,12 +8,16 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from cogvideox_folder import VARIANTS, make_cogvideox_folder
+from folders import make_flux_folder
 from qwen_folder import make_qwen_folder
 from z_image_folder import make_z_image_folder
+
+if TYPE_CHECKING:
+    from transformers import T5Config
 
 Models = dict[str, Any]
 """Models on torch's device without memory, by their roles."""
@@ -80,6 +84,32 @@ def _of_layers(settings: dict[str, Any], name: str, layers: int | None) -> Model
     return settings if layers is None else settings | {name: layers}
 
 
+def _flux(layers: int | None) -> Models:
+    from diffusers import FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5EncoderModel
+
+    clip = CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        max_position_embeddings=77,
+        projection_dim=768,
+        hidden_act="quick_gelu",
+        eos_token_id=2,
+    )
+    sizes = _of_layers({}, "num_layers", layers)
+    return {
+        "text_encoder": CLIPTextModel(clip),
+        "text_encoder_2": T5EncoderModel(_t5_xxl()),
+        "transformer": FluxTransformer2DModel(
+            **_of_layers(sizes, "num_single_layers", layers), guidance_embeds=True
+        ),
+        "vae": _flux_autoencoder(),
+    }
+
+
 def _qwen(layers: int | None) -> Models:
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -110,7 +140,7 @@ def _qwen(layers: int | None) -> Models:
 
 
 def _z_image(layers: int | None) -> Models:
-    from diffusers import AutoencoderKL, ZImageTransformer2DModel
+    from diffusers import ZImageTransformer2DModel
     from transformers import Qwen3Config, Qwen3Model
 
     text = Qwen3Config(
@@ -122,7 +152,17 @@ def _z_image(layers: int | None) -> Models:
         head_dim=128,
         vocab_size=151936,
     )
-    vae = AutoencoderKL(
+    return {
+        "text_encoder": Qwen3Model(text),
+        "transformer": ZImageTransformer2DModel(**_of_layers({}, "n_layers", layers)),
+        "vae": _flux_autoencoder(),
+    }
+
+
+def _flux_autoencoder() -> torch.nn.Module:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -133,11 +173,20 @@ def _z_image(layers: int | None) -> Models:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
-    return {
-        "text_encoder": Qwen3Model(text),
-        "transformer": ZImageTransformer2DModel(**_of_layers({}, "n_layers", layers)),
-        "vae": vae,
-    }
+
+
+def _t5_xxl() -> T5Config:
+    from transformers import T5Config
+
+    return T5Config(
+        vocab_size=32128,
+        d_model=4096,
+        d_kv=64,
+        num_heads=64,
+        d_ff=10240,
+        num_layers=24,
+        feed_forward_proj="gated-gelu",
+    )
 
 
 _COGVIDEOX: Final[dict[str, dict[str, Any]]] = {
@@ -156,20 +205,11 @@ _COGVIDEOX: Final[dict[str, dict[str, Any]]] = {
 def _cogvideox(variant: str) -> Callable[[int | None], Models]:
     def make(layers: int | None) -> Models:
         from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
-        from transformers import T5Config, T5EncoderModel
+        from transformers import T5EncoderModel
 
-        text = T5Config(
-            vocab_size=32128,
-            d_model=4096,
-            d_kv=64,
-            num_heads=64,
-            d_ff=10240,
-            num_layers=24,
-            feed_forward_proj="gated-gelu",
-        )
         sizes = _of_layers(_COGVIDEOX[variant], "num_layers", layers)
         return {
-            "text_encoder": T5EncoderModel(text),
+            "text_encoder": T5EncoderModel(_t5_xxl()),
             "transformer": CogVideoXTransformer3DModel(**sizes, **VARIANTS[variant]),
             "vae": AutoencoderKLCogVideoX(
                 block_out_channels=(128, 256, 256, 512),
@@ -182,6 +222,13 @@ def _cogvideox(variant: str) -> Callable[[int | None], Models]:
 
 
 FULL_SIZES: Final[Mapping[str, FullSize]] = {
+    "flux1-dev": FullSize(
+        make_flux_folder,
+        _flux,
+        (64 * 64, 512),
+        57,
+        3072,
+    ),
     "qwen-image": FullSize(
         make_qwen_folder,
         _qwen,

@@ -113,12 +113,14 @@ class Auto(SeriesCache):
         first = self.config.warmup_steps
         return frozenset(s for s in run.later_steps if s >= first and not is_off)
 
-    def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
+    def decide(
+        self, state: AbstractCacheState, step: int, batch: int
+    ) -> Sequence[bool]:
         """Returns True for the samples whose next computed step has come."""
         assert isinstance(state, SeriesState)
         if state.history.is_empty or step < self.config.warmup_steps:
-            return np.ones(batch, bool)
-        return step >= state.due
+            return [True] * batch
+        return [bool(step >= due) for due in state.due]
 
     def remember(
         self,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
-import numpy as np
 from max.driver import Buffer
 
 from ..execution.graph_call import Routine
@@ -61,9 +60,11 @@ class NoCache(AbstractStepCache):
         """Returns no steps: all are computed."""
         return frozenset()
 
-    def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
+    def decide(
+        self, state: AbstractCacheState, step: int, batch: int
+    ) -> Sequence[bool]:
         """Returns True for all samples."""
-        return np.ones(batch, bool)
+        return [True] * batch
 
     def forecast(self, state: AbstractCacheState, step: int) -> Routine[Buffer]:
         """Raises AssertionError: every step computes, so nothing is forecast."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import ClassVar, final
-
-import numpy as np
 
 from ..core.validation import count
 from ..errors import RequestError
@@ -78,9 +77,11 @@ class StepMask(SeriesCache):
         cache-dit 1.5's step masks, which reuse; at ``max_order=0`` so does this.
     """
 
-    def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
+    def decide(
+        self, state: AbstractCacheState, step: int, batch: int
+    ) -> Sequence[bool]:
         """Returns True for all samples without a history, else False.
 
         Steps that the rules require never get here.
         """
-        return np.full(batch, history_of(state).is_empty)
+        return [history_of(state).is_empty] * batch

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import ClassVar, Final, final
-
-import numpy as np
 
 from ..core.validation import count, one_of
 from .calibration import Calibration
@@ -149,10 +147,12 @@ class TaylorSeer(SeriesCache):
         """Returns the steps that are forecast, unless they are required."""
         return self.config.skippable_steps(run)
 
-    def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
+    def decide(
+        self, state: AbstractCacheState, step: int, batch: int
+    ) -> Sequence[bool]:
         """Returns the step's decision, the same for all samples: whether to compute."""
         compute = history_of(state).is_empty or not self.config.should_skip(step)
-        return np.full(batch, compute)
+        return [compute] * batch
 
 
 @final

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 
 import numpy as np
@@ -38,6 +38,27 @@ def from_numpy(values: np.ndarray, dtype: DType, device: Device) -> Buffer:
         return to_device(np.asarray(values, dtype.to_numpy()), device)
     words = to_device(bfloat16_bits(values), device)
     return words.view(dtype, words.shape)
+
+
+def place_steps(
+    values: Iterable[float], batch: int, device: Device
+) -> tuple[Buffer, ...]:
+    """Copies what each step takes to ``device``, once for all steps.
+
+    Between two graphs every array made costs as much as dozens made at once, because
+    the caches of a CPU hold nothing but the graphs' data then.
+
+    Args:
+        values: Value of every step, the same for all samples; rounded to float32.
+        batch: Number of samples.
+        device: Device of the graphs.
+
+    Returns:
+        A buffer of each step, float32 ``(B,)``.
+    """
+    return tuple(
+        to_device(np.full(batch, value, np.float32), device) for value in values
+    )
 
 
 def zeros(shape: Sequence[int], dtype: DType, device: Device) -> Buffer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Final, final
 
 import numpy as np
@@ -55,6 +56,8 @@ class Denoising:
     latents: Buffer
     """float32 ``(B, S_img, C)`` after :attr:`step` steps; noise before."""
     schedule: Schedule
+    timesteps: Sequence[Buffer]
+    """What the model is told at each step, float32 ``(B,)``."""
     branches: tuple[Branch, ...]
     """The conditional one, and with true guidance the unconditional one."""
     states: tuple[DenoisingCacheState, ...]
@@ -76,6 +79,8 @@ class Denoising:
     step: int = 0
     """Steps taken."""
     records: list[StepRecord] = field(default_factory=list)
+    held_bytes: int = 0
+    """Bytes of cache state held now."""
     cache_bytes: int = 0
     """Most bytes of cache state held at once."""
     prediction: Buffer | None = None
@@ -83,22 +88,20 @@ class Denoising:
     is_skipped: bool = False
     """Whether nothing of the transformer ran in the last step."""
 
-    @property
+    @cached_property
     def batch(self) -> int:
         """Samples of the request."""
         return int(self.latents.shape[0])
+
+    @cached_property
+    def image_tokens(self) -> int:
+        """Image tokens of one sample."""
+        return int(self.latents.shape[1])
 
     @property
     def is_done(self) -> bool:
         """Whether all steps are taken."""
         return self.step == self.schedule.num_steps
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes of cache state held now."""
-        return sum(
-            memory.num_bytes for memory in (*self.states, self.estimate) if memory
-        )
 
     @property
     def is_faster_as_one(self) -> bool:
@@ -107,12 +110,12 @@ class Denoising:
             return False
         if not self.device.is_host:
             return True  # a GPU reads the weights once for both
-        return self.batch * int(self.latents.shape[1]) <= _MAX_TOKENS_AS_ONE
+        return self.batch * self.image_tokens <= _MAX_TOKENS_AS_ONE
 
     def advance(self) -> Routine[None]:
         """Takes one step."""
         assert not self.is_done, "all steps are taken"
-        timestep = self._per_sample(self.schedule.timesteps[self.step])
+        timestep = self.timesteps[self.step]
         pairs = list(zip(self.branches, self.states, strict=True))
         if len(pairs) == 1:
             answers = [(yield from self._predict(*pairs[0], timestep))]
@@ -151,6 +154,9 @@ class Denoising:
             )
         self.latents, self.prediction = latents, prediction
         if not self.is_skipped:
+            self.held_bytes = sum(
+                memory.num_bytes for memory in (*self.states, self.estimate) if memory
+            )
             self.cache_bytes = max(self.cache_bytes, self.held_bytes)
         self.step += 1
 
@@ -163,7 +169,7 @@ class Denoising:
         return self.sampler.preview(self.latents, self.prediction, self.step - 1)
 
     def _predict(
-        self, branch: Branch, state: DenoisingCacheState, timestep: np.ndarray
+        self, branch: Branch, state: DenoisingCacheState, timestep: Buffer
     ) -> Routine[tuple[Buffer, _Span]]:
         """One branch's prediction, and when it ran."""
         started = self._now()
@@ -188,9 +194,14 @@ class Denoising:
         A GPU that is waited for stands idle until it is told more. On a CPU graphs are
         done when their calls return.
         """
-        if self.is_timed and not self.device.is_host:
+        if self._waits:
             self.device.synchronize()
         return time.perf_counter()
+
+    @cached_property
+    def _waits(self) -> bool:
+        """Whether a device has to be waited for where a time is taken."""
+        return self.is_timed and not self.device.is_host
 
     def _note(self, spans: Sequence[_Span]) -> None:
         """Keeps what each branch did in this step, and how long that took."""
@@ -202,6 +213,7 @@ class Denoising:
         if is_shared:
             started, ended = zip(*spans, strict=True)
             spans = [(min(started), max(ended))] * 2
+        sigma, timestep = self.schedule.levels[self.step]
         for branch, state, (start, end) in zip(
             self.branches, self.states, spans, strict=True
         ):
@@ -209,14 +221,11 @@ class Denoising:
                 StepRecord(
                     step=self.step,
                     branch=branch.name,
-                    sigma=float(self.schedule.sigmas[self.step]),
-                    timestep=float(self.schedule.timesteps[self.step]),
+                    sigma=sigma,
+                    timestep=timestep,
                     actions=state.actions,
                     signal=state.signal,
                     milliseconds=(end - start) * 1e3 if self.is_timed else None,
                     is_time_shared=is_shared and self.is_timed,
                 )
             )
-
-    def _per_sample(self, value: float) -> np.ndarray:
-        return np.full(self.batch, value, np.float32)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, get_args
 
-from max.graph import Module
+from max.graph import Module, Shape
 
 from graphs.denoiser import ModuleLevel, StepGraphs
 
@@ -73,15 +73,20 @@ class StateSizer:
                 self._component.weight_scope(is_plain=True),
                 (1, 1, 2),
             )
-            shapes = {
-                "output": lambda: [graphs.add_output()],
-                "modulated_input": lambda: [graphs.add_modulated_input()],
-                "attention": lambda: graphs.add_modules("attention"),
-                "modules": lambda: graphs.add_modules("modules"),
-            }[name]()
-            counts = [0, 0]
-            for _, length, width in shapes:
-                counts[0] += int(width) * (int(length) in (1, 3))
-                counts[1] += int(width) * (int(length) in (2, 3))
-            self._elements[name] = (counts[0], counts[1])
+            if name == "output":
+                self._elements[name] = _elements([graphs.add_output()])
+            elif name == "modulated_input":
+                self._elements[name] = _elements([graphs.add_modulated_input()])
+            else:
+                for level, shapes in graphs.module_shapes().items():
+                    self._elements[level] = _elements(shapes)
         return self._elements[name]
+
+
+def _elements(shapes: Sequence[Shape]) -> tuple[int, int]:
+    """Elements of all these for each image token, and each text token."""
+    image = text = 0
+    for _, length, width in shapes:
+        image += int(width) * (int(length) in (1, 3))
+        text += int(width) * (int(length) in (2, 3))
+    return image, text

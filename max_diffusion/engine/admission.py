@@ -129,6 +129,7 @@ class Admission:
             Those that left and came, which may be none; ``None`` at the end.
         """
         with self.lock:
+            self.count_cache_bytes()
             changes = Changes(self._take_ended(time.monotonic()), self._admit())
             is_idle = not self.running and not changes.ended
             if is_idle and not self._waiting and self.is_closing:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter
 from typing import Final, final
 
 from ..denoising.loop import Denoising
@@ -83,7 +82,7 @@ class Executor:
         chosen = choose(self._admission.running, self._max_samples)
         if not chosen:
             return
-        actions: dict[str, Counter[str]] = {}
+        actions: dict[str, dict[str, int]] = {}
         routines = [self._steps(job, denoising, actions) for job, denoising in chosen]
         for (job, denoising), lane in zip(
             chosen, self.batcher.run(routines), strict=True
@@ -94,7 +93,6 @@ class Executor:
                 job.denoising = None
                 job.seconds["denoise"] = time.monotonic() - job.encoded
                 self.side_jobs.add_decoding(job, denoising)
-        self._admission.count_cache_bytes()
         seconds = time.perf_counter() - started
         self._seconds_per_turn += _WEIGHT * (seconds - self._seconds_per_turn)
         batches = self.batcher.record
@@ -133,7 +131,7 @@ class Executor:
         return False
 
     def _steps(
-        self, job: Job, denoising: Denoising, actions: dict[str, Counter[str]]
+        self, job: Job, denoising: Denoising, actions: dict[str, dict[str, int]]
     ) -> Routine[None]:
         """A request's turn: a step, and those before it that need no transformer.
 
@@ -144,12 +142,13 @@ class Executor:
             denoising: Its loop.
             actions: How many samples did what, by cache, then by action; is added to.
         """
-        counter = actions.setdefault(job.cache_name, Counter())
+        counts = actions.setdefault(job.cache_name, {})
         for _ in range(_MAX_STEPS_PER_TURN):
             yield from denoising.advance()
             records = denoising.records[-len(denoising.branches) :]
             for record in records:
-                counter.update(record.actions)
+                for action in record.actions:
+                    counts[action] = counts.get(action, 0) + 1
             steps = denoising.schedule.num_steps
             if job.options.emits_steps:
                 event = StepTaken(denoising.step, steps, tuple(records))

@@ -38,7 +38,7 @@ def choose(running: Sequence[Job], max_samples: int) -> list[tuple[Job, Denoisin
             break
         samples += denoising.batch
         chosen.append((job, denoising))
-        work = denoising.latents.shape[1] * denoising.batch * len(denoising.states)
-        job.used += float(work) / 2.0**job.options.priority
+        work = denoising.image_tokens * denoising.batch * len(denoising.states)
+        job.used += work / 2.0**job.options.priority
     # In one order, so that the same rows meet at the next graph.
     return sorted(chosen, key=lambda pair: pair[0].order)

@@ -24,7 +24,7 @@ from ..caches import (
     GraphGroup,
     Run,
 )
-from ..core.buffers import to_numpy
+from ..core.buffers import place_steps, to_numpy
 from ..core.grid import Grid
 from ..denoising import Branch, DenoiserComponent, Denoising, OwnTransformer
 from ..errors import MaxDiffusionError
@@ -399,6 +399,7 @@ class DiffusionPipeline(ABC):
         return Denoising(
             latents,
             schedule,
+            place_steps(schedule.timesteps, batch, self.device),
             tuple(branches),
             states,
             bound.policy.create_guidance(known) if known.has_guidance else None,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import final
 
-import numpy as np
 from max.driver import Buffer, Device
 
+from ..core.buffers import place_steps
 from ..execution.graph_call import SAMPLER, GraphCall, Routine
 from .sampler import AbstractSamplerState
 from .schedule import Schedule
@@ -25,25 +25,27 @@ class EulerState(AbstractSamplerState):
     """
 
     def __init__(self, schedule: Schedule, batch: int, device: Device) -> None:
-        self._schedule, self._batch, self._device = schedule, batch, device
+        self._sigmas, self._batch, self._device = schedule.sigmas, batch, device
+        changes = [schedule.dt(step) for step in range(schedule.num_steps)]
+        self._changes = place_steps(changes, batch, device)
 
     def step(
         self, latents: Buffer, prediction: Buffer, step: int, stage: int = SAMPLER
     ) -> Routine[Buffer]:
         """Moves the latents along the prediction to the next sigma."""
-        return self._move(latents, prediction, self._schedule.dt(step), stage)
+        return self._move(latents, prediction, self._changes[step], stage)
 
     def preview(
         self, latents: Buffer, prediction: Buffer, step: int
     ) -> Routine[Buffer]:
         """Moves the latents along the prediction to sigma 0, in one stride."""
-        rest = -float(self._schedule.sigmas[step + 1])
-        return self._move(latents, prediction, rest, 0)
+        rest = -float(self._sigmas[step + 1])
+        [change] = place_steps([rest], self._batch, self._device)
+        return self._move(latents, prediction, change, 0)
 
     def _move(
-        self, latents: Buffer, prediction: Buffer, dt: float, stage: int
+        self, latents: Buffer, prediction: Buffer, change: Buffer, stage: int
     ) -> Routine[Buffer]:
-        scale = np.full(self._batch, dt, np.float32)
-        inputs = latents, prediction, scale
+        inputs = latents, prediction, change
         outputs = yield GraphCall(GRAPH, inputs, self._device, stage=stage)
         return outputs[0]

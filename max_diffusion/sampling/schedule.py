@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import SupportsIndex, final
 
 import numpy as np
@@ -66,7 +67,13 @@ class Schedule:
         object.__setattr__(self, "sigmas", sigmas)
         object.__setattr__(self, "timesteps", timesteps)
 
-    @property
+    @cached_property
+    def levels(self) -> tuple[tuple[float, float], ...]:
+        """Sigma and timestep that each step starts from."""
+        pairs = zip(self.sigmas[:-1].tolist(), self.timesteps.tolist(), strict=True)
+        return tuple(pairs)
+
+    @cached_property
     def num_steps(self) -> int:
         """Number of denoising steps, at least 1."""
         return self.timesteps.size

@@ -13,6 +13,8 @@ from max.driver import CPU, Buffer
 from max_diffusion.core.buffers import concatenate_rows
 from max_diffusion.execution.batcher import Batcher, Lane
 from max_diffusion.execution.graph_call import Fork, GraphCall, Routine, run
+from max_diffusion.sampling import Schedule
+from max_diffusion.sampling.euler import EulerState
 
 
 class Graphs(Mapping[str, Any]):
@@ -157,6 +159,21 @@ def test_host_arrays_are_put_together() -> None:
     lanes = Batcher(graphs, 8).run([one(1), one(2)])
     assert graphs.runs == [("a", 2)]
     assert [lane.result for lane in lanes] == [[[2] * 3], [[3] * 3]]
+
+
+def test_a_step_of_one_and_a_preview_of_another_are_one() -> None:
+    graphs = Graphs()
+    sigmas = np.array([1, 0.25, 0], np.float32)
+    state = EulerState(Schedule(sigmas, 1000 * sigmas[:-1]), 1, CPU())
+    latents = Buffer.from_numpy(np.ones(1, np.float32))
+    lanes = Batcher(graphs, 8).run(
+        [state.step(latents, latents, 0, 0), state.preview(latents, latents, 0)]
+    )
+    assert graphs.runs == [("euler_step", 2)]
+    assert [lane.result.to_numpy() for lane in lanes if lane.result is not None] == [
+        1.25,
+        1.75,
+    ]
 
 
 def forked(numbers: tuple[float, float], *, last: str = "b") -> Routine[Any]:

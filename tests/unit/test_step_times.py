@@ -13,6 +13,7 @@ from max.driver import CPU, Buffer, Device
 from max_diffusion.caches import Action, DenoisingCacheState, NoCacheConfig, Run
 from max_diffusion.caches.calibration import Calibration
 from max_diffusion.caches.kinds import Inputs
+from max_diffusion.core.buffers import place_steps, to_numpy
 from max_diffusion.core.report import StepRecord
 from max_diffusion.denoising.loop import Branch, Denoising
 from max_diffusion.execution.batcher import Batcher
@@ -96,6 +97,7 @@ def begin(chip: Chip, *, branches: int, is_timed: bool) -> Denoising:
     return Denoising(
         Buffer.from_numpy(np.ones((1, 2, 3), np.float32)),
         Schedule(sigmas, 1000 * sigmas[:-1]),
+        place_steps(1000 * sigmas[:-1], 1, CPU()),
         tuple(Branch(name) for name in ("conditional", "unconditional")[:branches]),
         states,
         None,
@@ -194,3 +196,31 @@ def test_both_branches_run_as_one_where_that_is_faster(
     denoising = begin(Chip(is_host), branches=branches, is_timed=False)
     denoising.latents = Buffer.from_numpy(np.zeros((1, tokens, 3), np.float32))
     assert denoising.is_faster_as_one == is_one
+
+
+def test_every_step_is_told_its_timestep_and_its_record_too() -> None:
+    denoising = begin(Chip(is_host=True), branches=1, is_timed=True)
+    told: list[list[float]] = []
+
+    def keep(memory: DenoisingCacheState, step: int, inputs: Inputs) -> Routine[Any]:
+        timestep = inputs["timestep"]
+        assert isinstance(timestep, Buffer)
+        told.append(to_numpy(timestep).tolist())
+        return take_step(memory, step, inputs)
+
+    denoising.take_step = keep
+    while not denoising.is_done:
+        in_turn(denoising, Graphs())
+    wanted = np.float32(1000) * np.linspace(1, 0, STEPS + 1, dtype=np.float32)
+    assert told == [[value] for value in wanted[:-1].tolist()]
+    assert [record.timestep for record in denoising.records] == wanted[:-1].tolist()
+    sigmas = [record.sigma for record in denoising.records]
+    assert sigmas == denoising.schedule.sigmas[:-1].tolist()
+
+
+def test_what_steps_take_is_a_row_for_each_sample() -> None:
+    values = np.array([3, -0.25, np.pi], np.float32)
+    placed = place_steps(values, 5, CPU())
+    assert [to_numpy(each).tolist() for each in placed] == [
+        [value] * 5 for value in values.tolist()
+    ]

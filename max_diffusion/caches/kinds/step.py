@@ -28,8 +28,10 @@ class AbstractStepCache(AbstractCache):
     """Base of caches that decide before anything of the step is computed."""
 
     @abstractmethod
-    def decide(self, state: AbstractCacheState, step: int, batch: int) -> np.ndarray:
-        """Returns which samples need the transformer, bool ``(B,)``.
+    def decide(
+        self, state: AbstractCacheState, step: int, batch: int
+    ) -> Sequence[bool]:
+        """Returns whether each sample needs the transformer.
 
         Changes nothing. Without a history all samples need it.
         """
@@ -68,22 +70,22 @@ class AbstractStepCache(AbstractCache):
     ) -> Routine[Buffer]:
         """Computes the samples that need it, and forecasts the others."""
         batch, _ = latents_shape(inputs)
-        decision = np.ones(batch, bool)
+        decision: Sequence[bool] = [True] * batch
         if memory.changes_to(inputs):
             memory.state.restart(batch)
         elif step not in memory.required_steps:
             decision = self.decide(memory.state, step, batch)
-        if decision.any() and not transformer.is_divisible:
-            decision[:] = True
+        if any(decision) and not transformer.is_divisible:
+            decision = [True] * batch
         memory.actions = tuple(
-            Action.COMPUTE if flag else Action.PREDICT for flag in decision
+            [Action.COMPUTE if flag else Action.PREDICT for flag in decision]
         )
         memory.signal = None
-        if not decision.any():
+        if not any(decision):
             return (yield from self.forecast(memory.state, step))
         rows = None
-        if not decision.all():
-            rows = [int(row) for row in np.flatnonzero(decision)]
+        if not all(decision):
+            rows = [row for row, flag in enumerate(decision) if flag]
             inputs = transformer.rows_of(inputs, rows)
         computed = yield from transformer.full(inputs)
         prediction = computed
@@ -93,6 +95,6 @@ class AbstractStepCache(AbstractCache):
         error = yield from self.remember(memory.state, computed, step, rows)
         if error is not None:
             signal = np.full(batch, np.nan)
-            signal[decision] = error
+            signal[slice(None) if rows is None else rows] = error
             memory.signal = tuple(float(x) for x in signal)
         return prediction
