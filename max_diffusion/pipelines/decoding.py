@@ -8,6 +8,7 @@ import numpy as np
 from max.driver import Buffer
 
 from ..core.buffers import take_rows
+from ..core.grid import Grid
 from ..core.host_memory import host_memory
 from ..core.request import GenerationContext
 from ..errors import RequestError
@@ -55,7 +56,10 @@ def decode_in_goes(
 
 
 def check_room(
-    pipeline: TextToImagePipeline, size: tuple[int, int, int, int], each: int
+    pipeline: TextToImagePipeline,
+    size: tuple[int, int, int, int],
+    each: int,
+    reference: Grid | None,
 ) -> None:
     """Refuses a request that could never fit this machine's memory.
 
@@ -63,16 +67,21 @@ def check_room(
         pipeline: What would run it.
         size: Samples, frames of each, height and width in pixels.
         each: Bytes of the latents of a sample.
+        reference: Tokens of a reference picture.
 
     Raises:
-        RequestError: All its latents and images, and what decoding one image takes,
-            are more than there is.
+        RequestError: All its latents and images, and what decoding one image takes, or
+            encoding the reference, are more than there is.
     """
     if not pipeline.device.is_host:
         return  # what its memory manager holds is not known
     batch, num_frames, height, width = size
     held = batch * (LATENT_BUFFERS * each + 3 * num_frames * height * width)
-    needed = held + pipeline.decode_bytes(height, width, num_frames)
+    most = pipeline.decode_bytes(height, width, num_frames)
+    if reference is not None and pipeline.pictures is not None:
+        sides = reference.rows * pipeline.cell, reference.columns * pipeline.cell
+        most = max(most, pipeline.pictures.encode_bytes(*sides))
+    needed = held + most
     there = host_memory()
     if needed > there:
         frames = f" of {num_frames} frames" if num_frames > 1 else ""
