@@ -122,8 +122,8 @@ class RunReport:
     strength: float | None = None
     """How much of the schedule was run from the picture; ``None`` without one."""
     reference_tokens: int = 0
-    """Number of tokens of a reference picture that the transformer reads with those of
-    each image; 0 without one."""
+    """Number of tokens of reference pictures that the transformer reads with those of
+    each image; 0 without any."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Options that only some models have, as asked for or the model's own choice; in
     JSON they stand beside all other fields."""

@@ -245,14 +245,15 @@ class GivenPictures:
     packed as latents are: float32 ``(S_img, C)``; ``None`` puts nothing back."""
     known: KnownPicture | None = None
     """What the transformer reads in channels beside the latents."""
-    reference: PictureToEncode | None = None
-    """What it reads in tokens behind those that are drawn, at a size of its own."""
+    references: tuple[PictureToEncode, ...] = ()
+    """What it reads in tokens behind those that are drawn, each at a size of its
+    own."""
 
     @property
     def to_encode(self) -> tuple[PictureToEncode, ...]:
         """All that is encoded."""
         known = None if self.known is None else self.known.picture
-        return tuple(x for x in (self.start, known, self.reference) if x is not None)
+        return tuple(x for x in (self.start, known, *self.references) if x is not None)
 
     @property
     def marks_nothing(self) -> bool:
@@ -313,8 +314,8 @@ class GenerationContext:
     """Whether each step is timed on a GPU too."""
     given: GivenPictures | None = None
     """The pictures that the request brings; ``None`` draws from text alone."""
-    reference: Grid | None = None
-    """How the tokens of a reference picture are arranged; ``None`` without one."""
+    references: tuple[Grid, ...] = ()
+    """How the tokens of each reference picture are arranged."""
     strength: float | None = None
     """How much of the schedule is run from a picture; ``None`` without one, or where
     all of it is."""
@@ -325,5 +326,5 @@ class GenerationContext:
 
     @property
     def reference_tokens(self) -> int:
-        """Number of tokens of a reference picture, 0 without one."""
-        return 0 if self.reference is None else self.reference.num_tokens
+        """Number of tokens of all reference pictures."""
+        return sum(grid.num_tokens for grid in self.references)

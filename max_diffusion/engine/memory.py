@@ -164,6 +164,6 @@ def _picture_bytes(context: GenerationContext, given: GivenPictures) -> int:
     # Its tokens, and those of a step's inputs and prediction with the others.
     per_token = latents.nbytes // latents.shape[1]
     both = latents.shape[1] + context.reference_tokens
-    if given.reference is not None:
+    if given.references:
         held += per_token * (context.reference_tokens + 2 * both)
     return int(held)

@@ -19,7 +19,7 @@ from .decoding import check_room
 from .starting import (
     check_inputs,
     drawn_size,
-    reference_grid,
+    reference_grids,
     remaining,
     strength_of,
 )
@@ -54,8 +54,8 @@ def make_context(
     drawn = drawn_size(pipeline, request, options)
     grid = pipeline.grid_of(drawn.height, drawn.width, frames.latent_count)
     height, width = grid.rows * pipeline.cell, grid.columns * pipeline.cell
-    reference = reference_grid(pipeline, request, options)
-    read_tokens = 0 if reference is None else reference.num_tokens
+    references = reference_grids(pipeline, request, options)
+    read_tokens = sum(each.num_tokens for each in references)
     steps = request.num_inference_steps
     if steps is None and request.sigmas is None:
         steps = pipeline.default_num_inference_steps
@@ -82,7 +82,7 @@ def make_context(
     text_tokens = max(length if count is None else count for count in read)
     latent_bytes = 4 * (grid.num_tokens + read_tokens) * pipeline.token_channels
     size = (request.num_images, frames.count, height, width)
-    check_room(pipeline, size, latent_bytes, reference)
+    check_room(pipeline, size, latent_bytes, references)
     if request.cache_memory_limit is not None:
         pipeline.caches.check_memory(
             cache.config,
@@ -97,7 +97,7 @@ def make_context(
     else:
         pictures = pipeline.pictures
         assert pictures is not None, "check_inputs has refused it"
-        noise, given = pictures.start(request, request.inputs, grid, reference)
+        noise, given = pictures.start(request, request.inputs, grid, references)
         if given.marks_nothing:
             notes = (
                 *notes,
@@ -127,7 +127,7 @@ def make_context(
         loras=pipeline.adapters.chosen(request.loras),
         is_timed=request.is_timed,
         given=given,
-        reference=reference,
+        references=references,
         strength=strength,
         warnings=(
             *_guidance_warnings(pipeline, request, scale),

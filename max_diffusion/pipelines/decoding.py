@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -59,7 +60,7 @@ def check_room(
     pipeline: TextToImagePipeline,
     size: tuple[int, int, int, int],
     each: int,
-    reference: Grid | None,
+    references: Sequence[Grid] = (),
 ) -> None:
     """Refuses a request that could never fit this machine's memory.
 
@@ -67,19 +68,19 @@ def check_room(
         pipeline: What would run it.
         size: Samples, frames of each, height and width in pixels.
         each: Bytes of the latents of a sample.
-        reference: Tokens of a reference picture.
+        references: Tokens of each reference picture.
 
     Raises:
         RequestError: All its latents and images, and what decoding one image takes, or
-            encoding the reference, are more than there is.
+            encoding a reference, are more than there is.
     """
     if not pipeline.device.is_host:
         return  # what its memory manager holds is not known
     batch, num_frames, height, width = size
     held = batch * (LATENT_BUFFERS * each + 3 * num_frames * height * width)
     most = pipeline.decode_bytes(height, width, num_frames)
-    if reference is not None and pipeline.pictures is not None:
-        sides = reference.rows * pipeline.cell, reference.columns * pipeline.cell
+    for grid in references if pipeline.pictures else ():
+        sides = grid.rows * pipeline.cell, grid.columns * pipeline.cell
         most = max(most, pipeline.pictures.encode_bytes(*sides))
     needed = held + most
     there = host_memory()

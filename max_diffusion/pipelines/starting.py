@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -41,6 +41,9 @@ class AbstractPictures(ABC):
     """Most pictures of a request."""
     instead_of_more: str = "send one"
     """What to do in place of sending more."""
+    preferred_sizes: tuple[tuple[int, int], ...] = ()
+    """Heights and widths of which the nearest in shape is drawn where a request with a
+    picture names no size; none where its own is."""
     default_strength: float = 0.6
     """How much of the schedule is run from a picture where a request leaves that
     open."""
@@ -74,17 +77,19 @@ class AbstractPictures(ABC):
             return height, width
         return inputs.default_size(default[0] * default[1], cell, height, width)
 
-    def reference(self, inputs: PictureInputs, options: RequestOptions) -> Grid | None:
-        """How the tokens of a reference are arranged, of models that read some.
+    def references(
+        self, sizes: Sequence[tuple[int, int]], options: RequestOptions
+    ) -> tuple[Grid, ...]:
+        """How the tokens of each reference are arranged, of models that read some.
 
         Args:
-            inputs: Of a request.
+            sizes: Height and width in pixels of each picture of a request.
             options: Of the request.
 
         Raises:
-            RequestError: The picture is less than a cell.
+            RequestError: A picture is less than a cell.
         """
-        return None
+        return ()
 
     @abstractmethod
     def start(
@@ -92,7 +97,7 @@ class AbstractPictures(ABC):
         request: GenerationRequest,
         inputs: PictureInputs,
         grid: Grid,
-        reference: Grid | None,
+        references: tuple[Grid, ...],
     ) -> tuple[np.ndarray, GivenPictures]:
         """The noise and the pictures of a request that brings some.
 
@@ -100,7 +105,7 @@ class AbstractPictures(ABC):
             request: What is drawn.
             inputs: Its pictures.
             grid: Of the image tokens.
-            reference: From :meth:`reference`.
+            references: From :meth:`references`.
 
         Returns:
             The seeded noise, packed, float32 ``(B, S_img, C)``, and the pictures.
@@ -203,17 +208,18 @@ def drawn_size(
     return DrawnSize(*size, found)
 
 
-def reference_grid(
+def reference_grids(
     pipeline: TextToImagePipeline, request: GenerationRequest, options: RequestOptions
-) -> Grid | None:
-    """How the tokens of a reference picture are arranged; ``None`` without one.
+) -> tuple[Grid, ...]:
+    """How the tokens of each reference picture are arranged.
 
     Raises:
-        RequestError: The picture is less than a cell.
+        RequestError: A picture is less than a cell.
     """
     if pipeline.pictures is None or request.inputs is None:
-        return None
-    return pipeline.pictures.reference(request.inputs, options)
+        return ()
+    sizes = [(image.height, image.width) for image in request.inputs.images]
+    return pipeline.pictures.references(sizes, options)
 
 
 def strength_of(
@@ -290,8 +296,9 @@ def begin_from_pictures(
         latents = pictures.encode(picture)
         return np.broadcast_to(latents, (len(noise), *latents.shape[1:]))
 
-    if given.reference is not None:
-        inputs[REFERENCE] = to_device(encoded(given.reference), device)
+    if given.references:
+        tokens = np.concatenate([encoded(each) for each in given.references], axis=1)
+        inputs[REFERENCE] = to_device(tokens, device)
     if given.known is not None:
         latents, mask = encoded(given.known.picture), given.known.mask
         mask = np.broadcast_to(mask, (len(noise), *mask.shape))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...core.options import RequestOptions, option
+from ...core.request import MAX_SIZE
 
 MAX_TEXT_TOKENS: Final = 512
 """Longest T5 input the published models were trained on."""
@@ -36,4 +37,5 @@ class Flux1KontextOptions(Flux1Options):
         "pixels of what is drawn: height and width are scaled to it in their shape and "
         "rounded down, as by diffusers; default: as they are",
         minimum=1,
+        maximum=MAX_SIZE**2,
     )

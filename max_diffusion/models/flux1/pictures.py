@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, final
 
 import numpy as np
@@ -20,7 +21,7 @@ from ...core.buffers import to_numpy
 from ...core.grid import Grid
 from ...core.noise import packed_cells
 from ...core.options import RequestOptions
-from ...core.pictures import Picture, PictureInputs
+from ...core.pictures import PictureInputs, nearest_in_shape
 from ...core.request import (
     GenerationRequest,
     GivenPictures,
@@ -31,10 +32,10 @@ from ...errors import RequestError
 from ...pipelines.starting import AbstractPictures, packed_mask
 from .options import Flux1KontextOptions
 
-# Sides of the pictures that FLUX.1-Kontext was trained with, each pair in both orders.
-_PREFERRED: Final = (
-    *((672, 1568), (688, 1504), (720, 1456), (752, 1392), (800, 1328)),
-    *((832, 1248), (880, 1184), (944, 1104), (1024, 1024)),
+# Of the pictures that FLUX.1-Kontext was trained with: high ones, and a square.
+_HIGH: Final = (
+    *((1568, 672), (1504, 688), (1456, 720), (1392, 752), (1328, 800)),
+    *((1248, 832), (1184, 880), (1104, 944), (1024, 1024)),
 )
 
 
@@ -92,7 +93,7 @@ class Flux1Pictures(AbstractFlux1Pictures):
         request: GenerationRequest,
         inputs: PictureInputs,
         grid: Grid,
-        reference: Grid | None,
+        references: tuple[Grid, ...],
     ) -> tuple[np.ndarray, GivenPictures]:
         """Draws what diffusers draws: the encoder's noise first, then the latents'."""
         size, cells = self.size(grid), self.latents_shape(grid)
@@ -121,6 +122,7 @@ class KontextPictures(AbstractFlux1Pictures):
     """
 
     taken = frozenset(("image",))
+    preferred_sizes = (*_HIGH, *((high, wide) for wide, high in _HIGH[:-1]))
     instead_of_more = "it was trained with one, so put them side by side in one"
 
     def drawn_size(
@@ -135,7 +137,8 @@ class KontextPictures(AbstractFlux1Pictures):
         height, width, inputs = request.height, request.width, request.inputs
         is_free = height is None and width is None
         if inputs is not None and is_free and options.auto_resize is not False:
-            height, width = self._preferred(inputs.images[0])
+            image = inputs.images[0]
+            height, width = self._preferred(image.height, image.width)
         elif inputs is not None and None in (height, width):
             area = default[0] * default[1]
             height, width = inputs.default_size(area, cell, height, width)
@@ -151,51 +154,46 @@ class KontextPictures(AbstractFlux1Pictures):
             )
         return high, wide
 
-    def reference(self, inputs: PictureInputs, options: RequestOptions) -> Grid:
+    def references(
+        self, sizes: Sequence[tuple[int, int]], options: RequestOptions
+    ) -> tuple[Grid, ...]:
         """Where the reference's tokens lie."""
         assert isinstance(options, Flux1KontextOptions)
-        image = inputs.images[0]
-        if options.auto_resize is not False:
-            height, width = self._preferred(image)
-        else:
-            height, width = self._rounded(image)
-        return Grid(1, height // self._cell, width // self._cell)
+        is_scaled = options.auto_resize is not False
+        read = self._preferred if is_scaled else self._rounded
+        found = (read(*size) for size in sizes)
+        return tuple(Grid(1, h // self._cell, w // self._cell) for h, w in found)
 
     def start(
         self,
         request: GenerationRequest,
         inputs: PictureInputs,
         grid: Grid,
-        reference: Grid | None,
+        references: tuple[Grid, ...],
     ) -> tuple[np.ndarray, GivenPictures]:
         """Draws the latents' noise alone: of the picture the mode is taken."""
-        assert reference is not None
+        [reference] = references
         channels, height, width = self.latents_shape(reference)
         pixels = inputs.images[0].scaled(*self.size(reference))
         mode = np.zeros((1, height, width, channels), np.float32)
         noise = request.noise().randn(self.latents_shape(grid))
-        given = GivenPictures(reference=PictureToEncode(pixels, mode))
+        given = GivenPictures(references=(PictureToEncode(pixels, mode),))
         return packed_cells(noise), given
 
-    def _rounded(self, image: Picture) -> tuple[int, int]:
-        """The picture's height and width in whole tokens."""
-        height, width = (
-            side // self._cell * self._cell for side in (image.height, image.width)
-        )
-        if not height or not width:
-            raise RequestError(
-                f"request: {image.name} of {image.width} x {image.height} is less than "
-                f"the {self._cell} pixels a side of a token; take a larger one"
-            )
-        return height, width
-
-    def _preferred(self, image: Picture) -> tuple[int, int]:
-        """The height and width that the model knows, of the nearest shape."""
-        height, width = self._rounded(image)
-        pairs = {*_PREFERRED, *((b, a) for a, b in _PREFERRED)}
-        _, width, height = min((abs(width / height - w / h), w, h) for w, h in pairs)
+    def _rounded(self, height: int, width: int) -> tuple[int, int]:
+        """A picture's height and width in whole tokens."""
         cell = self._cell
+        if min(height, width) < cell:
+            raise RequestError(
+                f"request: image of {width} x {height} is less than the {cell} pixels "
+                "a side of a token; take a larger one"
+            )
         return height // cell * cell, width // cell * cell
+
+    def _preferred(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that the model knows, of the nearest shape."""
+        rounded = self._rounded(height, width)
+        return self._rounded(*nearest_in_shape(*rounded, self.preferred_sizes))
 
 
 @final
@@ -221,7 +219,7 @@ class FillPictures(AbstractFlux1Pictures):
         request: GenerationRequest,
         inputs: PictureInputs,
         grid: Grid,
-        reference: Grid | None,
+        references: tuple[Grid, ...],
     ) -> tuple[np.ndarray, GivenPictures]:
         """Draws for the picture, the latents and the masked picture, in this order."""
         assert inputs.mask is not None, "needed"

@@ -190,7 +190,8 @@ class AbstractFlux1Pipeline(TextToImagePipeline):
 
     def resolved_options(self, context: GenerationContext) -> Mapping[str, object]:
         """Returns a request's options, with the model's choices where it has none."""
-        return {"max_sequence_length": context.text_tokens}
+        given = {k: v for k, v in vars(context.options).items() if v is not None}
+        return {**given, "max_sequence_length": context.text_tokens}
 
     def tokenize(self, texts: PromptTexts, length: int, what: str) -> Tokenized:
         """Tokenizes the first texts for CLIP and the second ones for T5."""
@@ -216,9 +217,7 @@ class AbstractFlux1Pipeline(TextToImagePipeline):
         axes = self._sizes.axes_dims_rope
         text = np.zeros((context.text_tokens, 3), np.float32)
         ids = [image_ids(context.grid.rows, context.grid.columns)]
-        if context.reference is not None:
-            rows, columns = context.reference.rows, context.reference.columns
-            ids.append(image_ids(rows, columns, index=1))
+        ids += [image_ids(x.rows, x.columns, index=1) for x in context.references]
         return {
             "text_rotary": rotary_table(text, axes),
             "image_rotary": rotary_table(np.concatenate(ids), axes),
