@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class AbstractPictures(ABC):
-    """How a family starts from pictures; holds nothing of a request."""
+    """What a family does with the pictures of requests; holds nothing of any."""
 
     taken: frozenset[str]
     """What requests may bring of ``image``, ``mask`` and ``strength``. For masks of
@@ -200,7 +200,7 @@ def drawn_size(
     if pictures is None:
         return DrawnSize(request.height, request.width, {})
     size = pictures.drawn_size(request, options, pipeline.default_size, pipeline.cell)
-    source = "image" if request.inputs is not None else "model"
+    source = "image" if request.inputs is not None else "options"
     sides = zip(asked.items(), size, strict=True)
     found = {
         n: source for (n, value), own in sides if value is None and own is not None

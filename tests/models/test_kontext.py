@@ -376,6 +376,7 @@ def test_what_it_does_not_take_is_refused(
         ),
         (None, {"max_area": 5}, "max_area of 5 pixels would be less than 4 a side"),
         (None, {"max_area": 0}, "max_area must be at least 1, got 0"),
+        (None, {"auto_resize": False}, "auto_resize is of a reference picture, and "),
         (None, {"auto_resize": 1}, "auto_resize must be true or false, got 1"),
         (
             None,

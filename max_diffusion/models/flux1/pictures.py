@@ -135,6 +135,11 @@ class KontextPictures(AbstractFlux1Pictures):
         """Of a request that leaves both open the size that its picture is read at."""
         assert isinstance(options, Flux1KontextOptions)
         height, width, inputs = request.height, request.width, request.inputs
+        if inputs is None and options.auto_resize is not None:
+            raise RequestError(
+                "request: auto_resize is of a reference picture, and there is none; "
+                "bring an image, or leave it out"
+            )
         is_free = height is None and width is None
         if inputs is not None and is_free and options.auto_resize is not False:
             image = inputs.images[0]
