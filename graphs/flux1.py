@@ -53,6 +53,11 @@ class Flux1Config:
     patch_size: int = 1
 
     @property
+    def known_channels(self) -> int:
+        """Channels that the transformer reads beside an image token's latents."""
+        return self.in_channels - self.out_channels
+
+    @property
     def heads(self) -> Heads:
         """Sizes of all blocks."""
         return Heads(self.num_attention_heads, self.attention_head_dim)
@@ -85,10 +90,11 @@ class Flux1Denoiser(AbstractDenoiser[JointConditioning]):
         """Returns a step's inputs by name; integers fix a size at compile time.
 
         ``latents`` packed, float32 ``(B, S_img, C)``; ``timestep`` float32 ``(B,)`` in
-        0..1000; ``guidance`` float32 ``(B,)``, only with a guidance embedding; ``text``
-        ``(B, S_txt, joint_attention_dim)``; ``pooled_text`` ``(B,
-        pooled_projection_dim)``; ``text_rotary`` and ``image_rotary`` float32 from
-        :func:`~.rotary.rotary_table`.
+        0..1000; ``known`` float32 ``(B, S_img, in_channels - C)``, only where more is
+        read than predicted, as by FLUX.1-Fill; ``guidance`` float32 ``(B,)``, only with
+        a guidance embedding; ``text`` ``(B, S_txt, joint_attention_dim)``;
+        ``pooled_text`` ``(B, pooled_projection_dim)``; ``text_rotary`` and
+        ``image_rotary`` float32 from :func:`~.rotary.rotary_table`.
         """
         config = self.config
         head_dim = config.attention_head_dim
@@ -97,7 +103,7 @@ class Flux1Denoiser(AbstractDenoiser[JointConditioning]):
             return TensorType(dtype, shape, self.device)
 
         types = {
-            "latents": typed(DType.float32, batch, image_seq_len, config.in_channels),
+            "latents": typed(DType.float32, batch, image_seq_len, config.out_channels),
             "timestep": typed(DType.float32, batch),
             "text": typed(self.dtype, batch, text_seq_len, config.joint_attention_dim),
             "pooled_text": typed(self.dtype, batch, config.pooled_projection_dim),
@@ -106,6 +112,9 @@ class Flux1Denoiser(AbstractDenoiser[JointConditioning]):
         }
         if config.guidance_embeds:
             types["guidance"] = typed(DType.float32, batch)
+        if config.known_channels:
+            shape = batch, image_seq_len, config.known_channels
+            types["known"] = typed(DType.float32, *shape)
         return types
 
     def condition(
@@ -142,6 +151,8 @@ class Flux1Denoiser(AbstractDenoiser[JointConditioning]):
         """Projects latents and text states to the model's width."""
         config = self.config
         latents = inputs["latents"]
+        if config.known_channels:
+            latents = ops.concat([latents, inputs["known"]], axis=2)
         image = linear(w / "x_embedder", latents, config.in_channels, self.width)
         text = linear(
             w / "context_embedder",

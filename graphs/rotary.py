@@ -45,16 +45,20 @@ def _frequencies(dim: int, theta: float, dtype: type[np.floating]) -> np.ndarray
     return np.asarray(dtype(1) / dtype(theta) ** (even / dtype(dim)))
 
 
-def image_ids(rows: int, columns: int, *, is_centred: bool = False) -> np.ndarray:
+def image_ids(
+    rows: int, columns: int, *, index: int = 0, is_centred: bool = False
+) -> np.ndarray:
     """Returns packed latents' positions by row, float32 ``(rows * columns, 3)``.
 
     Args:
         rows: Image tokens from top to bottom.
         columns: Image tokens from left to right.
+        index: First position of all, 0 of what is drawn; references have others.
         is_centred: Whether positions run from ``-(n - n // 2)`` to ``n // 2 - 1`` along
             each side, as in Qwen-Image; else from 0.
     """
     ids = np.zeros((rows, columns, 3), np.float32)
+    ids[..., 0] = index
     ids[..., 1] = np.arange(rows)[:, None]
     ids[..., 2] = np.arange(columns)[None, :]
     if is_centred:

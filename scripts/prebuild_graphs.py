@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts"), str(ROOT / "examples")]
 
 from cogvideox_folder import VARIANTS, make_cogvideox_folder  # noqa: E402
+from flux1_editing import make_fill_folder  # noqa: E402
 from folders import TEST_GRAPHS, make_flux_folder  # noqa: E402
 from new_model import write_folder as make_toy_folder  # noqa: E402
 from qwen_folder import make_qwen_folder  # noqa: E402
@@ -61,6 +62,7 @@ def main() -> None:
 def models_of_tests(root: Path) -> dict[str, list[Model]]:
     """Writes the folders that tests draw with, and returns them by their graphs'."""
     flux = str(make_flux_folder(root / "flux"))
+    fill = str(make_fill_folder(root / "flux", root / "fill"))
     toy = str(make_toy_folder(root / "toy"))
     qwen = str(make_qwen_folder(root / "qwen"))
     z_image = str(make_z_image_folder(root / "z-image"))
@@ -69,7 +71,11 @@ def models_of_tests(root: Path) -> dict[str, list[Model]]:
         for variant in VARIANTS
     }
     return {
-        "float32": [Model(flux, caches=CACHES, pictures=True)],
+        "float32": [
+            Model(flux, caches=CACHES, pictures=True),
+            # The same blocks between other ends.
+            Model(fill, caches=CACHES, pictures=True),
+        ],
         "bfloat16": [Model(flux, dtype="bfloat16")],
         "toy": [Model(toy, caches="all", plugins=(str(TOY),))],
         "qwen-image": [Model(qwen, caches=CACHES)],

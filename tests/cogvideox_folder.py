@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any, Final
 
-from folders import CAPTIONS, _roughen
+from folders import CAPTIONS, roughen
 
 TEXT_LENGTH: Final = 12
 # Odd widths, and heads, levels and layers that differ from each other.
@@ -82,7 +82,7 @@ def make_cogvideox_folder(path: Path, variant: str) -> Path:
         **TRANSFORMER, **VARIANTS[variant], **sizes
     )
     for model in (t5, vae, transformer):
-        _roughen(model)
+        roughen(model)
     is_2b = variant == "2b"
     scheduler = (CogVideoXDDIMScheduler if is_2b else CogVideoXDPMScheduler)(
         beta_schedule="scaled_linear",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from flux1_editing import as_pipeline
 from folders import TEST_GRAPHS, make_flux_folder
 from new_model import ToyPipeline, write_folder
 from qwen_folder import make_qwen_folder
@@ -113,6 +114,14 @@ def demo() -> TextToImagePipeline:
 def demo_pictures() -> TextToImagePipeline:
     """The demo model for requests that bring pictures."""
     return load_pipeline("demo", device="cpu", is_extensible=False, takes_pictures=True)
+
+
+@pytest.fixture(scope="session")
+def demo_kontext(tmp_path_factory: pytest.TempPathFactory) -> TextToImagePipeline:
+    """The demo model as a FLUX.1-Kontext, whose graphs are the same."""
+    target = tmp_path_factory.mktemp("demo-kontext") / "model"
+    folder = as_pipeline(demo_model_path(), target, "FluxKontextPipeline")
+    return load_pipeline(folder, device="cpu", is_extensible=False, takes_pictures=True)
 
 
 @pytest.fixture(scope="session")

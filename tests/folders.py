@@ -147,7 +147,7 @@ def _save_folder(
     vae_model = AutoencoderKL(norm_num_groups=4, sample_size=32, **vae)
     transformer = FluxTransformer2DModel(**transformer_config)
     for model in (clip_model, t5_model, vae_model, transformer):
-        _roughen(model)
+        roughen(model)
     pipeline = FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
         vae=vae_model,
@@ -163,7 +163,7 @@ def _save_folder(
     return path
 
 
-def _roughen(model: object) -> None:
+def roughen(model: object) -> None:
     """Moves norms' scales off 1 and biases off 0, where mistakes would hide."""
     import torch
 

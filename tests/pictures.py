@@ -1,4 +1,4 @@
-"""How alike two pictures are, and what a PNG holds."""
+"""Pictures to start from, how alike two pictures are, and what a PNG holds."""
 
 from __future__ import annotations
 
@@ -21,3 +21,28 @@ def open_png(path: Path) -> PngImageFile:
     image = Image.open(path)
     assert isinstance(image, PngImageFile)
     return image
+
+
+def worst(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The lowest of the pictures' PSNR."""
+    assert ours.shape == theirs.shape
+    return min(psnr(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def scene(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Smooth shapes with some noise on them."""
+    rng = np.random.default_rng(seed)
+    rows, columns = np.mgrid[:height, :width]
+    waves = [
+        127 * (1 + np.sin(rows / (5 + i) + columns / (7 + 2 * i) + i)) for i in range(3)
+    ]
+    noisy = np.stack(waves, axis=-1) + rng.normal(0, 8, (height, width, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def mask_of(height: int, width: int) -> Image.Image:
+    """A light ellipse with a soft edge, in RGB."""
+    rows, columns = np.mgrid[:height, :width]
+    place = ((rows / height - 0.4) / 0.3) ** 2 + ((columns / width - 0.6) / 0.35) ** 2
+    shade = (255 * (1.5 - place).clip(0, 1)).astype(np.uint8)
+    return Image.fromarray(np.stack([shade, shade // 2 + 60, shade], axis=-1))

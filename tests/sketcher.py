@@ -62,7 +62,8 @@ class Sketcher(Backend):
     """Draws at once, or after pauses.
 
     ``drawn`` and ``sketches`` are what it was asked, and what became of it. Of pictures
-    it takes ``inputs``; with ``video`` it draws these instead.
+    it takes ``inputs``, and must be brought ``needed_inputs``; with ``video`` it draws
+    these instead.
     """
 
     def __init__(
@@ -73,9 +74,11 @@ class Sketcher(Backend):
         refusal: Exception | None = None,
         failure: MaxDiffusionError | None = None,
         inputs: tuple[str, ...] = (),
+        needed_inputs: tuple[str, ...] = (),
         video: VideoDescription | None = None,
     ) -> None:
-        self._inputs, self._video = inputs, video
+        self._inputs, self._needed_inputs = inputs, needed_inputs
+        self._video = video
         self._queue_pause, self._pause = queue_pause, pause
         self._refusal, self._failure = refusal, failure
         self.drawn: list[tuple[GenerationRequest, SubmitOptions]] = []
@@ -105,6 +108,8 @@ class Sketcher(Backend):
             *((128, 128), 50, {"none": {}}, {"none": "Draws."}, "none", {}, ()),
             loras={"style": 100},
             inputs=self._inputs,
+            needed_inputs=self._needed_inputs,
+            default_strength=0.6 if "strength" in self._inputs else None,
             video=self._video,
         )
 

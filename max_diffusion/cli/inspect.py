@@ -54,8 +54,9 @@ def _print_report(report: ModelReport) -> None:
         weights.add_row(name, f"{part.parameters:,}", *sizes)
     caches = Table("cache", "supported", "state", "options")
     caches.title = (
-        f"state of {report.batch} pictures of {report.image_tokens} image and "
-        f"{report.text_tokens} text tokens"
+        f"state of {report.batch} pictures of {report.image_tokens} image"
+        + (f", {report.reference_tokens} reference" if report.reference_tokens else "")
+        + f" and {report.text_tokens} text tokens"
         + (", with true guidance" if report.branches == 2 else "")
     )
     off = {
@@ -74,6 +75,12 @@ def _print_report(report: ModelReport) -> None:
             " ".join(options),
         )
     console.print(weights)
+    if report.takes:
+        needed = " and ".join(report.needs)
+        console.print(
+            f"takes {', '.join(report.takes)}"
+            + (f"; each request must bring {needed}" if needed else "")
+        )
     console.print(caches)
 
 

@@ -115,6 +115,41 @@ def take_rows(buffer: Buffer, rows: Sequence[int]) -> Buffer:
     return taken
 
 
+def join_tokens(first: Buffer, second: Buffer) -> Buffer:
+    """Joins ``(B, S, C)`` and ``(B, R, C)`` to ``(B, S + R, C)`` in a new buffer."""
+    if first.is_host and first.dtype != DType.bfloat16:
+        parts = [first.to_numpy(), second.to_numpy()]
+        return Buffer.from_numpy(np.concatenate(parts, axis=1))
+    batch, channels = int(first.shape[0]), int(first.shape[2])
+    lengths = [int(each.shape[1]) for each in (first, second)]
+    shape = (batch, sum(lengths), channels)
+    whole = Buffer(dtype=first.dtype, shape=shape, device=first.device)
+    tokens, place = _tokens(whole), 0
+    for sample in range(batch):
+        for part, length in zip((first, second), lengths, strict=True):
+            own = row_slice(_tokens(part), sample * length, (sample + 1) * length)
+            row_slice(tokens, place, place + length).inplace_copy_from(own)
+            place += length
+    _wait_for_copies(first.device)
+    return whole
+
+
+def first_tokens(buffer: Buffer, count: int) -> Buffer:
+    """Copies the first ``count`` tokens of each sample of ``(B, S, C)``."""
+    if buffer.is_host and buffer.dtype != DType.bfloat16:
+        return Buffer.from_numpy(buffer.to_numpy()[:, :count].copy())
+    batch, length, channels = (int(size) for size in buffer.shape)
+    shape = (batch, count, channels)
+    taken = Buffer(dtype=buffer.dtype, shape=shape, device=buffer.device)
+    source, target = _tokens(buffer), _tokens(taken)
+    for sample in range(batch):
+        own = row_slice(source, sample * length, sample * length + count)
+        start = sample * count
+        row_slice(target, start, start + count).inplace_copy_from(own)
+    _wait_for_copies(buffer.device)
+    return taken
+
+
 def put_rows(target: Buffer, rows: Sequence[int], source: Buffer) -> None:
     """Overwrites the given rows of ``target`` with the rows of ``source``."""
     for index, row in enumerate(rows):
@@ -147,6 +182,12 @@ def _wait_for_copies(device: Device) -> None:
     """Waits for copies on a CPU, whose graphs do not; a GPU's queue keeps order."""
     if device.is_host:
         device.synchronize()
+
+
+def _tokens(buffer: Buffer) -> Buffer:
+    """The tokens of all samples as rows, ``(B S, C)``: a view."""
+    batch, length, channels = (int(size) for size in buffer.shape)
+    return buffer.view(buffer.dtype, (batch * length, channels))
 
 
 def _row(buffer: Buffer, index: int) -> Buffer:

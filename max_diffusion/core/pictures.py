@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final, final
@@ -177,6 +178,23 @@ class PictureInputs:
                 )
             sides.append(side)
         return sides[0], sides[1]
+
+
+def nearest_in_shape(
+    height: int, width: int, sizes: Collection[tuple[int, int]]
+) -> tuple[int, int]:
+    """Returns the one of some sizes whose width over height is nearest to a size's.
+
+    Of two as near the narrower, as diffusers chooses for FLUX.1-Kontext.
+
+    Args:
+        height: Of the size.
+        width: Of the size.
+        sizes: Height and width of each.
+    """
+    return min(
+        sizes, key=lambda size: (abs(width / height - size[1] / size[0]), size[::-1])
+    )
 
 
 def check_pixels(name: str, width: int, height: int) -> None:

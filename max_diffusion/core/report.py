@@ -121,6 +121,9 @@ class RunReport:
     """The same of the mask; ``None`` if there was none."""
     strength: float | None = None
     """How much of the schedule was run from the picture; ``None`` without one."""
+    reference_tokens: int = 0
+    """Number of tokens of reference pictures that the transformer reads with those of
+    each image; 0 without any."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Options that only some models have, as asked for or the model's own choice; in
     JSON they stand beside all other fields."""

@@ -211,17 +211,55 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True)
-class StartingPicture:
-    """A picture that a request starts from, as numbers."""
+class PictureToEncode:
+    """What the autoencoder's encoder is given."""
 
     pixels: np.ndarray
-    """float32 ``(1, H, W, 3)`` in -1..1, at the size that is drawn."""
+    """float32 ``(1, H, W, 3)`` in -1..1."""
     posterior: np.ndarray
     """Standard normal noise of the encoder's distribution, float32
-    ``(1 or B, h, w, C)``: one draw for all samples, or one for each."""
-    mask: np.ndarray | None
-    """1 in what is drawn anew and 0 in what is kept, packed as latents are: float32
-    ``(S_img, C)``; ``None`` draws all anew."""
+    ``(1 or B, h, w, C)``: one draw for all samples, or one for each; zeros give the
+    distribution's mode."""
+
+
+@dataclass(frozen=True)
+class KnownPicture:
+    """What a model that fills pictures in reads beside each token's latents."""
+
+    picture: PictureToEncode
+    """The picture, without what is drawn anew, at the size that is drawn."""
+    mask: np.ndarray
+    """1 in the pixels that are drawn anew, a token's side by side: float32
+    ``(S_img, cell * cell)``."""
+
+
+@dataclass(frozen=True)
+class GivenPictures:
+    """The pictures that a request brings, as numbers: what each is used for."""
+
+    start: PictureToEncode | None = None
+    """What noise is added to, at the size that is drawn; ``None`` starts from noise
+    alone."""
+    kept_mask: np.ndarray | None = None
+    """1 in what is drawn anew and 0 in what is put back of the start after each step,
+    packed as latents are: float32 ``(S_img, C)``; ``None`` puts nothing back."""
+    known: KnownPicture | None = None
+    """What the transformer reads in channels beside the latents."""
+    references: tuple[PictureToEncode, ...] = ()
+    """What it reads in tokens behind those that are drawn, each at a size of its
+    own."""
+
+    @property
+    def to_encode(self) -> tuple[PictureToEncode, ...]:
+        """All that is encoded."""
+        known = None if self.known is None else self.known.picture
+        return tuple(x for x in (self.start, known, *self.references) if x is not None)
+
+    @property
+    def marks_nothing(self) -> bool:
+        """Whether there is a mask, and it leaves nothing to draw."""
+        mask = self.kept_mask if self.known is None else self.known.mask
+        return mask is not None and not mask.any()
 
 
 @dataclass(frozen=True)
@@ -274,8 +312,10 @@ class GenerationContext:
     """LoRAs with their weights, as the model's ``adapters`` know the choice."""
     is_timed: bool = False
     """Whether each step is timed on a GPU too."""
-    start: StartingPicture | None = None
-    """The picture to start from; ``None`` starts from noise."""
+    given: GivenPictures | None = None
+    """The pictures that the request brings; ``None`` draws from text alone."""
+    references: tuple[Grid, ...] = ()
+    """How the tokens of each reference picture are arranged."""
     strength: float | None = None
     """How much of the schedule is run from a picture; ``None`` without one, or where
     all of it is."""
@@ -283,3 +323,8 @@ class GenerationContext:
     """What the caller should know, one line each; empty if there is nothing."""
     defaults: Mapping[str, str] = field(default_factory=dict)
     """Source of each setting that the request left open, by the setting's name."""
+
+    @property
+    def reference_tokens(self) -> int:
+        """Number of tokens of all reference pictures."""
+        return sum(grid.num_tokens for grid in self.references)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, Final, cast, get_args
 
@@ -21,12 +22,13 @@ from ..caches import (
     GraphGroup,
 )
 from ..caches.kinds import Hidden, Inputs
+from ..core.buffers import first_tokens, join_tokens
 from ..errors import RequestError
 from ..execution.component import ComponentModel
 from ..execution.graph_call import ALL, GraphCall, Routine, run
 from ..execution.graph_module import GraphBuilder
 from .state_sizes import StateSizer
-from .step_inputs import StepInputs
+from .step_inputs import REFERENCE, StepInputs
 
 # Groups of graphs that no transformer brings.
 _OF_OTHERS: Final = frozenset(("series",))
@@ -117,6 +119,7 @@ class DenoiserComponent(ComponentModel):
 
     def full(self, inputs: Inputs) -> Routine[Buffer]:
         """All blocks: the prediction ``(B, S_img, C)``."""
+        inputs, drawn = self._with_reference(inputs)
         outputs = yield GraphCall(
             f"{self.name}.full",
             tuple(inputs[name] for name in self.inputs.names),
@@ -125,10 +128,11 @@ class DenoiserComponent(ComponentModel):
             self.inputs.constant,
             stage=1,
         )
-        return outputs[0]
+        return outputs[0] if drawn is None else first_tokens(outputs[0], drawn)
 
     def embed(self, inputs: Inputs) -> Routine[Hidden]:
         """Inputs to the hidden states before the first block."""
+        inputs, drawn = self._with_reference(inputs)
         outputs = yield GraphCall(
             f"{self.name}.embed",
             tuple(inputs[name] for name in self.inputs.names),
@@ -139,7 +143,7 @@ class DenoiserComponent(ComponentModel):
         )
         image, text, *condition = outputs
         shared = [inputs[name] for name in self.inputs.of_blocks]
-        return Hidden(image, text, (*condition, *shared))
+        return Hidden(image, text, (*condition, *shared), drawn)
 
     def run_blocks(self, hidden: Hidden, start: int, stop: int) -> Routine[Hidden]:
         """Blocks ``start`` to ``stop - 1``."""
@@ -169,7 +173,8 @@ class DenoiserComponent(ComponentModel):
             self.inputs.shared_of(hidden),
             stage=self.num_blocks + 1,
         )
-        return outputs[0]
+        drawn = hidden.drawn
+        return outputs[0] if drawn is None else first_tokens(outputs[0], drawn)
 
     def modulated_input(self, hidden: Hidden) -> Routine[Buffer]:
         """What the first block's attention would read, ``(B, S, D)``."""
@@ -203,4 +208,15 @@ class DenoiserComponent(ComponentModel):
             stage=index + 1,
         )
         image, text, *taken = outputs
-        return Hidden(image, text, hidden.context), taken
+        return replace(hidden, image=image, text=text), taken
+
+    def _with_reference(self, inputs: Inputs) -> tuple[Inputs, int | None]:
+        """The inputs of graphs, and how many of their tokens are drawn, if not all."""
+        reference = inputs.get(REFERENCE)
+        if reference is None:
+            return inputs, None
+        latents = inputs["latents"]
+        assert isinstance(latents, Buffer)
+        assert isinstance(reference, Buffer)
+        joined = join_tokens(latents, reference)
+        return {**inputs, "latents": joined}, int(latents.shape[1])

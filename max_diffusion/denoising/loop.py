@@ -21,6 +21,7 @@ from ..sampling import (
     KeptPicture,
     Schedule,
 )
+from .step_inputs import REFERENCE
 
 _SKIPPED: Final = frozenset((Action.PREDICT, Action.ESTIMATE))
 
@@ -110,7 +111,10 @@ class Denoising:
             return False
         if not self.device.is_host:
             return True  # a GPU reads the weights once for both
-        return self.batch * self.image_tokens <= _MAX_TOKENS_AS_ONE
+        reference = self.branches[0].inputs.get(REFERENCE)
+        tokens = self.image_tokens
+        tokens += 0 if reference is None else int(reference.shape[1])
+        return self.batch * tokens <= _MAX_TOKENS_AS_ONE
 
     def advance(self) -> Routine[None]:
         """Takes one step."""

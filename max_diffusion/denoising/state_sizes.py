@@ -34,27 +34,31 @@ class StateSizer:
         shape: tuple[int, int, int],
         branches: int = 1,
         levels: Collection[str] = get_args(ModuleLevel),
+        reference_tokens: int = 0,
     ) -> StateSizes:
         """What caches would keep, from the shapes of graphs that nobody compiles.
 
         Args:
-            shape: ``(B, S_img, S_txt)``.
+            shape: ``(B, S_img, S_txt)``, of the tokens that are drawn.
             branches: 2 with true guidance.
             levels: Of the modules to look at; the first time a large model's take
                 seconds.
+            reference_tokens: Of a reference picture, which all blocks see.
         """
         batch, *lengths = (int(size) for size in shape)
         item = batch * self._component.denoiser().dtype.size_in_bytes
         image, text = lengths
 
-        def size(name: str) -> int:
+        seen = image + reference_tokens
+
+        def size(name: str, image: int = seen) -> int:
             of_image, of_text = self._token_elements(name)
             return item * (of_image * image + of_text * text)
 
         width = self._component.denoiser().width
         return StateSizes(
-            prediction=size("output"),
-            image=item * image * width,
+            prediction=size("output", image),
+            image=item * seen * width,
             text=item * text * width,
             modulated_input=size("modulated_input"),
             modules={

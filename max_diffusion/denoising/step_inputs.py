@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self, final
+from typing import Any, Final, Self, final
 
 import numpy as np
 from max.driver import Buffer
@@ -17,6 +17,9 @@ from ..caches.kinds import Hidden, Inputs
 from ..core.buffers import take_rows
 from ..execution.graph_context import in_graph_context
 
+REFERENCE: Final = "reference"
+"""Input of the tokens of a reference picture, ``(B, R, C)``."""
+
 
 @final
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class StepInputs:
     names: tuple[str, ...]
     """In graph order, ``latents`` first."""
     batched: frozenset[str]
-    """Those with a batch axis."""
+    """Those with a batch axis; tokens of a reference picture too, which no graph has
+    as an input of their own."""
     of_blocks: tuple[str, ...]
     """Those that blocks and output read themselves."""
 
@@ -36,7 +40,9 @@ class StepInputs:
         """Returns the inputs that a transformer's pieces declare."""
         types, batch = denoiser.input_types(), Dim("batch")
         batched = (name for name, kind in types.items() if kind.shape[0] == batch)
-        return cls(tuple(types), frozenset(batched), denoiser.block_inputs)
+        return cls(
+            tuple(types), frozenset((*batched, REFERENCE)), denoiser.block_inputs
+        )
 
     @cached_property
     def shared(self) -> frozenset[int]:
@@ -77,10 +83,11 @@ class StepInputs:
         count = len(hidden.context) - len(self.of_blocks)
         condition, shared = hidden.context[:count], hidden.context[count:]
         named = dict(zip(self.of_blocks, shared, strict=True))
-        return Hidden(
-            take_rows(hidden.image, rows),
-            take_rows(hidden.text, rows),
-            (
+        return replace(
+            hidden,
+            image=take_rows(hidden.image, rows),
+            text=take_rows(hidden.text, rows),
+            context=(
                 *(_some(value, rows) for value in condition),
                 *self.rows_of(named, rows).values(),
             ),

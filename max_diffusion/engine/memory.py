@@ -9,7 +9,7 @@ from max.driver import Device
 
 from ..core.host_memory import free_memory
 from ..core.loras import Loras
-from ..core.request import GenerationContext
+from ..core.request import GenerationContext, GivenPictures
 from ..errors import RequestError
 from ..pipelines.decoding import LATENT_BUFFERS
 from ..pipelines.text_to_image import TextToImagePipeline
@@ -102,24 +102,24 @@ class MemoryPlan:
         # Its pictures, and a preview of each.
         samples = latents.shape[0] * context.num_frames
         held += 2 * 3 * samples * context.height * context.width
-        if context.start is not None:
-            held += context.start.pixels.nbytes + latents.nbytes
-            # The picture, its noise and the mask stay until the end.
-            held += 0 if context.start.mask is None else 3 * latents.nbytes
+        if context.given is not None:
+            held += _picture_bytes(context, context.given)
         if pipeline.denoiser is not None:
             branches = 1 if context.negative_tokens is None else 2
             shape = (*latents.shape[:2], context.text_tokens)
             cache = context.cache.config
-            sizes = pipeline.denoiser.sizes.of(shape, branches, cache.graph_groups)
+            sizes = pipeline.denoiser.sizes.of(
+                shape, branches, cache.graph_groups, context.reference_tokens
+            )
             held += cache.state_bytes(sizes)
             held += _STREAM_BUFFERS * (sizes.image + sizes.text)
             held += branches * sizes.text
         decode = pipeline.decode_bytes(
             context.height, context.width, context.num_frames
         )
-        if context.start is not None:
+        for picture in () if context.given is None else context.given.to_encode:
             assert pipeline.pictures is not None
-            encode = pipeline.pictures.encode_bytes(context.height, context.width)
+            encode = pipeline.pictures.encode_bytes(*picture.pixels.shape[1:3])
             decode = max(decode, encode)
         loras = context.loras
         lora_bytes = pipeline.adapters.num_bytes(loras)
@@ -150,3 +150,20 @@ class MemoryPlan:
     def clear(self) -> None:
         """Gives all slots back."""
         self._slots.clear()
+
+
+def _picture_bytes(context: GenerationContext, given: GivenPictures) -> int:
+    """Bytes that a request holds of its pictures, beside its latents."""
+    latents = context.latents
+    held = sum(picture.pixels.nbytes for picture in given.to_encode) + latents.nbytes
+    if given.kept_mask is not None:
+        # The picture, its noise and the mask stay until the end.
+        held += 3 * latents.nbytes
+    if given.known is not None:
+        held += latents.nbytes + len(latents) * given.known.mask.nbytes
+    # Its tokens, and those of a step's inputs and prediction with the others.
+    per_token = latents.nbytes // latents.shape[1]
+    both = latents.shape[1] + context.reference_tokens
+    if given.references:
+        held += per_token * (context.reference_tokens + 2 * both)
+    return int(held)

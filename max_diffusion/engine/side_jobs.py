@@ -41,7 +41,7 @@ class _Work:
 
         The plan has room for one decoding, or one encoding of a picture, at a time.
         """
-        return self.is_encoding and self.job.context.start is None
+        return self.is_encoding and self.job.context.given is None
 
 
 @final

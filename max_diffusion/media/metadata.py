@@ -43,6 +43,7 @@ _RDF: Final = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _MEASURED: Final = frozenset(
     (
         *("steps", "cache_bytes", "image_tokens", "text_tokens", "warnings"),
+        "reference_tokens",
         *("load_seconds", "compile_seconds", "compile_count", "encode_seconds"),
         "defaults",
         *("denoise_seconds", "decode_seconds", "total_seconds"),

@@ -147,7 +147,11 @@ class CacheSupport:
         return found
 
     def state_bytes(
-        self, config: AbstractCacheConfig, shape: Shape, branches: int = 1
+        self,
+        config: AbstractCacheConfig,
+        shape: Shape,
+        branches: int = 1,
+        reference_tokens: int = 0,
     ) -> int:
         """Most bytes of state that a request holds, of all branches.
 
@@ -155,6 +159,7 @@ class CacheSupport:
             config: The cache.
             shape: ``(B, S_img, S_txt)`` of the request.
             branches: 2 with true guidance.
+            reference_tokens: Of a reference picture.
 
         Raises:
             RequestError: It is not known of this pipeline.
@@ -164,7 +169,9 @@ class CacheSupport:
                 "cache: the transformer of this pipeline is not split into blocks, so "
                 "the memory of a cache is not known beforehand; leave the limit out"
             )
-        sizes = self._denoiser.sizes.of(shape, branches, config.graph_groups)
+        sizes = self._denoiser.sizes.of(
+            shape, branches, config.graph_groups, reference_tokens
+        )
         return config.state_bytes(sizes)
 
     def check_memory(
@@ -173,6 +180,7 @@ class CacheSupport:
         limit: int,
         shape: Shape,
         branches: int = 1,
+        reference_tokens: int = 0,
     ) -> None:
         """Whether a cache's state fits a limit.
 
@@ -181,17 +189,18 @@ class CacheSupport:
             limit: Bytes of state, of all branches of the request.
             shape: ``(B, S_img, S_txt)`` of the request.
             branches: 2 with true guidance.
+            reference_tokens: Of a reference picture.
 
         Raises:
             RequestError: It does not fit; names the caches that do.
         """
-        needed = self.state_bytes(config, shape, branches)
+        needed = self.state_bytes(config, shape, branches, reference_tokens)
         if needed <= limit:
             return
         fitting = [
             name
             for name, known in self.supported().items()
-            if self.state_bytes(known, shape, branches) <= limit
+            if self.state_bytes(known, shape, branches, reference_tokens) <= limit
         ]
         raise RequestError(
             f"cache: {config.name} would keep {needed} bytes of state, more than the "

@@ -16,7 +16,13 @@ from ..core.request import GenerationContext, GenerationRequest, PromptTexts
 from ..errors import RequestError
 from ..sampling import Schedule
 from .decoding import check_room
-from .starting import check_inputs, drawn_size, remaining, strength_of
+from .starting import (
+    check_inputs,
+    drawn_size,
+    reference_grids,
+    remaining,
+    strength_of,
+)
 
 if TYPE_CHECKING:
     from .text_to_image import TextToImagePipeline
@@ -44,9 +50,12 @@ def make_context(
     """
     options = options_of(pipeline, request.options)
     check_inputs(pipeline, request)
-    frames, drawn = pipeline.frames_of(options), drawn_size(pipeline, request)
+    frames = pipeline.frames_of(options)
+    drawn = drawn_size(pipeline, request, options)
     grid = pipeline.grid_of(drawn.height, drawn.width, frames.latent_count)
     height, width = grid.rows * pipeline.cell, grid.columns * pipeline.cell
+    references = reference_grids(pipeline, request, options)
+    read_tokens = sum(each.num_tokens for each in references)
     steps = request.num_inference_steps
     if steps is None and request.sigmas is None:
         steps = pipeline.default_num_inference_steps
@@ -71,23 +80,25 @@ def make_context(
         unwanted = _tokenize_once(pipeline, negative, length)
     read = [each.text_tokens for each in (words, unwanted) if each is not None]
     text_tokens = max(length if count is None else count for count in read)
-    latent_bytes = 4 * grid.num_tokens * pipeline.token_channels
+    latent_bytes = 4 * (grid.num_tokens + read_tokens) * pipeline.token_channels
     size = (request.num_images, frames.count, height, width)
-    check_room(pipeline, size, latent_bytes)
+    check_room(pipeline, size, latent_bytes, references)
     if request.cache_memory_limit is not None:
         pipeline.caches.check_memory(
             cache.config,
             request.cache_memory_limit,
             (request.num_images, grid.num_tokens, text_tokens),
             branches=2 if has_negative else 1,
+            reference_tokens=read_tokens,
         )
-    start = None
+    given = None
     if request.inputs is None:
         noise = pipeline.draw_noise(request, grid)
     else:
-        assert pipeline.pictures is not None, "check_inputs has refused it"
-        noise, start = pipeline.pictures.start(request, request.inputs, grid)
-        if start.mask is not None and not start.mask.any():
+        pictures = pipeline.pictures
+        assert pictures is not None, "check_inputs has refused it"
+        noise, given = pictures.start(request, request.inputs, grid, references)
+        if given.marks_nothing:
             notes = (
                 *notes,
                 "the mask marks nothing, so the picture stays as it is; mark with "
@@ -115,7 +126,8 @@ def make_context(
         seeds=request.seeds,
         loras=pipeline.adapters.chosen(request.loras),
         is_timed=request.is_timed,
-        start=start,
+        given=given,
+        references=references,
         strength=strength,
         warnings=(
             *_guidance_warnings(pipeline, request, scale),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from max.driver import Buffer
 
 from ..core.buffers import take_rows
+from ..core.grid import Grid
 from ..core.host_memory import host_memory
 from ..core.request import GenerationContext
 from ..errors import RequestError
@@ -111,7 +112,10 @@ def decode_gradually(
 
 
 def check_room(
-    pipeline: TextToImagePipeline, size: tuple[int, int, int, int], each: int
+    pipeline: TextToImagePipeline,
+    size: tuple[int, int, int, int],
+    each: int,
+    references: Sequence[Grid] = (),
 ) -> None:
     """Refuses a request that could never fit this machine's memory.
 
@@ -119,16 +123,21 @@ def check_room(
         pipeline: What would run it.
         size: Samples, frames of each, height and width in pixels.
         each: Bytes of the latents of a sample.
+        references: Tokens of each reference picture.
 
     Raises:
-        RequestError: All its latents and images, and what decoding one image takes,
-            are more than there is.
+        RequestError: All its latents and images, and what decoding one image takes, or
+            encoding a reference, are more than there is.
     """
     if not pipeline.device.is_host:
         return  # what its memory manager holds is not known
     batch, num_frames, height, width = size
     held = batch * (LATENT_BUFFERS * each + 3 * num_frames * height * width)
-    needed = held + pipeline.decode_bytes(height, width, num_frames)
+    most = pipeline.decode_bytes(height, width, num_frames)
+    for grid in references if pipeline.pictures else ():
+        sides = grid.rows * pipeline.cell, grid.columns * pipeline.cell
+        most = max(most, pipeline.pictures.encode_bytes(*sides))
+    needed = held + most
     there = host_memory()
     if needed > there:
         frames = f" of {num_frames} frames" if num_frames > 1 else ""

@@ -15,8 +15,7 @@ from ..core.setting_names import RESERVED
 from ..errors import RequestError
 from .text_to_image import TextToImagePipeline
 
-# Saved by diffusers' classes for other tasks, with the parts of FluxPipeline. Not
-# FluxKontext's: its transformer, of the same class, was trained to edit pictures.
+# Saved by diffusers' classes for other tasks, with the parts of FluxPipeline.
 OTHER_TASKS: Final = ("FluxImg2ImgPipeline", "FluxInpaintPipeline")
 # A family of the package is imported when a folder needs it. The one thing that grows:
 # like an import, a registration is of the whole process.
@@ -24,6 +23,8 @@ _kinds: Final[dict[str, tuple[str, str] | type[TextToImagePipeline]]] = {
     **dict.fromkeys(
         ("FluxPipeline", *OTHER_TASKS), ("max_diffusion.models.flux1", "Flux1Pipeline")
     ),
+    "FluxKontextPipeline": ("max_diffusion.models.flux1", "Flux1KontextPipeline"),
+    "FluxFillPipeline": ("max_diffusion.models.flux1", "Flux1FillPipeline"),
     "CogVideoXPipeline": ("max_diffusion.models.cogvideox", "CogVideoXPipeline"),
     "QwenImagePipeline": ("max_diffusion.models.qwen_image", "QwenImagePipeline"),
     "ZImagePipeline": ("max_diffusion.models.z_image", "ZImagePipeline"),

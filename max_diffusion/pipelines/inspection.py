@@ -12,6 +12,7 @@ from graphs.weights import WeightNeeds
 
 from ..caches import CACHES, AbstractCacheConfig, TaylorSeerConfig
 from ..checkpoint import ComponentWeights
+from ..core.grid import Grid
 from ..core.request import MAX_IMAGES, MAX_SIZE
 from ..core.validation import whole
 from . import open_model
@@ -55,6 +56,13 @@ class ModelReport:
     batch: int
     branches: int
     """2 with true guidance."""
+    takes: tuple[str, ...]
+    """What requests may bring of ``image``, ``mask`` and ``strength``."""
+    needs: tuple[str, ...]
+    """What of it every request must bring."""
+    reference_tokens: int
+    """Of a reference picture in the shape of what is drawn, of models that read one;
+    the caches' state is told with it."""
     components: Mapping[str, ComponentReport]
     caches: Mapping[str, CacheReport]
 
@@ -117,7 +125,13 @@ def inspect(
     opened, branches = pipeline.graphs.opened, 2 if true_guidance else 1
     options = pipeline.options_class()
     frames = pipeline.frames_of(options)
-    image_tokens = pipeline.grid_of(height, width, frames.latent_count).num_tokens
+    grid = pipeline.grid_of(height, width, frames.latent_count)
+    image_tokens, pictures = grid.num_tokens, pipeline.pictures
+    references: tuple[Grid, ...] = ()
+    if pictures is not None:
+        sides = grid.rows * pipeline.cell, grid.columns * pipeline.cell
+        references = pictures.references([sides], options)
+    read = sum(each.num_tokens for each in references)
     text_tokens = pipeline.text_length(options)
     shape = (batch, image_tokens, text_tokens)
     return ModelReport(
@@ -128,6 +142,9 @@ def inspect(
         text_tokens=text_tokens,
         batch=batch,
         branches=branches,
+        takes=tuple(sorted(pictures.taken)) if pictures else (),
+        needs=tuple(sorted(pictures.needed)) if pictures else (),
+        reference_tokens=read,
         components={
             name: _component(*source) for name, source in opened.sources.items()
         },
@@ -135,7 +152,7 @@ def inspect(
             name: CacheReport(
                 reason=(reason := pipeline.caches.reason_against(config)),
                 is_supported=not reason,
-                state_bytes=pipeline.caches.state_bytes(config, shape, branches),
+                state_bytes=pipeline.caches.state_bytes(config, shape, branches, read),
                 options=asdict(config),
             )
             for name, config in _configurations().items()

@@ -247,7 +247,7 @@ def open_model(
         calibration=read_calibration(folder.path, calibration),
         precompiled=_folders(precompiled),
         require_precompiled=_flag("require_precompiled", require_precompiled),
-        takes_pictures=takes_pictures,
+        takes_pictures=takes_pictures or kind.needs_pictures,
         offload_text_encoders=_flag("offload_text_encoders", offload_text_encoders),
     )
     files = [

@@ -76,6 +76,7 @@ def report_of(
         images=tuple(image.digest for image in inputs.images) if inputs else (),
         mask=inputs.mask.digest if inputs and inputs.mask else None,
         strength=context.strength,
+        reference_tokens=context.reference_tokens,
     )
 
 

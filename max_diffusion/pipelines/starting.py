@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,8 +12,15 @@ from max.driver import Buffer
 
 from ..core.buffers import to_device
 from ..core.grid import Grid
+from ..core.options import RequestOptions
 from ..core.pictures import PictureInputs
-from ..core.request import GenerationContext, GenerationRequest, StartingPicture
+from ..core.request import (
+    GenerationContext,
+    GenerationRequest,
+    GivenPictures,
+    PictureToEncode,
+)
+from ..denoising.step_inputs import REFERENCE
 from ..errors import RequestError
 from ..sampling import KeptPicture, Schedule
 
@@ -22,14 +29,21 @@ if TYPE_CHECKING:
 
 
 class AbstractPictures(ABC):
-    """How a family starts from pictures; holds nothing of a request."""
+    """What a family does with the pictures of requests; holds nothing of any."""
 
     taken: frozenset[str]
-    """What requests may bring of ``image``, ``mask`` and ``strength``. For masks, a
-    picture component adds the graphs of
+    """What requests may bring of ``image``, ``mask`` and ``strength``. For masks of
+    what is kept, a picture component adds the graphs of
     :class:`~max_diffusion.sampling.KeptPicture`."""
+    needed: frozenset[str] = frozenset()
+    """What of it every request must bring."""
     max_pictures: int = 1
     """Most pictures of a request."""
+    instead_of_more: str = "send one"
+    """What to do in place of sending more."""
+    preferred_sizes: tuple[tuple[int, int], ...] = ()
+    """Heights and widths of which the nearest in shape is drawn where a request with a
+    picture names no size; none where its own is."""
     default_strength: float = 0.6
     """How much of the schedule is run from a picture where a request leaves that
     open."""
@@ -38,27 +52,71 @@ class AbstractPictures(ABC):
     def check_weights(self) -> None:
         """Raises :class:`RequestError` where the files have nothing that encodes."""
 
+    def drawn_size(
+        self,
+        request: GenerationRequest,
+        options: RequestOptions,
+        default: tuple[int, int],
+        cell: int,
+    ) -> tuple[int | None, int | None]:
+        """The height and width to draw; ``None`` is the model's default.
+
+        Where a request leaves one open, it is of its picture's shape.
+
+        Args:
+            request: What is drawn.
+            options: Of the request.
+            default: Height and width of the model's own in pixels.
+            cell: Pixels a side of an image token.
+
+        Raises:
+            RequestError: The picture is less than a cell.
+        """
+        height, width, inputs = request.height, request.width, request.inputs
+        if inputs is None or None not in (height, width):
+            return height, width
+        return inputs.default_size(default[0] * default[1], cell, height, width)
+
+    def references(
+        self, sizes: Sequence[tuple[int, int]], options: RequestOptions
+    ) -> tuple[Grid, ...]:
+        """How the tokens of each reference are arranged, of models that read some.
+
+        Args:
+            sizes: Height and width in pixels of each picture of a request.
+            options: Of the request.
+
+        Raises:
+            RequestError: A picture is less than a cell.
+        """
+        return ()
+
     @abstractmethod
     def start(
-        self, request: GenerationRequest, inputs: PictureInputs, grid: Grid
-    ) -> tuple[np.ndarray, StartingPicture]:
-        """The noise and the picture of a request that starts from one.
+        self,
+        request: GenerationRequest,
+        inputs: PictureInputs,
+        grid: Grid,
+        references: tuple[Grid, ...],
+    ) -> tuple[np.ndarray, GivenPictures]:
+        """The noise and the pictures of a request that brings some.
 
         Args:
             request: What is drawn.
             inputs: Its pictures.
             grid: Of the image tokens.
+            references: From :meth:`references`.
 
         Returns:
-            The seeded noise, packed, float32 ``(B, S_img, C)``, and the picture.
+            The seeded noise, packed, float32 ``(B, S_img, C)``, and the pictures.
         """
 
     @abstractmethod
-    def encode(self, start: StartingPicture) -> np.ndarray:
+    def encode(self, picture: PictureToEncode) -> np.ndarray:
         """Encodes a picture.
 
         Returns:
-            Its latents without noise, packed: float32 ``(1 or B, S_img, C)``.
+            Its latents without noise, packed: float32 ``(1 or B, S, C)``.
         """
 
     @abstractmethod
@@ -82,20 +140,29 @@ def check_inputs(pipeline: TextToImagePipeline, request: GenerationRequest) -> N
     """Refuses pictures that the model cannot start from, before anything compiles.
 
     Raises:
-        RequestError: The model does not take one of them, or takes fewer; its files
-            have no encoder; or the encoder's graphs may not be compiled now.
+        RequestError: The model does not take one of them, takes fewer, or needs more;
+            its files have no encoder; or the encoder's graphs may not be compiled now.
     """
     inputs = request.inputs
-    if inputs is None:
-        return
     owner = pipeline.pipeline_config.class_name or type(pipeline).__name__
     pictures = pipeline.pictures
+    given: dict[str, object] = {}
+    if inputs is not None:
+        given = {
+            "image": inputs.images,
+            "mask": inputs.mask,
+            "strength": inputs.strength,
+        }
+    needed = () if pictures is None else sorted(pictures.needed)
+    missing = [name for name in needed if given.get(name) is None]
+    if missing:
+        raise RequestError(
+            f"request: {owner} draws from {' and '.join(needed)}, and there is no "
+            f"{' and no '.join(missing)}; give it, or take another model"
+        )
+    if inputs is None:
+        return
     taken = frozenset() if pictures is None else pictures.taken
-    given = {
-        "image": inputs.images,
-        "mask": inputs.mask,
-        "strength": inputs.strength,
-    }
     for name, value in given.items():
         if value is not None and name not in taken:
             has = ", ".join(sorted(taken)) or "nothing but text"
@@ -108,7 +175,7 @@ def check_inputs(pipeline: TextToImagePipeline, request: GenerationRequest) -> N
     if count > pictures.max_pictures:
         raise RequestError(
             f"request: image must be at most {pictures.max_pictures} for {owner}, got "
-            f"{count} pictures"
+            f"{count} pictures; {pictures.instead_of_more}"
         )
     pictures.check_weights()
     if not pipeline.graphs.has_pictures and not pipeline.pipeline_config.is_extensible:
@@ -118,20 +185,41 @@ def check_inputs(pipeline: TextToImagePipeline, request: GenerationRequest) -> N
         )
 
 
-def drawn_size(pipeline: TextToImagePipeline, request: GenerationRequest) -> DrawnSize:
-    """Returns the size to draw: of a picture's own where the request names none.
+def drawn_size(
+    pipeline: TextToImagePipeline, request: GenerationRequest, options: RequestOptions
+) -> DrawnSize:
+    """Returns the size to draw: of a picture's shape where the request names none.
 
     Raises:
         RequestError: The picture is less than a cell.
     """
-    height, width, inputs = request.height, request.width, request.inputs
-    is_open = {"height": height is None, "width": width is None}
-    if inputs is None or not any(is_open.values()):
-        return DrawnSize(height, width, {})
-    default_height, default_width = pipeline.default_size
-    area = default_height * default_width
-    sides = inputs.default_size(area, pipeline.cell, height, width)
-    return DrawnSize(*sides, {name: "image" for name, left in is_open.items() if left})
+    asked, pictures = (
+        {"height": request.height, "width": request.width},
+        pipeline.pictures,
+    )
+    if pictures is None:
+        return DrawnSize(request.height, request.width, {})
+    size = pictures.drawn_size(request, options, pipeline.default_size, pipeline.cell)
+    source = "image" if request.inputs is not None else "options"
+    sides = zip(asked.items(), size, strict=True)
+    found = {
+        n: source for (n, value), own in sides if value is None and own is not None
+    }
+    return DrawnSize(*size, found)
+
+
+def reference_grids(
+    pipeline: TextToImagePipeline, request: GenerationRequest, options: RequestOptions
+) -> tuple[Grid, ...]:
+    """How the tokens of each reference picture are arranged.
+
+    Raises:
+        RequestError: A picture is less than a cell.
+    """
+    if pipeline.pictures is None or request.inputs is None:
+        return ()
+    sizes = [(image.height, image.width) for image in request.inputs.images]
+    return pipeline.pictures.references(sizes, options)
 
 
 def strength_of(
@@ -181,26 +269,49 @@ def packed_mask(inputs: PictureInputs, cell: int, size: tuple[int, int]) -> np.n
     return tokens.reshape(rows * columns, 4).astype(np.float32)
 
 
-def begin_from_picture(
-    pipeline: TextToImagePipeline, context: GenerationContext
-) -> tuple[Buffer, KeptPicture | None]:
-    """Encodes the picture and noises it to where its schedule begins.
+@dataclass(frozen=True)
+class Begun:
+    """What a request's pictures make of its beginning."""
 
-    Returns:
-        Latents, float32 ``(B, S_img, C)``, and what is kept of the picture, if a mask
-        says so.
-    """
-    start, noise, pictures = context.start, context.latents, pipeline.pictures
-    assert start is not None and pictures is not None
+    latents: Buffer
+    """float32 ``(B, S_img, C)``: noise, or the picture noised to where its schedule
+    begins."""
+    kept: KeptPicture | None = None
+    """What is put back after each step, if a mask says so."""
+    inputs: Mapping[str, Buffer] = field(default_factory=dict)
+    """Inputs of the transformer, the same of all steps and branches."""
+
+
+def begin_from_pictures(
+    pipeline: TextToImagePipeline, context: GenerationContext
+) -> Begun:
+    """Encodes the pictures, and puts each where it is used."""
+    given, noise, pictures = context.given, context.latents, pipeline.pictures
+    assert given is not None and pictures is not None
     pipeline.graphs.require_pictures()
-    clean = np.broadcast_to(pictures.encode(start), noise.shape)
+    device, inputs = pipeline.device, {}
+
+    def encoded(picture: PictureToEncode) -> np.ndarray:
+        """Of each sample."""
+        latents = pictures.encode(picture)
+        return np.broadcast_to(latents, (len(noise), *latents.shape[1:]))
+
+    if given.references:
+        tokens = np.concatenate([encoded(each) for each in given.references], axis=1)
+        inputs[REFERENCE] = to_device(tokens, device)
+    if given.known is not None:
+        latents, mask = encoded(given.known.picture), given.known.mask
+        mask = np.broadcast_to(mask, (len(noise), *mask.shape))
+        inputs["known"] = to_device(np.concatenate([latents, mask], axis=-1), device)
     sigma = context.sigmas[0]
-    latents = to_device(
-        sigma * noise + (np.float32(1) - sigma) * clean, pipeline.device
-    )
-    if start.mask is None:
-        return latents, None
-    mask = np.broadcast_to(start.mask, noise.shape)
-    device = pipeline.device
-    buffers = [to_device(array, device) for array in (clean, noise, mask)]
-    return latents, KeptPicture(buffers[0], buffers[1], buffers[2], device)
+    is_lost = given.kept_mask is None and sigma == 1
+    if given.start is None or is_lost:
+        return Begun(to_device(noise, device), inputs=inputs)
+    clean = encoded(given.start)
+    latents = sigma * noise + (np.float32(1) - sigma) * clean
+    kept = None
+    if given.kept_mask is not None:
+        mask = np.broadcast_to(given.kept_mask, noise.shape)
+        buffers = [to_device(array, device) for array in (clean, noise, mask)]
+        kept = KeptPicture(buffers[0], buffers[1], buffers[2], device)
+    return Begun(to_device(latents, device), kept, inputs)

@@ -48,7 +48,7 @@ from .outputs import (
 )
 from .pipeline import DiffusionPipeline
 from .reporting import report_of
-from .starting import AbstractPictures, begin_from_picture
+from .starting import AbstractPictures, Begun, begin_from_pictures
 
 if TYPE_CHECKING:
     from ..media.pictures import PictureLike
@@ -98,6 +98,9 @@ class TextToImagePipeline(DiffusionPipeline):
     pictures: AbstractPictures | None = None
     """How requests start from a picture; a family that takes some sets it in
     :meth:`init_remaining_components`, and names its :attr:`picture_components`."""
+    needs_pictures: ClassVar[bool] = False
+    """Whether every request must bring some, so that their graphs are compiled with
+    the model."""
     default_negative_prompt: str | None = None
     """The negative prompt of requests with such guidance that bring none."""
 
@@ -248,25 +251,25 @@ class TextToImagePipeline(DiffusionPipeline):
         if context.loras:  # whose set is of the graphs that there are then
             self.graphs.require(context.cache.config.graph_groups, self.denoiser)
         pipeline = adapted(self, context.loras)
+        begun = Begun(model_inputs.latents)
+        if context.given is not None:
+            begun = begin_from_pictures(self, context)
         texts = {"conditional": context.tokens}
         if context.negative_tokens is not None:
             texts["unconditional"] = context.negative_tokens
         with self.graphs.text_encoders():
             branches = [
-                text_branch(pipeline, name, model_inputs, tokens)
+                text_branch(pipeline, name, model_inputs, tokens, begun.inputs)
                 for name, tokens in texts.items()
             ]
-        latents, kept = model_inputs.latents, None
-        if context.start is not None:
-            latents, kept = begin_from_picture(self, context)
         return pipeline.begin(
-            latents,
+            begun.latents,
             Schedule(context.sigmas, context.timesteps),
             branches,
             true_cfg_scale=context.true_cfg_scale,
             cache=context.cache,
             grid=context.grid,
-            kept=kept,
+            kept=begun.kept,
             sampling=self.sampling_of(context),
             is_timed=context.is_timed,
         )

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
-from commands import parse, run
+from commands import COMMAND, parse, run
+from flux1_editing import as_pipeline
 from pictures import open_png
 from PIL import Image
 
-from max_diffusion import RequestError
+from max_diffusion import RequestError, demo_model_path
 from max_diffusion.core.pictures import Picture
 
 
@@ -86,3 +88,27 @@ def test_a_picture_is_drawn_and_repeated(
     done = run("--like", drawn, "--image", image, "--output", again)
     assert done.returncode == 0
     assert "drawn with mask" in done.stderr
+
+
+def test_a_reference_is_edited_and_repeated(image: Path, tmp_path: Path) -> None:
+    folder = as_pipeline(demo_model_path(), tmp_path / "model", "FluxKontextPipeline")
+    drawn, again = tmp_path / "drawn.png", tmp_path / "again.png"
+    done = run(
+        *("a red circle", "--model", folder, "--image", image, "--no-auto-resize"),
+        *("--steps", 3, "--seed", 4, "--output", drawn),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    done = run("--like", drawn, "--image", image, "--output", again)
+    assert (done.returncode, done.stderr) == (0, "")
+    with open_png(drawn) as first, open_png(again) as second:
+        assert np.array_equal(np.asarray(first), np.asarray(second))
+        assert first.size == (96, 64)
+    done = run("a", "--model", folder, "--image", image, "--strength", 0.5)
+    assert done.returncode == 2
+    assert "strength is no input of FluxKontextPipeline, which takes image;" in (
+        done.stderr
+    )
+    done = processes.run(COMMAND[0], "inspect", folder, "--width", 64, "--height", 64)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "takes image\n" in done.stdout
+    assert "16 image, 4096 reference and 32 text tokens" in done.stdout

@@ -12,8 +12,7 @@ import pytest
 import torch
 from cache_rows import ROWS, STEPS
 from folders import CAPTIONS, copy_folder
-from pictures import psnr
-from PIL import Image
+from pictures import mask_of, scene, worst
 from safetensors.numpy import load_file, save_file
 
 from max_diffusion import (
@@ -77,23 +76,6 @@ def pair(request: pytest.FixtureRequest) -> Pair:
     return Pair(*map(request.getfixturevalue, names[request.param]))
 
 
-def scene(height: int, width: int, seed: int = 0) -> Image.Image:
-    """Smooth shapes with some noise on them."""
-    rng = np.random.default_rng(seed)
-    rows, columns = np.mgrid[:height, :width]
-    waves = [
-        127 * (1 + np.sin(rows / (5 + i) + columns / (7 + 2 * i) + i)) for i in range(3)
-    ]
-    noisy = np.stack(waves, axis=-1) + rng.normal(0, 8, (height, width, 3))
-    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-
-
-def worst(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The lowest of the pictures' PSNR."""
-    assert ours.shape == theirs.shape
-    return min(psnr(a, b) for a, b in zip(ours, theirs, strict=True))
-
-
 @pytest.mark.parametrize(
     ("picture", "drawn", "strength", "steps"),
     [
@@ -119,14 +101,6 @@ def test_a_picture_from_a_picture_equals_diffusers(
         "FluxImg2ImgPipeline", CAPTIONS[0], 5, image=image, strength=strength, **size
     )
     assert worst(ours.images, theirs) >= BAR
-
-
-def mask_of(height: int, width: int) -> Image.Image:
-    """A light ellipse with a soft edge, in RGB."""
-    rows, columns = np.mgrid[:height, :width]
-    place = ((rows / height - 0.4) / 0.3) ** 2 + ((columns / width - 0.6) / 0.35) ** 2
-    shade = (255 * (1.5 - place).clip(0, 1)).astype(np.uint8)
-    return Image.fromarray(np.stack([shade, shade // 2 + 60, shade], axis=-1))
 
 
 def test_prompts_pictures_and_guidance_equal_diffusers(pair: Pair) -> None:
@@ -273,8 +247,9 @@ def test_sizes_are_the_pictures(
     request = GenerationRequest(("a",), inputs=inputs, **asked)
     context = flux.create_context(request)
     assert (context.height, context.width) == drawn
-    assert context.start is not None
-    assert context.start.pixels.shape == (1, *drawn, 3)
+    assert context.given is not None
+    assert context.given.start is not None
+    assert context.given.start.pixels.shape == (1, *drawn, 3)
     sources = {key: context.defaults.get(key) for key in ("height", "width")}
     assert sources == {
         key: None if key in asked else "image" for key in ("height", "width")

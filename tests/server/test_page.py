@@ -6,8 +6,10 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import toy_video
+from edit_bodies import png
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serving import Served, listening, served, wait_until
 from sketcher import STEPS, Sketcher
@@ -83,6 +85,25 @@ def test_a_picture_forms_step_by_step(
     page.screenshot(path=tmp_path / "page.png", full_page=True)
     assert errors == []
     assert all(url.startswith((server.url, "data:", "blob:")) for url in asked), asked
+
+
+def test_a_model_that_takes_no_mask_shows_no_brush(page: Page) -> None:
+    sketcher = Sketcher(inputs=("image",))
+    with listening(sketcher) as url:
+        page.goto(url)
+        page.wait_for_selector("#start-box:not([hidden])", state="attached")
+        scene = np.zeros((96, 128, 3), np.uint8)
+        file = {"name": "a.png", "mimeType": "image/png", "buffer": png(scene)}
+        page.set_input_files("#start-file", files=[file])
+        expect(page.locator("#start-picture")).to_be_visible()
+        for name in ("mask", "mask-hint", "brush", "clear-mask", "strength"):
+            expect(page.locator(f"#{name}")).to_be_hidden()
+        page.fill("#prompt", "a red circle")
+        page.click("#draw")
+        page.wait_for_selector("#picture[data-state=final]", timeout=30_000)
+        [(request, _)] = sketcher.drawn
+        assert request.inputs is not None
+        assert (request.inputs.mask, request.inputs.strength) == (None, None)
 
 
 def test_a_picture_is_dropped_and_painted(page: Page, tmp_path: Path) -> None:

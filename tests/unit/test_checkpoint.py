@@ -444,9 +444,7 @@ def test_folders_of_other_tasks_with_the_same_parts_are_opened(
 @pytest.mark.parametrize(
     "name",
     [
-        "FluxKontextPipeline",
         "FluxKontextInpaintPipeline",
-        "FluxFillPipeline",
         "FluxControlPipeline",
         "FluxControlNetPipeline",
         "FluxPriorReduxPipeline",

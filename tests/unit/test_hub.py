@@ -235,21 +235,21 @@ def test_a_class_that_is_not_supported_is_refused_before_it_is_fetched(
 ) -> None:
     files = files_of(folder)
     index = json.loads(files["model_index.json"])
-    wrong = index | {"_class_name": "FluxKontextPipeline"}
+    wrong = index | {"_class_name": "FluxControlPipeline"}
     less = index | {"vae": [None, None]}
     repositories = {
         f"one/{name}": Repository(files | {"model_index.json": json.dumps(x).encode()})
-        for name, x in (("kontext", wrong), ("less", less))
+        for name, x in (("control", wrong), ("less", less))
     }
     with FakeHub(repositories) as hub:
-        kontext, null = open_here(
+        control, null = open_here(
             hub, tmp_path, *({"path_or_repo_id": name} for name in repositories)
         )
-    assert kontext["error"] == (
-        "one/kontext: model_index.json names 'FluxKontextPipeline'; supported are "
-        "FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline, CogVideoXPipeline, "
-        "QwenImagePipeline, ZImagePipeline; others are made known by register_model, "
-        "on the command line by --plugin"
+    assert control["error"] == (
+        "one/control: model_index.json names 'FluxControlPipeline'; supported are "
+        "FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline, FluxKontextPipeline, "
+        "FluxFillPipeline, CogVideoXPipeline, QwenImagePipeline, ZImagePipeline; "
+        "others are made known by register_model, on the command line by --plugin"
     )
     assert null["error"] == (
         "one/less: model_index.json lists vae as null, so the model was saved without "

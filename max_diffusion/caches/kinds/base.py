@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from .state import DenoisingCacheState
 
 Inputs: TypeAlias = Mapping[str, Buffer | np.ndarray]
-"""What a transformer reads in one step, by name; ``latents`` is ``(B, S_img, C)``."""
+"""What a transformer reads in one step, by name; ``latents`` is ``(B, S_img, C)``.
+
+Where there is a reference picture, ``reference`` is its tokens, ``(B, R, C)``: they
+follow those of the latents through all blocks, and no prediction has them."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,9 @@ class Hidden:
     """Text stream ``(B, S_txt, D)``."""
     context: tuple[Buffer | np.ndarray, ...]
     """The other inputs of every block, which no block changes."""
+    drawn: int | None = None
+    """Tokens of the image stream that are drawn, its first; those of a reference
+    picture follow them. ``None`` for all."""
 
     @property
     def buffers(self) -> tuple[Buffer | np.ndarray, ...]:

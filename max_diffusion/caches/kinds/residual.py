@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -230,7 +230,7 @@ def _reused(state: ResidualState, step: int, front: Hidden) -> Routine[Hidden]:
     if state.text_tail is not None:
         tail = yield from state.text_tail.forecast(step)
         text = yield from weighted_sum([[1, 1]], [front.text, tail])
-    return Hidden(image, text, front.context)
+    return replace(front, image=image, text=text)
 
 
 def _difference(after: Buffer, before: Buffer) -> Routine[Buffer]:

@@ -1,9 +1,8 @@
-"""The FLUX.1 text-to-image pipeline."""
+"""The pipelines of FLUX.1's models, which differ in what they do with pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, final
 
@@ -28,7 +27,7 @@ from ...components import (
 )
 from ...core.grid import Grid
 from ...core.noise import packed_cells
-from ...core.options import RequestOptions, option
+from ...core.options import RequestOptions
 from ...core.request import (
     GenerationContext,
     GenerationRequest,
@@ -40,32 +39,21 @@ from ...sampling import load_sampler
 from .config import flux1_config
 from .files import flux1_parts
 from .lora_names import LORA_NAMES
-from .pictures import Flux1Pictures
+from .options import MAX_TEXT_TOKENS, Flux1KontextOptions, Flux1Options
+from .pictures import (
+    AbstractFlux1Pictures,
+    FillPictures,
+    Flux1Pictures,
+    KontextPictures,
+)
 from .transformer import Flux1Transformer
 
-# Longest T5 input the published models were trained on.
-_MAX_TEXT_TOKENS: Final = 512
-# diffusers' defaults: of FLUX.1-dev, and of FLUX.1-schnell, which has no embedding.
-_STEPS: Final = 28
+# diffusers' default of FLUX.1-schnell, which has no guidance embedding.
 _DISTILLED_STEPS: Final = 4
 
 
-@final
-@dataclass(frozen=True)
-class Flux1Options(RequestOptions):
-    """Options that requests may set on FLUX.1 only."""
-
-    max_sequence_length: int | None = option(
-        "text tokens that T5 reads, padding included; default: the model's most. It "
-        "changes the picture: FLUX.1-schnell is usually run at 256",
-        minimum=1,
-        maximum=_MAX_TEXT_TOKENS,
-    )
-
-
-@final
-class Flux1Pipeline(TextToImagePipeline):
-    """Draws with FLUX.1 (dev, schnell, and folders of the same layout).
+class AbstractFlux1Pipeline(TextToImagePipeline):
+    """Draws with a model of FLUX.1's transformer, encoders and autoencoder.
 
     | graph | purpose | calls per request |
     |---|---|---|
@@ -75,9 +63,14 @@ class Flux1Pipeline(TextToImagePipeline):
     | ``weighted_sum_n``, ``relative_error`` | forecasts | by the cache |
     | ``euler_step``, ``guidance`` | sampler | each step |
     | ``vae.decode`` | latents to uint8 | 1, or more for many images |
-    | ``vae_encoder.encode`` | picture to latents | 1 from a picture |
-    | ``keep_picture`` | what a mask keeps | each step, with a mask |
+    | ``vae_encoder.encode`` | picture to latents | each picture, 2 of Fill |
+    | ``keep_picture`` | what a mask keeps | each step, with a mask, not of Fill |
     """
+
+    pictures_class: ClassVar[type[AbstractFlux1Pictures]]
+    """What the model does with pictures."""
+    default_steps: ClassVar[int] = 28
+    """diffusers' number of steps of a model with a guidance embedding."""
 
     components = {  # noqa: RUF012  # the documented contract is a plain class attribute
         "text_encoder": ClipTextEncoder,
@@ -115,17 +108,23 @@ class Flux1Pipeline(TextToImagePipeline):
         """Checks that the transformer's channels are those of the autoencoder."""
         transformer = flux1_config(configs["transformer"])
         vae = autoencoder_config(configs["vae"])
-        if transformer.in_channels != 4 * vae.latent_channels:
+        latents = 4 * vae.latent_channels
+        known = cls.pictures_class.known_channels(vae)
+        taken, drawn = transformer.in_channels, transformer.out_channels
+        if (taken, drawn) != (latents + known, latents):
+            wanted = f"4 * {vae.latent_channels}" + (f" + {known}" if known else "")
             raise ModelLoadError(
-                f"flux1: the transformer takes {transformer.in_channels} channels, but "
-                f"the vae gives 4 * {vae.latent_channels}; are they of one model?"
+                f"flux1: the transformer takes {taken} channels and gives {drawn}, but "
+                f"with this vae {cls.__name__} takes {wanted} and gives 4 * "
+                f"{vae.latent_channels}; are they of one model, and does "
+                "model_index.json name the model's own pipeline?"
             )
 
     def init_remaining_components(self) -> None:
         """Loads the tokenizers and the sampler, and reads the sizes."""
         configs = self.pipeline_config.components
         folder = self.pipeline_config.path
-        assert folder is not None, "Flux1Pipeline is built by load_pipeline"
+        assert folder is not None, "a FLUX.1 pipeline is built by load_pipeline"
         clip, t5 = (
             clip_config(configs["text_encoder"]),
             t5_config(configs["text_encoder_2"]),
@@ -141,7 +140,7 @@ class Flux1Pipeline(TextToImagePipeline):
                 f"tokenizer: its limit of {limit} tokens is above the {positions} "
                 "positions of text_encoder; are they of one model?"
             )
-        self._text_limit = min(self._t5_tokenizer.model_max_length, _MAX_TEXT_TOKENS)
+        self._text_limit = min(self._t5_tokenizer.model_max_length, MAX_TEXT_TOKENS)
         self.sampler = load_sampler(configs["scheduler"])
         self._sizes = flux1_config(configs["transformer"])
         self._vae = autoencoder_config(configs["vae"])
@@ -152,10 +151,10 @@ class Flux1Pipeline(TextToImagePipeline):
         self.default_size = side, side
         encoder = self.loaded["vae_encoder"]
         assert isinstance(encoder, AutoencoderKLEncoder)
-        self.pictures = Flux1Pictures(encoder, self._vae)
+        self.pictures = self.pictures_class(encoder, self._vae)
         self.has_guidance = self._sizes.guidance_embeds
         self.default_num_inference_steps = (
-            _STEPS if self.has_guidance else _DISTILLED_STEPS
+            self.default_steps if self.has_guidance else _DISTILLED_STEPS
         )
 
     def default_sources(self) -> Mapping[str, str]:
@@ -163,7 +162,7 @@ class Flux1Pipeline(TextToImagePipeline):
         has_size = "sample_size" in self.pipeline_config.components["vae"]
         size = "vae: sample_size" if has_size else "diffusers"
         kind = "with" if self.has_guidance else "without"
-        has_own_limit = self._text_limit < _MAX_TEXT_TOKENS
+        has_own_limit = self._text_limit < MAX_TEXT_TOKENS
         sources = {
             "height": size,
             "width": size,
@@ -191,7 +190,8 @@ class Flux1Pipeline(TextToImagePipeline):
 
     def resolved_options(self, context: GenerationContext) -> Mapping[str, object]:
         """Returns a request's options, with the model's choices where it has none."""
-        return {"max_sequence_length": context.text_tokens}
+        given = {k: v for k, v in vars(context.options).items() if v is not None}
+        return {**given, "max_sequence_length": context.text_tokens}
 
     def tokenize(self, texts: PromptTexts, length: int, what: str) -> Tokenized:
         """Tokenizes the first texts for CLIP and the second ones for T5."""
@@ -216,10 +216,11 @@ class Flux1Pipeline(TextToImagePipeline):
         """Computes both sequences' rotary tables, float32 ``(2, S, head_dim)``."""
         axes = self._sizes.axes_dims_rope
         text = np.zeros((context.text_tokens, 3), np.float32)
-        grid = image_ids(context.grid.rows, context.grid.columns)
+        ids = [image_ids(context.grid.rows, context.grid.columns)]
+        ids += [image_ids(x.rows, x.columns, index=1) for x in context.references]
         return {
             "text_rotary": rotary_table(text, axes),
-            "image_rotary": rotary_table(grid, axes),
+            "image_rotary": rotary_table(np.concatenate(ids), axes),
         }
 
     def encode_text(
@@ -245,3 +246,37 @@ class Flux1Pipeline(TextToImagePipeline):
         decoder = self.loaded["vae"]
         assert isinstance(decoder, AutoencoderKLDecoder)
         return num_frames * height * width * decoder.bytes_per_pixel
+
+
+@final
+class Flux1Pipeline(AbstractFlux1Pipeline):
+    """FLUX.1 dev, schnell, and folders of the same layout.
+
+    A picture is where noise is added to, and what a mask leaves out of it is put back.
+    """
+
+    pictures_class = Flux1Pictures
+
+
+@final
+class Flux1KontextPipeline(AbstractFlux1Pipeline):
+    """FLUX.1-Kontext: edits a picture as the prompt says, or draws without one.
+
+    The picture's tokens follow those that are drawn through all blocks.
+    """
+
+    pictures_class = KontextPictures
+    options_class = Flux1KontextOptions
+
+
+@final
+class Flux1FillPipeline(AbstractFlux1Pipeline):
+    """FLUX.1-Fill: draws within the mask of a picture, so that it fits the rest.
+
+    Its transformer reads more channels than it predicts.
+    """
+
+    pictures_class = FillPictures
+    needs_pictures = True
+    default_steps = 50
+    default_guidance_scale = 30.0

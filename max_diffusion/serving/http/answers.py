@@ -168,7 +168,8 @@ def _finite(values: tuple[float, ...] | None) -> list[float | None] | None:
 def _usage(report: RunReport) -> Usage:
     text = report.text_tokens * len(report.prompts)
     drawn = report.image_tokens * report.num_images
-    read = report.image_tokens * len(report.images)
+    # A reference is read at a size of its own, a picture to start from at the image's.
+    read = report.reference_tokens or report.image_tokens * len(report.images)
     return Usage(
         input_tokens=text + read,
         output_tokens=drawn,

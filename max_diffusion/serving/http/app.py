@@ -233,6 +233,8 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
         options=list(model.options),
         loras=dict(model.loras),
         inputs=list(model.inputs),
+        needed_inputs=list(model.needed_inputs),
+        default_strength=model.default_strength,
         video=None if video is None else _video_card(video),
         default_size=f"{width}x{height}",
         default_steps=min(model.default_steps, settings.max_steps),

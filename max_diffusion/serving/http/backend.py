@@ -79,8 +79,16 @@ class ModelDescription:
     inputs: tuple[str, ...] = ()
     """What requests may bring of image, mask and strength; nothing where the graphs
     for pictures are not compiled."""
+    needed_inputs: tuple[str, ...] = ()
+    """What of these every request must bring."""
     max_pictures: int = 1
     """Most pictures that a request brings."""
+    preferred_sizes: tuple[tuple[int, int], ...] = ()
+    """Heights and widths of which the nearest in shape is drawn where an edit names no
+    size; none where its picture's own is."""
+    default_strength: float | None = None
+    """Strength of requests with pictures that do not say; ``None`` where it is no
+    input."""
     video: VideoDescription | None = None
     """Where it draws videos; ``None`` where it draws images alone."""
 
@@ -102,16 +110,24 @@ class ModelDescription:
                 name: pipeline.adapters.num_bytes(((name, 1.0),))
                 for name in pipeline.adapters.names
             },
-            inputs=_inputs_of(pipeline),
-            max_pictures=pipeline.pictures.max_pictures if pipeline.pictures else 1,
             video=VideoDescription.of(pipeline),
+            **_pictures_of(pipeline),
         )
 
 
-def _inputs_of(pipeline: TextToImagePipeline) -> tuple[str, ...]:
-    if pipeline.pictures is None or not pipeline.graphs.has_pictures:
-        return ()
-    return tuple(sorted(pipeline.pictures.taken))
+def _pictures_of(pipeline: TextToImagePipeline) -> dict[str, Any]:
+    """What is said of pictures; nothing where their graphs are not compiled."""
+    pictures = pipeline.pictures
+    if pictures is None or not pipeline.graphs.has_pictures:
+        return {}
+    has_strength = "strength" in pictures.taken
+    return {
+        "inputs": tuple(sorted(pictures.taken)),
+        "needed_inputs": tuple(sorted(pictures.needed)),
+        "max_pictures": pictures.max_pictures,
+        "preferred_sizes": pictures.preferred_sizes,
+        "default_strength": pictures.default_strength if has_strength else None,
+    }
 
 
 class Events(ABC):

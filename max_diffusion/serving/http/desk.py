@@ -14,7 +14,7 @@ from fastapi.security import HTTPBearer
 
 from ...caches import CACHES, cache_from_options
 from ...core.loras import Loras, as_loras
-from ...core.pictures import PictureInputs
+from ...core.pictures import PictureInputs, nearest_in_shape
 from ...core.request import GenerationRequest
 from ...engine import SubmitOptions
 from ...errors import RequestError
@@ -175,6 +175,10 @@ def check_limits(
     ):
         if len(text) > settings.max_prompt_length:
             raise _too_much(name, len(text), settings.max_prompt_length, "characters")
+    most = settings.max_size**2
+    own = body.options()
+    area = own.get("max_area")
+    read = [image.height * image.width for image in inputs.images] if inputs else []
     sides = ("width", "height") if body.width or body.height else ("size", "size")
     pixels = zip(sides, body.pixels(), _default_size(body, model, inputs), strict=True)
     for name, value, limit, unit in (
@@ -182,6 +186,12 @@ def check_limits(
         *(
             (name, asked or default, settings.max_size, "pixels a side")
             for name, asked, default in pixels
+        ),
+        ("max_area", area if isinstance(area, int) else 1, most, "pixels"),
+        *(
+            ("image", each, most, "pixels without auto_resize")
+            for each in read
+            if own.get("auto_resize") is False
         ),
         ("steps", body.steps or 1, settings.max_steps, "steps"),
         ("timeout", body.timeout or 0, settings.timeout, "seconds"),
@@ -241,6 +251,11 @@ def _default_size(
     if inputs is None:
         return model.default_size
     width, height = body.pixels()
+    is_scaled = body.options().get("auto_resize") is not False
+    if model.preferred_sizes and is_scaled and width is None and height is None:
+        image = inputs.images[0]
+        sides = nearest_in_shape(image.height, image.width, model.preferred_sizes)
+        return sides[1], sides[0]
     area = model.default_size[0] * model.default_size[1]
     sides = inputs.default_size(area, 1, height, width)
     return sides[1], sides[0]

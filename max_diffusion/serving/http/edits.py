@@ -35,7 +35,7 @@ class ImageEditRequest(ImageGenerationRequest):
             le=1,
             allow_inf_nan=False,
             description="Share of the picture that is lost in noise, and of the steps "
-            "that are run; 0.6.",
+            "that are run; default: the model's own.",
         ),
     ] = None
 
@@ -121,8 +121,9 @@ def _check_files(form: Form, model: ModelDescription) -> None:
     for file in form.files:
         if file.field not in counts:
             raise _bad(file.field[:80], "expected no file; files are image and mask")
-    if not counts["image"]:
-        raise _bad("image", "a file is required, a PNG, JPEG or WebP")
+    for name in ("image", *model.needed_inputs):
+        if not counts.get(name, 1):
+            raise _bad(name, "a file is required, a PNG, JPEG or WebP")
 
 
 def _inputs(form: Form, strength: float | None) -> PictureInputs | None:

@@ -196,6 +196,10 @@ class ModelCard(BaseModel):
     inputs: list[str] = Field(
         description="What POST /v1/images/edits takes here; nothing without pictures."
     )
+    needed_inputs: list[str] = Field(description="What of it each request must bring.")
+    default_strength: float | None = Field(
+        description="Of edits that do not say; null where strength is no input."
+    )
     video: VideoCard | None = Field(
         description="Where it draws videos, at POST /v1/videos; null of pictures."
     )
