@@ -133,7 +133,9 @@ class MagCache(AbstractResidualCache):
     def create_state(self, run: Run) -> ResidualState:
         """Creates a branch's state: the plan of the run, and no residual yet."""
         steps = run.steps_for("magcache")
-        computed = self.config.computed_steps(self._ratios, steps, run.required_steps)
+        # They are of a whole run; one that starts from a picture is the end of it.
+        ratios = resample(self._ratios, run.skipped_steps + steps)[run.skipped_steps :]
+        computed = self.config.computed_steps(ratios, steps, run.required_steps)
         plan = frozenset(range(steps)) - computed
         return ResidualState(History(0, "finite_difference"), plan=plan)
 

@@ -194,6 +194,7 @@ def _bound_cache(
     cache = pipeline.caches.bind(config, schedule.num_steps)
     known = Run(
         schedule.num_steps,
+        schedule.skipped_steps,
         tuple(float(timestep) for timestep in schedule.timesteps),
         required_steps=cache.required_steps,
         grid=grid,

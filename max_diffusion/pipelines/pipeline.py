@@ -378,6 +378,7 @@ class DiffusionPipeline(ABC):
         bound = self.caches.bound(cache, self.cache_config, schedule.num_steps)
         known = Run(
             schedule.num_steps,
+            schedule.skipped_steps,
             tuple(float(timestep) for timestep in schedule.timesteps),
             required_steps=bound.required_steps,
             grid=grid,

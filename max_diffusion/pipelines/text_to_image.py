@@ -251,6 +251,7 @@ class TextToImagePipeline(DiffusionPipeline):
         if context.loras:  # whose set is of the graphs that there are then
             self.graphs.require(context.cache.config.graph_groups, self.denoiser)
         pipeline = adapted(self, context.loras)
+        skipped = context.num_inference_steps - context.timesteps.size
         begun = Begun(model_inputs.latents)
         if context.given is not None:
             begun = begin_from_pictures(self, context)
@@ -264,7 +265,7 @@ class TextToImagePipeline(DiffusionPipeline):
             ]
         return pipeline.begin(
             begun.latents,
-            Schedule(context.sigmas, context.timesteps),
+            Schedule(context.sigmas, context.timesteps, skipped),
             branches,
             true_cfg_scale=context.true_cfg_scale,
             cache=context.cache,

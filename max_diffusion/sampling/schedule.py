@@ -40,6 +40,10 @@ class Schedule:
     """What the model is told at each step, float32 ``(num_steps,)``, in units of the
     training schedule (0 to 1000 for FLUX)."""
 
+    skipped_steps: int = 0
+    """Number of steps of the whole schedule before these, where a picture to start from
+    takes their place."""
+
     def __post_init__(self) -> None:
         """Takes copies of the arrays and checks what every loop relies on."""
         sigmas, timesteps = self.sigmas.copy(), self.timesteps.copy()
@@ -84,7 +88,8 @@ class Schedule:
         Args:
             steps: Steps that are left out, 0 to ``num_steps - 1``.
         """
-        return Schedule(self.sigmas[steps:], self.timesteps[steps:])
+        skipped = self.skipped_steps + steps
+        return Schedule(self.sigmas[steps:], self.timesteps[steps:], skipped)
 
     def dt(self, step: int) -> float:
         """Returns the change of sigma over one step, below 0.

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from max_diffusion import (
     GenerationRequest,
+    MagCacheConfig,
     ModelLoadError,
     RequestError,
     StepMaskConfig,
@@ -194,6 +195,24 @@ def test_caches_see_the_steps_that_are_run(flux: TextToImagePipeline) -> None:
     with pytest.raises(RequestError, match="compute_steps"):
         flux.generate(CAPTIONS[0], strength=0.5, cache=exact, **settings)
     assert len(cached.report.images) == 1
+
+
+def test_magcache_takes_the_ratios_of_the_steps_that_are_run(
+    flux: TextToImagePipeline,
+) -> None:
+    # Nothing changes in the last four of ten steps, all in those before.
+    cache = MagCacheConfig(
+        ratios=(*(0.1,) * 6, *(1.0,) * 4), retention_ratio=0.0, max_consecutive_cached=9
+    )
+    settings: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 10}
+    whole = flux.generate(CAPTIONS[0], cache=cache, **settings)
+    assert whole.report.full_passes == 6
+    image = scene(32, 32)
+    for strength, passes in ((0.4, 1), (0.6, 2), (1.0, 6)):
+        some = flux.generate(
+            CAPTIONS[0], image=image, strength=strength, cache=cache, **settings
+        )
+        assert some.report.full_passes == passes
 
 
 def test_every_cache_draws_within_a_mask(flux: TextToImagePipeline) -> None:

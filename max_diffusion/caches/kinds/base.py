@@ -39,6 +39,9 @@ class Run:
 
     num_steps: int | None = None
     """Number of denoising steps; ``None`` if it is not known."""
+    skipped_steps: int = 0
+    """Number of steps of the whole schedule before these, where a picture to start from
+    takes their place."""
     timesteps: tuple[float, ...] | None = None
     """Timestep of each step as the scheduler gives it, 1000 at pure noise; ``None`` if
     they are not known."""
