@@ -213,6 +213,13 @@ def _durations(count: int, fps: float, unit: int) -> list[int]:
 
 def _mp4(frames: np.ndarray, fps: float, text: Mapping[str, str]) -> bytes:
     import av  # takes a while, and few need it
+    from av.video.reformatter import (
+        ColorPrimaries,
+        ColorRange,
+        Colorspace,
+        ColorTrc,
+        VideoReformatter,
+    )
 
     _, height, width, _ = frames.shape
     with TemporaryDirectory() as folder:
@@ -228,8 +235,19 @@ def _mp4(frames: np.ndarray, fps: float, text: Mapping[str, str]) -> bytes:
             is_even = height % 2 == width % 2 == 0
             stream.pix_fmt = "yuv420p" if is_even else "yuv444p"
             stream.options = {"crf": _MP4_QUALITY}
+            # Said, since players guess by the size of what says nothing.
+            stream.codec_context.colorspace = Colorspace.ITU709
+            stream.codec_context.color_primaries = ColorPrimaries.BT709
+            stream.codec_context.color_trc = ColorTrc.BT709
+            stream.codec_context.color_range = ColorRange.MPEG
+            reformatter = VideoReformatter()
             for frame in frames:
-                image = av.VideoFrame.from_ndarray(frame, format="rgb24")
+                image = reformatter.reformat(
+                    av.VideoFrame.from_ndarray(frame, format="rgb24"),
+                    format=stream.pix_fmt,
+                    dst_colorspace=Colorspace.ITU709,
+                    dst_color_range=ColorRange.MPEG,
+                )
                 container.mux(stream.encode(image))
             container.mux(stream.encode())
         return file.read_bytes()

@@ -171,3 +171,21 @@ def test_a_video_of_another_program_has_no_settings(tmp_path: Path) -> None:
         save_frames(path, moving(3, 16, 16), {}, 8.0)
         with pytest.raises(RequestError, match="expected the settings"):
             read_settings(path)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (768, 1360), (33, 47)])
+def test_an_mp4_says_its_colours_and_has_them(size: tuple[int, int]) -> None:
+    colour = np.array([200, 30, 60])
+    frames = np.broadcast_to(colour, (2, *size, 3)).astype(np.uint8)
+    data = encoded_video(frames, "mp4", 8.0, {})
+    with av.open(io.BytesIO(data), "r") as container:
+        frame = next(container.decode(video=0))
+        context = container.streams.video[0].codec_context
+        # All of ITU-R BT.709, in the range of video: code point 1 of each.
+        told = (context.colorspace, context.color_primaries, context.color_trc)
+        assert (*told, context.color_range) == (1, 1, 1, 1)
+        y, u, v = (float(np.frombuffer(p, np.uint8)[0]) for p in frame.planes)
+    luma, blue, red = (y - 16) / 219, (u - 128) / 112, (v - 128) / 112
+    r, b = luma + (1 - 0.2126) * red, luma + (1 - 0.0722) * blue
+    g = (luma - 0.2126 * r - 0.0722 * b) / 0.7152
+    assert np.abs(255 * np.array([r, g, b]) - colour).max() <= 3
