@@ -6,7 +6,6 @@ import io
 import json
 from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
