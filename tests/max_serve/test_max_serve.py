@@ -12,14 +12,17 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
 import numpy as np
 import pytest
+from cogvideox_folder import make_cogvideox_folder
+from folders import TEST_GRAPHS
 from max.pipelines.request import OpenResponsesRequestBody
 from PIL import Image
 from processes import run_python
@@ -32,12 +35,20 @@ from max_diffusion import (
     TaylorSeerConfig,
     TextToImagePipeline,
     demo_model_path,
+    load_pipeline,
 )
+from max_diffusion.core.grid import Frames
 from max_diffusion.errors import RequestError
 from max_diffusion.pipelines.families import PIPELINES
 from max_diffusion.serving.max_serve import ARCHITECTURES
 from max_diffusion.serving.max_serve.architecture import ImageTokenizer
-from max_diffusion.serving.max_serve.requests import from_json, to_json, to_request
+from max_diffusion.serving.max_serve.requests import (
+    check_kind,
+    from_json,
+    pixel_options,
+    to_json,
+    to_request,
+)
 from max_diffusion.serving.max_serve.settings import ServeSettings
 
 PROMPT = "a red circle above a blue square"
@@ -100,13 +111,21 @@ def wait_until_ready(server: Server) -> None:
 def server(
     demo: TextToImagePipeline, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("max_serve")
+    with serving(demo_model_path(), tmp_path_factory.mktemp("max_serve")) as server:
+        yield server
+
+
+@contextmanager
+def serving(
+    model: Path, folder: Path, precompiled: Path | None = None
+) -> Iterator[Server]:
+    """Runs ``max serve`` with a model, which is called demo; ends all its processes."""
     port = free_port()
     command: list[str | Path] = [
         Path(sys.executable).with_name("max"),
         "serve",
         *("--custom-architectures", "max_diffusion.serving.max_serve"),
-        *("--model", demo_model_path(), "--served-model-name", "demo"),
+        *("--model", model, "--served-model-name", "demo"),
         *("--devices", "cpu", "--port", str(port)),
     ]
     settings = {
@@ -117,6 +136,8 @@ def server(
         "MAX_SERVE_HOST": "127.0.0.1",
         "MODULAR_TELEMETRY_ENABLED": "0",
     }
+    if precompiled is not None:
+        settings["MAX_DIFFUSION_PRECOMPILED"] = str(precompiled)
     log = folder / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -321,6 +342,113 @@ def test_sigterm_ends_server_and_workers(server: Server) -> None:
         while time.monotonic() < deadline:
             os.killpg(server.process.pid, 0)
             time.sleep(0.1)
+
+
+def means(frames: np.ndarray) -> np.ndarray:
+    count, height, width, _ = frames.shape
+    cells = frames.reshape(count, height // 8, 8, width // 8, 8, 3)
+    return cells.astype(float).mean(axis=(2, 4))
+
+
+def test_a_video_is_drawn(tmp_path: Path) -> None:
+    model = make_cogvideox_folder(tmp_path / "model", "5b")
+    graphs = TEST_GRAPHS / "cogvideox"
+    own: dict[str, Any] = {
+        "seed": 3,
+        "num_inference_steps": 3,
+        "height": 32,
+        "width": 48,
+        "num_frames": 9,
+    }
+    video = {
+        "steps": 3,
+        "height": 32,
+        "width": 48,
+        "num_frames": 9,
+        "frames_per_second": 8,
+        "response_format": "b64_json",
+    }
+    fields = body(
+        seed=3,
+        provider_options={"video": video},
+        metadata={"cache": "taylorseer"},
+    )
+    pipeline = load_pipeline(model, "cpu", precompiled=[graphs])
+    wanted = pipeline.generate(PROMPT, cache="taylorseer", **own).frames[0]
+    with serving(model, tmp_path, graphs) as server:
+        answer = server.post(fields)
+        assert answer.status_code == 200, answer.text
+        (content,) = answer.json()["output"][0]["content"]
+        assert (content["num_frames"], content["frames_per_second"]) == (9, 8)
+        file = io.BytesIO(base64.b64decode(content["video_data"]))
+        with av.open(file, "r") as container:
+            frames = np.stack(
+                [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+            )
+        assert frames.shape == wanted.shape
+        # A video of noise keeps no more than its means over 8 x 8 pixels.
+        error = np.abs(means(frames) - means(wanted)).mean()
+        other = np.abs(means(frames[::-1]) - means(wanted)).mean()
+        assert error < 0.3 * other
+        image = server.post({**fields, "provider_options": {"image": {}}})
+        assert image.status_code == 400
+        assert "with provider_options.video" in image.json()["error"]["message"]
+
+
+def video_asked(**options: Any) -> OpenResponsesRequestBody:
+    fields = body() | {"provider_options": {"video": options}}
+    return OpenResponsesRequestBody.model_validate(fields)
+
+
+def test_options_of_a_video_are_the_requests() -> None:
+    asked = video_asked(num_frames=9, frames_per_second=12, steps=4, height=96)
+    request = to_request(asked, ServeSettings())
+    assert request.options == {"num_frames": 9, "fps": 12}
+    assert (request.num_inference_steps, request.height, request.width) == (4, 96, None)
+    assert to_request(video_asked(), ServeSettings()).options == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"video": {}, "image": {}}, "expected image or video, got both"),
+        ({"video": {"guidance_scale_2": 2}}, "video.guidance_scale_2: has no effect"),
+        ({"audio": {}}, "provider_options.audio: .*; leave it out"),
+    ],
+)
+def test_options_of_no_effect_are_refused(fields: Any, message: str) -> None:
+    asked = OpenResponsesRequestBody.model_validate(body(provider_options=fields))
+    with pytest.raises(RequestError, match=message):
+        to_request(asked, ServeSettings())
+
+
+def test_frames_in_the_metadata_are_refused_where_max_has_a_field() -> None:
+    fields = body(metadata={"num_frames": "9"}) | {"provider_options": {"video": {}}}
+    asked = OpenResponsesRequestBody.model_validate(fields)
+    with pytest.raises(RequestError, match="it is num_frames of provider_options"):
+        to_request(asked, ServeSettings())
+
+
+@pytest.mark.parametrize(
+    ("options", "frames", "message"),
+    [
+        ({"image": {}}, Frames(17, 5, 8.0), "a video of 17 frames; ask for it with"),
+        ({"video": {}}, Frames(), "an image of one frame"),
+        ({"video": {}}, Frames(17, 5, 8.0), "MAX writes 16 .* have 8; give"),
+        ({"image": {}}, Frames(), None),
+        ({"video": {}}, Frames(17, 5, 16.0), None),
+        ({"video": {"frames_per_second": 8}}, Frames(17, 5, 8.0), None),
+    ],
+)
+def test_kinds_are_told_apart(
+    options: Any, frames: Frames, message: str | None
+) -> None:
+    asked = OpenResponsesRequestBody.model_validate(body(provider_options=options))
+    if message is None:
+        check_kind(pixel_options(asked), frames)
+        return
+    with pytest.raises(RequestError, match=message):
+        check_kind(pixel_options(asked), frames)
 
 
 def parsed(**fields: Any) -> GenerationRequest:
