@@ -84,6 +84,15 @@ def _of_layers(settings: dict[str, Any], name: str, layers: int | None) -> Model
     return settings if layers is None else settings | {name: layers}
 
 
+def _make_flux_folder(path: Path) -> Path:
+    """The small folder, with the released one's length of T5's prompts."""
+    make_flux_folder(path)
+    file = path / "tokenizer_2/tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps(settings | {"model_max_length": 512}))
+    return path
+
+
 def _flux(layers: int | None) -> Models:
     from diffusers import FluxTransformer2DModel
     from transformers import CLIPTextConfig, CLIPTextModel, T5EncoderModel
@@ -168,6 +177,7 @@ def _flux_autoencoder() -> torch.nn.Module:
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
         latent_channels=16,
+        sample_size=1024,
         scaling_factor=0.3611,
         shift_factor=0.1159,
         use_quant_conv=False,
@@ -223,7 +233,7 @@ def _cogvideox(variant: str) -> Callable[[int | None], Models]:
 
 FULL_SIZES: Final[Mapping[str, FullSize]] = {
     "flux1-dev": FullSize(
-        make_flux_folder,
+        _make_flux_folder,
         _flux,
         (64 * 64, 512),
         57,
