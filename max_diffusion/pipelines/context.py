@@ -91,13 +91,13 @@ def make_context(
             branches=2 if has_negative else 1,
             reference_tokens=read_tokens,
         )
-    given = None
-    if request.inputs is None:
+    given, inputs = None, request.inputs
+    if inputs is None:
         noise = pipeline.draw_noise(request, grid)
     else:
         pictures = pipeline.pictures
         assert pictures is not None, "check_inputs has refused it"
-        noise, given = pictures.start(request, request.inputs, grid, references)
+        noise, given = pictures.start(request, inputs, grid, references)
         if given.marks_nothing:
             notes = (
                 *notes,
@@ -128,6 +128,8 @@ def make_context(
         is_timed=request.is_timed,
         given=given,
         references=references,
+        images=() if inputs is None else tuple(x.digest for x in inputs.images),
+        mask=inputs.mask.digest if inputs is not None and inputs.mask else None,
         strength=strength,
         warnings=(
             *_guidance_warnings(pipeline, request, scale),

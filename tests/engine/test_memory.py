@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +197,28 @@ def test_a_picture_to_start_from_is_counted(demo_pictures: TextToImagePipeline) 
     assert needed == max(
         demo_pictures.decode_bytes(96, 128, 1), pictures.encode_bytes(96, 128)
     )
+
+
+def test_an_engine_lets_go_of_pixels_once_they_are_scaled(
+    demo_pictures: TextToImagePipeline,
+) -> None:
+    images = [Picture(np.full((96, 128, 3), shade, np.uint8)) for shade in (7, 200)]
+    digests = [image.digest for image in images]
+    held = [weakref.ref(image) for image in images]
+    with Engine(demo_pictures, EngineConfig(max_running=1)) as engine:
+        first = engine.submit(
+            GenerationRequest(("a",), num_inference_steps=10_000, height=16, width=16)
+        )
+        inputs = PictureInputs((images[0],), images[1])
+        request = GenerationRequest(("a",), inputs=inputs, num_inference_steps=2)
+        waiting = engine.submit(request)
+        del images, inputs, request
+        gc.collect()
+        assert engine.stats().queued == 1
+        assert [picture() for picture in held] == [None, None]
+        first.cancel()
+        report = waiting.result(60).report
+    assert (report.images, report.mask) == ((digests[0],), digests[1])
 
 
 def test_an_engine_compiles_no_encoder() -> None:
