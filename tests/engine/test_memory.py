@@ -21,7 +21,14 @@ from max_diffusion import (
 from max_diffusion.core.buffers import to_device
 from max_diffusion.core.pictures import Picture, PictureInputs
 from max_diffusion.core.request import GenerationContext
-from max_diffusion.engine import Engine, EngineConfig, Finished, Preview, SubmitOptions
+from max_diffusion.engine import (
+    Engine,
+    EngineConfig,
+    Finished,
+    Preview,
+    QueueFullError,
+    SubmitOptions,
+)
 from max_diffusion.engine.memory import MemoryPlan, Needed
 from max_diffusion.pipelines.decoding import decode_in_goes
 
@@ -219,6 +226,38 @@ def test_an_engine_lets_go_of_pixels_once_they_are_scaled(
         first.cancel()
         report = waiting.result(60).report
     assert (report.images, report.mask) == ((digests[0],), digests[1])
+
+
+def test_the_bytes_of_what_waits_are_limited(
+    demo_pictures: TextToImagePipeline,
+) -> None:
+    image = Picture(np.zeros((96, 128, 3), np.uint8))
+    request = GenerationRequest(
+        ("a",), inputs=PictureInputs((image,), image), num_inference_steps=2
+    )
+    made = demo_pictures.create_context(request)
+    assert made.given is not None and made.given.start is not None
+    # The picture in float32, and of the latents noise, the encoder's and the mask.
+    latents = made.latents.nbytes
+    ids = sum(array.nbytes for array in made.tokens.values())
+    each = 4 * 3 * 96 * 128 + 3 * latents + ids
+    assert made.num_bytes == each
+    for limit, most in ((3 * each, 3), (3 * each - 1, 2), (0, 1)):
+        config = EngineConfig(max_running=1, max_queued_bytes=limit)
+        with Engine(demo_pictures, config) as engine:
+            engine.submit(
+                GenerationRequest(("a",), num_inference_steps=10_000, height=16)
+            )
+            for _ in range(most):
+                engine.submit(request)
+            with pytest.raises(QueueFullError) as caught:
+                engine.submit(request)
+            engine.cancel_all()
+        assert str(caught.value) == (
+            f"engine: {most} requests wait already, with {most * each} bytes of noise "
+            f"and pictures, at most {limit} may, and this one has {each}; try again "
+            "later"
+        )
 
 
 def test_an_engine_compiles_no_encoder() -> None:
