@@ -56,7 +56,7 @@ def add_edits(
         store: Keeps pictures for ``response_format`` ``url``.
         schema: Of the text fields.
     """
-    # A picture may take 200 MB while it is read: one after the other.
+    # A picture may take 600 MB while it is read: one after the other.
     reading = asyncio.Lock()
 
     @app.post(
