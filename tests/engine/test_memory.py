@@ -108,6 +108,44 @@ def test_decoding_takes_what_the_plan_has_for_one_go(demo: TextToImagePipeline) 
     assert 0.6 <= float(done.stdout) <= 1.05
 
 
+_PEAK_OF_A_PASS = """
+import re
+from pathlib import Path
+from max_diffusion import FirstBlockConfig, GenerationRequest, load_pipeline
+from max_diffusion.engine.memory import MemoryPlan
+from max_diffusion.execution.batcher import Batcher
+cache = FirstBlockConfig()
+pipeline = load_pipeline("demo", device="cpu", caches=("none", cache))
+def begun(**size):
+    request = GenerationRequest(prompts=("a",), negative_prompt="b", true_cfg_scale=3.0,
+        num_inference_steps=2, cache=cache, **size)
+    context = pipeline.create_context(request)
+    return context, pipeline.encode(pipeline.prepare_inputs(context))
+status = Path("/proc/self/status")
+found = lambda name: int(re.search(name + ":\\s+(\\d+)", status.read_text())[1]) * 1024
+batcher = Batcher(pipeline.models, 8)
+batcher.run_one(begun(height=16, width=16)[1].advance())
+context, denoising = begun(height=%d, width=%d)
+Path("/proc/self/clear_refs").write_text("5")
+before = found("VmRSS")
+batcher.run_one(denoising.advance())
+print((found("VmHWM") - before) / MemoryPlan(pipeline, 2**40).needed_by(context).held)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [pytest.param(1024, 1024, id="in turn"), pytest.param(256, 512, id="as one")],
+)
+def test_a_turn_takes_what_the_plan_has_for_it(
+    demo: TextToImagePipeline, height: int, width: int
+) -> None:
+    done = run_python(_PEAK_OF_A_PASS % (height, width))
+    assert done.returncode == 0, done.stderr
+    assert 0.5 <= float(done.stdout) <= 1.05, done.stdout
+
+
 def test_the_plan_counts_every_slot_and_the_largest_go(
     demo: TextToImagePipeline,
 ) -> None:
