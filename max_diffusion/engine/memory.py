@@ -31,8 +31,8 @@ class Needed:
     """Bytes that a request takes of the device's memory."""
 
     held: int
-    """Bytes it takes from its admission to its end: latents, text, cache state, its
-    share of a pass, and its pictures."""
+    """Bytes it takes from its admission to its end: latents, text, tables of positions,
+    cache state, its share of a pass, and its pictures."""
     decode: int
     """Bytes it takes besides while one of its pictures is decoded, or the one that it
     starts from encoded."""
@@ -120,7 +120,9 @@ class MemoryPlan:
             is_one = are_faster_as_one(branches, tokens, pipeline.device)
             at_once = 2 if is_one else 1
             held += at_once * _STREAM_BUFFERS * (sizes.image + sizes.text)
-            held += branches * sizes.text
+            held += pipeline.denoiser.sizes.of_inputs(
+                shape, branches, context.reference_tokens
+            )
         decode = pipeline.decode_bytes(
             context.height, context.width, context.num_frames
         )

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from max.driver import Buffer
 from processes import run_python
 
 from max_diffusion import (
@@ -18,9 +19,10 @@ from max_diffusion import (
     TextToImagePipeline,
     load_pipeline,
 )
-from max_diffusion.core.buffers import to_device
+from max_diffusion.core.buffers import num_bytes, to_device
 from max_diffusion.core.pictures import Picture, PictureInputs
 from max_diffusion.core.request import GenerationContext
+from max_diffusion.denoising import Denoising
 from max_diffusion.engine import (
     Engine,
     EngineConfig,
@@ -29,6 +31,7 @@ from max_diffusion.engine import (
     QueueFullError,
     SubmitOptions,
 )
+from max_diffusion.engine.interned_inputs import intern_inputs
 from max_diffusion.engine.memory import MemoryPlan, Needed
 from max_diffusion.pipelines.decoding import decode_in_goes
 
@@ -85,7 +88,7 @@ _PEAK = """
 import re
 from pathlib import Path
 from max_diffusion import GenerationRequest, load_pipeline
-from max_diffusion.core.buffers import to_device
+from max_diffusion.core.buffers import num_bytes, to_device
 from max_diffusion.pipelines.decoding import decode_in_goes
 pipeline = load_pipeline("demo", device="cpu", caches=("none", "taylorseer"))
 request = GenerationRequest(prompts=("a",), height=1024, width=1024,
@@ -144,6 +147,28 @@ def test_a_turn_takes_what_the_plan_has_for_it(
     done = run_python(_PEAK_OF_A_PASS % (height, width))
     assert done.returncode == 0, done.stderr
     assert 0.5 <= float(done.stdout) <= 1.05, done.stdout
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_what_a_step_is_given_is_planned_to_the_byte(
+    demo: TextToImagePipeline, demo_pictures: TextToImagePipeline, guidance: float
+) -> None:
+    image = Picture(np.zeros((96, 128, 3), np.uint8))
+    for pipeline, values in (
+        (demo, {"num_images_per_prompt": 3, "height": 64, "width": 96}),
+        (demo_pictures, {"inputs": PictureInputs((image,))}),
+    ):
+        made = context(
+            pipeline, true_cfg_scale=guidance, negative_prompt="no", **values
+        )
+        branches = pipeline.encode(pipeline.prepare_inputs(made)).branches
+        given = {id(x): x for branch in branches for x in branch.inputs.values()}
+        assert pipeline.denoiser is not None
+        planned = pipeline.denoiser.sizes.of_inputs(
+            (*made.latents.shape[:2], made.text_tokens), len(branches)
+        )
+        timestep = 4 * len(made.latents) * len(branches)
+        assert planned == sum(map(num_bytes, given.values())) + timestep
 
 
 def test_the_plan_counts_every_slot_and_the_largest_go(
@@ -242,6 +267,31 @@ def test_a_picture_to_start_from_is_counted(demo_pictures: TextToImagePipeline) 
     assert needed == max(
         demo_pictures.decode_bytes(96, 128, 1), pictures.encode_bytes(96, 128)
     )
+
+
+def test_tables_are_those_of_loops_that_run_and_nobody_elses(
+    demo: TextToImagePipeline,
+) -> None:
+    def begun(**size: int) -> Denoising:
+        return demo.encode(demo.prepare_inputs(context(demo, **size)))
+
+    def table(denoising: Denoising) -> Buffer:
+        return denoising.branches[0].inputs["image_rotary"]
+
+    wide, again = (begun(height=64, width=128) for _ in range(2))
+    high = begun(height=128, width=64)  # of a table of the same shape
+    texts = [each.branches[0].inputs["text"] for each in (wide, again)]
+    for denoising, others in ((wide, []), (high, [wide]), (again, [high, wide])):
+        before = table(denoising)
+        intern_inputs(demo, denoising, others)
+        assert (table(denoising) is before) == (denoising is not again)
+    assert table(again) is table(wide)
+    assert again.branches[0].inputs["text"] is texts[1]
+    assert texts[0] is not texts[1]
+    alone = begun(height=64, width=128)
+    before = table(alone)
+    intern_inputs(demo, alone, [])  # the others have ended
+    assert table(alone) is before
 
 
 def test_an_engine_lets_go_of_pixels_once_they_are_scaled(
