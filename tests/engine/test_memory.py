@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from max.driver import Buffer
 from processes import run_python
 
 from max_diffusion import (
+    CACHES,
     GenerationRequest,
+    PabConfig,
     RequestError,
     TextToImagePipeline,
     load_pipeline,
+    open_model,
 )
 from max_diffusion.core.buffers import num_bytes, to_device
 from max_diffusion.core.pictures import Picture, PictureInputs
@@ -34,6 +38,7 @@ from max_diffusion.engine import (
 from max_diffusion.engine.interned_inputs import intern_inputs
 from max_diffusion.engine.memory import MemoryPlan, Needed
 from max_diffusion.pipelines.decoding import decode_in_goes
+from max_diffusion.pipelines.room import advice, in_words
 
 
 def context(pipeline: TextToImagePipeline, **values: object) -> GenerationContext:
@@ -213,9 +218,9 @@ def test_what_fits_but_for_its_decoding_is_refused_at_once(
     ):
         engine.submit(request)
     assert str(caught.value) == (
-        f"engine: this request of 1 pictures of 128 x 128 needs {needed.total} bytes, "
+        f"engine: this request of 1 picture of 128 x 128 needs {needed.total} bytes, "
         f"{needed.decode} of them to decode a picture, more than the limit of "
-        f"{needed.total - 1}; ask for fewer or smaller ones, or another cache"
+        f"{needed.total - 1}; ask for fewer or smaller ones"
     )
     with Engine(demo, EngineConfig(memory_limit=needed.total)) as engine:
         assert engine.submit(request).result(60).images.shape == (1, 128, 128, 3)
@@ -249,6 +254,53 @@ def test_what_this_machine_has_no_memory_for_is_refused_before_its_noise(
     with pytest.raises(RequestError, match=message):
         context(demo, num_images_per_prompt=10_000, height=2048, width=2048)
     assert time.perf_counter() - started < 5
+
+
+def test_the_state_of_a_cache_is_told_and_what_would_fit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    demo = open_model("demo", "cpu", caches=("none", "taylorseer", "pab"))
+    cache = PabConfig()
+    made = context(demo, cache=cache, num_inference_steps=20, height=256, width=256)
+    shape = (*made.latents.shape[:2], made.text_tokens)
+    state = demo.caches.state_bytes(cache, shape)
+    needed = MemoryPlan(demo, 2**40).needed_by(made)
+    with pytest.raises(RequestError) as caught:
+        MemoryPlan(demo, needed.total - 1).needed_by(made)
+    told = str(caught.value)
+    assert f"to decode a picture and {state} for the state of pab, more" in told
+    named = told.split("ask for fewer or smaller ones, or for a cache that fits at its")
+    fitting = named[1].removeprefix(" defaults: ").split(", ")
+    assert "none" in fitting and "taylorseer" in fitting and "pab" not in fitting
+    for name in fitting:
+        assert demo.caches.state_bytes(CACHES[name](), shape) < state
+    assert "first-block" not in fitting  # whose graphs an engine would not compile
+    # Without an engine, of what this process may have.
+    held = 4 * made.latents.nbytes + 3 * 256 * 256 + demo.decode_bytes(256, 256, 1)
+    there = [held + state, held + state - 1]
+    monkeypatch.setattr(
+        "max_diffusion.pipelines.room.host_memory", partial(there.pop, 0)
+    )
+    values = {"cache": cache, "num_inference_steps": 20, "height": 256, "width": 256}
+    context(demo, **values)
+    with pytest.raises(RequestError) as caught:
+        context(demo, **values)
+    assert str(caught.value) == (
+        f"request: 1 picture of 256 x 256 needs at least {held + state >> 20} MiB, "
+        f"{state >> 20} of them for the state of pab, and this process may have "
+        f"{held + state - 1 >> 20}; ask for fewer or smaller ones, or for a cache that "
+        f"fits at its defaults: {', '.join(demo.caches.fitting(state - 1, shape))}"
+    )
+
+
+def test_what_is_drawn_and_what_to_ask_for_in_words() -> None:
+    assert in_words(1, 1, 480, 720) == "1 picture of 720 x 480"
+    assert in_words(2, 49, 480, 720) == "2 videos of 49 frames of 720 x 480"
+    assert advice(1, ()) == "ask for fewer or smaller ones"
+    assert advice(49, ["none"]) == (
+        "ask for fewer, smaller or shorter ones, or for a cache that fits at its "
+        "defaults: none"
+    )
 
 
 def test_a_picture_to_start_from_is_counted(demo_pictures: TextToImagePipeline) -> None:
