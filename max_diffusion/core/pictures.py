@@ -28,12 +28,13 @@ class Picture:
     """
 
     pixels: np.ndarray
-    """uint8 ``(H, W, 3)``, or ``(H, W, 1)`` of shades of gray; copied, read-only."""
+    """uint8 ``(H, W, 3)``, or ``(H, W, 1)`` of shades of gray; read-only, and so
+    copied unless it is that and owns its memory."""
     name: str = "image"
     """What messages call it: its file's name, say."""
 
     def __post_init__(self) -> None:
-        """Takes a copy of the pixels, which so stay as they are."""
+        """Takes a copy of the pixels that others may change."""
         pixels = self.pixels
         is_array = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8
         if not is_array or pixels.ndim != 3 or pixels.shape[2] not in (1, 3):
@@ -43,8 +44,10 @@ class Picture:
                 f"got {got} {list(getattr(pixels, 'shape', ()))}"
             )
         check_pixels(self.name, self.width, self.height)
-        pixels = np.array(pixels, order="C")
-        pixels.flags.writeable = False
+        is_own = pixels.flags.owndata and not pixels.flags.writeable
+        if not (is_own and pixels.flags.c_contiguous):
+            pixels = np.array(pixels, order="C")
+            pixels.flags.writeable = False
         object.__setattr__(self, "pixels", pixels)
 
     @property
@@ -60,8 +63,9 @@ class Picture:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the size and the pixels, in hexadecimal."""
-        size = f"{self.pixels.shape}".encode()
-        return hashlib.sha256(size + self.pixels.tobytes()).hexdigest()
+        found = hashlib.sha256(f"{self.pixels.shape}".encode())
+        found.update(self.pixels.data)  # which makes no copy
+        return found.hexdigest()
 
     def __eq__(self, other: object) -> bool:
         """Whether the other one is a picture of the same pixels."""

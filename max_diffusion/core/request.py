@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -256,6 +257,15 @@ class GivenPictures:
         return tuple(x for x in (self.start, known, *self.references) if x is not None)
 
     @property
+    def arrays(self) -> tuple[np.ndarray, ...]:
+        """All arrays of numbers that are held."""
+        masks = self.kept_mask, None if self.known is None else self.known.mask
+        return (
+            *(x for one in self.to_encode for x in (one.pixels, one.posterior)),
+            *(mask for mask in masks if mask is not None),
+        )
+
+    @property
     def marks_nothing(self) -> bool:
         """Whether there is a mask, and it leaves nothing to draw."""
         mask = self.kept_mask if self.known is None else self.known.mask
@@ -316,6 +326,10 @@ class GenerationContext:
     """The pictures that the request brings; ``None`` draws from text alone."""
     references: tuple[Grid, ...] = ()
     """How the tokens of each reference picture are arranged."""
+    images: tuple[str, ...] = ()
+    """SHA-256 of each picture that the request brings, in hexadecimal."""
+    mask: str | None = None
+    """SHA-256 of its mask; ``None`` without one."""
     strength: float | None = None
     """How much of the schedule is run from a picture; ``None`` without one, or where
     all of it is."""
@@ -328,3 +342,12 @@ class GenerationContext:
     def reference_tokens(self) -> int:
         """Number of tokens of all reference pictures."""
         return sum(grid.num_tokens for grid in self.references)
+
+    @cached_property
+    def num_bytes(self) -> int:
+        """Bytes of its arrays, in the memory of the host."""
+        ids = (*self.tokens.values(), *(self.negative_tokens or {}).values())
+        arrays = [self.latents, *ids]
+        if self.given is not None:
+            arrays += self.given.arrays
+        return sum(array.nbytes for array in arrays)

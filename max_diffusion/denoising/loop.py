@@ -45,6 +45,19 @@ class Branch:
     inputs: Mapping[str, Buffer] = field(default_factory=dict)
 
 
+def are_faster_as_one(branches: int, tokens: int, device: Device) -> bool:
+    """Returns whether both branches take less time as one batch than in turn.
+
+    Args:
+        branches: 2 with true guidance.
+        tokens: Image tokens that the transformer reads of all samples of a branch.
+        device: What runs it. A GPU reads the weights once for both.
+    """
+    if branches < 2:
+        return False
+    return not device.is_host or tokens <= _MAX_TOKENS_AS_ONE
+
+
 @final
 @dataclass
 class Denoising:
@@ -104,17 +117,13 @@ class Denoising:
         """Whether all steps are taken."""
         return self.step == self.schedule.num_steps
 
-    @property
+    @cached_property
     def is_faster_as_one(self) -> bool:
         """Whether both branches take less time as one batch than in turn."""
-        if len(self.branches) < 2:
-            return False
-        if not self.device.is_host:
-            return True  # a GPU reads the weights once for both
         reference = self.branches[0].inputs.get(REFERENCE)
         tokens = self.image_tokens
         tokens += 0 if reference is None else int(reference.shape[1])
-        return self.batch * tokens <= _MAX_TOKENS_AS_ONE
+        return are_faster_as_one(len(self.branches), self.batch * tokens, self.device)
 
     def advance(self) -> Routine[None]:
         """Takes one step."""
@@ -127,11 +136,15 @@ class Denoising:
             first = yield from self._predict(*pairs[0], timestep)
             estimated = yield from self._estimated(self.states[1], first[0])
             answers = [first, estimated]
-        else:
-            # Whoever runs several at once can run both branches as one.
+        elif self.is_faster_as_one:
+            # Whoever runs several at once runs both branches as one.
             answers = yield Fork(
                 tuple(self._predict(*pair, timestep) for pair in pairs)
             )
+        else:
+            answers = []
+            for pair in pairs:
+                answers.append((yield from self._predict(*pair, timestep)))
         predictions = [prediction for prediction, _ in answers]
         self._note([span for _, span in answers])
         prediction = predictions[0]

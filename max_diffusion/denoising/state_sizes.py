@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, get_args
 
-from max.graph import Module, Shape
+from max.graph import Dim, Module, Shape, StaticDim
 
 from graphs.denoiser import ModuleLevel, StepGraphs
 
@@ -65,6 +66,38 @@ class StateSizer:
                 level: size(level) for level in get_args(ModuleLevel) if level in levels
             },
             branches=branches,
+        )
+
+    @in_graph_context
+    def of_inputs(
+        self, shape: tuple[int, int, int], branches: int = 1, reference_tokens: int = 0
+    ) -> int:
+        """Bytes of what steps are given beside latents: texts, and tables of positions.
+
+        Args:
+            shape: As for :meth:`of`.
+            branches: As for :meth:`of`. What has no batch axis, both share.
+            reference_tokens: As for :meth:`of`.
+        """
+        batch, image, text = (int(size) for size in shape)
+        rows = Dim("batch")
+        types = self._component.denoiser().input_types(
+            "batch", image + reference_tokens, text
+        )
+
+        def length(dim: Dim) -> int:
+            if isinstance(dim, StaticDim):
+                return int(dim)
+            # Another that is a request's own is of its text, part of it.
+            return batch if dim == rows else text
+
+        return sum(
+            (branches if kind.shape[0] == rows else 1)
+            * kind.dtype.size_in_bytes
+            * math.prod(map(length, kind.shape))
+            for name, kind in types.items()
+            # Counted with the latents, and with the pictures.
+            if name not in ("latents", "known")
         )
 
     def _token_elements(self, name: str) -> tuple[int, int]:

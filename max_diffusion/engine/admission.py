@@ -83,7 +83,7 @@ class Admission:
         """Gives a request a slot, or a place in the queue.
 
         Raises:
-            QueueFullError: Too many requests wait.
+            QueueFullError: Too many requests wait, or too many bytes of them.
         """
         with self.lock:
             self._order += 1
@@ -92,12 +92,7 @@ class Admission:
             if not self._waiting and self._let_in(job):
                 self.lock.notify()
                 return
-            if len(self._waiting) >= self._config.max_queued:
-                raise QueueFullError(
-                    f"engine: {len(self._waiting)} requests wait already, at most "
-                    f"{self._config.max_queued} may; try again later",
-                    retry_after=max(1.0, self._seconds_per_request),
-                )
+            self._check_queue(context.num_bytes)
             self._waiting.append(job)
             self._waiting.sort(key=lambda job: (-job.options.priority, job.order))
 
@@ -209,6 +204,24 @@ class Admission:
             self._waiting.pop(0)
         admitted, self._admitted = self._admitted, []
         return [job for job in admitted if job in self.running]
+
+    def _check_queue(self, num_bytes: int) -> None:
+        """Refuses a request of so many bytes where no more may wait."""
+        count, config = len(self._waiting), self._config
+        held = sum(job.context.num_bytes for job in self._waiting)
+        reason = ""
+        if count >= config.max_queued:
+            reason = f"at most {config.max_queued} may"
+        elif count and held + num_bytes > config.max_queued_bytes:
+            reason = (
+                f"with {held} bytes of noise and pictures, at most "
+                f"{config.max_queued_bytes} may, and this one has {num_bytes}"
+            )
+        if reason:
+            raise QueueFullError(
+                f"engine: {count} requests wait already, {reason}; try again later",
+                retry_after=max(1.0, self._seconds_per_request),
+            )
 
     def _let_in(self, job: Job) -> bool:
         """Gives a request a slot, if there is one."""

@@ -14,6 +14,9 @@ class EngineConfig:
     Attributes:
         max_running: Most requests that hold memory at a time.
         max_queued: Most requests that wait; one more is refused.
+        max_queued_bytes: Most bytes of noise and pictures, as they are drawn from, of
+            those that wait; one more is refused, but for the first. They are in the
+            memory of the host, and in no other limit.
         max_step_samples: Most pictures that take a step in one turn; where there are
             more, they take turns.
         max_batch: Most pictures in one execution of a graph, but for a request that
@@ -29,6 +32,7 @@ class EngineConfig:
 
     max_running: int = 64
     max_queued: int = 256
+    max_queued_bytes: int = 2**30
     max_step_samples: int = 16
     max_batch: int = 8
     memory_limit: int | None = None
@@ -37,6 +41,7 @@ class EngineConfig:
         """Checks the ranges."""
         count("engine: max_running", self.max_running, minimum=1)
         count("engine: max_queued", self.max_queued, minimum=0)
+        whole("engine: max_queued_bytes", self.max_queued_bytes, minimum=0)
         count("engine: max_step_samples", self.max_step_samples, minimum=1)
         count("engine: max_batch", self.max_batch, minimum=1)
         if self.memory_limit is not None:

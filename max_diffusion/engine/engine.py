@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import uuid
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, final
 
@@ -140,7 +141,9 @@ class Engine:
             )
         needed = self._plan.needed_by(context)
         admission = self._admission
-        handle = RequestHandle(uuid.uuid4().hex, request, admission.cancel, listener)
+        # Its pixels may be a hundred times what is drawn, and are in no plan.
+        kept = request if request.inputs is None else replace(request, inputs=None)
+        handle = RequestHandle(uuid.uuid4().hex, kept, admission.cancel, listener)
         with admission.lock:
             if not self.is_alive:
                 raise EngineStoppedError(

@@ -2,63 +2,65 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any, Final, final
+from typing import Any
 
+import numpy as np
 from max.driver import Buffer
 
 from ..core.buffers import to_numpy
-from ..denoising.loop import Denoising
+from ..denoising.loop import Branch, Denoising
 from ..pipelines.text_to_image import TextToImagePipeline
 
-_MAX_KEPT: Final = 64
 
-
-@final
-class InternedInputs:
-    """Inputs without a batch axis, such as tables of positions, by their contents.
+def intern_inputs(
+    pipeline: TextToImagePipeline, denoising: Denoising, others: Iterable[Denoising]
+) -> None:
+    """Replaces inputs without a batch axis, such as tables of positions, by others'.
 
     Calls can be one only if these are the very same buffers, so requests of the same
-    size are given the same ones. An engine has one of its own, which keeps the 64
-    buffers that were used last.
+    size share one. Nothing else holds it: it is gone with the last of them.
+
+    Args:
+        pipeline: Says which inputs have a batch axis; these are let be.
+        denoising: Whose branches' inputs are replaced, by equal ones.
+        others: Loops that run.
     """
+    if pipeline.denoiser is None:
+        return
+    batched = pipeline.denoiser.inputs.batched
+    known: dict[Any, list[Buffer]] = {}
 
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Any, ...], Buffer] = OrderedDict()
-
-    def intern(self, pipeline: TextToImagePipeline, denoising: Denoising) -> None:
-        """Replaces the inputs of a loop that are known already, and keeps the others.
-
-        Args:
-            pipeline: Says which inputs have a batch axis; these are let be.
-            denoising: Whose branches' inputs are replaced.
-        """
-        denoiser = pipeline.denoiser
-        if denoiser is None:
-            return
-        denoising.branches = tuple(
-            replace(
-                branch, inputs=self._interned(branch.inputs, denoiser.inputs.batched)
+    def shareable(branch: Branch) -> list[tuple[str, Buffer, list[Buffer]]]:
+        """Inputs by name, each with all that are known of its kind."""
+        return [
+            (
+                name,
+                value,
+                known.setdefault((name, tuple(value.shape), value.dtype), []),
             )
-            for branch in denoising.branches
-        )
+            for name, value in branch.inputs.items()
+            if name not in batched
+        ]
 
-    def _interned(
-        self, inputs: Mapping[str, Buffer], batched: frozenset[str]
-    ) -> dict[str, Buffer]:
-        return {
-            name: value if name in batched else self._one_of(value)
-            for name, value in inputs.items()
-        }
+    for other in others:
+        for branch in other.branches:
+            for _, value, alike in shareable(branch):
+                if all(value is not each for each in alike):
+                    alike.append(value)
+    branches = []
+    for branch in denoising.branches:
+        inputs = dict(branch.inputs)
+        for name, value, alike in shareable(branch):
+            equal = next((each for each in alike if _is_equal(each, value)), None)
+            if equal is None:
+                alike.append(value)
+            else:
+                inputs[name] = equal
+        branches.append(replace(branch, inputs=inputs))
+    denoising.branches = tuple(branches)
 
-    def _one_of(self, value: Buffer) -> Buffer:
-        digest = hashlib.sha256(to_numpy(value).tobytes()).digest()
-        key = (tuple(value.shape), value.dtype, digest)
-        known = self._kept.setdefault(key, value)
-        self._kept.move_to_end(key)
-        if len(self._kept) > _MAX_KEPT:
-            self._kept.popitem(last=False)
-        return known
+
+def _is_equal(one: Buffer, other: Buffer) -> bool:
+    return one is other or np.array_equal(to_numpy(one), to_numpy(other))

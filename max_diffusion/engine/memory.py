@@ -10,12 +10,16 @@ from max.driver import Device
 from ..core.host_memory import free_memory
 from ..core.loras import Loras
 from ..core.request import GenerationContext, GivenPictures
+from ..denoising.loop import are_faster_as_one
 from ..errors import RequestError
 from ..pipelines.decoding import LATENT_BUFFERS
+from ..pipelines.room import advice, in_words
 from ..pipelines.text_to_image import TextToImagePipeline
 
-# Hidden states at once in a pass: a block's inputs, its outputs, and what lies between.
-_STREAM_BUFFERS = 8
+# A pass at its peak, in hidden states of all tokens: a block's inputs, its outputs and
+# what lies between. On a CPU 15 to 16 with the demo model, 20 with first-block caches,
+# and 13 with a small CogVideoX.
+_STREAM_BUFFERS = 20
 
 
 def default_memory_limit(device: Device) -> int:
@@ -28,8 +32,8 @@ class Needed:
     """Bytes that a request takes of the device's memory."""
 
     held: int
-    """Bytes it takes from its admission to its end: latents, text, cache state, its
-    share of a pass, and its pictures."""
+    """Bytes it takes from its admission to its end: latents, text, tables of positions,
+    cache state, its share of a pass, and its pictures."""
     decode: int
     """Bytes it takes besides while one of its pictures is decoded, or the one that it
     starts from encoded."""
@@ -99,6 +103,7 @@ class MemoryPlan:
         latents = context.latents
         pipeline = self._pipeline
         held = LATENT_BUFFERS * latents.nbytes
+        state = 0
         # Its pictures, and a preview of each.
         samples = latents.shape[0] * context.num_frames
         held += 2 * 3 * samples * context.height * context.width
@@ -111,9 +116,16 @@ class MemoryPlan:
             sizes = pipeline.denoiser.sizes.of(
                 shape, branches, cache.graph_groups, context.reference_tokens
             )
-            held += cache.state_bytes(sizes)
-            held += _STREAM_BUFFERS * (sizes.image + sizes.text)
-            held += branches * sizes.text
+            state = cache.state_bytes(sizes)
+            held += state
+            tokens = shape[0] * (shape[1] + context.reference_tokens)
+            # In turn, the pass of one branch is over when the other's begins.
+            is_one = are_faster_as_one(branches, tokens, pipeline.device)
+            at_once = 2 if is_one else 1
+            held += at_once * _STREAM_BUFFERS * (sizes.image + sizes.text)
+            held += pipeline.denoiser.sizes.of_inputs(
+                shape, branches, context.reference_tokens
+            )
         decode = pipeline.decode_bytes(
             context.height, context.width, context.num_frames
         )
@@ -125,14 +137,32 @@ class MemoryPlan:
         lora_bytes = pipeline.adapters.num_bytes(loras)
         needed = Needed(int(held), decode, loras, lora_bytes)
         if needed.total > self.limit:
-            images = latents.shape[0]
-            raise RequestError(
-                f"engine: this request of {images} pictures of {context.width} x "
-                f"{context.height} needs {needed.total} bytes, {decode} of them to "
-                f"decode a picture, more than the limit of {self.limit}; ask for fewer "
-                "or smaller ones, or another cache"
-            )
+            raise self._too_much(context, needed, state)
         return needed
+
+    def _too_much(
+        self, context: GenerationContext, needed: Needed, state: int
+    ) -> RequestError:
+        """The error of a request that never fits, with what would."""
+        batch, image_tokens, _ = context.latents.shape
+        frames, cache = context.num_frames, context.cache.config
+        fitting: list[str] = []
+        if state:
+            fitting = self._pipeline.caches.fitting(
+                self.limit - needed.total + state,
+                (batch, image_tokens, context.text_tokens),
+                1 if context.negative_tokens is None else 2,
+                context.reference_tokens,
+                self._pipeline.graph_groups,
+            )
+        drawn = in_words(batch, frames, context.height, context.width)
+        kind = "picture" if frames == 1 else "video"
+        of_state = f" and {state} for the state of {cache.name}" if state else ""
+        return RequestError(
+            f"engine: this request of {drawn} needs {needed.total} bytes, "
+            f"{needed.decode} of them to decode a {kind}{of_state}, more than the "
+            f"limit of {self.limit}; {advice(frames, fitting)}"
+        )
 
     def reserve(self, needed: Needed) -> bool:
         """Takes a slot, and says whether there was room for it."""

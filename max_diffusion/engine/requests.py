@@ -161,7 +161,7 @@ class RequestHandle:
 
     Args:
         identifier: Its name, which no other request has.
-        request: What is drawn.
+        request: What is drawn, without its pictures.
         cancel: Has the engine stop it.
         listener: Called with every event, if its owner gave one.
     """
@@ -176,7 +176,8 @@ class RequestHandle:
         self.id = identifier
         """Its name, which no other request has."""
         self.request = request
-        """What is drawn."""
+        """What is drawn; without its pictures, which the engine lets go of once they
+        are scaled."""
         self._cancel = cancel
         self._listener = listener
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()

@@ -19,7 +19,7 @@ from ..pipelines.outputs import DiffusionPipelineOutput, GenerationResult
 from ..pipelines.reporting import report_of
 from ..pipelines.text_to_image import TextToImagePipeline
 from .admission import Admission
-from .interned_inputs import InternedInputs
+from .interned_inputs import intern_inputs
 from .job import Job
 from .notifier import Notifier
 from .requests import Preview
@@ -75,7 +75,6 @@ class SideJobs:
         self._admission = admission
         self._notifier = notifier
         self._finish, self._fail = finish, fail
-        self._inputs = InternedInputs()
         self._queue: deque[_Work] = deque()
         # Text encoders that are in memory for as long as texts wait for them.
         self._encoders = ExitStack()
@@ -189,7 +188,8 @@ class SideJobs:
         self._encoders.enter_context(self._pipeline.graphs.text_encoders())
         inputs = self._pipeline.prepare_inputs(job.context)
         denoising = self._pipeline.encode(inputs)
-        self._inputs.intern(self._pipeline, denoising)
+        loops = [running.denoising for running in self._admission.running]
+        intern_inputs(self._pipeline, denoising, [loop for loop in loops if loop])
         steps, previews = denoising.schedule.num_steps, job.options.num_previews
         job.preview_steps = tuple(
             step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -20,6 +20,7 @@ PictureLike: TypeAlias = (
 )
 """A picture as a caller has it."""
 MAX_FILE_BYTES: Final = 2**28
+_BAND_PIXELS: Final = 2**20
 # Read without Image.open, which only warns of pictures that are too large.
 _READERS: Final[Mapping[bytes, Any]] = MappingProxyType(
     {
@@ -233,21 +234,54 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def _rgb(image: Image.Image) -> np.ndarray:
     image = _eight_bits(image)
-    if _has_alpha(image):
-        colours = image.convert("RGBA")
-        if colours.getchannel("A").getextrema() != (255, 255):
-            paper = Image.new("RGBA", colours.size, "white")
-            colours = Image.alpha_composite(paper, colours)
-        image = colours
-    return np.asarray(image.convert("RGB"))
+    return _by_bands(image, 3, _on_white if _has_alpha(image) else _colours)
 
 
 def _marks(image: Image.Image) -> np.ndarray:
     image = _eight_bits(image)
     if _has_alpha(image):
-        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
-        if alpha.min() < 255:
-            return (255 - alpha)[..., None]
+        marks = _by_bands(image, 1, _transparent)
+        if marks.any():
+            return marks
     if image.mode in ("1", "L", "LA"):
-        return np.asarray(image.convert("L"))[..., None]
-    return np.asarray(image.convert("RGB"))
+        return _by_bands(image, 1, lambda band: np.asarray(band.convert("L")))
+    return _by_bands(image, 3, _colours)
+
+
+def _by_bands(
+    image: Image.Image, channels: int, convert: Callable[[Image.Image], np.ndarray]
+) -> np.ndarray:
+    """Converts some rows after the other, so that only these are there several times.
+
+    Args:
+        image: As it was decoded.
+        channels: Of what comes out.
+        convert: To uint8 ``(h, W)`` or ``(h, W, channels)``, each pixel for itself.
+
+    Returns:
+        uint8 ``(H, W, channels)``, read-only.
+    """
+    pixels = np.empty((image.height, image.width, channels), np.uint8)
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        band = convert(image.crop((0, top, image.width, bottom)))
+        pixels[top:bottom] = band.reshape(bottom - top, image.width, channels)
+    pixels.flags.writeable = False
+    return pixels
+
+
+def _colours(band: Image.Image) -> np.ndarray:
+    return np.asarray(band.convert("RGB"))
+
+
+def _on_white(band: Image.Image) -> np.ndarray:
+    colours = band.convert("RGBA")
+    if colours.getchannel("A").getextrema() != (255, 255):
+        paper = Image.new("RGBA", colours.size, "white")
+        colours = Image.alpha_composite(paper, colours)
+    return _colours(colours)
+
+
+def _transparent(band: Image.Image) -> np.ndarray:
+    return 255 - np.asarray(band.convert("RGBA").getchannel("A"))

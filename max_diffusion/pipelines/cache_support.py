@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, final
 
@@ -197,16 +197,36 @@ class CacheSupport:
         needed = self.state_bytes(config, shape, branches, reference_tokens)
         if needed <= limit:
             return
-        fitting = [
-            name
-            for name, known in self.supported().items()
-            if self.state_bytes(known, shape, branches, reference_tokens) <= limit
-        ]
+        fitting = self.fitting(limit, shape, branches, reference_tokens)
         raise RequestError(
             f"cache: {config.name} would keep {needed} bytes of state, more than the "
             f"limit of {limit}; at their defaults these run here and fit: "
             f"{', '.join(fitting)}"
         )
+
+    def fitting(
+        self,
+        limit: int,
+        shape: Shape,
+        branches: int = 1,
+        reference_tokens: int = 0,
+        among: Collection[GraphGroup] | None = None,
+    ) -> list[str]:
+        """Names of the caches that run here, and whose state fits at their defaults.
+
+        Args:
+            limit: Bytes of state, of all branches of the request.
+            shape: As for :meth:`state_bytes`.
+            branches: As for :meth:`state_bytes`.
+            reference_tokens: As for :meth:`state_bytes`.
+            among: Graphs that a cache may need; ``None`` for any.
+        """
+        return [
+            name
+            for name, known in self.supported().items()
+            if (among is None or frozenset(among).issuperset(known.graph_groups))
+            and self.state_bytes(known, shape, branches, reference_tokens) <= limit
+        ]
 
     def _policy(self, config: AbstractCacheConfig) -> AbstractCache:
         policy = config.create_cache(self._calibration)

@@ -14,7 +14,7 @@ from ..core.grid import Grid
 from ..core.options import RequestOptions, read_options
 from ..core.request import GenerationContext, GenerationRequest, PromptTexts
 from ..sampling import Schedule
-from .decoding import check_room
+from .room import check_room
 from .starting import (
     check_inputs,
     drawn_size,
@@ -79,24 +79,31 @@ def make_context(
         unwanted = _tokenize_once(pipeline, negative, length)
     read = [each.text_tokens for each in (words, unwanted) if each is not None]
     text_tokens = max(length if count is None else count for count in read)
-    latent_bytes = 4 * (grid.num_tokens + read_tokens) * pipeline.token_channels
-    size = (request.num_images, frames.count, height, width)
-    check_room(pipeline, size, latent_bytes, references)
+    tokens = (request.num_images, grid.num_tokens, text_tokens)
+    branches = 2 if has_negative else 1
+    check_room(
+        pipeline,
+        (request.num_images, frames.count, height, width),
+        tokens,
+        cache.config,
+        branches=branches,
+        references=references,
+    )
     if request.cache_memory_limit is not None:
         pipeline.caches.check_memory(
             cache.config,
             request.cache_memory_limit,
-            (request.num_images, grid.num_tokens, text_tokens),
-            branches=2 if has_negative else 1,
+            tokens,
+            branches=branches,
             reference_tokens=read_tokens,
         )
-    given = None
-    if request.inputs is None:
+    given, inputs = None, request.inputs
+    if inputs is None:
         noise = pipeline.draw_noise(request, grid)
     else:
         pictures = pipeline.pictures
         assert pictures is not None, "check_inputs has refused it"
-        noise, given = pictures.start(request, request.inputs, grid, references)
+        noise, given = pictures.start(request, inputs, grid, references)
         if given.marks_nothing:
             notes = (
                 *notes,
@@ -127,6 +134,8 @@ def make_context(
         is_timed=request.is_timed,
         given=given,
         references=references,
+        images=() if inputs is None else tuple(x.digest for x in inputs.images),
+        mask=inputs.mask.digest if inputs is not None and inputs.mask else None,
         strength=strength,
         warnings=(
             *_guidance_warnings(pipeline, request, scale),

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from max.driver import Buffer
 
 from ..core.buffers import take_rows
-from ..core.grid import Grid
-from ..core.host_memory import host_memory
 from ..core.request import GenerationContext
-from ..errors import RequestError
 
 if TYPE_CHECKING:
     from .text_to_image import TextToImagePipeline
@@ -109,40 +106,3 @@ def decode_gradually(
             if done < context.num_frames:
                 yield
     return frames
-
-
-def check_room(
-    pipeline: TextToImagePipeline,
-    size: tuple[int, int, int, int],
-    each: int,
-    references: Sequence[Grid] = (),
-) -> None:
-    """Refuses a request that could never fit this machine's memory.
-
-    Args:
-        pipeline: What would run it.
-        size: Samples, frames of each, height and width in pixels.
-        each: Bytes of the latents of a sample.
-        references: Tokens of each reference picture.
-
-    Raises:
-        RequestError: All its latents and images, and what decoding one image takes, or
-            encoding a reference, are more than there is.
-    """
-    if not pipeline.device.is_host:
-        return  # what its memory manager holds is not known
-    batch, num_frames, height, width = size
-    held = batch * (LATENT_BUFFERS * each + 3 * num_frames * height * width)
-    most = pipeline.decode_bytes(height, width, num_frames)
-    for grid in references if pipeline.pictures else ():
-        sides = grid.rows * pipeline.cell, grid.columns * pipeline.cell
-        most = max(most, pipeline.pictures.encode_bytes(*sides))
-    needed = held + most
-    there = host_memory()
-    if needed > there:
-        frames = f" of {num_frames} frames" if num_frames > 1 else ""
-        raise RequestError(
-            f"request: {batch} pictures{frames} of {width} x {height} need at least "
-            f"{needed >> 20} MiB, and this process may have {there >> 20}; ask for "
-            "fewer or smaller ones"
-        )

@@ -417,10 +417,7 @@ class DiffusionPipeline(ABC):
         """Takes all the steps that are left, alone; arguments of :meth:`denoise`."""
         batcher = Batcher(self.models, len(denoising.branches) * denoising.batch)
         while not denoising.is_done:
-            if denoising.is_faster_as_one:
-                batcher.run_one(denoising.advance())
-            else:
-                run(self.models, denoising.advance())
+            batcher.run_one(denoising.advance())
             if on_step is not None:
                 on_step(denoising.step, denoising.schedule.num_steps)
 

@@ -27,13 +27,12 @@ def report_of(
 
     Args:
         pipeline: What ran it.
-        request: As it was asked for.
+        request: As it was asked for; its pictures may be gone.
         context: The same as numbers.
         output: What it gave.
         total_seconds: From the request to the images.
     """
     seconds, config = output.seconds or {}, context.cache.config
-    inputs = request.inputs
     has_negative = context.negative_tokens is not None
     negative = request.negative_prompt
     if has_negative and negative is None:
@@ -73,8 +72,8 @@ def report_of(
         versions=_versions(),
         sigmas=request.sigmas,
         loras=dict((*pipeline.pipeline_config.loras, *request.loras)),
-        images=tuple(image.digest for image in inputs.images) if inputs else (),
-        mask=inputs.mask.digest if inputs and inputs.mask else None,
+        images=context.images,
+        mask=context.mask,
         strength=context.strength,
         reference_tokens=context.reference_tokens,
     )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from edit_bodies import hole, picture, pixels, png
 from pictures import psnr
-from serving import Served, served
+from serving import Served, served, wait_until
 
-from max_diffusion import TextToImagePipeline
+from max_diffusion import GenerationRequest, TextToImagePipeline
+from max_diffusion.engine import EngineConfig, StepTaken
 
 PROMPT = "a red circle above a blue square"
 
@@ -84,3 +88,37 @@ def test_a_size_that_cannot_be_drawn_is_refused(server: Served) -> None:
     answer = edit(server, size="100x100")
     assert answer.status_code == 400
     assert "must be a multiple of 16" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_neither_an_upload_nor_its_pixels_are_held_while_it_waits(
+    demo_pictures: TextToImagePipeline, stream: str
+) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (1024, 1024, 3), np.uint8)
+    upload = png(noise)  # of as many bytes, since noise cannot be compressed
+    assert len(upload) > noise.nbytes > 3e6
+    files = {"image": ("a.png", upload)}
+    with (
+        served(demo_pictures, EngineConfig(max_running=1)) as server,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        first = server.engine.submit(
+            GenerationRequest(("a",), num_inference_steps=10_000, height=256, width=256)
+        )
+        next(event for event in first.events(60) if isinstance(event, StepTaken))
+        tracemalloc.start()
+        try:
+            answer = pool.submit(
+                edit, server, files, size="64x64", steps="2", stream=stream
+            )
+            wait_until(lambda: server.engine.stats().queued == 1)
+            wait_until(lambda: gc.collect() >= 0 and held() < noise.nbytes / 2)
+        finally:
+            tracemalloc.stop()
+            first.cancel()
+        assert answer.result().status_code == 200
+
+
+def held() -> int:
+    """Bytes that Python and NumPy hold of those asked for since it is traced."""
+    return tracemalloc.get_traced_memory()[0]

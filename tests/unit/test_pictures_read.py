@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from processes import run_python
 
 from max_diffusion import GenerationRequest, RequestError
 from max_diffusion.core.pictures import MAX_PIXELS, Picture, PictureInputs
@@ -227,3 +228,60 @@ def test_what_does_not_go_together_is_refused() -> None:
     assert inputs is not None
     assert inputs.images == (picture, other)
     assert repr(picture) == "Picture('image', 12 x 8)"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "L", "P", "CMYK", "1", "I;16"])
+def test_what_is_read_in_bands_is_what_is_read_at_once(
+    monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    pixels = np.random.default_rng(8).integers(0, 256, (37, 23, 4), np.uint8)
+    pixels[:20, :, 3] = 255  # the first bands are opaque
+    image = Image.fromarray(pixels)
+    if mode == "I;16":
+        image = Image.fromarray(pixels[..., :2].copy().view("<u2")[..., 0])
+    elif mode == "P":
+        image = image.convert("RGB").quantize(8)
+        image.info["transparency"] = 3
+    elif mode != "RGBA":
+        image = image.convert("LA").convert(mode) if mode == "LA" else image
+        image = image.convert("RGB").convert(mode) if mode != "LA" else image
+    whole = [read(image).pixels for read in (read_picture, read_mask)]
+    for rows in (1, 5, 36):
+        monkeypatch.setattr("max_diffusion.media.pictures._BAND_PIXELS", rows * 23)
+        for read, wanted in zip((read_picture, read_mask), whole, strict=True):
+            assert np.array_equal(read(image).pixels, wanted)
+
+
+_PEAK = """
+import io, re
+from pathlib import Path
+from PIL import Image
+from max_diffusion.media.pictures import read_inputs
+data = io.BytesIO()
+size = 4096, 4096
+Image.new("RGBA", size, (9, 9, 9, 100)).save(data, "PNG", compress_level=1)
+read_inputs(data.getvalue())
+# Again: that it was made, and what is loaded for it, is behind.
+status = Path("/proc/self/status")
+Path("/proc/self/clear_refs").write_text("5")
+found = lambda name: int(re.search(name + ":\\s+(\\d+)", status.read_text())[1]) * 1024
+before = found("VmRSS")
+read_inputs(data.getvalue())
+print((found("VmHWM") - before) / (size[0] * size[1]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_reading_takes_the_picture_and_its_pixels_once() -> None:
+    done = run_python(_PEAK)
+    assert done.returncode == 0, done.stderr
+    # RGBA as Pillow has it, RGB as it is kept, and little more.
+    assert 5 <= float(done.stdout) <= 9
+
+
+def test_pixels_that_nobody_can_change_are_not_copied() -> None:
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    assert not np.shares_memory(Picture(pixels).pixels, pixels)
+    pixels.flags.writeable = False
+    assert Picture(pixels).pixels is pixels
+    assert not np.shares_memory(Picture(pixels[:2]).pixels, pixels)  # of another's

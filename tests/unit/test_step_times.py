@@ -198,6 +198,18 @@ def test_both_branches_run_as_one_where_that_is_faster(
     assert denoising.is_faster_as_one == is_one
 
 
+@pytest.mark.parametrize(("tokens", "batches"), [(512, [2]), (513, [1, 1])])
+def test_a_batcher_runs_both_branches_as_one_where_that_is_faster_only(
+    tokens: int, batches: list[int]
+) -> None:
+    denoising = begin(Chip(is_host=True), branches=2, is_timed=True)
+    denoising.latents = Buffer.from_numpy(np.zeros((1, tokens, 3), np.float32))
+    graphs = Graphs()
+    as_one(denoising, graphs)
+    assert graphs.batches == batches
+    assert denoising.records[0].is_time_shared == (batches == [2])
+
+
 def test_every_step_is_told_its_timestep_and_its_record_too() -> None:
     denoising = begin(Chip(is_host=True), branches=1, is_timed=True)
     told: list[list[float]] = []

@@ -93,10 +93,13 @@ class Desk:
         address = str(self.request.base_url) + "images/"
         answers = Answers(body, settings.model, self.store, address, task)
         draw = partial(self.backend.draw, drawing, options)
+        del inputs, drawing  # the engine lets go of pictures: none may stay here
         if body.stream:
             events = await begun(draw, settings.keep_alive_seconds)
             return EventStream(events, answers, settings.keep_alive_seconds)
-        result = await result_unless_gone(self.request, draw)
+        waiting = result_unless_gone(self.request, draw)
+        del draw
+        result = await waiting
         if result is None:
             return Response(status_code=499)  # nobody is there to read it
         return await asyncio.to_thread(answers.response, result)

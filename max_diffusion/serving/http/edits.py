@@ -56,7 +56,7 @@ def add_edits(
         store: Keeps pictures for ``response_format`` ``url``.
         schema: Of the text fields.
     """
-    # A picture may take 200 MB while it is read: one after the other.
+    # A picture may take 600 MB while it is read: one after the other.
     reading = asyncio.Lock()
 
     @app.post(
@@ -76,8 +76,11 @@ def add_edits(
         body = checked(values_of(form.texts, schema), schema)
         async with reading:
             inputs = await asyncio.to_thread(_inputs, form, body.strength)
-        desk = Desk(backend, settings, store, request)
-        return await desk.answer(body, model, inputs, "image_edit")
+        answer = Desk(backend, settings, store, request).answer(
+            body, model, inputs, "image_edit"
+        )
+        del form, inputs  # the answer may be long in coming
+        return await answer
 
     @app.post(VARIATIONS, include_in_schema=False)
     async def variations() -> None:
@@ -99,7 +102,9 @@ async def _form(request: Request) -> Form:
             code="content_type",
             param="body",
         )
-    return await asyncio.to_thread(read_form, kind, await request.body())
+    # Not by body(), which keeps it for as long as there is the request.
+    body = b"".join([chunk async for chunk in request.stream()])
+    return await asyncio.to_thread(read_form, kind, body)
 
 
 def _check_files(form: Form, model: ModelDescription) -> None:

@@ -117,14 +117,14 @@ class Guard:
             return
         if body is None:
             return
-        is_read = has_begun = False
+        has_begun = False
 
         async def replay() -> Message:
-            nonlocal is_read
-            if is_read:
+            nonlocal body
+            if body is None:
                 return await receive()  # waits for the client to go away
-            is_read = True
-            return {"type": "http.request", "body": body, "more_body": False}
+            read, body = body, None  # whoever reads it may let go of it
+            return {"type": "http.request", "body": read, "more_body": False}
 
         async def note(message: Message) -> None:
             nonlocal has_begun

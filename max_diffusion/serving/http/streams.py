@@ -110,8 +110,9 @@ async def result_unless_gone(request: Request, draw: Draw) -> GenerationResult |
         MaxDiffusionError: The request was refused or failed, so there are no images.
     """
 
-    async def last() -> Event:
+    async def last(draw: Draw) -> Event:
         async with aclosing(await draw()) as events:
+            del draw  # with the pictures that it brought
             async for event in events:
                 if isinstance(event, Finished | Failed):
                     return event
@@ -121,7 +122,8 @@ async def result_unless_gone(request: Request, draw: Draw) -> GenerationResult |
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    tasks = asyncio.ensure_future(last()), asyncio.ensure_future(gone())
+    tasks = asyncio.ensure_future(last(draw)), asyncio.ensure_future(gone())
+    del draw
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if not tasks[0].done():
