@@ -342,17 +342,21 @@ def test_requests_with_other_references_run_side_by_side(
 
 def test_the_plan_counts_the_reference(kontext: TextToImagePipeline) -> None:
     settings: dict[str, Any] = {"height": 24, "width": 24, "num_inference_steps": 4}
+    requests = (
+        GenerationRequest((CAPTIONS[0],), **settings),
+        with_reference(24, 24, **settings),
+        with_reference(64, 64, **settings),
+    )
+    contexts = [kontext.create_context(request) for request in requests]
     with Engine(kontext) as engine:
-        needed = [
-            engine._plan.needed_by(kontext.create_context(request)).held
-            for request in (
-                GenerationRequest((CAPTIONS[0],), **settings),
-                with_reference(24, 24, **settings),
-                with_reference(64, 64, **settings),
-            )
-        ]
-    assert needed == sorted(needed)
-    assert len(set(needed)) == 3
+        plain, *others = (engine._plan.needed_by(each).held for each in contexts)
+    for needed, context in zip(others, contexts[1:], strict=True):
+        assert context.given is not None
+        pixels = sum(picture.pixels.nbytes for picture in context.given.to_encode)
+        # Beside the picture and the noise of its latents, what its tokens take as they
+        # run with the others: a stream of hidden states at the least.
+        stream = 4 * 64 * context.reference_tokens
+        assert needed - plain > pixels + context.latents.nbytes + stream
 
 
 # What is refused.
