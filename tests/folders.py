@@ -10,7 +10,7 @@ from typing import Any
 # Odd on purpose, and in every option the other way than the demo model: no guidance
 # embedding, exact GELU and the old end token in CLIP, ReLU in T5, quantising
 # convolutions and no attention in the autoencoder.
-TRANSFORMER = {
+TRANSFORMER: dict[str, Any] = {
     "patch_size": 1,
     "in_channels": 20,
     "num_layers": 2,

@@ -182,11 +182,11 @@ def _bound_cache(
     cache = pipeline.caches.bind(config, schedule.num_steps)
     known = Run(
         schedule.num_steps,
-        schedule.skipped_steps,
         tuple(float(timestep) for timestep in schedule.timesteps),
         required_steps=cache.required_steps,
         grid=grid,
         has_guidance=has_guidance,
+        skipped_steps=schedule.skipped_steps,
     )
     can_skip = cache.policy.skippable_steps(known) - cache.required_steps
     if can_skip or isinstance(config, NoCacheConfig):

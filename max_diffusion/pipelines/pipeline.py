@@ -378,11 +378,11 @@ class DiffusionPipeline(ABC):
         bound = self.caches.bound(cache, self.cache_config, schedule.num_steps)
         known = Run(
             schedule.num_steps,
-            schedule.skipped_steps,
             tuple(float(timestep) for timestep in schedule.timesteps),
             required_steps=bound.required_steps,
             grid=grid,
             has_guidance=len(branches) == 2,
+            skipped_steps=schedule.skipped_steps,
         )
         own = sampling or RequestSampling()
         rule = own.guidance or self.guidance

@@ -53,8 +53,8 @@ def twins(fill: TextToImagePipeline) -> Twins:
     return Twins.of(fill)
 
 
-def inputs_of(*size: int, seed: int = 0) -> PictureInputs:
-    image, mask = scene(*size, seed), mask_of(*size)
+def inputs_of(height: int, width: int, seed: int = 0) -> PictureInputs:
+    image, mask = scene(height, width, seed), mask_of(height, width)
     return PictureInputs((Picture(np.asarray(image)),), Picture(np.asarray(mask)))
 
 

@@ -75,9 +75,12 @@ def twins(request: pytest.FixtureRequest) -> Twins:
     return found
 
 
-def with_reference(*size: int, seed: int = 0, **settings: Any) -> GenerationRequest:
+def with_reference(
+    height: int, width: int, seed: int = 0, **settings: Any
+) -> GenerationRequest:
     """A request with a reference of this size, of which it keeps whole tokens."""
-    settings["inputs"] = PictureInputs((Picture(np.asarray(scene(*size, seed))),))
+    picture = Picture(np.asarray(scene(height, width, seed)))
+    settings["inputs"] = PictureInputs((picture,))
     settings.setdefault("options", {"auto_resize": False})
     return GenerationRequest((CAPTIONS[0],), **settings)
 
@@ -252,7 +255,7 @@ def test_a_forecast_keeps_only_what_is_drawn(kontext: TextToImagePipeline) -> No
     """So that what it is judged by is no prediction of the reference."""
     settings: dict[str, Any] = {"height": 24, "width": 24, "num_inference_steps": 6}
     cache = TaylorSeerConfig(cache_interval=2, warmup_steps=2)
-    given = {"image": scene(40, 40), "auto_resize": False}
+    given: dict[str, Any] = {"image": scene(40, 40), "auto_resize": False}
     with_it = kontext.generate(CAPTIONS[0], cache=cache, **given, **settings)
     without = kontext.generate(CAPTIONS[0], cache=cache, **settings)
     assert with_it.report.cache_bytes == without.report.cache_bytes > 0

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import toy_video
 from edit_bodies import png
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
 from serving import Served, listening, served, wait_until
 from sketcher import STEPS, Sketcher
 
@@ -93,7 +93,11 @@ def test_a_model_that_takes_no_mask_shows_no_brush(page: Page) -> None:
         page.goto(url)
         page.wait_for_selector("#start-box:not([hidden])", state="attached")
         scene = np.zeros((96, 128, 3), np.uint8)
-        file = {"name": "a.png", "mimeType": "image/png", "buffer": png(scene)}
+        file: FilePayload = {
+            "name": "a.png",
+            "mimeType": "image/png",
+            "buffer": png(scene),
+        }
         page.set_input_files("#start-file", files=[file])
         expect(page.locator("#start-picture")).to_be_visible()
         for name in ("mask", "mask-hint", "brush", "clear-mask", "strength"):

@@ -39,9 +39,6 @@ class Run:
 
     num_steps: int | None = None
     """Number of denoising steps; ``None`` if it is not known."""
-    skipped_steps: int = 0
-    """Number of steps of the whole schedule before these, where a picture to start from
-    takes their place."""
     timesteps: tuple[float, ...] | None = None
     """Timestep of each step as the scheduler gives it, 1000 at pure noise; ``None`` if
     they are not known."""
@@ -53,6 +50,9 @@ class Run:
     """Whether the request has a second, unconditional branch."""
     is_unconditional: bool = False
     """Whether the state to create is the unconditional branch's."""
+    skipped_steps: int = 0
+    """Number of steps of the whole schedule before these, where a picture to start from
+    takes their place."""
 
     @property
     def later_steps(self) -> frozenset[int]:
