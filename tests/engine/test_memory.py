@@ -204,7 +204,8 @@ def test_a_request_counts_its_pictures_and_their_decoding(
     assert one.decode == ten.decode == demo.decode_bytes(512, 512, 1)
     assert 390 * 512 * 512 <= one.decode <= 430 * 512 * 512
     assert ten.held >= 10 * 512 * 512 * 3
-    assert ten.held == pytest.approx(10 * one.held, rel=0.01)
+    # Tables of positions are of all pictures together.
+    assert 9.8 * one.held < ten.held < 10 * one.held
 
 
 def test_what_fits_but_for_its_decoding_is_refused_at_once(
