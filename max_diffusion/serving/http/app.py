@@ -81,6 +81,7 @@ def create_app(
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_upload_bytes,
         upload_paths={*UPLOAD_PATHS, VIDEOS},
+        origins=settings.cors_origins,
     )
     app.add_middleware(HeadAsGet)
     if settings.cors_origins:

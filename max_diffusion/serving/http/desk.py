@@ -31,6 +31,7 @@ from .streams import EventStream, begun, result_unless_gone
 ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     400: {"model": ErrorResponse, "description": "A value out of range, or no JSON"},
     401: {"model": ErrorResponse, "description": "No key, or an unknown one"},
+    403: {"model": ErrorResponse, "description": "A page that may not ask"},
     404: {"model": ErrorResponse, "description": "No such model or path"},
     408: {"model": ErrorResponse, "description": "The body did not arrive"},
     413: {"model": ErrorResponse, "description": "The body is too large"},

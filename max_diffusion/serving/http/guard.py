@@ -25,6 +25,8 @@ an id of their own."""
 _ID: Final = re.compile(rb"[!-~]{1,128}")
 _BODY_SECONDS: Final = 30.0
 _GZIP: Final = b"\x1f\x8b"
+# Methods that change nothing: what they answer, a browser keeps from other pages.
+_READING: Final = ("GET", "HEAD", "OPTIONS")
 
 
 @final
@@ -79,7 +81,9 @@ class HeadAsGet:
 class Guard:
     """ASGI middleware: bearer keys for ``/v1``; bodies that are small and plain.
 
-    Forms with pictures, on the paths that take them, may be larger.
+    Forms with pictures, on the paths that take them, may be larger. Where no key is
+    asked for, pages of other origins may not have anything done: a browser sends their
+    forms and texts without asking first, to any server that it reaches.
     """
 
     def __init__(
@@ -89,11 +93,13 @@ class Guard:
         max_body_bytes: int,
         max_upload_bytes: int,
         upload_paths: Collection[str],
+        origins: Collection[str] = (),
     ) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
         self._limit, self._upload_limit = max_body_bytes, max_upload_bytes
         self._upload_paths = frozenset(upload_paths)
+        self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request that is refused, or passes it on with its body read."""
@@ -102,8 +108,10 @@ class Guard:
             return
         try:
             headers = dict(scope["headers"])
-            if str(scope["path"]).startswith("/v1/"):
+            if self._keys and str(scope["path"]).startswith("/v1/"):
                 self._check_key(headers.get(b"authorization", b""))
+            elif scope["method"] not in _READING:
+                self._check_origin(headers)
             kind = headers.get(b"content-type", b"").decode("latin-1")
             is_upload = scope["path"] in self._upload_paths and is_form(kind)
             limit = self._upload_limit if is_upload else self._limit
@@ -138,9 +146,26 @@ class Guard:
                 await api_error(err).response(scope, receive, send)
             raise  # the server logs it
 
+    def _check_origin(self, headers: dict[bytes, bytes]) -> None:
+        """Refuses what a browser sends for a page that is not allowed to ask.
+
+        Clients that are no browser send no ``Origin``. A proxy may change ``Host``, but
+        leaves ``Sec-Fetch-Site``, which no page can set.
+        """
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        is_own = origin.partition("://")[2].encode("latin-1") == headers.get(b"host")
+        is_own = is_own or headers.get(b"sec-fetch-site") == b"same-origin"
+        if origin and not is_own and not {origin, "*"} & self._origins:
+            shown = origin if len(origin) <= 80 else origin[:79] + "…"
+            raise ApiError(
+                403,
+                f"server: expected a page of its own or of an allowed origin, got "
+                f"{shown!r}; start the server with --cors-origin {shown} to allow it",
+                code="origin_not_allowed",
+                headers={"Connection": "close"},
+            )
+
     def _check_key(self, header: bytes) -> None:
-        if not self._keys:
-            return
         scheme, _, given = header.partition(b" ")
         # Compares with all of them, so that the time tells nothing.
         matches = [hmac.compare_digest(given.strip(), key) for key in self._keys]

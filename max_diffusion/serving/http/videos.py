@@ -170,7 +170,7 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
     @app.delete(
         _ONE,
         dependencies=documented_key(settings),
-        responses=errors_of(400, 401, 404, 408, 413, 415, 422),
+        responses=errors_of(400, 401, 403, 404, 408, 413, 415, 422),
         summary="Forget a video",
     )
     async def delete(video_id: str) -> VideoDeleted:
