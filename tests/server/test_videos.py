@@ -357,6 +357,7 @@ def test_limits_are_checked(name: str) -> None:
         ({"seconds": "4.125"}, (33, 8.0, "4.125")),
         ({"seconds": "1", "fps": 16}, (17, 16.0, "1.0625")),
         ({"seconds": "1.0625", "fps": 16, "num_frames": 17}, (17, 16.0, "1.0625")),
+        ({"seconds": 25 / 24, "fps": 24}, (25, 24.0, "1.04167")),  # 16 decimals
         ({"seconds": None, "num_frames": None, "input_reference": None}, None),
     ],
 )
@@ -409,6 +410,13 @@ def test_seconds_are_frames(body: dict[str, Any], told: Any, is_form: bool) -> N
         ({"seconds": "four"}, 422, "seconds", "got 'four'; write it as \"4\" or"),
         ({"seconds": -1}, 422, "seconds", "seconds: string should match pattern"),
         ({"seconds": True}, 422, "seconds", "should be a valid string, got true"),
+        ({"seconds": 10**400}, 422, "seconds", 'write it as "4" or "4.125"'),
+        ({"seconds": 1e300}, 422, "seconds", "got '1e+300'; write it as \"4\" or"),
+        (  # with all of its digits
+            {"seconds": 3.1250049, "fps": 120},
+            *(400, "seconds"),
+            "seconds: '3.1250049' at 120 frames a second is 375.001 frames, which",
+        ),
         (
             {"num_frames": 1},
             *(400, "num_frames"),

@@ -287,7 +287,10 @@ def test_files_that_are_no_safetensors_are_one_line(tmp_path: Path) -> None:
     [
         ({"peft_type": "LOHA"}, "its configuration says LOHA, "),
         ({"use_dora": True}, "its configuration says DoRA, "),
-        ({"lora_alpha": "a"}, "lora_alpha must be a number, got 'a'"),
+        ({"lora_alpha": "a"}, "lora_alpha must be a number that float32 .*, got 'a'"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a number .*, got 1000"),
+        ({"lora_alpha": 1e39}, r"lora_alpha must be a number .*, got 1e\+39;"),
+        ({"lora_alpha": float("nan")}, "lora_alpha must be a number .*, got nan;"),
         ({"alpha_pattern": {"(": 1}}, "alpha_pattern must be alphas by patterns"),
         ({"alpha_pattern": [1]}, "alpha_pattern must be alphas by patterns"),
     ],
