@@ -390,17 +390,17 @@ def test_seconds_are_frames(body: dict[str, Any], told: Any, is_form: bool) -> N
         (
             {"seconds": "3.3"},
             *(400, "seconds"),
-            "seconds: '3.3' at 8 frames a second is 26.4 frames, which this model does "
-            'not draw; nearest: "3.125" (25 frames) or "4.125" (33 frames)',
+            "seconds: '3.3' at 8 frames a second is 26.4 frames, which are not "
+            'drawn here; nearest: "3.125" (25 frames) or "4.125" (33 frames)',
         ),
         (
             {"seconds": "12"},
             *(400, "seconds"),
-            "seconds: '12' at 8 frames a second is 96 frames, which this model does "
-            'not draw; nearest: "4.125" (33 frames)',
+            "seconds: '12' at 8 frames a second is 96 frames, which are not "
+            'drawn here; nearest: "4.125" (33 frames)',
         ),
         ({"seconds": "0"}, 400, "seconds", 'nearest: "1.125" (9 frames)'),
-        ({"seconds": "4", "fps": 7}, 400, "seconds", "is 28 frames, which this model"),
+        ({"seconds": "4", "fps": 7}, 400, "seconds", "is 28 frames, which are not"),
         (
             {"seconds": "4", "num_frames": 17},
             *(400, "seconds"),

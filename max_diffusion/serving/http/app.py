@@ -236,7 +236,7 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
         inputs=list(model.inputs),
         needed_inputs=list(model.needed_inputs),
         default_strength=model.default_strength,
-        video=None if video is None else _video_card(video),
+        video=None if video is None else _video_card(video, settings.max_frames),
         default_size=f"{width}x{height}",
         default_steps=min(model.default_steps, settings.max_steps),
         max_size=settings.max_size,
@@ -245,7 +245,8 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
     )
 
 
-def _video_card(video: VideoDescription) -> VideoCard:
+def _video_card(video: VideoDescription, max_frames: int) -> VideoCard:
+    video = video.within(max_frames)
     return VideoCard(
         num_frames=video.num_frames,
         fps=video.fps,

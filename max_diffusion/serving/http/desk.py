@@ -178,7 +178,9 @@ def check_limits(
             raise _too_much(name, len(text), settings.max_prompt_length, "characters")
     most = settings.max_size**2
     own = body.options()
-    area = own.get("max_area")
+    area, frames = own.get("max_area"), own.get("num_frames")
+    if not isinstance(frames, int):
+        frames = model.video.num_frames if model.video else 1
     read = [image.height * image.width for image in inputs.images] if inputs else []
     sides = ("width", "height") if body.width or body.height else ("size", "size")
     pixels = zip(sides, body.pixels(), _default_size(body, model, inputs), strict=True)
@@ -195,6 +197,7 @@ def check_limits(
             if own.get("auto_resize") is False
         ),
         ("steps", body.steps or 1, settings.max_steps, "steps"),
+        ("num_frames", frames, settings.max_frames, "frames"),
         ("timeout", body.timeout or 0, settings.timeout, "seconds"),
     ):
         if value > limit:

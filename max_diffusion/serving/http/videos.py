@@ -71,17 +71,18 @@ def _add_creation(
     async def create(request: Request) -> Video:
         """Begins to draw a video, and answers at once with its job."""
         model = await described(backend)
-        video = _check_draws_videos(model)
+        of_model = _check_draws_videos(model)
+        video = of_model.within(settings.max_frames)
         data = await request.body()
         kind = request.headers.get("content-type", "")
         values = await asyncio.to_thread(_values, kind, data, schema)
         if values.get("input_reference") is not None:
             raise _no_reference()
         body = checked(values, schema)
-        check_limits(body, settings, model)
+        check_limits(body, settings, replace(model, video=video))
         count, fps = _frames(body, video)
         drawing = to_request(body, settings, model)
-        if count != video.num_frames:
+        if count != of_model.num_frames:
             options = {**drawing.options, "num_frames": count}
             drawing = replace(drawing, options=options)
         width, height = body.pixels()
@@ -231,7 +232,7 @@ def _frames(body: VideoRequest, video: VideoDescription) -> tuple[int, float]:
     whichever the model draws.
 
     Raises:
-        ApiError: The model draws no video of so many seconds, or another than
+        ApiError: No video of so many seconds is drawn here, or another than
             ``num_frames`` says, or it would be a picture.
     """
     options = body.options()
@@ -264,7 +265,7 @@ def _frames(body: VideoRequest, video: VideoDescription) -> tuple[int, float]:
         raise _bad(
             "seconds",
             f"{shown(body.seconds)} at {fps:g} frames a second is {exact:.6g} frames, "
-            f"which this model does not draw; {_nearest(exact, fps, video)}",
+            f"which are not drawn here; {_nearest(exact, fps, video)}",
         )
     return drawn, float(fps)
 
@@ -274,7 +275,7 @@ def _nearest(exact: float, fps: float, video: VideoDescription) -> str:
     below = [each for each in video.counts if each <= exact][-1:]
     above = [each for each in video.counts if each > exact][:1]
     choices = [f'"{each / fps:.6g}" ({each} frames)' for each in below + above]
-    return f"nearest: {' or '.join(choices)}"
+    return f"nearest: {' or '.join(choices) or 'none'}"
 
 
 def _no_content(video: Video) -> ApiError:

@@ -1,0 +1,111 @@
+"""What a server allows of videos, and whose jobs they are; without a model."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx
+import pytest
+from sketcher import Sketcher, ask
+
+from max_diffusion import RequestError
+from max_diffusion.serving.http import ServerSettings
+from max_diffusion.serving.http.backend import VideoDescription
+
+VIDEOS = "/v1/videos"
+# As of a model whose frames are one more than a multiple of 8.
+OF_8 = VideoDescription(num_frames=17, fps=8.0, counts=(9, 17, 25, 33))
+
+
+def begun(
+    body: dict[str, Any], max_frames: int, video: VideoDescription = OF_8
+) -> tuple[httpx.Response, list[Any]]:
+    """The answer to a body, and the options of what was drawn."""
+    sketcher, settings = Sketcher(video=video), {"max_frames": max_frames}
+    body = {"prompt": "x", **body}
+    asked = ask(sketcher, "POST", VIDEOS, json=body, settings=settings)
+    return asyncio.run(asked), [request.options for request, _ in sketcher.drawn]
+
+
+@pytest.mark.parametrize(
+    ("body", "max_frames", "param", "message"),
+    [
+        (
+            {"num_frames": 33},
+            *(25, "num_frames"),
+            "num_frames: this server allows at most 25 frames, got 33",
+        ),
+        (
+            {"seconds": "4"},
+            *(25, "seconds"),
+            "seconds: '4' at 8 frames a second is 32 frames, which are not drawn here; "
+            'nearest: "3.125" (25 frames)',
+        ),
+        (  # the model draws none so short
+            {},
+            *(8, "num_frames"),
+            "num_frames: this server allows at most 8 frames, got 17",
+        ),
+        (
+            {"seconds": "1"},
+            *(8, "num_frames"),
+            "num_frames: this server allows at most 8 frames, got 17",
+        ),
+    ],
+)
+def test_more_frames_than_a_server_allows_are_refused(
+    body: dict[str, Any], max_frames: int, param: str, message: str
+) -> None:
+    answer, drawn = begun(body, max_frames)
+    assert (answer.status_code, drawn) == (400, [])
+    error = answer.json()["error"]
+    assert (error["param"], error["message"]) == (param, message)
+
+
+@pytest.mark.parametrize(
+    ("body", "max_frames", "options"),
+    [
+        ({}, 17, {}),
+        ({"num_frames": 25}, 25, {"num_frames": 25}),
+        ({"seconds": "3"}, 25, {"num_frames": 25}),
+        ({}, 16, {"num_frames": 9}),  # less than the model's own
+        ({"num_frames": 9}, 9, {"num_frames": 9}),
+    ],
+)
+def test_as_many_frames_as_a_server_allows_are_drawn(
+    body: dict[str, Any], max_frames: int, options: dict[str, int]
+) -> None:
+    answer, drawn = begun(body, max_frames)
+    assert (answer.status_code, drawn) == (200, [options]), answer.text
+    assert answer.json()["num_frames"] == options.get("num_frames", 17)
+
+
+def test_pictures_of_a_model_of_videos_are_drawn_whatever_the_limit() -> None:
+    sketcher = Sketcher(video=OF_8)
+    body = {"prompt": "x", "num_frames": 1}
+    asked = ask(
+        *(sketcher, "POST", "/v1/images/generations"),
+        json=body,
+        settings={"max_frames": 1},
+    )
+    assert asyncio.run(asked).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("max_frames", "counts", "own"),
+    [(161, [9, 17, 25, 33], 17), (25, [9, 17, 25], 17), (10, [9], 9), (8, [], 17)],
+)
+def test_the_model_is_described_as_far_as_the_server_allows(
+    max_frames: int, counts: list[int], own: int
+) -> None:
+    settings = {"max_frames": max_frames}
+    asked = ask(Sketcher(video=OF_8), "GET", "/v1/models", settings=settings)
+    [card] = asyncio.run(asked).json()["data"]
+    assert (card["video"]["frame_counts"], card["video"]["num_frames"]) == (counts, own)
+
+
+def test_the_limit_of_frames_is_checked() -> None:
+    assert ServerSettings().max_frames == 161
+    with pytest.raises(RequestError, match="server: max_frames must be at least 1"):
+        ServerSettings(max_frames=0)
