@@ -204,6 +204,12 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             known = declared_options(pipeline.options_class).keys() | given.keys()
             options = {k: v for k, v in request.options.items() if k in known}
             request = replace(request, options=options)
+            if not pipeline.has_second_text:
+                second = ("prompt_2", "negative_prompt_2")
+                unread: dict[str, Any] = {
+                    name: None for name in second if not vars(args)[name]
+                }
+                request = replace(request, **unread)
         # Compiling takes minutes: a size that the model cannot draw is told before.
         context = pipeline.create_context(request)
         check_frames(job.output, context.num_frames, "--output", context.fps)

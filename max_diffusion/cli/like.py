@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ..core.pictures import PictureInputs
     from ..core.report import RunReport
 
+_TEXTS = (("prompts", "prompt_2"), ("negative_prompt", "negative_prompt_2"))
 _WARNED_OF = ("model", "transformer", "device", "dtype")
 
 
@@ -151,6 +152,12 @@ class Likeness:
             f"{self.file}: drawn with {name} {value}, which this model does not have"
             for name, value in self.asked["options"].items()
             if name not in now
+        ]
+        left_out += [
+            f"{self.file}: drawn with {second} {self.asked[second]!r:.80}, which this "
+            "model does not read"
+            for first, second in _TEXTS
+            if second in self.asked and now[first] is not None and now[second] is None
         ]
         return left_out + [
             f"{self.file}: drawn with {name} {old}, now with {new}; the picture may "

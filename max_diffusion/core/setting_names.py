@@ -35,6 +35,7 @@ RESERVED: Final = frozenset(
             "lora",
             "model",
             "num_images",
+            "offload_text_encoders",
             "output",
             "precompiled",
             "require_precompiled",
