@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
-from sketcher import Sketcher, ask
+from sketcher import Sketcher, ask, asking
 
-from max_diffusion import RequestError
+from max_diffusion import GenerationRequest, MaxDiffusionError, RequestError
+from max_diffusion.engine import SubmitOptions
 from max_diffusion.serving.http import ServerSettings
 from max_diffusion.serving.http.backend import VideoDescription
+from max_diffusion.serving.http.jobs import Job, VideoJobs
+from max_diffusion.serving.http.video_schemas import Video
 
 VIDEOS = "/v1/videos"
 # As of a model whose frames are one more than a multiple of 8.
@@ -109,3 +113,69 @@ def test_the_limit_of_frames_is_checked() -> None:
     assert ServerSettings().max_frames == 161
     with pytest.raises(RequestError, match="server: max_frames must be at least 1"):
         ServerSettings(max_frames=0)
+
+
+def keyed(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def test_jobs_are_told_of_to_the_key_that_began_them_only() -> None:
+    async def run() -> None:
+        keys = ("sk-one", "sk-two")
+        async with asking(Sketcher(video=OF_8), api_keys=keys) as client:
+            made = {}
+            for key in keys:
+                body = {"prompt": f"of {key}"}
+                answer = await client.post(VIDEOS, json=body, headers=keyed(key))
+                made[key] = answer.json()["id"]
+            for key, other in (keys, keys[::-1]):
+                own = keyed(key)
+                page = (await client.get(VIDEOS, headers=own)).json()
+                assert [each["prompt"] for each in page["data"]] == [f"of {key}"]
+                assert not page["has_more"]
+                path = f"{VIDEOS}/{made[other]}"
+                for method, end in (("GET", ""), ("GET", "/content"), ("DELETE", "")):
+                    answer = await client.request(method, path + end, headers=own)
+                    assert answer.status_code == 404
+                    message = answer.json()["error"]["message"]
+                    assert message.startswith(f"videos: {made[other]} is not here, or")
+                after = {"after": made[other]}
+                answer = await client.get(VIDEOS, params=after, headers=own)
+                assert answer.status_code == 404
+            for key in keys:
+                path = f"{VIDEOS}/{made[key]}"
+                assert (await client.get(path, headers=keyed(key))).status_code == 200
+                gone = await client.delete(path, headers=keyed(key))
+                assert gone.json()["deleted"] is True
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("failure", [None, MaxDiffusionError("step")])
+def test_what_has_ended_is_freed_though_nobody_asks(
+    failure: MaxDiffusionError | None,
+) -> None:
+    async def run() -> None:
+        jobs = VideoJobs(ServerSettings(video_seconds=0.05))
+        sketcher = Sketcher(video=OF_8, failure=failure)
+        request = GenerationRequest(prompts=("x",), seed=1)
+        told = Video(
+            id="video_1",
+            model="demo",
+            created_at=0,
+            prompt="x",
+            size="8x8",
+            seconds="1",
+            num_frames=9,
+            fps=8.0,
+        )
+        job = Job(told, has_report=False, owner=b"")
+        await jobs.start(job, partial(sketcher.draw, request, SubmitOptions()))
+        assert job.task is not None
+        await job.task
+        assert job.video.status == ("completed" if failure is None else "failed")
+        assert jobs.num_kept == 1
+        await asyncio.sleep(0.2)
+        assert jobs.num_kept == 0
+
+    asyncio.run(run())

@@ -36,8 +36,8 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextToImagePi
 
 
 def request(**settings: Any) -> GenerationRequest:
-    settings = {"prompts": ("gray 90",), "seed": 1} | settings
-    return GenerationRequest(**settings)
+    settings.setdefault("prompts", ("gray 90",))
+    return GenerationRequest(seed=1, **settings)
 
 
 @pytest.mark.parametrize("name", ["prompt_2", "negative_prompt_2"])

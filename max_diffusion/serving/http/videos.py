@@ -24,6 +24,7 @@ from .desk import (
 )
 from .errors import ApiError, checked, read_json
 from .forms import is_form, read_form, values_of
+from .guard import owner_of
 from .jobs import Job, Variant, VideoJobs
 from .settings import ServerSettings
 from .video_schemas import Video, VideoDeleted, VideoList, VideoRequest
@@ -97,7 +98,8 @@ def _add_creation(
             fps=fps,
         )
         draw = partial(backend.draw, drawing, submit_options(body, settings))
-        return await jobs.start(Job(told, has_report=bool(body.report)), draw)
+        job = Job(told, bool(body.report), owner_of(request))
+        return await jobs.start(job, draw)
 
 
 def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
@@ -108,6 +110,7 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
         summary="All videos",
     )
     async def videos(
+        request: Request,
         after: Annotated[
             str | None, Query(description="Id of the last one of the page before.")
         ] = None,
@@ -117,7 +120,7 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
         ] = "desc",
     ) -> VideoList:
         """Lists jobs that run, wait, or have ended and are still kept."""
-        found, has_more = jobs.page(after, limit, order)
+        found, has_more = jobs.page(owner_of(request), after, limit, order)
         data = [job.video for job in found]
         return VideoList(
             data=data,
@@ -132,9 +135,9 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
         responses=errors_of(400, 401, 404, 408, 413, 415, 422),
         summary="One video",
     )
-    async def video(video_id: str) -> Video:
+    async def video(video_id: str, request: Request) -> Video:
         """Tells how a job stands."""
-        return jobs.get(video_id).video
+        return jobs.get(video_id, owner_of(request)).video
 
     @app.get(
         f"{_ONE}/content",
@@ -152,7 +155,9 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
         response_class=Response,
         summary="Its file",
     )
-    async def content(video_id: str, variant: Variant = "video") -> Response:
+    async def content(
+        video_id: str, request: Request, variant: Variant = "video"
+    ) -> Response:
         """Returns the mp4, or with ``variant`` ``thumbnail`` its first frame."""
         if variant == "spritesheet":
             raise ApiError(
@@ -161,7 +166,7 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
                 code="unsupported",
                 param="variant",
             )
-        job = jobs.get(video_id)
+        job = jobs.get(video_id, owner_of(request))
         if job.content is None:
             raise _no_content(job.video)
         if variant == "thumbnail":
@@ -174,9 +179,9 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
         responses=errors_of(400, 401, 403, 404, 408, 413, 415, 422),
         summary="Forget a video",
     )
-    async def delete(video_id: str) -> VideoDeleted:
+    async def delete(video_id: str, request: Request) -> VideoDeleted:
         """Forgets a video and its file; cancels what is still drawn."""
-        await jobs.delete(video_id)
+        await jobs.delete(video_id, owner_of(request))
         return VideoDeleted(id=video_id)
 
 
