@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -168,7 +169,7 @@ class _PeftSettings:
 
 def _file_of(path: Path) -> Path:
     """The file itself, or a folder's."""
-    if path.is_dir():
+    if os.path.isdir(path):  # is_dir raises where a name is too long
         found = [path / name for name in _IN_FOLDER if (path / name).is_file()]
         if len(found) != 1:
             raise ModelLoadError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -123,7 +124,7 @@ class Likeness:
         """
         loras: Loras = self.asked.get("loras", ())
         for name, weight in loras:
-            if not Path(name).exists():
+            if not os.path.exists(name):
                 raise RequestError(
                     f"{self.file}: drawn with the LoRA {name!r:.200}, which is no file "
                     f"here; give it by --lora FILE:{weight:g}"

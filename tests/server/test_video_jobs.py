@@ -179,3 +179,35 @@ def test_what_has_ended_is_freed_though_nobody_asks(
         assert jobs.num_kept == 0
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("body", "fix"),
+    [
+        ({"json": {"prompt": "x" * 400}}, "shorten the prompt"),
+        (
+            {"files": {"prompt": (None, "x" * 400)}},
+            "shorten the prompt, and leave out files, which are not taken here",
+        ),
+    ],
+)
+def test_bodies_of_videos_are_no_larger_as_forms(
+    body: dict[str, Any], fix: str
+) -> None:
+    sketcher, limits = Sketcher(video=OF_8), {"max_body_bytes": 300}
+    asked = ask(sketcher, "POST", VIDEOS, settings=limits, **body)
+    answer = asyncio.run(asked)
+    assert (answer.status_code, sketcher.drawn) == (413, [])
+    message = answer.json()["error"]["message"]
+    assert message == f"body: expected at most 300 bytes; {fix}"
+
+
+@pytest.mark.parametrize("name", ["model", "cache"])
+def test_a_name_without_end_is_not_told_whole(name: str) -> None:
+    body = {"prompt": "x", name: "x" * 5000}
+    answer = asyncio.run(ask(Sketcher(video=OF_8), "POST", VIDEOS, json=body))
+    assert answer.status_code in (400, 404)
+    error = answer.json()["error"]
+    assert error["param"] == name
+    assert "xxxx" in error["message"]
+    assert len(error["message"]) < 400

@@ -351,3 +351,16 @@ def test_files_and_weights_of_the_command_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(RequestError, match=message):
             lora_from_text("--lora", f"{tmp_path}/b:{end}")
+
+
+@pytest.mark.parametrize("end", ["", ":0.5", ":x"])
+def test_a_name_that_no_file_can_have_is_one_line(end: str) -> None:
+    name = "x" * 5000 + end
+    file, _ = lora_from_text("--lora", name)
+    assert file in (name, "x" * 5000)
+    with pytest.raises(
+        ModelLoadError, match=r"cannot be read \(File name too long"
+    ) as caught:
+        LoraFile.read(Path(file))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400

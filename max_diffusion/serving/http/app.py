@@ -80,7 +80,8 @@ def create_app(
         keys=settings.api_keys,
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_upload_bytes,
-        upload_paths={*UPLOAD_PATHS, VIDEOS},
+        upload_paths=UPLOAD_PATHS,
+        form_paths=(VIDEOS,),
         origins=settings.cors_origins,
     )
     app.add_middleware(HeadAsGet)

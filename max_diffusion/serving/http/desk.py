@@ -20,7 +20,7 @@ from ...engine import SubmitOptions
 from ...errors import RequestError
 from .answers import Answers
 from .backend import Backend, ModelDescription
-from .bodies import DrawingRequest
+from .bodies import DrawingRequest, shown
 from .errors import ApiError
 from .loras import LoraChoice
 from .schemas import ErrorResponse, ImageGenerationRequest
@@ -353,7 +353,7 @@ def no_such_model(model: str, settings: ServerSettings) -> ApiError:
     """Returns the error of a model that is not served."""
     return ApiError(
         404,
-        f"model: {model!r} is not served here; expected {settings.model!r}",
+        f"model: {shown(model)} is not served here; expected {settings.model!r}",
         code="model_not_found",
         param="model",
     )

@@ -83,9 +83,10 @@ class HeadAsGet:
 class Guard:
     """ASGI middleware: bearer keys for ``/v1``; bodies that are small and plain.
 
-    Forms with pictures, on the paths that take them, may be larger. Where no key is
-    asked for, pages of other origins may not have anything done: a browser sends their
-    forms and texts without asking first, to any server that it reaches.
+    Forms are read on the paths that take them, and those with pictures may be larger.
+    Where no key is asked for, pages of other origins may not have anything done: a
+    browser sends their forms and texts without asking first, to any server that it
+    reaches.
     """
 
     def __init__(
@@ -95,12 +96,14 @@ class Guard:
         max_body_bytes: int,
         max_upload_bytes: int,
         upload_paths: Collection[str],
+        form_paths: Collection[str],
         origins: Collection[str] = (),
     ) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
         self._limit, self._upload_limit = max_body_bytes, max_upload_bytes
         self._upload_paths = frozenset(upload_paths)
+        self._form_paths = self._upload_paths.union(form_paths)
         self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,12 +119,18 @@ class Guard:
             elif scope["method"] not in _READING:
                 self._check_origin(headers)
             kind = headers.get(b"content-type", b"").decode("latin-1")
-            is_upload = scope["path"] in self._upload_paths and is_form(kind)
-            limit = self._upload_limit if is_upload else self._limit
-            body = await self._body(headers, receive, limit)
+            has_form = scope["path"] in self._form_paths and is_form(kind)
+            takes_pictures = has_form and scope["path"] in self._upload_paths
+            limit, fix = self._limit, "shorten the prompt"
+            if takes_pictures:
+                limit = self._upload_limit
+                fix = "scale the picture down, or send it as JPEG"
+            elif has_form:
+                fix += ", and leave out files, which are not taken here"
+            body = await _read(headers, receive, limit, fix)
             if body:
                 _check_uncompressed(headers, body)
-            if body and not is_upload:
+            if body and not has_form:
                 body = _plain(body)
         except ApiError as err:
             await err.response(scope, receive, send)
@@ -183,48 +192,54 @@ class Guard:
             )
         return given.strip()
 
-    async def _body(
-        self, headers: dict[bytes, bytes], receive: Receive, limit: int
-    ) -> bytes | None:
-        """Reads the whole body; returns ``None`` if the client has left."""
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > limit:
-            raise self._too_large(limit)
-        chunks, size = [], 0
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    chunk = message.get("body", b"")
-                    size += len(chunk)
-                    if size > limit:
-                        raise self._too_large(limit)
-                    chunks.append(chunk)
-                    if not message.get("more_body", False):
-                        return b"".join(chunks)
-        except TimeoutError:
-            raise ApiError(
-                408, f"body: not complete after {_BODY_SECONDS:g} s; send it again"
-            ) from None
-
-    def _too_large(self, limit: int) -> ApiError:
-        fix = "shorten the prompt"
-        if limit == self._upload_limit:
-            fix = "scale the picture down, or send it as JPEG"
-        return ApiError(
-            413,
-            f"body: expected at most {limit} bytes; {fix}",
-            code="body_too_large",
-            headers={"Connection": "close"},
-        )
-
 
 def owner_of(request: Request) -> bytes:
     """Returns whose request it is: a digest of its key, empty where none is needed."""
     found: bytes = getattr(request.state, "owner", b"")
     return found
+
+
+async def _read(
+    headers: dict[bytes, bytes], receive: Receive, limit: int, fix: str
+) -> bytes | None:
+    """Reads a whole body; returns ``None`` if the client has left.
+
+    Args:
+        headers: Of the request.
+        receive: Of ASGI.
+        limit: Most bytes.
+        fix: What to do about more, for the message.
+
+    Raises:
+        ApiError: It is larger, or does not arrive.
+    """
+    too_large = ApiError(
+        413,
+        f"body: expected at most {limit} bytes; {fix}",
+        code="body_too_large",
+        headers={"Connection": "close"},
+    )
+    length = headers.get(b"content-length", b"0")
+    if length.isdigit() and int(length[:20]) > limit:
+        raise too_large
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return b"".join(chunks)
+    except TimeoutError:
+        raise ApiError(
+            408, f"body: not complete after {_BODY_SECONDS:g} s; send it again"
+        ) from None
 
 
 def _check_uncompressed(headers: dict[bytes, bytes], body: bytes) -> None:
