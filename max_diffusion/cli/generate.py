@@ -291,7 +291,7 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         dest="num_inference_steps",
         type=int,
         metavar="N",
-        help="denoising steps; default: the model's, 28 or 4",
+        help="denoising steps; default: the model's",
     )
     add(
         *flags("guidance_scale"),
@@ -310,10 +310,11 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     several = {"action": "append", "default": [], "metavar": "TEXT"}
     add(
         "--negative-prompt",
-        help="needs --true-cfg above 1; once, or once for each prompt",
+        help="needs true guidance above 1, by --true-cfg where the model's default is "
+        "1; once, or once for each prompt",
         **several,
     )
-    add("--prompt-2", help="what T5 reads instead; likewise", **several)
+    add("--prompt-2", help="what FLUX.1's T5 reads instead; likewise", **several)
     add("--negative-prompt-2", help="likewise", **several)
     add(
         "--seed",

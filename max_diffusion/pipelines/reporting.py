@@ -77,6 +77,7 @@ def report_of(
         mask=inputs.mask.digest if inputs and inputs.mask else None,
         strength=context.strength,
         reference_tokens=context.reference_tokens,
+        sampler=type(pipeline.sampler).__name__.removesuffix("Sampler"),
     )
 
 

@@ -27,6 +27,7 @@ from max_diffusion.media.writers import save_frames
 from max_diffusion.models.cogvideox.pipeline import CogVideoXOptions, CogVideoXPipeline
 from max_diffusion.models.flux1.pipeline import Flux1Pipeline
 from max_diffusion.models.z_image.pipeline import ZImagePipeline
+from max_diffusion.serving.http.schemas import ImageGenerationRequest
 
 
 @pytest.fixture(scope="module")
@@ -151,3 +152,17 @@ def test_a_folder_s_measurements_are_of_its_own_transformer(
         caches=tuple(CACHES),
     )
     given.create_context(asked)
+
+
+def test_help_tells_no_number_of_one_family_as_every_model_s(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "denoising steps; default: the model's " in said
+    assert "28 or 4" not in said
+    assert "needs --true-cfg above 1" not in said
+    fields = ImageGenerationRequest.model_fields
+    for name in ("steps", "true_cfg"):
+        assert "the model's if left out" in (fields[name].description or "")
