@@ -27,6 +27,7 @@ from max_diffusion.media.writers import save_frames
 from max_diffusion.models.cogvideox.pipeline import CogVideoXOptions, CogVideoXPipeline
 from max_diffusion.models.flux1.pipeline import Flux1Pipeline
 from max_diffusion.models.z_image.pipeline import ZImagePipeline
+from max_diffusion.pipelines.inspection import inspect
 from max_diffusion.serving.http.schemas import ImageGenerationRequest
 
 
@@ -166,3 +167,33 @@ def test_help_tells_no_number_of_one_family_as_every_model_s(
     fields = ImageGenerationRequest.model_fields
     for name in ("steps", "true_cfg"):
         assert "the model's if left out" in (fields[name].description or "")
+
+
+def test_what_is_inspected_is_what_requests_have_by_default(
+    pipeline: TextToImagePipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, kind = str(pipeline.pipeline_config.path), toy_video.ToyVideoPipeline
+    plain = inspect(folder, device="cpu")
+    assert (plain.branches, plain.num_frames, plain.image_tokens) == (1, 3, 18)
+    monkeypatch.setattr(kind, "default_true_cfg_scale", 4.0)
+    assert inspect(folder, device="cpu").branches == 1  # nothing to guide away from
+    monkeypatch.setattr(kind, "default_negative_prompt", "gray 0")
+    guided = inspect(folder, device="cpu")
+    assert guided == inspect(folder, device="cpu", true_guidance=True)
+    assert plain == inspect(folder, device="cpu", true_guidance=False)
+    of = [each.caches["taylorseer"].state_bytes for each in (plain, guided)]
+    assert of[1] == 2 * of[0] > 0
+    longer = inspect(folder, device="cpu", options={"num_frames": 6})
+    assert (longer.num_frames, longer.image_tokens) == (6, 36)
+    with pytest.raises(RequestError, match="request: num_frames must be at most 9"):
+        inspect(folder, device="cpu", options={"num_frames": 10})
+
+
+def test_options_of_some_models_are_taken_where_it_is_inspected(
+    pipeline: TextToImagePipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["inspect", str(pipeline.pipeline_config.path), "--device", "cpu"]
+    with pytest.raises(SystemExit, match="0"):
+        main([*words, "--num-frames", "6", "--true-guidance"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "state of 1 videos of 6 frames of 36 image and 1 text tokens, with" in said
