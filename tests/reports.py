@@ -47,6 +47,7 @@ def make_report(steps: tuple[StepRecord, ...] = (), **changes: Any) -> RunReport
         "decode_seconds": 0.5,
         "total_seconds": 1.2,
         "warnings": (),
+        "sampler": "FlowMatchEuler",
         "versions": {"max-diffusion": "0.1.0"},
     }
     return RunReport(**values | changes)

@@ -30,7 +30,10 @@ from max_diffusion.pipelines.decoding import DecodesInParts
 @dataclass(frozen=True)
 class ToyVideoOptions(RequestOptions):
     num_frames: int | None = option("frames of a video", minimum=1, maximum=9)
-    fps: float | None = option("frames a second", minimum=1.0, maximum=60.0)
+    fps: float | None = option(
+        "frames a second", minimum=1.0, maximum=60.0, needs="frames"
+    )
+    is_even: bool | None = option("of no effect but with guidance", needs="guidance")
 
 
 class ToyVideoPipeline(DecodesInParts, ToyPipeline):

@@ -69,7 +69,9 @@ def cache_from_text(
     for option in options:
         key, separator, text = option.partition("=")
         if not separator:
-            raise RequestError(f"{where_options}: expected key=value, got {option!r}")
+            raise RequestError(
+                f"{where_options}: expected key=value, got {option!r:.80}"
+            )
         if key not in known:
             raise _no_such_option(where_options, name, key, known)
         if key in values:
@@ -79,7 +81,7 @@ def cache_from_text(
             values[key] = convert(text)
         except (ValueError, KeyError) as err:
             raise RequestError(
-                f"{where_options}: {key} must be {expected}, got {text!r}"
+                f"{where_options}: {key} must be {expected}, got {text!r:.80}"
             ) from err
     return kind(**values)
 
@@ -109,7 +111,7 @@ def caches_from_text(
             found.extend(kind() for kind in CACHES.values())
         elif name not in CACHES:
             raise RequestError(
-                f"{where}: expected {_ALL}, or {', '.join(CACHES)}, got {name!r}"
+                f"{where}: expected {_ALL}, or {', '.join(CACHES)}, got {name!r:.80}"
             )
         else:
             found.append(cache_from_text(name, options, where, where))
@@ -118,7 +120,7 @@ def caches_from_text(
 
 def _kind(name: str, where: str) -> type[AbstractCacheConfig]:
     if name not in CACHES:
-        raise RequestError(f"{where}: expected {', '.join(CACHES)}, got {name!r}")
+        raise RequestError(f"{where}: expected {', '.join(CACHES)}, got {name!r:.80}")
     return CACHES[name]
 
 
@@ -126,7 +128,8 @@ def _no_such_option(
     where: str, name: str, key: str, known: Sequence[str]
 ) -> RequestError:
     return RequestError(
-        f"{where}: {name} has no option {key!r}; it has {', '.join(known) or 'none'}"
+        f"{where}: {name} has no option {key!r:.80}; it has "
+        f"{', '.join(known) or 'none'}"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ _PICKLES: Final = (".bin", ".ckpt", ".pt", ".pth")
 _PEFT_FILE: Final = "adapter_model.safetensors"
 _IN_FOLDER: Final = (_PEFT_FILE, "pytorch_lora_weights.safetensors")
 _PEFT_CONFIG: Final = "adapter_config.json"
+_LARGEST_ALPHA: Final = float(np.finfo(np.float32).max)
 _PEFT_STEM: Final = "base_model.model"
 _DIFFUSERS_CONFIGS: Final = "lora_adapter_metadata"
 
@@ -154,10 +156,11 @@ class _PeftSettings:
                 f"{patterns!r:.80}; correct its configuration"
             ) from err
         is_known = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-        if not is_known or not math.isfinite(alpha):
+        # An int may be too large for any float.
+        if not is_known or not abs(alpha) <= _LARGEST_ALPHA:
             raise ModelLoadError(
-                f"{where}: lora_alpha must be a number, got {alpha!r:.80}; correct its "
-                "configuration"
+                f"{where}: lora_alpha must be a number that float32 holds, got "
+                f"{alpha!r:.80}; correct its configuration"
             )
         if self.values.get("use_rslora"):
             return float(alpha) * math.sqrt(rank)  # its factor is alpha / sqrt(rank)
@@ -166,7 +169,7 @@ class _PeftSettings:
 
 def _file_of(path: Path) -> Path:
     """The file itself, or a folder's."""
-    if path.is_dir():
+    if os.path.isdir(path):  # is_dir raises where a name is too long
         found = [path / name for name in _IN_FOLDER if (path / name).is_file()]
         if len(found) != 1:
             raise ModelLoadError(

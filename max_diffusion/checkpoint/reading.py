@@ -16,8 +16,9 @@ _POINTER = b"version https://git-lfs"
 
 
 def short_name(path: Path) -> str:
-    """A file's name with its folder's, for messages."""
-    return f"{path.parent.name}/{path.name}"
+    """A file's name with its folder's, for messages; cut to 200 characters."""
+    name = f"{path.parent.name}/{path.name}"
+    return name if len(name) <= 200 else name[:199] + "…"
 
 
 def check_file(path: Path) -> None:

@@ -204,6 +204,12 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             known = declared_options(pipeline.options_class).keys() | given.keys()
             options = {k: v for k, v in request.options.items() if k in known}
             request = replace(request, options=options)
+            if not pipeline.has_second_text:
+                second = ("prompt_2", "negative_prompt_2")
+                unread: dict[str, Any] = {
+                    name: None for name in second if not vars(args)[name]
+                }
+                request = replace(request, **unread)
         # Compiling takes minutes: a size that the model cannot draw is told before.
         context = pipeline.create_context(request)
         check_frames(job.output, context.num_frames, "--output", context.fps)
@@ -285,7 +291,7 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         dest="num_inference_steps",
         type=int,
         metavar="N",
-        help="denoising steps; default: the model's, 28 or 4",
+        help="denoising steps; default: the model's",
     )
     add(
         *flags("guidance_scale"),
@@ -304,10 +310,11 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     several = {"action": "append", "default": [], "metavar": "TEXT"}
     add(
         "--negative-prompt",
-        help="needs --true-cfg above 1; once, or once for each prompt",
+        help="needs true guidance above 1, by --true-cfg where the model's default is "
+        "1; once, or once for each prompt",
         **several,
     )
-    add("--prompt-2", help="what T5 reads instead; likewise", **several)
+    add("--prompt-2", help="what FLUX.1's T5 reads instead; likewise", **several)
     add("--negative-prompt-2", help="likewise", **several)
     add(
         "--seed",

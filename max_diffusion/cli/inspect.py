@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
-from .command import Command, add_loading_options, source_of
+from .command import Command, add_loading_options, model_options, source_of
 from .terminal import Interruption
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def _inspect(args: argparse.Namespace, interruption: Interruption) -> None:
         width=args.width,
         batch=args.batch,
         true_guidance=args.true_guidance,
+        options=model_options(args),
         device=args.device,
         dtype=args.dtype,
         calibration=args.calibration,
@@ -54,7 +55,13 @@ def _print_report(report: ModelReport) -> None:
         weights.add_row(name, f"{part.parameters:,}", *sizes)
     caches = Table("cache", "supported", "state", "options")
     caches.title = (
-        f"state of {report.batch} pictures of {report.image_tokens} image"
+        f"state of {report.batch} "
+        + (
+            f"videos of {report.num_frames} frames"
+            if report.num_frames > 1
+            else "pictures"
+        )
+        + f" of {report.image_tokens} image"
         + (f", {report.reference_tokens} reference" if report.reference_tokens else "")
         + f" and {report.text_tokens} text tokens"
         + (", with true guidance" if report.branches == 2 else "")
@@ -97,7 +104,11 @@ def _add_inspect_options(add: Callable[..., Any]) -> None:
     words = "demo, a diffusers folder or a hub repo id"
     add("model", nargs="?", default="demo", metavar="MODEL", help=words)
     add("--batch", type=int, default=1, help="pictures at once")
-    add("--true-guidance", action="store_true", help="with a second pass a step")
+    add(
+        "--true-guidance",
+        action=argparse.BooleanOptionalAction,
+        help="with a second pass a step; default: the model's",
+    )
     add("--calibration", metavar="FILE", help="measurements instead of the model's")
     add_loading_options(add)
 
@@ -106,4 +117,5 @@ INSPECT: Final = Command(
     "tell a model's weights, and what each cache would do and take",
     _add_inspect_options,
     _inspect,
+    takes_model_options=True,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from ..core.pictures import PictureInputs
     from ..core.report import RunReport
 
+_TEXTS = (("prompts", "prompt_2"), ("negative_prompt", "negative_prompt_2"))
 _WARNED_OF = ("model", "transformer", "device", "dtype")
 
 
@@ -122,7 +124,7 @@ class Likeness:
         """
         loras: Loras = self.asked.get("loras", ())
         for name, weight in loras:
-            if not Path(name).exists():
+            if not os.path.exists(name):
                 raise RequestError(
                     f"{self.file}: drawn with the LoRA {name!r:.200}, which is no file "
                     f"here; give it by --lora FILE:{weight:g}"
@@ -151,6 +153,12 @@ class Likeness:
             f"{self.file}: drawn with {name} {value}, which this model does not have"
             for name, value in self.asked["options"].items()
             if name not in now
+        ]
+        left_out += [
+            f"{self.file}: drawn with {second} {self.asked[second]!r:.80}, which this "
+            "model does not read"
+            for first, second in _TEXTS
+            if second in self.asked and now[first] is not None and now[second] is None
         ]
         return left_out + [
             f"{self.file}: drawn with {name} {old}, now with {new}; the picture may "

@@ -43,6 +43,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         max_n=args.max_n,
         max_size=args.max_size,
         max_steps=args.max_steps,
+        max_frames=args.max_frames,
         timeout=args.timeout,
     )
     engine = EngineConfig(
@@ -134,6 +135,7 @@ def _add_options(add: Callable[..., Any]) -> None:
     add("--max-n", type=int, default=10, help="pictures of a request")
     add("--max-size", type=int, default=2048, help="pixels a side")
     add("--max-steps", type=int, default=200, help="denoising steps")
+    add("--max-frames", type=int, default=161, help="frames of a video")
     add("--timeout", type=float, default=600.0, help="seconds a request gets at most")
     add("--max-running", type=int, default=64, help="requests that hold memory")
     add("--max-queued", type=int, default=256, help="requests that wait; then 429")

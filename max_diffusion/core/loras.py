@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from ..errors import RequestError
@@ -86,18 +85,19 @@ def lora_from_text(option: str, given: str) -> tuple[str, float]:
         RequestError: What follows the last colon is no number of -100 to 100.
     """
     file, colon, weight = given.rpartition(":")
-    if not colon or Path(given).exists():
+    # Not of Path, which raises where a name is too long.
+    if not colon or os.path.exists(given):
         return given, 1.0
     try:
         number = float(weight)
     except ValueError as err:
-        if not Path(file).exists():
+        if not os.path.exists(file):
             return given, 1.0  # which is not there, and is said to be so
         raise RequestError(
             f"{option}: expected FILE or FILE:WEIGHT with a number, such as "
-            f"{file}:0.8, got {weight!r:.80}"
+            f"{file:.200}:0.8, got {weight!r:.80}"
         ) from err
-    return file, lora_weight(f"{option}: the weight of {file}", number)
+    return file, lora_weight(f"{option}: the weight of {file:.200}", number)
 
 
 def _is_path(value: object) -> bool:

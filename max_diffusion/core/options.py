@@ -13,7 +13,7 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, Final, get_type_hints
+from typing import Any, Final, Literal, TypeAlias, get_type_hints
 
 from ..errors import RequestError
 from .setting_names import SHORT_FORMS
@@ -23,6 +23,9 @@ _KINDS: Final[Mapping[object, type]] = MappingProxyType(
     {int | None: int, float | None: float, str | None: str, bool | None: bool}
 )
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+
+Need: TypeAlias = Literal["guidance", "frames"]
+"""What an option may have no effect without: true guidance, or more than one frame."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,8 @@ class DeclaredOption:
     """Least number that any model takes; ``None`` for no limit."""
     maximum: float | None
     """Largest number that any model takes; ``None`` for no limit."""
+    needs: Need | None = None
+    """What it has no effect without; the report warns where that is missing."""
 
 
 def option(
@@ -57,6 +62,7 @@ def option(
     *,
     minimum: float | None = None,
     maximum: float | None = None,
+    needs: Need | None = None,
 ) -> Any:
     """Declares a field of a :class:`RequestOptions` subclass; its default is ``None``.
 
@@ -65,8 +71,10 @@ def option(
         minimum: The least number that is taken; ``None`` for no limit.
         maximum: The largest number that is taken; ``None`` for no limit. A model may
             take less.
+        needs: What the option has no effect without: ``guidance``, for true guidance
+            above 1, or ``frames``, for more than one; ``None`` for nothing.
     """
-    said = {"help": help, "minimum": minimum, "maximum": maximum}
+    said = {"help": help, "minimum": minimum, "maximum": maximum, "needs": needs}
     return field(default=None, metadata=said)
 
 

@@ -124,6 +124,8 @@ class RunReport:
     reference_tokens: int = 0
     """Number of tokens of reference pictures that the transformer reads with those of
     each image; 0 without any."""
+    sampler: str = ""
+    """Name of the sampler, such as ``FlowMatchEuler``; empty if it is not known."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Options that only some models have, as asked for or the model's own choice; in
     JSON they stand beside all other fields."""

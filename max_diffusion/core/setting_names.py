@@ -21,7 +21,15 @@ takes both, and so does HTTP, where the last is called ``n``, as OpenAI has it."
 RESERVED: Final = frozenset(
     (
         # Of the command line.
-        *("budget", "cache", "cache_file", "cache_option", "caches", "calibration"),
+        *(
+            "batch",
+            "budget",
+            "cache",
+            "cache_file",
+            "cache_option",
+            "caches",
+            "calibration",
+        ),
         *("command", "debug", "fewer_steps", "lpips", "max_seconds", "prompts_file"),
         *("runs", "target_psnr", "target_speedup", "validation_file"),
         *(
@@ -34,11 +42,14 @@ RESERVED: Final = frozenset(
             "like",
             "lora",
             "model",
+            "no_true_guidance",
             "num_images",
+            "offload_text_encoders",
             "output",
             "precompiled",
             "require_precompiled",
             "threads",
+            "true_guidance",
         ),
         *("plugin", "plugins", "prompts", "revision", "run", "timeline", "variant"),
         # Of HTTP, and of the class that reads its bodies.

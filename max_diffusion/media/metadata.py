@@ -144,9 +144,12 @@ def _parameters(report: RunReport, index: int) -> str:
         lines.append(f"Negative prompt: {negative}")
     values: dict[str, object] = {
         "Steps": report.num_inference_steps,  # first, as all readers expect
-        "Sampler": "Euler",
-        "CFG scale": f"{report.true_cfg_scale:g}",
     }
+    # Other programs know it by its name without the models that it is of.
+    sampler = report.sampler.removeprefix("FlowMatch").removeprefix("CogVideoX")
+    if sampler:
+        values["Sampler"] = sampler
+    values["CFG scale"] = f"{report.true_cfg_scale:g}"
     if report.guidance_scale is not None:
         values["Distilled CFG Scale"] = f"{report.guidance_scale:g}"
     values |= {"Seed": report.seed_of(index), "Size": f"{report.width}x{report.height}"}

@@ -21,6 +21,7 @@ PictureLike: TypeAlias = (
 """A picture as a caller has it."""
 MAX_FILE_BYTES: Final = 2**28
 _BAND_PIXELS: Final = 2**20
+_WITH_ALPHA: Final = ("LA", "La", "PA", "RGBA", "RGBa")
 # Read without Image.open, which only warns of pictures that are too large.
 _READERS: Final[Mapping[bytes, Any]] = MappingProxyType(
     {
@@ -65,7 +66,7 @@ def read_picture(given: PictureLike, where: str = "image") -> Picture:
     if isinstance(given, Picture):
         return given
     image, name = _opened(given, where)
-    pixels = _guarded(name, lambda: _rgb(image))
+    pixels = _guarded(name, lambda: _rgb(image, name))
     return Picture(pixels, name)
 
 
@@ -85,7 +86,7 @@ def read_mask(given: PictureLike, where: str = "mask") -> Picture:
     if isinstance(given, Picture):
         return given
     image, name = _opened(given, where)
-    return Picture(_guarded(name, lambda: _marks(image)), name)
+    return Picture(_guarded(name, lambda: _marks(image, name)), name)
 
 
 def read_inputs(
@@ -218,27 +219,35 @@ def _from_array(array: np.ndarray, where: str) -> Image.Image:
 
 
 def _has_alpha(image: Image.Image) -> bool:
-    return "A" in image.getbands() or "transparency" in image.info
+    # Not by the bands' names: one of LAB's is called A.
+    return image.mode in _WITH_ALPHA or "transparency" in image.info
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The upper half of 16 bits, as Pillow keeps of colours; all else as it is."""
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    """The upper half of 16 bits, as Pillow keeps of colours; all else as it is.
+
+    Mode I holds 32 bits, of which a picture uses 8 or 16: 16 where a value says so.
+    """
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)
-        if values.size and values.max() <= 0xFFFF and values.min() >= 0:
+        is_known = image.mode != "I" or values.max() > 0xFF or not values.any()
+        if is_known and 0 <= values.min() <= values.max() <= 0xFFFF:
             return Image.fromarray((values >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"its mode {image.mode} has no known range")
+        raise RequestError(
+            f"{name}: expected 8 or 16 bits, got Pillow's mode {image.mode}, whose "
+            "range is not known; convert it to L, or give a uint8 array"
+        )
     return image
 
 
-def _rgb(image: Image.Image) -> np.ndarray:
-    image = _eight_bits(image)
+def _rgb(image: Image.Image, name: str) -> np.ndarray:
+    image = _eight_bits(image, name)
     return _by_bands(image, 3, _on_white if _has_alpha(image) else _colours)
 
 
-def _marks(image: Image.Image) -> np.ndarray:
-    image = _eight_bits(image)
+def _marks(image: Image.Image, name: str) -> np.ndarray:
+    image = _eight_bits(image, name)
     if _has_alpha(image):
         marks = _by_bands(image, 1, _transparent)
         if marks.any():

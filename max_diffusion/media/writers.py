@@ -107,7 +107,8 @@ def check_frames(
         if is_video and fps is not None and not _MIN_FPS <= fps <= found.max_fps:
             raise RequestError(
                 f"{where}: {path}: {found.kind} shows {_MIN_FPS:g} to "
-                f"{found.max_fps:g} frames a second, got {fps:g}"
+                f"{found.max_fps:g} frames a second, got {fps:g}; set fps, or write "
+                "another format"
             )
         return
     fitting = [

@@ -11,7 +11,7 @@ import numpy as np
 from ..caches import BoundCache, NoCacheConfig, Run
 from ..core.buffers import repeat_rows
 from ..core.grid import Grid
-from ..core.options import RequestOptions, read_options
+from ..core.options import RequestOptions, declared_options, read_options
 from ..core.request import GenerationContext, GenerationRequest, PromptTexts
 from ..sampling import Schedule
 from .room import check_room
@@ -48,6 +48,7 @@ def make_context(
         RequestError: See :meth:`TextToImagePipeline.create_context`.
     """
     options = options_of(pipeline, request.options)
+    _check_second_texts(pipeline, request)
     check_inputs(pipeline, request)
     frames = pipeline.frames_of(options)
     drawn = drawn_size(pipeline, request, options)
@@ -139,6 +140,7 @@ def make_context(
         strength=strength,
         warnings=(
             *_guidance_warnings(pipeline, request, scale),
+            *_option_warnings(options, has_negative, frames.count),
             *notes,
             *words.notes,
             *(() if unwanted is None else unwanted.notes),
@@ -153,6 +155,20 @@ def make_context(
             and not (name == "num_inference_steps" and request.sigmas is not None)
         },
     )
+
+
+def _check_second_texts(
+    pipeline: TextToImagePipeline, request: GenerationRequest
+) -> None:
+    """Refuses texts for a second encoder, which would be read by none."""
+    for name in ("prompt_2", "negative_prompt_2"):
+        # An empty one is the first again, as in diffusers.
+        if vars(request)[name] not in (None, "") and not pipeline.has_second_text:
+            owner = pipeline.pipeline_config.class_name or type(pipeline).__name__
+            raise RequestError(
+                f"request: {name} is what a second text encoder reads instead, and "
+                f"{owner} has none that does; leave it out"
+            )
 
 
 def options_of(
@@ -217,6 +233,24 @@ def _guidance_scale(pipeline: TextToImagePipeline, request: GenerationRequest) -
         return 0.0
     scale = request.guidance_scale
     return pipeline.default_guidance_scale if scale is None else scale
+
+
+def _option_warnings(
+    options: RequestOptions, has_guidance: bool, num_frames: int
+) -> tuple[str, ...]:
+    """What is said of options that lack what they need."""
+    lacks = {
+        "guidance": "" if has_guidance else "true guidance, which is off",
+        "frames": "" if num_frames > 1 else "several frames, and one is drawn",
+    }
+    return tuple(
+        f"{name} has no effect without {lacks[declared.needs]}; leave it out"
+        for name, declared in declared_options(type(options)).items()
+        if declared.needs is not None
+        and lacks[declared.needs]
+        and vars(options)[name] is not None
+        and vars(options)[name] is not False
+    )
 
 
 def _guidance_warnings(

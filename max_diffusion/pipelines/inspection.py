@@ -16,6 +16,7 @@ from ..core.grid import Grid
 from ..core.request import MAX_IMAGES, MAX_SIZE
 from ..core.validation import whole
 from . import open_model
+from .context import options_of
 from .weight_memory import slot_bytes
 
 
@@ -53,9 +54,11 @@ class ModelReport:
     dtype: str
     image_tokens: int
     text_tokens: int
+    num_frames: int
+    """Frames of what is drawn; 1 of a picture."""
     batch: int
     branches: int
-    """2 with true guidance."""
+    """2 with true guidance, as requests have it that do not say, or as asked for."""
     takes: tuple[str, ...]
     """What requests may bring of ``image``, ``mask`` and ``strength``."""
     needs: tuple[str, ...]
@@ -77,7 +80,8 @@ def inspect(
     height: int | None = None,
     width: int | None = None,
     batch: int = 1,
-    true_guidance: bool = False,
+    true_guidance: bool | None = None,
+    options: Mapping[str, object] | None = None,
     device: str = "auto",
     dtype: str | None = None,
     calibration: str | os.PathLike[str] | None = None,
@@ -94,7 +98,10 @@ def inspect(
             model's.
         width: Likewise.
         batch: Pictures at once.
-        true_guidance: Whether there is a second, unconditional branch.
+        true_guidance: Whether there is a second, unconditional branch; default the
+            model's, of requests that do not say.
+        options: Options of requests that only some models have, such as
+            ``num_frames``, that cache state is told for.
         device: Tells the default dtype.
         dtype: Compute dtype.
         calibration: File of measurements instead of the model's own.
@@ -105,7 +112,7 @@ def inspect(
 
     Raises:
         ModelLoadError: No such model, or files that are missing or damaged.
-        RequestError: A size the model cannot draw.
+        RequestError: A size the model cannot draw, or an option that it does not have.
     """
     whole("inspect: batch", batch, minimum=1, maximum=MAX_IMAGES)
     for name, size in (("height", height), ("width", width)):
@@ -122,17 +129,21 @@ def inspect(
         revision=revision,
         show_progress=show_progress,
     )
-    opened, branches = pipeline.graphs.opened, 2 if true_guidance else 1
-    options = pipeline.options_class()
-    frames = pipeline.frames_of(options)
+    opened = pipeline.graphs.opened
+    if true_guidance is None:
+        has_negative = pipeline.default_negative_prompt is not None
+        true_guidance = has_negative and pipeline.default_true_cfg_scale > 1
+    branches = 2 if true_guidance else 1
+    asked = options_of(pipeline, options or {})
+    frames = pipeline.frames_of(asked)
     grid = pipeline.grid_of(height, width, frames.latent_count)
     image_tokens, pictures = grid.num_tokens, pipeline.pictures
     references: tuple[Grid, ...] = ()
     if pictures is not None:
         sides = grid.rows * pipeline.cell, grid.columns * pipeline.cell
-        references = pictures.references([sides], options)
+        references = pictures.references([sides], asked)
     read = sum(each.num_tokens for each in references)
-    text_tokens = pipeline.text_length(options)
+    text_tokens = pipeline.text_length(asked)
     shape = (batch, image_tokens, text_tokens)
     return ModelReport(
         model=str(path_or_repo_id),
@@ -140,6 +151,7 @@ def inspect(
         dtype=pipeline.dtype.name,
         image_tokens=image_tokens,
         text_tokens=text_tokens,
+        num_frames=frames.count,
         batch=batch,
         branches=branches,
         takes=tuple(sorted(pictures.taken)) if pictures else (),

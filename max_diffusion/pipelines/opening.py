@@ -78,7 +78,7 @@ def load_pipeline(
         is_extensible: Whether a request with another cache compiles the graphs it
             needs when it first comes, which takes a minute or more; else it is refused.
         calibration: File of ``max-diffusion calibrate``, or what it holds, instead of
-            the model's own.
+            the model's own, which is not used with another ``transformer``.
         transformer: File of the transformer's weights instead of the model's: FLUX.1's
             as safetensors (plain, float8 or scaled float8) or GGUF, by Black Forest
             Labs' names, ComfyUI's or diffusers'. Text encoders and autoencoder are
@@ -244,7 +244,12 @@ def open_model(
         checkpoint_file=None if transformer is None else os.fspath(transformer),
         caches=_checked(caches),
         is_extensible=is_extensible,
-        calibration=read_calibration(folder.path, calibration),
+        # The folder's measurements are of its own transformer.
+        calibration=(
+            Calibration()
+            if calibration is None and file is not None
+            else read_calibration(folder.path, calibration)
+        ),
         precompiled=_folders(precompiled),
         require_precompiled=_flag("require_precompiled", require_precompiled),
         takes_pictures=takes_pictures or kind.needs_pictures,

@@ -76,6 +76,7 @@ def report_of(
         mask=context.mask,
         strength=context.strength,
         reference_tokens=context.reference_tokens,
+        sampler=type(pipeline.sampler).__name__.removesuffix("Sampler"),
     )
 
 

@@ -91,6 +91,8 @@ class TextToImagePipeline(DiffusionPipeline):
     """Height and width in pixels of an image whose size is not given."""
     has_guidance: bool = False
     """Whether the transformer is told a guidance scale (``guidance``, ``(B,)``)."""
+    has_second_text: ClassVar[bool] = False
+    """Whether one of its text encoders reads ``prompt_2`` instead of the prompt."""
     default_guidance_scale: float = 3.5
     """What it is told where a request leaves that open."""
     default_true_cfg_scale: float = 1.0

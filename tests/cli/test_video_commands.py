@@ -182,7 +182,7 @@ def test_options_reach_what_is_drawn(run: Run, monkeypatch: pytest.MonkeyPatch) 
 def test_no_family_can_take_the_name_of_a_commands_option() -> None:
     commands: Any = next(a for a in _parser()._actions if a.metavar == "COMMAND")
     takers = [name for name, each in COMMANDS.items() if each.takes_model_options]
-    assert takers == ["generate", "calibrate", "compare", "tune"]
+    assert takers == ["generate", "inspect", "calibrate", "compare", "tune"]
     for name in takers:
         flags = commands.choices[name]._option_string_actions
         names = {flag[2:].replace("-", "_") for flag in flags if flag.startswith("--")}

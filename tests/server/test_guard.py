@@ -15,6 +15,7 @@ from sketcher import Sketcher, ask, asking
 
 from max_diffusion import RequestError
 from max_diffusion.serving.http import ServerSettings
+from max_diffusion.serving.http.backend import VideoDescription
 
 PATH = "/v1/images/generations"
 BODY = {"prompt": "ein grüner Stern", "seed": 1}
@@ -332,6 +333,100 @@ def test_an_origin_that_would_never_match_is_refused(origin: str) -> None:
     message = re.escape(f"without a path, got {origin!r}")
     with pytest.raises(RequestError, match=message):
         ServerSettings(cors_origins=(origin,))
+
+
+# A form, and text, a browser posts for any page without asking the server first.
+UNASKED: dict[str, dict[str, Any]] = {
+    "json": {"json": BODY},
+    "form": {"files": {"prompt": (None, "a star")}},
+    "text": {"content": json.dumps(BODY)},  # without a type, as a blob is sent
+}
+
+
+def from_page(
+    path: str,
+    headers: dict[str, str],
+    settings: dict[str, Any] | None = None,
+    **body: Any,
+) -> tuple[httpx.Response, int]:
+    """The answer to what a browser sends for a page, and how much was drawn."""
+    sketcher = Sketcher(
+        video=VideoDescription(9, 8.0, (9,)) if "video" in path else None
+    )
+    asked = ask(sketcher, "POST", path, headers=headers, settings=settings, **body)
+    return asyncio.run(asked), len(sketcher.drawn)
+
+
+@pytest.mark.parametrize(
+    ("origin", "body", "path"),
+    [
+        *(("https://evil.example", body, PATH) for body in UNASKED),
+        ("https://evil.example", "form", "/v1/images/edits"),
+        ("https://evil.example", "form", "/v1/videos"),
+        *(
+            (origin, "json", PATH)
+            for origin in ("null", "http://x:81", "http://x.evil")
+        ),
+        *((origin, "json", PATH) for origin in ("x", "//x")),  # no origins at all
+    ],
+)
+def test_no_page_elsewhere_has_anything_drawn(
+    origin: str, body: str, path: str
+) -> None:
+    answer, num_drawn = from_page(path, {"Origin": origin}, **UNASKED[body])
+    assert (answer.status_code, num_drawn) == (403, 0)
+    error = answer.json()["error"]
+    assert error["message"] == (
+        "server: expected a page of its own or of an allowed origin, got "
+        f"{origin!r}; start the server with --cors-origin {origin} to allow it"
+    )
+    assert error["code"] == "origin_not_allowed"
+
+
+def test_no_page_elsewhere_deletes_a_video() -> None:
+    async def run() -> None:
+        async with asking(Sketcher(video=VideoDescription(9, 8.0, (9,)))) as client:
+            path = "/v1/videos"
+            identifier = (await client.post(path, json={"prompt": "a"})).json()["id"]
+            headers = {"Origin": PAGE, "Sec-Fetch-Site": "cross-site"}
+            refused = await client.delete(f"{path}/{identifier}", headers=headers)
+            assert refused.status_code == 403
+            assert (await client.get(f"{path}/{identifier}")).status_code == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("headers", "settings"),
+    [
+        ({}, {}),
+        ({"Origin": "http://x"}, {}),
+        ({"Origin": "https://x"}, {}),  # behind a proxy that ends TLS
+        ({"Origin": "http://[::1]:8000", "Host": "[::1]:8000"}, {}),
+        ({"Origin": "https://example.org", "Sec-Fetch-Site": "same-origin"}, {}),
+        ({"Origin": PAGE}, {"cors_origins": (PAGE,)}),
+        ({"Origin": "null"}, {"cors_origins": ("null",)}),
+        ({"Origin": PAGE}, {"cors_origins": ("*",)}),
+        ({"Origin": PAGE, "Authorization": f"Bearer {KEY}"}, {"api_keys": (KEY,)}),
+    ],
+)
+def test_own_and_allowed_pages_and_other_clients_ask_as_ever(
+    headers: dict[str, str], settings: dict[str, Any]
+) -> None:
+    answer, num_drawn = from_page(PATH, headers, settings, json=BODY)
+    assert (answer.status_code, num_drawn) == (200, 1), answer.text
+
+
+def test_a_page_elsewhere_needs_the_key_where_there_is_one() -> None:
+    settings = {"api_keys": (KEY,)}
+    answer, num_drawn = from_page(PATH, {"Origin": PAGE}, settings, json=BODY)
+    assert (answer.status_code, num_drawn) == (401, 0)
+
+
+def test_an_origin_without_end_is_not_told_whole() -> None:
+    answer, _ = from_page(PATH, {"Origin": "https://" + "x" * 5000}, json=BODY)
+    assert answer.status_code == 403
+    assert len(answer.json()["error"]["message"]) < 400
 
 
 # Ids.

@@ -361,6 +361,7 @@ def test_limits_are_checked(name: str) -> None:
         ({"seconds": "4.125"}, (33, 8.0, "4.125")),
         ({"seconds": "1", "fps": 16}, (17, 16.0, "1.0625")),
         ({"seconds": "1.0625", "fps": 16, "num_frames": 17}, (17, 16.0, "1.0625")),
+        ({"seconds": 25 / 24, "fps": 24}, (25, 24.0, "1.04167")),  # 16 decimals
         ({"seconds": None, "num_frames": None, "input_reference": None}, None),
     ],
 )
@@ -393,17 +394,17 @@ def test_seconds_are_frames(body: dict[str, Any], told: Any, is_form: bool) -> N
         (
             {"seconds": "3.3"},
             *(400, "seconds"),
-            "seconds: '3.3' at 8 frames a second is 26.4 frames, which this model does "
-            'not draw; nearest: "3.125" (25 frames) or "4.125" (33 frames)',
+            "seconds: '3.3' at 8 frames a second is 26.4 frames, which are not "
+            'drawn here; nearest: "3.125" (25 frames) or "4.125" (33 frames)',
         ),
         (
             {"seconds": "12"},
             *(400, "seconds"),
-            "seconds: '12' at 8 frames a second is 96 frames, which this model does "
-            'not draw; nearest: "4.125" (33 frames)',
+            "seconds: '12' at 8 frames a second is 96 frames, which are not "
+            'drawn here; nearest: "4.125" (33 frames)',
         ),
         ({"seconds": "0"}, 400, "seconds", 'nearest: "1.125" (9 frames)'),
-        ({"seconds": "4", "fps": 7}, 400, "seconds", "is 28 frames, which this model"),
+        ({"seconds": "4", "fps": 7}, 400, "seconds", "is 28 frames, which are not"),
         (
             {"seconds": "4", "num_frames": 17},
             *(400, "seconds"),
@@ -413,6 +414,13 @@ def test_seconds_are_frames(body: dict[str, Any], told: Any, is_form: bool) -> N
         ({"seconds": "four"}, 422, "seconds", "got 'four'; write it as \"4\" or"),
         ({"seconds": -1}, 422, "seconds", "seconds: string should match pattern"),
         ({"seconds": True}, 422, "seconds", "should be a valid string, got true"),
+        ({"seconds": 10**400}, 422, "seconds", 'write it as "4" or "4.125"'),
+        ({"seconds": 1e300}, 422, "seconds", "got '1e+300'; write it as \"4\" or"),
+        (  # with all of its digits
+            {"seconds": 3.1250049, "fps": 120},
+            *(400, "seconds"),
+            "seconds: '3.1250049' at 120 frames a second is 375.001 frames, which",
+        ),
         (
             {"num_frames": 1},
             *(400, "num_frames"),

@@ -287,7 +287,10 @@ def test_files_that_are_no_safetensors_are_one_line(tmp_path: Path) -> None:
     [
         ({"peft_type": "LOHA"}, "its configuration says LOHA, "),
         ({"use_dora": True}, "its configuration says DoRA, "),
-        ({"lora_alpha": "a"}, "lora_alpha must be a number, got 'a'"),
+        ({"lora_alpha": "a"}, "lora_alpha must be a number that float32 .*, got 'a'"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be a number .*, got 1000"),
+        ({"lora_alpha": 1e39}, r"lora_alpha must be a number .*, got 1e\+39;"),
+        ({"lora_alpha": float("nan")}, "lora_alpha must be a number .*, got nan;"),
         ({"alpha_pattern": {"(": 1}}, "alpha_pattern must be alphas by patterns"),
         ({"alpha_pattern": [1]}, "alpha_pattern must be alphas by patterns"),
     ],
@@ -348,3 +351,16 @@ def test_files_and_weights_of_the_command_line(tmp_path: Path) -> None:
     ):
         with pytest.raises(RequestError, match=message):
             lora_from_text("--lora", f"{tmp_path}/b:{end}")
+
+
+@pytest.mark.parametrize("end", ["", ":0.5", ":x"])
+def test_a_name_that_no_file_can_have_is_one_line(end: str) -> None:
+    name = "x" * 5000 + end
+    file, _ = lora_from_text("--lora", name)
+    assert file in (name, "x" * 5000)
+    with pytest.raises(
+        ModelLoadError, match=r"cannot be read \(File name too long"
+    ) as caught:
+        LoraFile.read(Path(file))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400

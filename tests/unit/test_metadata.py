@@ -187,6 +187,20 @@ def test_a_value_with_a_comma_is_quoted_and_a_model_without_guidance_has_none() 
     assert found["CFG scale"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("FlowMatchEuler", "Steps: 1, Sampler: Euler, CFG scale"),
+        ("CogVideoXDDIM", "Steps: 1, Sampler: DDIM, CFG scale"),
+        ("CogVideoXDPM", "Steps: 1, Sampler: DPM, CFG scale"),
+        ("", "Steps: 1, CFG scale"),
+    ],
+)
+def test_the_sampler_is_the_one_that_ran(name: str, said: str) -> None:
+    text = text_chunks(make_report(sampler=name), 0)["parameters"]
+    assert said in text
+
+
 def test_pictures_of_a_batch_say_which_they_are() -> None:
     report = make_report(prompts=("one", "two", ""), num_images=6)
     found = [read_by_a1111(text_chunks(report, i)["parameters"]) for i in range(6)]
@@ -263,7 +277,7 @@ def test_every_field_of_a_report_is_a_setting_or_a_measurement() -> None:
         *("num_inference_steps", "guidance_scale", "true_cfg_scale", "seed"),
         *("num_images", "cache", "versions", "sigmas", "picture", "seeds"),
         *("prompt_2", "negative_prompt_2", "transformer", "loras"),
-        *("images", "mask", "strength"),
+        *("images", "mask", "strength", "sampler"),
     }
     own = make_report(options={"max_sequence_length": 7})
     settings = json.loads(text_chunks(own, 0)["max_diffusion"])

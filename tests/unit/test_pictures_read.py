@@ -108,6 +108,34 @@ def test_other_modes_become_rgb() -> None:
         )
 
 
+def test_32_bits_that_hold_16_are_read_as_such() -> None:
+    gray = colours()[..., 0]
+    for values in (gray.astype(np.int32) * 256 + 3, np.zeros((8, 12), np.int32)):
+        image = Image.fromarray(values)
+        assert image.mode == "I"
+        wanted = np.repeat((values >> 8)[..., None], 3, axis=2)
+        assert np.array_equal(read_picture(image).pixels, wanted)
+
+
+def test_lab_is_a_space_of_colours_without_transparency() -> None:
+    pytest.importorskip("PIL.ImageCms")
+
+    def lab(*values: int) -> Image.Image:
+        bands = [Image.new("L", (4, 4), value) for value in values]
+        return Image.merge("LAB", bands)
+
+    for read in (read_picture, read_mask):
+        gray = read(lab(136, 128, 128)).pixels.astype(int)
+        light = ((136 / 2.55 + 16) / 116) ** 3  # CIE's lightness
+        level = 255 * (1.055 * light ** (1 / 2.4) - 0.055)  # in sRGB
+        assert gray.shape == (4, 4, 3)
+        assert np.abs(gray - level).max() <= 2
+        coloured = lab(136, 140, 110)
+        wanted = np.asarray(coloured.convert("RGB"))
+        assert 0 < wanted.min() < wanted.max() < 255
+        assert np.array_equal(read(coloured).pixels, wanted)
+
+
 def test_a_mask_is_light_or_transparent() -> None:
     marks = np.zeros((8, 12), np.uint8)
     marks[2:5, 3:9] = 255
@@ -188,7 +216,10 @@ JPEG = file_of(Image.fromarray(colours(64, 64)), "JPEG")
         (np.zeros((8, 8, 3)), "got float64 .*multiply 0..1 by 255 and round"),
         (np.zeros((8, 8, 2), np.uint8), r"got uint8 \[8, 8, 2\]"),
         (np.zeros((0, 8, 3), np.uint8), "got 8 x 0"),
-        (Image.new("F", (8, 8)), "mode F has no known range"),
+        (Image.new("F", (8, 8)), "mode F, whose range is not known; convert it to L"),
+        (Image.new("I", (8, 8), 200), "8 or 16 bits, got Pillow's mode I, whose"),
+        (Image.new("I", (8, 8), 2**16), "8 or 16 bits, got Pillow's mode I, whose"),
+        (Image.new("I", (8, 8), -1), "8 or 16 bits, got Pillow's mode I, whose"),
         (7, "expected a path, bytes, .*got int"),
         ("no/such/file.png", "^(image|mask) no/such/file.png: there is no such file"),
         (".", "it is no file; give a PNG"),

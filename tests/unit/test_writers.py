@@ -118,7 +118,7 @@ def test_what_a_format_cannot_hold_is_refused(
 @pytest.mark.parametrize(
     ("name", "fps", "message"),
     [
-        ("x.gif", 60.0, "gif shows 0.1 to 50 frames a second, got 60"),
+        ("x.gif", 60.0, "gif shows 0.1 to 50 frames a second, got 60; set fps, or"),
         ("x.webp", 1001.0, "webp shows 0.1 to 1000 frames a second, got 1001"),
         ("x.mp4", 1e-3, "mp4 shows 0.1 to 1000 frames a second, got 0.001"),
     ],

@@ -60,10 +60,12 @@ class CogVideoXOptions(RequestOptions):
         "frames a second of the file; default: the model's, 8 or 16",
         minimum=1,
         maximum=120,
+        needs="frames",
     )
     use_dynamic_cfg: bool | None = option(
         "whether the scale of true guidance changes over the steps, as in diffusers; "
-        "default: no"
+        "default: no",
+        needs="guidance",
     )
 
 
@@ -243,7 +245,7 @@ class CogVideoXPipeline(DecodesInParts, TextToImagePipeline):
         assert isinstance(context.options, CogVideoXOptions)
         return {
             "num_frames": context.num_frames,
-            "fps": context.fps,
+            **({"fps": context.fps} if context.num_frames > 1 else {}),
             "use_dynamic_cfg": bool(context.options.use_dynamic_cfg),
         }
 

@@ -91,6 +91,7 @@ class AbstractFlux1Pipeline(TextToImagePipeline):
         }
     )
     options_class = Flux1Options
+    has_second_text = True
     lora_names = LORA_NAMES
     parts_of_file: ClassVar[PartsOfFile | None] = staticmethod(flux1_parts)
     # The other half of the autoencoder, and buffers that checkpoints hold.

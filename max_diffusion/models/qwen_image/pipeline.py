@@ -27,7 +27,7 @@ from ...core.grid import Grid
 from ...core.noise import packed_cells
 from ...core.options import RequestOptions, option
 from ...core.request import GenerationContext, GenerationRequest, PromptTexts
-from ...errors import ModelLoadError, RequestError
+from ...errors import ModelLoadError
 from ...pipelines import TextToImagePipeline, Tokenized
 from ...sampling import RescaledGuidance, load_sampler
 from .components import (
@@ -170,16 +170,7 @@ class QwenImagePipeline(TextToImagePipeline):
         return {"max_sequence_length": self.text_length(context.options)}
 
     def tokenize(self, texts: PromptTexts, length: int, what: str) -> Tokenized:
-        """Tokenizes each text with its template, and as long as it is.
-
-        Raises:
-            RequestError: There are other texts for a second encoder.
-        """
-        if tuple(texts.second) != tuple(texts.first):
-            raise RequestError(
-                "request: prompt_2 and negative_prompt_2 are what a second text "
-                "encoder reads, and Qwen-Image has one; leave them out"
-            )
+        """Tokenizes each text with its template, and as long as it is."""
         found = self._tokenizer.encode(texts.first, NUM_DROPPED + length)
         notes = notes_of_cuts(what, f"{length} tokens", found.removed)
         longest = found.ids.shape[1] - NUM_DROPPED

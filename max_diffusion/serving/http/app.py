@@ -80,7 +80,9 @@ def create_app(
         keys=settings.api_keys,
         max_body_bytes=settings.max_body_bytes,
         max_upload_bytes=settings.max_upload_bytes,
-        upload_paths={*UPLOAD_PATHS, VIDEOS},
+        upload_paths=UPLOAD_PATHS,
+        form_paths=(VIDEOS,),
+        origins=settings.cors_origins,
     )
     app.add_middleware(HeadAsGet)
     if settings.cors_origins:
@@ -235,7 +237,7 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
         inputs=list(model.inputs),
         needed_inputs=list(model.needed_inputs),
         default_strength=model.default_strength,
-        video=None if video is None else _video_card(video),
+        video=None if video is None else _video_card(video, settings.max_frames),
         default_size=f"{width}x{height}",
         default_steps=min(model.default_steps, settings.max_steps),
         max_size=settings.max_size,
@@ -244,7 +246,8 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
     )
 
 
-def _video_card(video: VideoDescription) -> VideoCard:
+def _video_card(video: VideoDescription, max_frames: int) -> VideoCard:
+    video = video.within(max_frames)
     return VideoCard(
         num_frames=video.num_frames,
         fps=video.fps,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final, Literal, Self, final
 
 from ...core.options import declared_options
@@ -34,6 +34,20 @@ class VideoDescription:
     """Frames a second of a video whose request does not say how many."""
     counts: tuple[int, ...]
     """All numbers of frames that the model draws, ascending from 2."""
+
+    def within(self, max_frames: int) -> VideoDescription:
+        """Returns what requests may ask of a server that limits the frames.
+
+        Args:
+            max_frames: Most frames of a video. One that does not say how many has the
+                most that there may be, if the model's own number is above it; where the
+                model draws none so short, it stays, for the request to be refused.
+        """
+        counts = tuple(count for count in self.counts if count <= max_frames)
+        own = self.num_frames
+        if own > max_frames and counts:
+            own = counts[-1]
+        return replace(self, num_frames=own, counts=counts)
 
     @classmethod
     def of(cls, pipeline: TextToImagePipeline) -> VideoDescription | None:

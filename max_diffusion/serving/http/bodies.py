@@ -110,7 +110,8 @@ class DrawingRequest(BaseModel):
             ge=1,
             le=MAX_STEPS,
             validation_alias=also("steps"),
-            description="Denoising steps. Or num_inference_steps.",
+            description="Denoising steps; the model's if left out. Or "
+            "num_inference_steps.",
         ),
     ] = None
     guidance: Annotated[
@@ -131,8 +132,8 @@ class DrawingRequest(BaseModel):
             le=100,
             allow_inf_nan=False,
             validation_alias=also("true_cfg"),
-            description="Classifier-free guidance, with negative_prompt; 1 is off. Or "
-            "true_cfg_scale.",
+            description="Classifier-free guidance, against negative_prompt; 1 is off; "
+            "the model's if left out. Or true_cfg_scale.",
         ),
     ] = None
     negative_prompt: str | None = None

@@ -20,7 +20,7 @@ from ...engine import SubmitOptions
 from ...errors import RequestError
 from .answers import Answers
 from .backend import Backend, ModelDescription
-from .bodies import DrawingRequest
+from .bodies import DrawingRequest, shown
 from .errors import ApiError
 from .loras import LoraChoice
 from .schemas import ErrorResponse, ImageGenerationRequest
@@ -31,6 +31,7 @@ from .streams import EventStream, begun, result_unless_gone
 ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     400: {"model": ErrorResponse, "description": "A value out of range, or no JSON"},
     401: {"model": ErrorResponse, "description": "No key, or an unknown one"},
+    403: {"model": ErrorResponse, "description": "A page that may not ask"},
     404: {"model": ErrorResponse, "description": "No such model or path"},
     408: {"model": ErrorResponse, "description": "The body did not arrive"},
     413: {"model": ErrorResponse, "description": "The body is too large"},
@@ -180,7 +181,9 @@ def check_limits(
             raise _too_much(name, len(text), settings.max_prompt_length, "characters")
     most = settings.max_size**2
     own = body.options()
-    area = own.get("max_area")
+    area, frames = own.get("max_area"), own.get("num_frames")
+    if not isinstance(frames, int):
+        frames = model.video.num_frames if model.video else 1
     read = [image.height * image.width for image in inputs.images] if inputs else []
     sides = ("width", "height") if body.width or body.height else ("size", "size")
     pixels = zip(sides, body.pixels(), _default_size(body, model, inputs), strict=True)
@@ -197,6 +200,7 @@ def check_limits(
             if own.get("auto_resize") is False
         ),
         ("steps", body.steps or 1, settings.max_steps, "steps"),
+        ("num_frames", frames, settings.max_frames, "frames"),
         ("timeout", body.timeout or 0, settings.timeout, "seconds"),
     ):
         if value > limit:
@@ -352,7 +356,7 @@ def no_such_model(model: str, settings: ServerSettings) -> ApiError:
     """Returns the error of a model that is not served."""
     return ApiError(
         404,
-        f"model: {model!r} is not served here; expected {settings.model!r}",
+        f"model: {shown(model)} is not served here; expected {settings.model!r}",
         code="model_not_found",
         param="model",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import hashlib
 import hmac
 import logging
 import re
@@ -12,6 +13,7 @@ from collections.abc import Collection, Sequence
 from typing import Final, final
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError, api_error
@@ -25,6 +27,8 @@ an id of their own."""
 _ID: Final = re.compile(rb"[!-~]{1,128}")
 _BODY_SECONDS: Final = 30.0
 _GZIP: Final = b"\x1f\x8b"
+# Methods that change nothing: what they answer, a browser keeps from other pages.
+_READING: Final = ("GET", "HEAD", "OPTIONS")
 
 
 @final
@@ -79,7 +83,10 @@ class HeadAsGet:
 class Guard:
     """ASGI middleware: bearer keys for ``/v1``; bodies that are small and plain.
 
-    Forms with pictures, on the paths that take them, may be larger.
+    Forms are read on the paths that take them, and those with pictures may be larger.
+    Where no key is asked for, pages of other origins may not have anything done: a
+    browser sends their forms and texts without asking first, to any server that it
+    reaches.
     """
 
     def __init__(
@@ -89,11 +96,15 @@ class Guard:
         max_body_bytes: int,
         max_upload_bytes: int,
         upload_paths: Collection[str],
+        form_paths: Collection[str],
+        origins: Collection[str] = (),
     ) -> None:
         self._app = app
         self._keys = [key.encode() for key in keys]
         self._limit, self._upload_limit = max_body_bytes, max_upload_bytes
         self._upload_paths = frozenset(upload_paths)
+        self._form_paths = self._upload_paths.union(form_paths)
+        self._origins = frozenset(origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request that is refused, or passes it on with its body read."""
@@ -102,15 +113,24 @@ class Guard:
             return
         try:
             headers = dict(scope["headers"])
-            if str(scope["path"]).startswith("/v1/"):
-                self._check_key(headers.get(b"authorization", b""))
+            if self._keys and str(scope["path"]).startswith("/v1/"):
+                key = self._checked_key(headers.get(b"authorization", b""))
+                scope.setdefault("state", {})["owner"] = hashlib.sha256(key).digest()
+            elif scope["method"] not in _READING:
+                self._check_origin(headers)
             kind = headers.get(b"content-type", b"").decode("latin-1")
-            is_upload = scope["path"] in self._upload_paths and is_form(kind)
-            limit = self._upload_limit if is_upload else self._limit
-            body = await self._body(headers, receive, limit)
+            has_form = scope["path"] in self._form_paths and is_form(kind)
+            takes_pictures = has_form and scope["path"] in self._upload_paths
+            limit, fix = self._limit, "shorten the prompt"
+            if takes_pictures:
+                limit = self._upload_limit
+                fix = "scale the picture down, or send it as JPEG"
+            elif has_form:
+                fix += ", and leave out files, which are not taken here"
+            body = await _read(headers, receive, limit, fix)
             if body:
                 _check_uncompressed(headers, body)
-            if body and not is_upload:
+            if body and not has_form:
                 body = _plain(body)
         except ApiError as err:
             await err.response(scope, receive, send)
@@ -138,9 +158,27 @@ class Guard:
                 await api_error(err).response(scope, receive, send)
             raise  # the server logs it
 
-    def _check_key(self, header: bytes) -> None:
-        if not self._keys:
-            return
+    def _check_origin(self, headers: dict[bytes, bytes]) -> None:
+        """Refuses what a browser sends for a page that is not allowed to ask.
+
+        Clients that are no browser send no ``Origin``. A proxy may change ``Host``, but
+        leaves ``Sec-Fetch-Site``, which no page can set.
+        """
+        origin = headers.get(b"origin", b"").decode("latin-1")
+        is_own = origin.partition("://")[2].encode("latin-1") == headers.get(b"host")
+        is_own = is_own or headers.get(b"sec-fetch-site") == b"same-origin"
+        if origin and not is_own and not {origin, "*"} & self._origins:
+            shown = origin if len(origin) <= 80 else origin[:79] + "…"
+            raise ApiError(
+                403,
+                f"server: expected a page of its own or of an allowed origin, got "
+                f"{shown!r}; start the server with --cors-origin {shown} to allow it",
+                code="origin_not_allowed",
+                headers={"Connection": "close"},
+            )
+
+    def _checked_key(self, header: bytes) -> bytes:
+        """Returns the key of a request, which is one of those that are known."""
         scheme, _, given = header.partition(b" ")
         # Compares with all of them, so that the time tells nothing.
         matches = [hmac.compare_digest(given.strip(), key) for key in self._keys]
@@ -152,43 +190,56 @@ class Guard:
                 code="invalid_api_key",
                 headers={"WWW-Authenticate": "Bearer"},
             )
+        return given.strip()
 
-    async def _body(
-        self, headers: dict[bytes, bytes], receive: Receive, limit: int
-    ) -> bytes | None:
-        """Reads the whole body; returns ``None`` if the client has left."""
-        length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length[:20]) > limit:
-            raise self._too_large(limit)
-        chunks, size = [], 0
-        try:
-            async with asyncio.timeout(_BODY_SECONDS):
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        return None
-                    chunk = message.get("body", b"")
-                    size += len(chunk)
-                    if size > limit:
-                        raise self._too_large(limit)
-                    chunks.append(chunk)
-                    if not message.get("more_body", False):
-                        return b"".join(chunks)
-        except TimeoutError:
-            raise ApiError(
-                408, f"body: not complete after {_BODY_SECONDS:g} s; send it again"
-            ) from None
 
-    def _too_large(self, limit: int) -> ApiError:
-        fix = "shorten the prompt"
-        if limit == self._upload_limit:
-            fix = "scale the picture down, or send it as JPEG"
-        return ApiError(
-            413,
-            f"body: expected at most {limit} bytes; {fix}",
-            code="body_too_large",
-            headers={"Connection": "close"},
-        )
+def owner_of(request: Request) -> bytes:
+    """Returns whose request it is: a digest of its key, empty where none is needed."""
+    found: bytes = getattr(request.state, "owner", b"")
+    return found
+
+
+async def _read(
+    headers: dict[bytes, bytes], receive: Receive, limit: int, fix: str
+) -> bytes | None:
+    """Reads a whole body; returns ``None`` if the client has left.
+
+    Args:
+        headers: Of the request.
+        receive: Of ASGI.
+        limit: Most bytes.
+        fix: What to do about more, for the message.
+
+    Raises:
+        ApiError: It is larger, or does not arrive.
+    """
+    too_large = ApiError(
+        413,
+        f"body: expected at most {limit} bytes; {fix}",
+        code="body_too_large",
+        headers={"Connection": "close"},
+    )
+    length = headers.get(b"content-length", b"0")
+    if length.isdigit() and int(length[:20]) > limit:
+        raise too_large
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > limit:
+                    raise too_large
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return b"".join(chunks)
+    except TimeoutError:
+        raise ApiError(
+            408, f"body: not complete after {_BODY_SECONDS:g} s; send it again"
+        ) from None
 
 
 def _check_uncompressed(headers: dict[bytes, bytes], body: bytes) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, final
@@ -26,6 +25,7 @@ from .video_schemas import Video, VideoError
 logger = logging.getLogger(__name__)
 
 _THUMBNAIL_QUALITY: Final = 90
+_MARGIN_SECONDS: Final = 0.01  # a loop may be early by its clock's resolution
 Variant = Literal["video", "thumbnail", "spritesheet"]
 
 
@@ -53,6 +53,8 @@ class Job:
     """What clients are told of it."""
     has_report: bool
     """Whether they are told what every step did."""
+    owner: bytes
+    """Whose it is: :func:`~.guard.owner_of` its request; others are not told of it."""
     content: Content | None = None
     """Files, once it is completed."""
     ended: float | None = None
@@ -92,6 +94,11 @@ class VideoJobs:
         # An encoder takes all cores, and frames take their room: one after the other.
         self._encoding = asyncio.Lock()
 
+    @property
+    def num_kept(self) -> int:
+        """Number of jobs that are on their way, or ended and not yet forgotten."""
+        return len(self._jobs)
+
     async def start(self, job: Job, draw: Draw) -> Video:
         """Has a video drawn, and returns what is known of it at once.
 
@@ -104,15 +111,15 @@ class VideoJobs:
         job.task = asyncio.create_task(self._follow(job, events))
         return job.video
 
-    def get(self, identifier: str) -> Job:
+    def get(self, identifier: str, owner: bytes) -> Job:
         """Returns a job by its id.
 
         Raises:
-            ApiError: There is none.
+            ApiError: There is none of this owner.
         """
         self._forget()
         found = self._jobs.get(identifier)
-        if found is None:
+        if found is None or found.owner != owner:
             raise ApiError(
                 404,
                 f"videos: {identifier[:80]} is not here, or no longer; draw it again",
@@ -121,10 +128,13 @@ class VideoJobs:
             )
         return found
 
-    def page(self, after: str | None, limit: int, order: str) -> tuple[list[Job], bool]:
-        """Returns some of all jobs, and whether there are more behind them.
+    def page(
+        self, owner: bytes, after: str | None, limit: int, order: str
+    ) -> tuple[list[Job], bool]:
+        """Returns some of an owner's jobs, and whether there are more behind them.
 
         Args:
+            owner: Whose jobs.
             after: Id of the one before the first; ``None`` for the first of all.
             limit: Most of them.
             order: ``asc`` for the oldest first, else the newest.
@@ -134,21 +144,21 @@ class VideoJobs:
         """
         self._forget()
         if after is not None:
-            self.get(after)
-        found: Sequence[str] = list(self._jobs)
+            self.get(after, owner)
+        found = [name for name, job in self._jobs.items() if job.owner == owner]
         if order != "asc":
             found = found[::-1]
         first = 0 if after is None else found.index(after) + 1
         names = found[first : first + limit]
         return [self._jobs[name] for name in names], first + limit < len(found)
 
-    async def delete(self, identifier: str) -> None:
+    async def delete(self, identifier: str, owner: bytes) -> None:
         """Forgets a job; cancels it, unless it has ended.
 
         Raises:
-            ApiError: There is none.
+            ApiError: There is none of this owner.
         """
-        job = self.get(identifier)
+        job = self.get(identifier, owner)
         del self._jobs[identifier]
         assert job.task is not None
         job.task.cancel()
@@ -164,6 +174,9 @@ class VideoJobs:
         except Exception as err:
             logger.exception("%s has failed", job.video.id)
             job.fail(err)
+        # Whether or not anybody asks again: a video may be large.
+        wait = self._settings.video_seconds + _MARGIN_SECONDS
+        asyncio.get_running_loop().call_later(wait, self._forget)
 
     async def _take(self, job: Job, event: Event) -> None:
         if isinstance(event, Started):

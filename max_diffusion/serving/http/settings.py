@@ -35,6 +35,7 @@ class ServerSettings:
         max_n: Most images of a request.
         max_size: Most pixels of an image's side.
         max_steps: Most denoising steps of a request.
+        max_frames: Most frames of a video.
         timeout: Seconds that a request gets if it does not ask for less.
         image_bytes: Most bytes of images kept for ``response_format: url``; the oldest
             go first.
@@ -54,6 +55,7 @@ class ServerSettings:
     max_n: int = 10
     max_size: int = 2048
     max_steps: int = 200
+    max_frames: int = 161  # ten seconds at 16 a second, and the one that ends them
     timeout: float = 600.0
     image_bytes: int = 256 * 1024**2
     image_seconds: float = 3600.0
@@ -69,6 +71,7 @@ class ServerSettings:
             "max_upload_bytes",
             "max_prompt_length",
             "max_n",
+            "max_frames",
             "image_bytes",
             "video_bytes",
             "max_videos",

@@ -31,13 +31,13 @@ _OTHERS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 def _as_text(value: Any) -> Any:
-    """A number as the text that OpenAI's clients send."""
+    """A number as the text that OpenAI's clients send, with all of its digits."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return f"{value:g}" if is_number else value
+    return str(value) if is_number else value
 
 
 _Seconds: TypeAlias = Annotated[
-    str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6})?$", max_length=13)
+    str, Field(pattern=r"^[0-9]{1,6}(\.[0-9]{1,17})?$", max_length=24)
 ]
 
 

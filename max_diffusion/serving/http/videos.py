@@ -24,6 +24,7 @@ from .desk import (
 )
 from .errors import ApiError, checked, read_json
 from .forms import is_form, read_form, values_of
+from .guard import owner_of
 from .jobs import Job, Variant, VideoJobs
 from .ranges import ranged
 from .settings import ServerSettings
@@ -72,17 +73,18 @@ def _add_creation(
     async def create(request: Request) -> Video:
         """Begins to draw a video, and answers at once with its job."""
         model = await described(backend)
-        video = _check_draws_videos(model)
+        of_model = _check_draws_videos(model)
+        video = of_model.within(settings.max_frames)
         data = await request.body()
         kind = request.headers.get("content-type", "")
         values = await asyncio.to_thread(_values, kind, data, schema)
         if values.get("input_reference") is not None:
             raise _no_reference()
         body = checked(values, schema)
-        check_limits(body, settings, model)
+        check_limits(body, settings, replace(model, video=video))
         count, fps = _frames(body, video)
         drawing = to_request(body, settings, model)
-        if count != video.num_frames:
+        if count != of_model.num_frames:
             options = {**drawing.options, "num_frames": count}
             drawing = replace(drawing, options=options)
         width, height = body.pixels()
@@ -97,7 +99,8 @@ def _add_creation(
             fps=fps,
         )
         draw = partial(backend.draw, drawing, submit_options(body, settings))
-        return await jobs.start(Job(told, has_report=bool(body.report)), draw)
+        job = Job(told, bool(body.report), owner_of(request))
+        return await jobs.start(job, draw)
 
 
 def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
@@ -108,6 +111,7 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
         summary="All videos",
     )
     async def videos(
+        request: Request,
         after: Annotated[
             str | None, Query(description="Id of the last one of the page before.")
         ] = None,
@@ -117,7 +121,7 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
         ] = "desc",
     ) -> VideoList:
         """Lists jobs that run, wait, or have ended and are still kept."""
-        found, has_more = jobs.page(after, limit, order)
+        found, has_more = jobs.page(owner_of(request), after, limit, order)
         data = [job.video for job in found]
         return VideoList(
             data=data,
@@ -132,9 +136,9 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
         responses=errors_of(400, 401, 404, 408, 413, 415, 422),
         summary="One video",
     )
-    async def video(video_id: str) -> Video:
+    async def video(video_id: str, request: Request) -> Video:
         """Tells how a job stands."""
-        return jobs.get(video_id).video
+        return jobs.get(video_id, owner_of(request)).video
 
     @app.get(
         f"{_ONE}/content",
@@ -155,7 +159,7 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
         summary="Its file",
     )
     async def content(
-        request: Request, video_id: str, variant: Variant = "video"
+        video_id: str, request: Request, variant: Variant = "video"
     ) -> Response:
         """Returns the mp4, or the part of it that ``Range`` asks for.
 
@@ -168,7 +172,7 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
                 code="unsupported",
                 param="variant",
             )
-        job = jobs.get(video_id)
+        job = jobs.get(video_id, owner_of(request))
         if job.content is None:
             raise _no_content(job.video)
         if variant == "thumbnail":
@@ -178,12 +182,12 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
     @app.delete(
         _ONE,
         dependencies=documented_key(settings),
-        responses=errors_of(400, 401, 404, 408, 413, 415, 422),
+        responses=errors_of(400, 401, 403, 404, 408, 413, 415, 422),
         summary="Forget a video",
     )
-    async def delete(video_id: str) -> VideoDeleted:
+    async def delete(video_id: str, request: Request) -> VideoDeleted:
         """Forgets a video and its file; cancels what is still drawn."""
-        await jobs.delete(video_id)
+        await jobs.delete(video_id, owner_of(request))
         return VideoDeleted(id=video_id)
 
 
@@ -239,7 +243,7 @@ def _frames(body: VideoRequest, video: VideoDescription) -> tuple[int, float]:
     whichever the model draws.
 
     Raises:
-        ApiError: The model draws no video of so many seconds, or another than
+        ApiError: No video of so many seconds is drawn here, or another than
             ``num_frames`` says, or it would be a picture.
     """
     options = body.options()
@@ -272,7 +276,7 @@ def _frames(body: VideoRequest, video: VideoDescription) -> tuple[int, float]:
         raise _bad(
             "seconds",
             f"{shown(body.seconds)} at {fps:g} frames a second is {exact:.6g} frames, "
-            f"which this model does not draw; {_nearest(exact, fps, video)}",
+            f"which are not drawn here; {_nearest(exact, fps, video)}",
         )
     return drawn, float(fps)
 
@@ -282,7 +286,7 @@ def _nearest(exact: float, fps: float, video: VideoDescription) -> str:
     below = [each for each in video.counts if each <= exact][-1:]
     above = [each for each in video.counts if each > exact][:1]
     choices = [f'"{each / fps:.6g}" ({each} frames)' for each in below + above]
-    return f"nearest: {' or '.join(choices)}"
+    return f"nearest: {' or '.join(choices) or 'none'}"
 
 
 def _no_content(video: Video) -> ApiError:

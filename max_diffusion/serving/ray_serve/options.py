@@ -138,6 +138,7 @@ class Options(BaseModel):
     max_n: int = 10
     max_size: int = 2048
     max_steps: int = 200
+    max_frames: Annotated[int, Field(description="Most frames of a video.")] = 161
     timeout: Annotated[
         float, Field(description="Seconds a request gets at most, a retry included.")
     ] = 600.0
@@ -188,6 +189,7 @@ class Options(BaseModel):
             max_n=self.max_n,
             max_size=self.max_size,
             max_steps=self.max_steps,
+            max_frames=self.max_frames,
             timeout=self.timeout,
         )
 
