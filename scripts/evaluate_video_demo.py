@@ -3,7 +3,7 @@
 Draws held-out clips, generates a video for each caption, and lets
 ``max_diffusion.demo`` follow the shapes in it.
 
-    .venv/bin/python scripts/evaluate_video_demo.py --model demo_video --output evaluation
+    .venv/bin/python scripts/evaluate_video_demo.py --model demo_video --output judged
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from ..core.buffers import repeat_rows
 from ..core.grid import Grid
 from ..core.options import RequestOptions, declared_options, read_options
 from ..core.request import GenerationContext, GenerationRequest, PromptTexts
+from ..errors import RequestError
 from ..sampling import Schedule
 from .room import check_room
 from .starting import (
