@@ -76,7 +76,7 @@ def twins(request: pytest.FixtureRequest) -> Twins:
 
 
 def with_reference(
-    height: int, width: int, seed: int = 0, **settings: Any
+    height: int, width: int, /, *, seed: int = 0, **settings: Any
 ) -> GenerationRequest:
     """A request with a reference of this size, of which it keeps whole tokens."""
     picture = Picture(np.asarray(scene(height, width, seed)))
