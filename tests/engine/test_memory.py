@@ -146,7 +146,7 @@ print((found("VmHWM") - before) / MemoryPlan(pipeline, 2**40).needed_by(context)
     ("height", "width", "most"),
     [
         pytest.param(1024, 1024, 1.05, id="in turn"),
-        # A few megabytes, of which what the allocator's arenas take up is more.
+        # Less than 20 MiB, of which what the allocator rounds up is more.
         pytest.param(256, 512, 1.25, id="as one"),
     ],
 )
