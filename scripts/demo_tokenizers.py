@@ -40,7 +40,7 @@ def build_clip_tokenizer(captions: list[str]) -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
 
 
-def build_t5_tokenizer(captions: list[str]) -> T5Tokenizer:
+def build_t5_tokenizer(captions: list[str], length: int = TEXT_LENGTH) -> T5Tokenizer:
     """A T5 tokenizer with one piece per caption word and single letters for the rest.
 
     Unigram training splits so small a vocabulary into letters, so the pieces are the
@@ -61,4 +61,4 @@ def build_t5_tokenizer(captions: list[str]) -> T5Tokenizer:
     letters = ["▁", *string.ascii_letters, *string.digits, *".!?'\"-:;()"]
     known = {piece for piece, _ in pieces}
     pieces += [(letter, -14.0) for letter in letters if letter not in known]
-    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=TEXT_LENGTH)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=length)

@@ -51,9 +51,7 @@ class Trainer:
             is_hidden = master.ndim == 2 and any(key in name for key in hidden)
             (matrices if is_hidden else others).append(master)
         self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(
-                matrices, lr=peak, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-            ),
+            Muon(matrices, peak, weight_decay=0.01),
             torch.optim.AdamW(others, lr=peak, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self._start = 0
@@ -133,6 +131,47 @@ class Trainer:
             self._optimizers, state["optimizers"], strict=True
         ):
             optimizer.load_state_dict(stored)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix is made orthogonal, in float32.
+
+    Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024, with
+    updates as large as Adam's (Liu et al., 2025, arXiv:2502.16982). PyTorch's works in
+    bfloat16, which takes a CPU without such instructions most of a step.
+    """
+
+    def __init__(
+        self, matrices: list[Tensor], lr: float, *, weight_decay: float
+    ) -> None:
+        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # no closure is ever given
+        """Updates every matrix that has a gradient."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is None:
+                    continue
+                state = self.state[matrix]
+                if not state:
+                    state["momentum"] = torch.zeros_like(matrix)
+                momentum = state["momentum"].lerp_(matrix.grad, 0.05)
+                update = orthogonal(matrix.grad.lerp(momentum, 0.95))
+                size = 0.2 * max(matrix.shape) ** 0.5
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(update, alpha=-group["lr"] * size)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """Makes all singular values about 1, by five Newton-Schulz iterations."""
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / x.norm().clamp(min=1e-7)
+    for _ in range(5):
+        square = x @ x.T
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x.T if is_tall else x
 
 
 def schedule(step: int, total: int) -> float:

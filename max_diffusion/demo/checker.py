@@ -85,7 +85,7 @@ def check(picture: np.ndarray, scene: Scene) -> Verdict:
         )
     pixels = picture.astype(np.float32)
     ground = _background(pixels)
-    found = _find_objects(pixels, ground)
+    found = _found(pixels, ground)
     wanted = sorted(f"{o.colour} {o.shape}" for o in scene.objects)
     seen = sorted(f"{o.colour} {o.shape}" for o in found)
     objects_right = wanted == seen
@@ -136,7 +136,13 @@ def _background_holds(scene: Scene, ground: np.ndarray) -> bool:
     return nearest == scene.background and bool(distances.min(1).max() < 60)
 
 
-def _find_objects(pixels: np.ndarray, ground: np.ndarray) -> tuple[FoundObject, ...]:
+def find_objects(picture: np.ndarray) -> tuple[FoundObject, ...]:
+    """Finds the blobs of an image, uint8 ``(128, 128, 3)``, in no order."""
+    pixels = picture.astype(np.float32)
+    return _found(pixels, _background(pixels))
+
+
+def _found(pixels: np.ndarray, ground: np.ndarray) -> tuple[FoundObject, ...]:
     """Finds all blobs, in no order: cores first, then every pixel to a core.
 
     Between two colours antialiasing and blur make 1-2 px of what looks like a third;

@@ -1,28 +1,36 @@
-"""The demo model's own judge and prompts, for :mod:`max_diffusion.evaluation`."""
+"""The demo models' own judge and prompts, for :mod:`max_diffusion.evaluation`."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
 from .checker import Verdict, check
+from .clips import CLIP_FRAMES, CLIP_SIZE_PX, held_out_clip, parse_clip
 from .scenes import SIZE_PX, held_out_scene, parse_caption
+from .tracking import check_clip
 
 
 def judge(prompt: str, frames: np.ndarray) -> Verdict | None:
-    """Tells whether an image shows its prompt; of videos it tells nothing.
+    """Tells whether an image or a video shows its prompt.
 
     Args:
         prompt: Any text.
-        frames: The image as its only frame, uint8 ``(1, H, W, 3)``.
+        frames: The image as its only frame, uint8 ``(1, H, W, 3)``, or the video, uint8
+            ``(F, H, W, 3)``.
 
     Returns:
-        The verdict; ``None`` for a prompt that is not worded as the demo model's
-        captions are, an image that is not 128 pixels high and wide, or a video.
+        The verdict; ``None`` for a prompt that is not worded as the captions of the
+        demo model are whose frames are so many and so large.
     """
-    if frames.shape != (1, SIZE_PX, SIZE_PX, 3):
-        return None
-    scene = parse_caption(prompt)
-    return None if scene is None else check(frames[0], scene)
+    if frames.shape == (1, SIZE_PX, SIZE_PX, 3):
+        scene = parse_caption(prompt)
+        return None if scene is None else check(frames[0], scene)
+    if frames.shape == (CLIP_FRAMES, CLIP_SIZE_PX, CLIP_SIZE_PX, 3):
+        clip = parse_clip(prompt)
+        return None if clip is None else check_clip(frames, clip)
+    return None
 
 
 def held_out_prompts(count: int = 12) -> tuple[str, ...]:
@@ -34,8 +42,26 @@ def held_out_prompts(count: int = 12) -> tuple[str, ...]:
     Returns:
         ``count`` different captions, the same in every call.
     """
+    return _different(lambda rng: held_out_scene(rng).caption, count)
+
+
+def held_out_clip_prompts(count: int = 12) -> tuple[str, ...]:
+    """Returns captions of clips that the video demo model was never trained on.
+
+    Args:
+        count: Number of captions, at least 1; the first are the same for any count.
+
+    Returns:
+        ``count`` different captions, the same in every call.
+    """
+    return _different(lambda rng: held_out_clip(rng).caption, count)
+
+
+def _different(
+    draw: Callable[[np.random.Generator], str], count: int
+) -> tuple[str, ...]:
     rng = np.random.default_rng(5)
     found: dict[str, None] = {}
     while len(found) < count:
-        found[held_out_scene(rng).caption] = None
+        found[draw(rng)] = None
     return tuple(found)
