@@ -277,8 +277,8 @@ def train_diffusion(
         data = latents[torch.from_numpy(index)]
         noise = torch.from_numpy(rng.standard_normal(data.shape, dtype=np.float32))
         # One of each part of the range: a quieter gradient than of free draws.
-        timestep = (np.arange(batch) + rng.random(batch)) / batch * len(alphas)
-        timestep = torch.from_numpy(rng.permutation(timestep.astype(np.int64)))
+        places = (rng.permutation(batch) + rng.random(batch)) / batch * len(alphas)
+        timestep = torch.from_numpy(places.astype(np.int64))
         signal = alphas[timestep].sqrt().float()[:, None, None, None, None]
         rest = (1 - alphas[timestep]).sqrt().float()[:, None, None, None, None]
         text = model.encode(captions)

@@ -13,7 +13,6 @@ from ..core.buffers import repeat_rows
 from ..core.grid import Grid
 from ..core.options import RequestOptions, read_options
 from ..core.request import GenerationContext, GenerationRequest, PromptTexts
-from ..errors import RequestError
 from ..sampling import Schedule
 from .decoding import check_room
 from .starting import check_inputs, drawn_size, remaining, strength_of
@@ -146,26 +145,6 @@ def options_of(
     """
     owner = pipeline.pipeline_config.class_name or type(pipeline).__name__
     return read_options(pipeline.options_class, given, owner)
-
-
-def check_draws_images(
-    pipeline: TextToImagePipeline, given: Mapping[str, object]
-) -> None:
-    """Refuses a request that would draw a video, where images alone are served.
-
-    Args:
-        pipeline: What would draw it.
-        given: Its options that only some models have.
-
-    Raises:
-        RequestError: It would, or an option is refused.
-    """
-    count = pipeline.frames_of(options_of(pipeline, given)).count
-    if count > 1:
-        raise RequestError(
-            f"request: {pipeline.pipeline_config.class_name} would draw a video of "
-            f"{count} frames, and images alone are served; draw it with generate"
-        )
 
 
 def _bound_cache(

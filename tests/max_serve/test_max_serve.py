@@ -12,11 +12,12 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import httpx
 import numpy as np
 import pytest
@@ -32,12 +33,20 @@ from max_diffusion import (
     TaylorSeerConfig,
     TextToImagePipeline,
     demo_model_path,
+    load_pipeline,
 )
+from max_diffusion.core.grid import Frames
 from max_diffusion.errors import RequestError
 from max_diffusion.pipelines.families import PIPELINES
 from max_diffusion.serving.max_serve import ARCHITECTURES
 from max_diffusion.serving.max_serve.architecture import ImageTokenizer
-from max_diffusion.serving.max_serve.requests import from_json, to_json, to_request
+from max_diffusion.serving.max_serve.requests import (
+    check_kind,
+    from_json,
+    pixel_options,
+    to_json,
+    to_request,
+)
 from max_diffusion.serving.max_serve.settings import ServeSettings
 
 PROMPT = "a red circle above a blue square"
@@ -100,13 +109,19 @@ def wait_until_ready(server: Server) -> None:
 def server(
     demo: TextToImagePipeline, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("max_serve")
+    with serving("demo", tmp_path_factory.mktemp("max_serve")) as server:
+        yield server
+
+
+@contextmanager
+def serving(model: str, folder: Path) -> Iterator[Server]:
+    """Runs ``max serve`` with a model that ships, and ends it and its workers."""
     port = free_port()
     command: list[str | Path] = [
         Path(sys.executable).with_name("max"),
         "serve",
         *("--custom-architectures", "max_diffusion.serving.max_serve"),
-        *("--model", demo_model_path(), "--served-model-name", "demo"),
+        *("--model", demo_model_path(model), "--served-model-name", model),
         *("--devices", "cpu", "--port", str(port)),
     ]
     settings = {
@@ -321,6 +336,92 @@ def test_sigterm_ends_server_and_workers(server: Server) -> None:
         while time.monotonic() < deadline:
             os.killpg(server.process.pid, 0)
             time.sleep(0.1)
+
+
+def test_a_video_is_drawn(tmp_path: Path) -> None:
+    prompt = "a red circle moving right"
+    options = {"frames_per_second": 8, "steps": 6, "response_format": "b64_json"}
+    asked: dict[str, Any] = {
+        "model": "demo-video",
+        "input": prompt,
+        "seed": 3,
+        "provider_options": {"video": options},
+        "metadata": {"cache": "taylorseer"},
+    }
+    pipeline = load_pipeline("demo-video", "cpu")
+    own = pipeline.generate(prompt, seed=3, num_inference_steps=6, cache="taylorseer")
+    with serving("demo-video", tmp_path) as server:
+        answer = server.post(asked)
+        assert answer.status_code == 200, answer.text
+        (content,) = answer.json()["output"][0]["content"]
+        assert (content["num_frames"], content["frames_per_second"]) == (17, 8)
+        file = io.BytesIO(base64.b64decode(content["video_data"]))
+        with av.open(file, "r") as container:
+            frames = np.stack(
+                [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+            )
+        assert frames.shape == own.frames[0].shape
+        # MAX's own mp4 loses more than ours.
+        assert np.abs(frames.astype(int) - own.frames[0]).mean() < 4
+        image = server.post({**asked, "provider_options": {"image": {}}})
+        assert image.status_code == 400
+        assert "with provider_options.video" in image.json()["error"]["message"]
+
+
+def video_asked(**options: Any) -> OpenResponsesRequestBody:
+    fields = body() | {"provider_options": {"video": options}}
+    return OpenResponsesRequestBody.model_validate(fields)
+
+
+def test_options_of_a_video_are_the_requests() -> None:
+    asked = video_asked(num_frames=9, frames_per_second=12, steps=4, height=96)
+    request = to_request(asked, ServeSettings())
+    assert request.options == {"num_frames": 9, "fps": 12}
+    assert (request.num_inference_steps, request.height, request.width) == (4, 96, None)
+    assert to_request(video_asked(), ServeSettings()).options == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"video": {}, "image": {}}, "expected image or video, got both"),
+        ({"video": {"guidance_scale_2": 2}}, "video.guidance_scale_2: has no effect"),
+        ({"audio": {}}, "provider_options.audio: .*; leave it out"),
+    ],
+)
+def test_options_of_no_effect_are_refused(fields: Any, message: str) -> None:
+    asked = OpenResponsesRequestBody.model_validate(body(provider_options=fields))
+    with pytest.raises(RequestError, match=message):
+        to_request(asked, ServeSettings())
+
+
+def test_frames_in_the_metadata_are_refused_where_max_has_a_field() -> None:
+    fields = body(metadata={"num_frames": "9"}) | {"provider_options": {"video": {}}}
+    asked = OpenResponsesRequestBody.model_validate(fields)
+    with pytest.raises(RequestError, match="it is num_frames of provider_options"):
+        to_request(asked, ServeSettings())
+
+
+@pytest.mark.parametrize(
+    ("options", "frames", "message"),
+    [
+        ({"image": {}}, Frames(17, 5, 8.0), "a video of 17 frames; ask for it with"),
+        ({"video": {}}, Frames(), "an image of one frame"),
+        ({"video": {}}, Frames(17, 5, 8.0), "MAX writes 16 .* have 8; give"),
+        ({"image": {}}, Frames(), None),
+        ({"video": {}}, Frames(17, 5, 16.0), None),
+        ({"video": {"frames_per_second": 8}}, Frames(17, 5, 8.0), None),
+    ],
+)
+def test_kinds_are_told_apart(
+    options: Any, frames: Frames, message: str | None
+) -> None:
+    asked = OpenResponsesRequestBody.model_validate(body(provider_options=options))
+    if message is None:
+        check_kind(pixel_options(asked), frames)
+        return
+    with pytest.raises(RequestError, match=message):
+        check_kind(pixel_options(asked), frames)
 
 
 def parsed(**fields: Any) -> GenerationRequest:

@@ -26,7 +26,6 @@ from max_diffusion.core.buffers import to_device
 from max_diffusion.core.grid import Grid
 from max_diffusion.engine import Engine, Preview, SubmitOptions
 from max_diffusion.media.metadata import read_settings
-from max_diffusion.pipelines.context import check_draws_images
 from max_diffusion.pipelines.decoding import decode_in_goes
 from max_diffusion.serving.http import ModelDescription
 from max_diffusion.serving.http.backend import VideoDescription
@@ -168,15 +167,6 @@ def test_a_slip_is_told_before_anything_is_drawn(
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_request_for_a_video_is_refused_where_images_are_drawn(
-    pipeline: ToyVideoPipeline,
-) -> None:
-    check_draws_images(pipeline, {"num_frames": 1})
-    message = "would draw a video of 9 frames, and images alone are served; draw it"
-    with pytest.raises(RequestError, match=message):
-        check_draws_images(pipeline, {"num_frames": 9})
 
 
 def test_options_of_another_family_are_left_out_with_a_word(

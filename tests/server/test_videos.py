@@ -131,6 +131,10 @@ def test_a_video_is_drawn_and_fetched(
     assert (summary["seed"], summary["steps"], summary["cache"]) == (3, 7, "none")
     answer = client.videos.download_content(video.id)
     assert answer.response.headers["content-type"] == "video/mp4"
+    part = client.videos.download_content(
+        video.id, extra_headers={"Range": "bytes=0-1"}
+    )
+    assert (part.response.status_code, part.content) == (206, answer.content[:2])
     frames, rate = decoded(answer.content)
     own: Any = {"num_frames": 5, "fps": 12.0, "num_inference_steps": 7}
     alone = pipeline.generate("gray 90", seed=3, width=8, height=6, **own)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_drawn_clips_are_right_and_others_are_not(count: int) -> None:
         verdict = check_clip(frames, clip)
         assert verdict.is_right, verdict.reason
         item = clip.objects[0]
-        others = {
+        others: dict[str, Any] = {
             "colour": next(
                 c for c in CLIP_COLOURS if c not in {o.colour for o in clip.objects}
             ),

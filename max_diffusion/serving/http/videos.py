@@ -25,6 +25,7 @@ from .desk import (
 from .errors import ApiError, checked, read_json
 from .forms import is_form, read_form, values_of
 from .jobs import Job, Variant, VideoJobs
+from .ranges import ranged
 from .settings import ServerSettings
 from .video_schemas import Video, VideoDeleted, VideoList, VideoRequest
 
@@ -147,12 +148,19 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
                     for kind in ("video/mp4", "image/webp")
                 },
             },
+            206: {"description": "The part of it that Range asks for"},
+            416: {"description": "Range begins behind its end"},
         },
         response_class=Response,
         summary="Its file",
     )
-    async def content(video_id: str, variant: Variant = "video") -> Response:
-        """Returns the mp4, or with ``variant`` ``thumbnail`` its first frame."""
+    async def content(
+        request: Request, video_id: str, variant: Variant = "video"
+    ) -> Response:
+        """Returns the mp4, or the part of it that ``Range`` asks for.
+
+        With ``variant`` ``thumbnail`` its first frame.
+        """
         if variant == "spritesheet":
             raise ApiError(
                 400,
@@ -165,7 +173,7 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
             raise _no_content(job.video)
         if variant == "thumbnail":
             return Response(job.content.thumbnail, media_type="image/webp")
-        return Response(job.content.video, media_type="video/mp4")
+        return ranged(job.content.video, "video/mp4", request.headers)
 
     @app.delete(
         _ONE,

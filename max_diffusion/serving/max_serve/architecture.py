@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self, cast, final
 
+import numpy as np
 from max.driver import Device
 from max.engine import InferenceSession
 from max.graph.weights import WeightsFormat
@@ -27,12 +28,11 @@ from max.serve.config import APIType, Settings
 
 from ...caches import DenoisingCacheConfig, label_of
 from ...errors import CacheNotLoadedError, DeviceError, MaxDiffusionError, RequestError
-from ...pipelines.context import check_draws_images
+from ...pipelines.context import options_of
 from ...pipelines.families import PIPELINES
 from ...pipelines.opening import load_pipeline, open_model
-from ...pipelines.outputs import GenerationResult
 from ...pipelines.text_to_image import TextToImagePipeline
-from .requests import from_json, image_options, to_json, to_request
+from .requests import check_kind, from_json, pixel_options, to_json, to_request
 from .settings import ServeSettings
 
 # MAX shows what its own loggers say, and no others.
@@ -52,6 +52,14 @@ class ImageContext(PixelContext):
     request: str = field(default="")
     """The request as text, written by
     :func:`~max_diffusion.serving.max_serve.requests.to_json`."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What MAX takes of a pipeline's result."""
+
+    images: np.ndarray
+    """Images, uint8 ``(B, H, W, 3)``, or videos, uint8 ``(B, 3, F, H, W)``."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,9 @@ class ImageTokenizer:
     def _context(self, request: OpenResponsesRequest) -> ImageContext:
         try:
             wanted = to_request(request.body, self._settings)
-            check_draws_images(self._pipeline, wanted.options)
+            given = pixel_options(request.body)
+            options = options_of(self._pipeline, wanted.options)
+            check_kind(given, self._pipeline.frames_of(options))
             numbers = self._pipeline.create_context(wanted)
         except CacheNotLoadedError as err:
             raise InputError(
@@ -140,7 +150,8 @@ class ImageTokenizer:
             guidance_scale=numbers.guidance_scale,
             true_cfg_scale=numbers.true_cfg_scale,
             num_images_per_prompt=numbers.num_images_per_prompt,
-            output_format=image_options(request.body).output_format,
+            # Of videos MAX decides.
+            output_format=getattr(given, "output_format", "jpeg"),
             seed=wanted.seed,
             request=to_json(wanted),
         )
@@ -181,11 +192,8 @@ class ImagePipeline:
         """Returns the request as it is: nothing is kept between requests."""
         return context
 
-    def execute(self, model_inputs: ImageContext) -> GenerationResult:
-        """Draws; MAX takes ``images`` of the result, uint8 ``(B, H, W, 3)``.
-
-        What MAX's answer has no field for is logged.
-        """
+    def execute(self, model_inputs: ImageContext) -> Drawn:
+        """Draws; what MAX's answer has no field for is logged."""
         result = self._pipeline.draw(from_json(model_inputs.request))
         report = result.report
         logger.info(
@@ -202,7 +210,9 @@ class ImagePipeline:
             logger.warning(
                 "max_diffusion: request %s: %s", model_inputs.request_id, warning
             )
-        return result
+        if result.frames.shape[1] == 1:
+            return Drawn(result.images)
+        return Drawn(result.frames.transpose(0, 4, 1, 2, 3))
 
 
 def _open_uncompiled(

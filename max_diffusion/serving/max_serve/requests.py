@@ -9,35 +9,45 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from max.pipelines.request import OpenResponsesRequestBody
-from max.pipelines.request.provider_options import ImageProviderOptions
+from max.pipelines.request.provider_options import (
+    ImageProviderOptions,
+    VideoProviderOptions,
+)
 
 from ...caches import AbstractCacheConfig, cache_from_options
+from ...core.grid import Frames
 from ...core.request import GenerationRequest
 from ...errors import RequestError
 from ...pipelines.families import declared_by_all
 from .settings import ServeSettings
 
 OUTPUT_FORMATS: Final = ("jpeg", "png", "webp")
+_RATE: Final = "frames_per_second"
+# Of its files, whatever a pipeline says.
+_RATE_OF_MAX: Final = 16
 _OPTION: Final = "cache_option."
 # Fields of MAX's that say what to draw, and those that are labels or MAX's own affair.
 # The others, made for text, would have no effect.
 _USED: Final = frozenset({"input", "metadata", "model", "provider_options", "seed"})
 _LABELS: Final = frozenset({"service_tier", "store", "stream", "user"})
-_IMAGE_USED: Final = frozenset(
+_BOTH_USED: Final = frozenset(
     {
         "guidance_scale",
         "height",
         "negative_prompt",
-        "num_images",
-        "output_format",
         "response_format",
-        "secondary_negative_prompt",
-        "secondary_prompt",
         "steps",
         "true_cfg_scale",
         "width",
     }
 )
+_IMAGE_USED: Final = _BOTH_USED | {
+    "num_images",
+    "output_format",
+    "secondary_negative_prompt",
+    "secondary_prompt",
+}
+_VIDEO_USED: Final = _BOTH_USED | {"frames_per_second", "num_frames"}
 
 
 def to_request(
@@ -53,58 +63,112 @@ def to_request(
     """
     for name in sorted(body.model_fields_set - _USED - _LABELS):
         if getattr(body, name) is not None:
-            hint = "; for pictures it is provider_options.image.num_images"
+            hint = "; of images it is provider_options.image.num_images"
             raise RequestError(
                 f"{name}: has no effect here{hint if name == 'n' else ''}; leave it out"
             )
-    image = image_options(body)
+    given = pixel_options(body)
+    knobs = _knobs(body.metadata or {}, settings.max_prompt_length)
+    own: dict[str, Any] = knobs["options"]
+    if isinstance(given, ImageProviderOptions):
+        knobs["prompt_2"] = given.secondary_prompt
+        knobs["negative_prompt_2"] = given.secondary_negative_prompt
+        knobs["num_images_per_prompt"] = given.num_images
+    else:
+        for option, field in (("num_frames", "num_frames"), ("fps", _RATE)):
+            if option in own:
+                raise RequestError(
+                    f"metadata: {option}: it is {field} of provider_options.video"
+                )
+        own["num_frames"] = given.num_frames
+        own["fps"] = given.frames_per_second
+        knobs["options"] = {k: v for k, v in own.items() if v is not None}
     request = GenerationRequest(
         prompts=(_prompt(body),),
-        prompt_2=image.secondary_prompt,
-        negative_prompt=image.negative_prompt,
-        negative_prompt_2=image.secondary_negative_prompt,
-        height=image.height,
-        width=image.width,
-        num_inference_steps=image.steps,
+        negative_prompt=given.negative_prompt,
+        height=given.height,
+        width=given.width,
+        num_inference_steps=given.steps,
         # MAX's defaults are one family's; what is not given is the model's to choose.
         guidance_scale=(
-            image.guidance_scale if "guidance_scale" in image.model_fields_set else None
+            given.guidance_scale if "guidance_scale" in given.model_fields_set else None
         ),
         true_cfg_scale=(
-            image.true_cfg_scale if "true_cfg_scale" in image.model_fields_set else None
+            given.true_cfg_scale if "true_cfg_scale" in given.model_fields_set else None
         ),
         seed=secrets.randbelow(2**32) if body.seed is None else body.seed,
-        num_images_per_prompt=image.num_images,
-        **_knobs(body.metadata or {}, settings.max_prompt_length),
+        **knobs,
     )
     _check_limits(request, settings)
     return request
 
 
-def image_options(body: OpenResponsesRequestBody) -> ImageProviderOptions:
-    """Returns the options of images, all of which have an effect.
+def pixel_options(
+    body: OpenResponsesRequestBody,
+) -> ImageProviderOptions | VideoProviderOptions:
+    """Returns the options of an image or of a video, all of which have an effect.
 
     Raises:
-        RequestError: An option has no effect, or another kind of output is asked for.
+        RequestError: An option has no effect, or more than one kind of output is asked
+            for.
     """
     options = body.provider_options
-    for name in ("audio", "video"):
-        if getattr(options, name) is not None:
+    if options.audio is not None:
+        raise RequestError(
+            "provider_options.audio: images and videos are drawn here; leave it out"
+        )
+    if options.video is not None and options.image is not None:
+        raise RequestError(
+            "provider_options: expected image or video, got both; leave out the one "
+            "that is not drawn"
+        )
+    given = options.video or options.image or ImageProviderOptions.model_validate({})
+    is_video = isinstance(given, VideoProviderOptions)
+    kind, used = ("video", _VIDEO_USED) if is_video else ("image", _IMAGE_USED)
+    for name in sorted(given.model_fields_set - used):
+        if getattr(given, name) != type(given).model_fields[name].default:
             raise RequestError(
-                f"provider_options.{name}: this model draws pictures; leave it out"
+                f"provider_options.{kind}.{name}: has no effect here; leave it out"
             )
-    image = options.image or ImageProviderOptions.model_validate({})
-    for name in sorted(image.model_fields_set - _IMAGE_USED):
-        if getattr(image, name) != ImageProviderOptions.model_fields[name].default:
-            raise RequestError(
-                f"provider_options.image.{name}: has no effect here; leave it out"
-            )
-    if image.output_format not in OUTPUT_FORMATS:
+    if (
+        isinstance(given, ImageProviderOptions)
+        and given.output_format not in OUTPUT_FORMATS
+    ):
         raise RequestError(
             "provider_options.image.output_format: expected "
-            f"{', '.join(OUTPUT_FORMATS)}, got {image.output_format!r}"
+            f"{', '.join(OUTPUT_FORMATS)}, got {given.output_format!r}"
         )
-    return image
+    return given
+
+
+def check_kind(given: ImageProviderOptions | VideoProviderOptions, to: Frames) -> None:
+    """Refuses a video where an image is asked for, and the other way round.
+
+    Args:
+        given: What was asked for.
+        to: The frames that the model would draw.
+
+    Raises:
+        RequestError: It is, or MAX's file would show the video at another speed.
+    """
+    if isinstance(given, ImageProviderOptions):
+        if to.count > 1:
+            raise RequestError(
+                f"provider_options: this model would draw a video of {to.count} "
+                "frames; ask for it with provider_options.video, {} for all defaults"
+            )
+        return
+    if to.count == 1:
+        raise RequestError(
+            "provider_options.video: this would be an image of one frame; ask for more "
+            "in num_frames where the model draws videos, else with "
+            "provider_options.image"
+        )
+    if given.frames_per_second is None and to.fps != _RATE_OF_MAX:
+        raise RequestError(
+            f"provider_options.video.{_RATE}: MAX writes {_RATE_OF_MAX} a second where "
+            f"it is not given, but this model's videos have {to.fps:g}; give the number"
+        )
 
 
 def to_json(request: GenerationRequest) -> str:
