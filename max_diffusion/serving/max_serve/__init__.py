@@ -11,8 +11,8 @@ MAX imports it by name and registers what ``ARCHITECTURES`` lists:
 ``provider_options.image`` holds size, steps, guidance, negative prompt, number and
 format of the images; the format is jpeg, MAX's own default, if it is not given. Of a
 model that draws videos it is ``provider_options.video``, with ``num_frames`` and
-``frames_per_second``. MAX writes 16 a second where that is not given, so it must be where
-the model's own number is another. The answer has a URL of the mp4.
+``frames_per_second``. MAX writes 16 a second where that is not given, so it is asked
+for where the model's own number is another. The answer has a URL of the mp4.
 
 What MAX has no field for goes in ``metadata``. MAX lets only text through, so numbers
 and lists are written as JSON, and text as it is:
