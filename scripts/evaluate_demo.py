@@ -16,10 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from demo_verdicts import counts, table
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from max_diffusion.demo import Scene, Verdict, check, held_out_scene
 
@@ -49,7 +49,7 @@ def main() -> None:
         pictures.extend(draw(captions, args.seed + start))
     verdicts = [check(p, s) for p, s in zip(pictures, scenes, strict=True)]
     summary = summarise(scenes, verdicts)
-    Console().print(_table(summary))
+    Console().print(table(summary))
     _save_grid(args.output / "grid.png", pictures[:48], verdicts[:48])
     captions = [scene.caption for scene in scenes]
     _save_captioned(args.output / "captioned.png", pictures[:18], captions)
@@ -77,15 +77,7 @@ def summarise(
         groups["all"].append(verdict)
         groups[f"{len(scene.objects)} objects"].append(verdict)
         groups[f"relation {scene.relation or 'none'}"].append(verdict)
-    return {
-        name: {
-            "prompts": len(members),
-            "right": sum(v.is_right for v in members),
-            "objects_right": sum(v.objects_right for v in members),
-            "percent": 100 * sum(v.is_right for v in members) / len(members),
-        }
-        for name, members in sorted(groups.items())
-    }
+    return counts(groups)
 
 
 def _max_backend(args: argparse.Namespace) -> Draw:
@@ -127,19 +119,6 @@ def _diffusers_backend(args: argparse.Namespace) -> Draw:
         return (np.asarray(pictures) * 255).round().astype(np.uint8)
 
     return draw
-
-
-def _table(summary: dict[str, dict[str, float]]) -> Table:
-    table = Table("group", "prompts", "right", "objects right", "%")
-    for name, row in summary.items():
-        table.add_row(
-            name,
-            str(row["prompts"]),
-            str(row["right"]),
-            str(row["objects_right"]),
-            f"{row['percent']:.1f}",
-        )
-    return table
 
 
 def _save_grid(path: Path, pictures: list[np.ndarray], verdicts: list[Verdict]) -> None:

@@ -14,10 +14,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
+from demo_verdicts import counts, table
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from max_diffusion import load_pipeline
 from max_diffusion.demo import Clip, Verdict, check_clip, held_out_clip
@@ -52,7 +52,7 @@ def main() -> None:
     pairs = list(zip(videos, clips, strict=True))
     verdicts = [check_clip(video, clip) for video, clip in track(pairs, "judging")]
     summary = summarise(clips, verdicts)
-    Console().print(_table(summary))
+    Console().print(table(summary))
     shown = range(min(24, len(videos)))
     _save_strips(args.output / "strips.png", [videos[i] for i in shown])
     wrong = [i for i, verdict in enumerate(verdicts) if not verdict.is_right][:24]
@@ -79,28 +79,7 @@ def summarise(
         groups[f"{len(clip.objects)} objects"].append(verdict)
         for motion in {item.motion for item in clip.objects}:
             groups[f"motion {motion}"].append(verdict)
-    return {
-        name: {
-            "prompts": len(members),
-            "right": sum(v.is_right for v in members),
-            "objects_right": sum(v.objects_right for v in members),
-            "percent": 100 * sum(v.is_right for v in members) / len(members),
-        }
-        for name, members in sorted(groups.items())
-    }
-
-
-def _table(summary: dict[str, dict[str, float]]) -> Table:
-    table = Table("group", "prompts", "right", "objects right", "%")
-    for name, row in summary.items():
-        table.add_row(
-            name,
-            str(row["prompts"]),
-            str(row["right"]),
-            str(row["objects_right"]),
-            f"{row['percent']:.1f}",
-        )
-    return table
+    return counts(groups)
 
 
 def _save_strips(path: Path, videos: list[np.ndarray]) -> None:

@@ -143,19 +143,18 @@ print((found("VmHWM") - before) / MemoryPlan(pipeline, 2**40).needed_by(context)
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize(
-    ("height", "width", "most"),
-    [
-        pytest.param(1024, 1024, 1.05, id="in turn"),
-        # Less than 20 MiB, of which what the allocator rounds up is more.
-        pytest.param(256, 512, 1.25, id="as one"),
-    ],
+    ("height", "width"),
+    [pytest.param(1024, 1024, id="in turn"), pytest.param(256, 512, id="as one")],
 )
 def test_a_turn_takes_what_the_plan_has_for_it(
-    demo: TextToImagePipeline, height: int, width: int, most: float
+    demo: TextToImagePipeline, height: int, width: int
 ) -> None:
-    done = run_python(_PEAK_OF_A_PASS % (height, width))
-    assert done.returncode == 0, done.stderr
-    assert 0.5 <= float(done.stdout) <= most, done.stdout
+    peaks = []
+    for _ in range(3):  # one alone is off by what the allocator happens to round up
+        done = run_python(_PEAK_OF_A_PASS % (height, width))
+        assert done.returncode == 0, done.stderr
+        peaks.append(float(done.stdout))
+    assert 0.5 <= float(np.median(peaks)) <= 1.05, peaks
 
 
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
