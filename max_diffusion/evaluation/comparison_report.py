@@ -62,6 +62,7 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
         metrics_words=metrics_words(comparison),
         shown_words=shown_words(comparison),
         psnr_name=_psnr_name(comparison),
+        starts=given_pictures(comparison),
         amplification=AMPLIFICATION,
         chart=data_url(pictures["quality.png"]),
         timelines={
@@ -103,9 +104,12 @@ def comparison_chart(comparison: Comparison) -> Image.Image:
         method = row.setting.cache.name
         return Point(method, row.label, row.median_seconds, row.metric("psnr")[0])
 
-    return quality_chart(
+    title = (
         f"{comparison.model}, {comparison.num_inference_steps} steps: "
-        "likeness to no cache, and the time it takes",
+        "likeness to no cache, and the time it takes"
+    )
+    return quality_chart(
+        "\n".join(filter(None, (title, comparison.given_words))),
         [point(row) for row in comparison.of_kind("cache")],
         [point(row) for row in comparison.of_kind("fewer steps")],
         comparison.baseline.median_seconds,
@@ -162,7 +166,15 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
     title = f"{comparison.model}, {comparison.num_inference_steps} steps"
     if comparison.is_video:
         title += f"; {shown_words(comparison)}"
+    if comparison.given_words:
+        title += f"; {comparison.given_words}"
     pen.text((16, 14), title, _INK, ImageFont.load_default(22))
+
+    starts = _starts(comparison)
+    for index, start in enumerate(starts):
+        room = (left - 16) // len(starts)
+        start.thumbnail((room - gap, top - 48), Image.Resampling.LANCZOS)
+        sheet.paste(start, (16 + index * room, 44))
 
     def sized(frame: np.ndarray) -> Image.Image:
         image = Image.fromarray(frame)
@@ -204,6 +216,31 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
                 paste(frames, column, at)
                 paste(difference(frames, reference), column, at + cell_height + gap)
     return sheet
+
+
+def given_pictures(comparison: Comparison) -> dict[str, str]:
+    """Returns the pictures that all was drawn from, as ``data:`` URLs, by a caption."""
+    found = {}
+    for index, start in enumerate(_starts(comparison), start=1):
+        start.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
+        assert comparison.inputs is not None
+        count = len(comparison.inputs.images)
+        name = f"picture {index}" if count > 1 else "picture"
+        found["mask" if index > count else name] = data_url(start)
+    return found
+
+
+def _starts(comparison: Comparison) -> list[Image.Image]:
+    """Returns the pictures that all was drawn from, and then the mask."""
+    if comparison.inputs is None:
+        return []
+    inputs = comparison.inputs
+    given = (*inputs.images, *((inputs.mask,) if inputs.mask else ()))
+    shapes = [each.pixels.shape for each in given]
+    return [
+        Image.fromarray(each.pixels.reshape(shape[:2] if shape[2] == 1 else shape))
+        for each, shape in zip(given, shapes, strict=True)
+    ]
 
 
 def _shown(frames: np.ndarray) -> Image.Image:
