@@ -155,26 +155,27 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
     frame_size = round(width * scale), round(height * scale)
     cell_width = num_shown * (frame_size[0] + _STRIP_GAP) - _STRIP_GAP
     cell_height = frame_size[1]
-    left, top, gap, head = 130, 108, 8, 30
+    left, gap, head = 130, 8, 30
     block = head + 4 * (cell_height + gap)
-    size = (
-        left + (1 + len(caches)) * (cell_width + gap) + 16,
-        top + count * block + 12,
-    )
+    sheet_width = left + (1 + len(caches)) * (cell_width + gap) + 16
+    small = ImageFont.load_default(12)
+    given = _wrapped(comparison.given_words, small, sheet_width - 32)
+    names_top = 44 + 16 * len(given)
+    top = names_top + 64
+    size = (sheet_width, top + count * block + 12)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     title = f"{comparison.model}, {comparison.num_inference_steps} steps"
     if comparison.is_video:
         title += f"; {shown_words(comparison)}"
-    if comparison.given_words:
-        title += f"; {comparison.given_words}"
     pen.text((16, 14), title, _INK, ImageFont.load_default(22))
-
+    for line, words_given in enumerate(given):
+        pen.text((16, 42 + 16 * line), words_given, _MUTED, small)
     starts = _starts(comparison)
     for index, start in enumerate(starts):
         room = (left - 16) // len(starts)
-        start.thumbnail((room - gap, top - 48), Image.Resampling.LANCZOS)
-        sheet.paste(start, (16 + index * room, 44))
+        start.thumbnail((room - gap, 60), Image.Resampling.LANCZOS)
+        sheet.paste(start, (16 + index * room, names_top))
 
     def sized(frame: np.ndarray) -> Image.Image:
         image = Image.fromarray(frame)
@@ -187,17 +188,16 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
         sheet.paste(strip, (left + column * (cell_width + gap), y))
 
     def words(column: int, y: int, text: str, colour: str = _INK) -> None:
-        font = ImageFont.load_default(12)
-        place = (left + column * (cell_width + gap), y)
-        pen.text(place, _fitted(text, font, cell_width), colour, font)
+        place = (left + column * (cell_width + gap), names_top + y)
+        pen.text(place, _fitted(text, small, cell_width), colour, small)
 
     for column, row in enumerate((comparison.baseline, *caches)):
         method, _, options = row.label.partition(":")
-        words(column, 44, method)
-        words(column, 58, options.replace(":", " "), _MUTED)
-        words(column, 72, f"{digits(1e3 * row.median_seconds)} ms", _MUTED)
+        words(column, 0, method)
+        words(column, 14, options.replace(":", " "), _MUTED)
+        words(column, 28, f"{digits(1e3 * row.median_seconds)} ms", _MUTED)
         if row.control:
-            words(column, 86, f"{row.speedup:.2f} times; {row.control}", _MUTED)
+            words(column, 42, f"{row.speedup:.2f} times; {row.control}", _MUTED)
     for index in range(count):
         y = top + index * block
         font = ImageFont.load_default(14)
@@ -207,7 +207,7 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
         rows = ("cached", f"difference x{AMPLIFICATION}", "fewer steps", "difference")
         for line, name in enumerate(rows):
             place = (16, y + head + line * (cell_height + gap) + cell_height // 2)
-            pen.text(place, name, _MUTED, ImageFont.load_default(12), "lm")
+            pen.text(place, name, _MUTED, small, "lm")
         paste(reference, 0, y + head)
         for column, row in enumerate(caches, start=1):
             for line, shown in ((0, row), (2, comparison.control_of(row))):
@@ -274,6 +274,18 @@ def _fitted(text: str, font: Any, width: int) -> str:
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Returns a text as lines, none wider than ``width`` pixels if words allow it."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def decibels(value: float) -> str:
