@@ -284,11 +284,13 @@ class Comparison:
             if self.inputs.mask is not None:
                 found += " under a mask"
             if self.strength is not None:
-                count = self.baseline.reports[0].num_steps
-                found += (
-                    f" at strength {self.strength:g}, the last {count} of "
-                    f"{self.num_inference_steps} steps"
+                found += f" at strength {self.strength:g}"
+                run, steps = (
+                    self.baseline.reports[0].num_steps,
+                    self.num_inference_steps,
                 )
+                if run < steps:
+                    found += f", the last {run} of {steps} steps"
             words.append(found)
         return "; ".join(words)
 
