@@ -64,10 +64,13 @@ class Painter:
             raise RequestError(f"cache: no {cache.name} here")
         cache.required_steps(steps)
 
-    def create_context(self, request: GenerationRequest) -> None:
+    def create_context(self, request: GenerationRequest) -> SimpleNamespace:
         self.contexts.append(request)
         if request.height is not None and request.height % 16:
             raise RequestError(f"height must be a multiple of 16, got {request.height}")
+        return SimpleNamespace(
+            height=request.height or SIZE, width=request.width or SIZE
+        )
 
     def draw(
         self,

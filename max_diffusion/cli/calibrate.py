@@ -16,9 +16,13 @@ from ..errors import RequestError
 from .command import (
     Command,
     add_loading_options,
+    add_lora_option,
+    add_picture_options,
     add_running_options,
+    merged_loras,
     model_options,
     source_of,
+    starting_pictures,
 )
 from .terminal import Interruption, Progress
 
@@ -28,34 +32,47 @@ if TYPE_CHECKING:
 
 def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
     from ..caches import CALIBRATION_FILE, Calibration
-    from ..evaluation.calibration import PROMPTS, calibrate, calibration_requests
-    from ..evaluation.drawing import noun_of
+    from ..evaluation.calibration import (
+        PROMPTS,
+        calibrate,
+        calibration_requests,
+        check_whole,
+    )
+    from ..evaluation.drawing import as_keywords, noun_of
     from ..media.images import check_writable
     from ..pipelines.opening import open_folder, open_model
 
     is_shown = sys.stderr.isatty()
     prompts = args.prompts or PROMPTS
-    settings = {
+    loras = merged_loras(args)
+    settings: dict[str, Any] = {
         "num_inference_steps": args.num_inference_steps,
         "seed": args.seed,
         "height": args.height,
         "width": args.width,
         "options": model_options(args),
+        **as_keywords(starting_pictures(args)),
     }
     # Loading and compiling take minutes: a slip is told before.
     requests = calibration_requests(prompts, **settings)
-    if args.output is None and args.transformer is not None:
+    other = "--transformer" if args.transformer is not None else "--lora"
+    if args.output is None and (args.transformer is not None or loras):
         raise RequestError(
-            "--output: with --transformer it must be given; the model's own "
+            f"--output: with {other} it must be given; the model's own "
             "measurements are of its own transformer"
         )
     if args.output is None:
-        folder, _ = open_folder(
+        folder, kind = open_folder(
             args.model,
             variant=args.variant,
             revision=args.revision,
             show_progress=is_shown,
         )
+        if args.image and not kind.needs_pictures:
+            raise RequestError(
+                "--output: with --image it must be given, since this model also draws "
+                "from text alone; its own measurements are of that"
+            )
         output = folder.path / CALIBRATION_FILE
     else:
         output = Path(args.output)
@@ -68,6 +85,7 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
             dtype=args.dtype,
             caches=("none", "magcache"),
             calibration=Calibration(),  # not the model's own: it may be damaged
+            loras=loras,
             **source_of(args),
             precompiled=args.precompiled,
             require_precompiled=args.require_precompiled,
@@ -77,7 +95,12 @@ def _calibrate(args: argparse.Namespace, interruption: Interruption) -> None:
             on_event=progress.on_event,
         )
         contexts = [pipeline.create_context(request) for request in requests]
+        if args.image:
+            for context in contexts:
+                check_whole(context)
         pipeline.compile()
+        if args.image:
+            pipeline.graphs.require_pictures()
 
         def on_step(done: int, total: int) -> None:
             progress.on_step(done, total)
@@ -122,6 +145,8 @@ def _add_calibrate_options(add: Callable[..., Any]) -> None:
         help="denoising steps of each picture; default: the model's",
     )
     add("--seed", type=int, default=0, help="of the first picture")
+    add_picture_options(add)
+    add_lora_option(add)
     add_loading_options(add)
     add_running_options(add)
 

@@ -5,10 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .options import typed
 from .terminal import Interruption
+
+# What needs MAX or Pillow is imported where it is used, so that most mistakes are
+# answered at once.
+if TYPE_CHECKING:
+    from ..core.loras import Loras
+    from ..core.pictures import PictureInputs
 
 _MODEL_OPTION: Final = "model_option."
 _SOURCE: Final = ("transformer", "variant", "revision")
@@ -46,6 +52,76 @@ def add_source_options(add: Callable[..., Any]) -> None:
 def source_of(args: argparse.Namespace) -> dict[str, Any]:
     """Returns what these options say, as ``open_model`` takes it."""
     return {name: getattr(args, name) for name in _SOURCE}
+
+
+def add_lora_option(add: Callable[..., Any]) -> None:
+    """Adds the option that merges LoRAs into the model.
+
+    Args:
+        add: The ``add_argument`` of a parser.
+    """
+    add(
+        "--lora",
+        action="append",
+        default=[],
+        metavar="FILE[:WEIGHT]",
+        help="LoRA to merge into the model, as diffusers, Kohya, ComfyUI or XLabs name "
+        "its tensors; may be repeated",
+    )
+
+
+def merged_loras(args: argparse.Namespace) -> Loras:
+    """Returns the files that this option names, each with its weight.
+
+    Raises:
+        RequestError: One is given twice, or a weight is none.
+    """
+    from ..core.loras import as_loras, lora_from_text
+
+    given = [lora_from_text("--lora", text) for text in map(typed, args.lora)]
+    return as_loras("--lora", given)
+
+
+def add_picture_options(add: Callable[..., Any]) -> None:
+    """Adds the options that name pictures to start from.
+
+    Args:
+        add: The ``add_argument`` of a parser.
+    """
+    add(
+        "--image",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="start from this PNG, JPEG or WebP; its size is drawn unless another is "
+        "given; repeated for models that take several",
+    )
+    add(
+        "--mask",
+        metavar="FILE",
+        help="draw only where it is white, or, of one with transparency, where it is "
+        "transparent; of the image's size",
+    )
+    add(
+        "--strength",
+        type=float,
+        metavar="SHARE",
+        help="of the image that is lost in noise, and of the steps that are run; above "
+        "0 to 1, default 0.6",
+    )
+
+
+def starting_pictures(args: argparse.Namespace) -> PictureInputs | None:
+    """Returns the pictures that these options name, read; ``None`` without any.
+
+    Raises:
+        RequestError: One cannot be read, or a mask or a strength is without an image.
+    """
+    if not args.image and args.mask is None and args.strength is None:
+        return None
+    from ..media.pictures import read_inputs
+
+    return read_inputs(args.image or None, args.mask, args.strength)
 
 
 def add_loading_options(add: Callable[..., Any]) -> None:

@@ -60,7 +60,8 @@ def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
     from ..evaluation.drawing import runnable_caches, scenes_of
 
     # Loading and compiling take minutes: a slip is told before.
-    scenes = scenes_of(prompts, **drawn_alike(args))
+    drawn = drawn_alike(args)
+    scenes = scenes_of(prompts, **drawn)
     whole("--runs", args.runs, minimum=1, maximum=1000)
     lpips = None if args.lpips is None else Lpips(args.lpips)
     folder = check_folder(args.output)
@@ -69,8 +70,8 @@ def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
         steps = args.num_inference_steps or pipeline.default_num_inference_steps
         for count in fewer:
             whole("--fewer-steps", count, minimum=1, maximum=steps - 1)
-        runnable_caches(pipeline, caches, steps)
         check_requests(pipeline, scenes.requests)
+        runnable_caches(pipeline, caches, scenes.steps_run(pipeline, steps))
 
     with loaded_model(args, caches, "comparing", interruption, check) as (
         model,
@@ -85,7 +86,7 @@ def _compare(args: argparse.Namespace, interruption: Interruption) -> None:
             lpips=lpips,
             judge=judge_of(model),
             on_progress=on_progress,
-            **drawn_alike(args),
+            **drawn,
         )
     files = save_comparison(comparison, folder)
     if args.json:

@@ -14,9 +14,13 @@ from ..core.setting_names import flags
 from ..errors import RequestError
 from .command import (
     add_loading_options,
+    add_lora_option,
+    add_picture_options,
     add_running_options,
+    merged_loras,
     model_options,
     source_of,
+    starting_pictures,
 )
 from .terminal import Interruption, Progress
 
@@ -47,7 +51,13 @@ def read_prompts(given: Sequence[str], file: str | None) -> tuple[str, ...] | No
 
 
 def drawn_alike(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns how every picture is drawn, by the names of Python's keywords."""
+    """Returns how every picture is drawn, by the names of Python's keywords.
+
+    Raises:
+        RequestError: A picture to start from cannot be read.
+    """
+    from ..evaluation.drawing import as_keywords
+
     return {
         "num_inference_steps": args.num_inference_steps,
         "seed": args.seed,
@@ -55,6 +65,7 @@ def drawn_alike(args: argparse.Namespace) -> dict[str, Any]:
         "height": args.height,
         "width": args.width,
         "options": model_options(args),
+        **as_keywords(starting_pictures(args)),
     }
 
 
@@ -96,6 +107,7 @@ def loaded_model(
             dtype=args.dtype,
             caches=tuple(CACHES) if caches is None else ("none", *caches),
             calibration=args.calibration,
+            loras=merged_loras(args),
             **source_of(args),
             precompiled=args.precompiled,
             require_precompiled=args.require_precompiled,
@@ -106,6 +118,8 @@ def loaded_model(
         )
         check(pipeline)
         pipeline.compile()
+        if args.image:
+            pipeline.graphs.require_pictures()
         interruption.check()
         yield pipeline, _teller(progress, interruption)
 
@@ -153,6 +167,8 @@ def add_evaluation_options(add: Callable[..., Any]) -> None:
     add(
         "--seed", type=int, default=0, help="of the first prompt; the next has the next"
     )
+    add_picture_options(add)
+    add_lora_option(add)
     add("--calibration", metavar="FILE", help="measurements instead of the model's")
     add_loading_options(add)
     add_running_options(add)

@@ -16,10 +16,14 @@ from ..core.setting_names import flags
 from ..errors import RequestError
 from .command import (
     Command,
+    add_lora_option,
+    add_picture_options,
     add_running_options,
     add_source_options,
+    merged_loras,
     model_options,
     source_of,
+    starting_pictures,
 )
 from .options import chosen_cache, memory_size, one_or_several, parse_seeds, typed
 from .terminal import Interruption, Progress
@@ -29,7 +33,6 @@ from .terminal import Interruption, Progress
 if TYPE_CHECKING:
     from ..caches import AbstractCacheConfig
     from ..core.loras import Loras
-    from ..core.pictures import PictureInputs
     from ..core.request import GenerationRequest
     from ..pipelines.outputs import GenerationResult
     from .like import Likeness
@@ -66,7 +69,6 @@ def resolve(args: argparse.Namespace) -> Job:
     Raises:
         RequestError: A value is malformed or out of range, or a file cannot be written.
     """
-    from ..core.loras import as_loras, lora_from_text
     from ..core.request import GenerationRequest
     from ..media.images import check_writable, output_paths
     from ..media.writers import FORMATS, check_sides
@@ -95,7 +97,7 @@ def resolve(args: argparse.Namespace) -> Job:
         "seeds": seeds if seeds and len(seeds) > 1 else None,
         "num_images_per_prompt": args.num_images_per_prompt,
         "options": model_options(args) or None,
-        "inputs": _inputs(args),
+        "inputs": starting_pictures(args),
         "cache_memory_limit": memory_size(
             "--cache-memory-limit", args.cache_memory_limit
         ),
@@ -125,8 +127,7 @@ def resolve(args: argparse.Namespace) -> Job:
             asked["options"] = {**before.get("options", {}), **asked["options"]}
         asked = before | asked
     asked.setdefault("seed", secrets.randbelow(2**32))
-    given_loras = [lora_from_text("--lora", text) for text in map(typed, args.lora)]
-    loras = as_loras("--lora", given_loras)
+    loras = merged_loras(args)
     # Those of an image are merged, too, whoever drew it.
     known = asked.pop("loras", ())
     if like is not None and known and not loras:
@@ -156,15 +157,6 @@ def resolve(args: argparse.Namespace) -> Job:
         check_writable(path, "--output", *FORMATS)
         check_sides(path, request.height, request.width, "--output")
     return job
-
-
-def _inputs(args: argparse.Namespace) -> PictureInputs | None:
-    """Returns the pictures to start from, if any."""
-    if not args.image and args.mask is None and args.strength is None:
-        return None
-    from ..media.pictures import read_inputs
-
-    return read_inputs(args.image or None, args.mask, args.strength)
 
 
 def _cache(args: argparse.Namespace, like: Likeness | None) -> AbstractCacheConfig:
@@ -270,14 +262,7 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     )
     add("--model", help="demo, the default, a diffusers folder or a hub repo id")
     add_source_options(add)
-    add(
-        "--lora",
-        action="append",
-        default=[],
-        metavar="FILE[:WEIGHT]",
-        help="LoRA to merge into the model, as diffusers, Kohya, ComfyUI or XLabs name "
-        "its tensors; may be repeated",
-    )
+    add_lora_option(add)
     add(
         "--output",
         default="out.png",
@@ -329,27 +314,7 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         metavar="N",
         help="pictures of each prompt, default 1",
     )
-    add(
-        "--image",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="start from this PNG, JPEG or WebP; its size is drawn unless another is "
-        "given; repeated for models that take several",
-    )
-    add(
-        "--mask",
-        metavar="FILE",
-        help="draw only where it is white, or, of one with transparency, where it is "
-        "transparent; of the image's size",
-    )
-    add(
-        "--strength",
-        type=float,
-        metavar="SHARE",
-        help="of the image that is lost in noise, and of the steps that are run; above "
-        "0 to 1, default 0.6",
-    )
+    add_picture_options(add)
     add(
         "--cache",
         metavar="NAME",

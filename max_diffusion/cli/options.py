@@ -66,29 +66,6 @@ def memory_size(option: str, text: str | None) -> int | None:
     return int(float(match[1]) * 1024 ** units.index(match[2] or "B"))
 
 
-def lora_names(given: Sequence[str]) -> dict[str, str]:
-    """Returns the files by name of ``NAME=FILE`` each.
-
-    Raises:
-        RequestError: A text is none such, or a name comes twice.
-    """
-    found: dict[str, str] = {}
-    for text in given:
-        name, equals, file = text.partition("=")
-        if not (name and equals and file):
-            raise RequestError(
-                f"--lora: expected NAME=FILE such as style=style.safetensors, got "
-                f"{text!r:.200}"
-            )
-        if name in found:
-            raise RequestError(
-                f"--lora: {name!r:.80} names two files, {found[name]} and {file}; "
-                "choose another name for one"
-            )
-        found[name] = file
-    return found
-
-
 def parse_seeds(text: str | None) -> tuple[int, ...]:
     """Returns the seeds of a text, separated by commas; none of ``None``.
 

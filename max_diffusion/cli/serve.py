@@ -13,7 +13,7 @@ from .command import (
     add_source_options,
     source_of,
 )
-from .options import chosen_cache, lora_names, memory_size
+from .options import chosen_cache, memory_size
 from .terminal import Interruption
 
 # Those that forecast the prediction: together they compile little more than none does.
@@ -22,6 +22,7 @@ _CACHES: Final = "none,taylorseer,auto,step-mask"
 
 def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
     from ..caches import caches_from_text
+    from ..core.loras import files_by_name
     from ..engine import EngineConfig
     from ..serving.http import ServerSettings
     from ..serving.http.run import Model, serve
@@ -60,7 +61,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         cache=chosen_cache(args.cache, args.cache_option, args.cache_file),
         caches=caches,
         calibration=args.calibration,
-        adapters=lora_names(args.lora),
+        adapters=files_by_name("--lora", args.lora),
         adapter_memory_limit=memory_size("--lora-memory", args.lora_memory),
         **source_of(args),
         precompiled=args.precompiled,

@@ -47,9 +47,8 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
     # As much as can be told before loading and compiling, which take minutes.
     if not args.budget > 0:
         raise RequestError(f"--budget: expected seconds above 0, got {args.budget:g}")
-    scenes = scenes_of(
-        (*(prompts or ()), *(unseen or ())) or ("",), **drawn_alike(args)
-    )
+    drawn = drawn_alike(args)
+    scenes = scenes_of((*(prompts or ()), *(unseen or ())) or ("",), **drawn)
     folder = check_folder(args.output)
 
     def check(pipeline: TextToImagePipeline) -> None:
@@ -69,7 +68,7 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
             budget_seconds=args.budget,
             judge=judge_of(model),
             on_progress=on_progress,
-            **drawn_alike(args),
+            **drawn,
         )
     files = save_tuning(result, folder)
     if args.json:

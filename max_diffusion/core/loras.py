@@ -100,5 +100,32 @@ def lora_from_text(option: str, given: str) -> tuple[str, float]:
     return file, lora_weight(f"{option}: the weight of {file:.200}", number)
 
 
+def files_by_name(where: str, given: Sequence[str]) -> dict[str, str]:
+    """Returns the files by name of ``NAME=FILE`` each.
+
+    Args:
+        where: For messages.
+        given: The texts.
+
+    Raises:
+        RequestError: A text is none such, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for item in given:
+        name, equals, file = item.partition("=")
+        if not (name and equals and file):
+            raise RequestError(
+                f"{where}: expected NAME=FILE such as style=style.safetensors, got "
+                f"{item!r:.200}"
+            )
+        if name in found:
+            raise RequestError(
+                f"{where}: {name!r:.80} names two files, {found[name]} and {file}; "
+                "choose another name for one"
+            )
+        found[name] = file
+    return found
+
+
 def _is_path(value: object) -> bool:
     return isinstance(value, os.PathLike)

@@ -10,7 +10,7 @@ from typing import Final, final
 from ..core.request import GenerationContext
 from ..errors import MaxDiffusionError, RequestCancelled
 from .config import EngineConfig
-from .fairness import share_of_a_newcomer
+from .fairness import start_beside
 from .job import Job
 from .memory import MemoryPlan, Needed
 from .observer import EngineStats
@@ -229,7 +229,7 @@ class Admission:
             return False
         if not self._plan.reserve(job.needed):
             return False
-        job.used = share_of_a_newcomer(self.running)
+        start_beside(self.running, job)
         self.running.append(job)
         self._admitted.append(job)
         return True

@@ -34,8 +34,9 @@ class Job:
     preview_steps: tuple[int, ...] = ()
     """Counts of steps after which it is due a preview, in rising order."""
     used: float = 0.0
-    """The share of the device it has had: samples x tokens x branches over 2^priority,
-    added up."""
+    """The share of the device it has had: its work over 2^priority."""
+    work: float = 0.0
+    """What its steps took of the device: samples x tokens x branches, added up."""
     is_cancelled: bool = False
     """Whether it is to end before its next step."""
     encoded: float = 0.0

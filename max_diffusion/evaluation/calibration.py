@@ -20,15 +20,18 @@ from ..caches import (
     StateSizes,
 )
 from ..core.buffers import to_numpy
+from ..core.loras import GivenLoras, as_loras
 from ..core.noise import checked_seed
-from ..core.request import GenerationRequest
+from ..core.request import GenerationContext, GenerationRequest
 from ..core.validation import count
 from ..errors import MaxDiffusionError, RequestError
 from ..execution.graph_call import Routine
 from ..pipelines import OnStep
+from ..pipelines.arguments import picture_inputs
 from .drawing import NO_OPTIONS
 
 if TYPE_CHECKING:
+    from ..media.pictures import PictureLike
     from ..pipelines.text_to_image import TextToImagePipeline
 
 PROMPTS: Final = (
@@ -53,6 +56,10 @@ def calibration_requests(
     seed: int = 0,
     height: int | None = None,
     width: int | None = None,
+    image: PictureLike | Sequence[PictureLike] | None = None,
+    mask: PictureLike | None = None,
+    strength: float | None = None,
+    loras: GivenLoras | None = None,
     options: Mapping[str, object] = NO_OPTIONS,
 ) -> list[GenerationRequest]:
     """Returns the requests that :func:`calibrate` will draw.
@@ -68,6 +75,8 @@ def calibration_requests(
     if num_inference_steps is not None:
         count("calibrate: num_inference_steps", num_inference_steps, minimum=2)
     first = checked_seed(seed)
+    inputs = picture_inputs(image, mask, strength)
+    chosen = as_loras("loras", loras)
     return [
         GenerationRequest(
             prompts=(text,),
@@ -75,11 +84,27 @@ def calibration_requests(
             seed=first + index,
             height=height,
             width=width,
+            inputs=inputs,
+            loras=chosen,
             options=options,
             cache=RecorderConfig(),
         )
         for index, text in enumerate(texts)
     ]
+
+
+def check_whole(context: GenerationContext) -> None:
+    """Refuses to measure a part of a run, as it would be taken for a whole one.
+
+    Raises:
+        RequestError: A picture takes the place of the first steps.
+    """
+    if context.strength is not None and context.strength < 1:
+        raise RequestError(
+            f"calibrate: strength must be 1, got {context.strength:g}, as asked for or "
+            "by default: whole runs are measured, and a run from a picture takes the "
+            "end of these ratios; give strength 1, or leave the image out"
+        )
 
 
 def calibrate(
@@ -90,6 +115,10 @@ def calibrate(
     seed: int = 0,
     height: int | None = None,
     width: int | None = None,
+    image: PictureLike | Sequence[PictureLike] | None = None,
+    mask: PictureLike | None = None,
+    strength: float | None = None,
+    loras: GivenLoras | None = None,
     options: Mapping[str, object] = NO_OPTIONS,
     on_step: OnStep | None = None,
 ) -> Calibration:
@@ -109,14 +138,21 @@ def calibrate(
         seed: Seed of the first prompt's noise; each further prompt has the next.
         height: Height of the images in pixels; default the model's.
         width: Width of the images in pixels; default the model's.
+        image: Picture that all prompts start from, of models that read one; several
+            for models that take them.
+        mask: What of it is drawn anew.
+        strength: How much of the schedule is run from it: 1, as whole runs are
+            measured. Where only the end of a run is left, caches take the end of these
+            measurements.
+        loras: LoRAs of those that the pipeline was given as ``adapters``, by name.
         options: What only some models have, by the names that the model's
             ``options_class`` declares: ``num_frames`` of CogVideoX.
         on_step: Called with ``(steps done, steps)`` of all prompts; what it raises
             ends the measurement.
 
     Raises:
-        RequestError: No prompts, a size the model cannot draw, or a pipeline without
-            the graphs it takes.
+        RequestError: No prompts, a size the model cannot draw, a strength below 1, or
+            a pipeline without the graphs it takes.
     """
     steps = num_inference_steps
     if steps is None:
@@ -127,6 +163,10 @@ def calibrate(
         seed=seed,
         height=height,
         width=width,
+        image=image,
+        mask=mask,
+        strength=strength,
+        loras=loras,
         options=options,
     )
     # Says by name what the pipeline must be compiled for.
@@ -137,6 +177,7 @@ def calibrate(
     residuals: list[float] = []
     for index, request in enumerate(requests):
         context = pipeline.create_context(request)
+        check_whole(context)
         recorder = context.cache.policy
         assert isinstance(recorder, Recorder)
 

@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle, islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from ..caches import AbstractCacheConfig, DenoisingCacheConfig
+from ..core.loras import GivenLoras
 from ..core.report import RunReport
 from ..core.request import GenerationRequest
 from ..core.validation import whole
@@ -31,6 +32,9 @@ from .judging import Judge, checked_judge, judged
 from .machine import machine
 from .metrics import Lpips, by_frame, flicker, psnr, ssim
 
+if TYPE_CHECKING:
+    from ..media.pictures import PictureLike
+
 _PILOTS: Final = 3
 """How often each setting is drawn to choose the number of fewer steps."""
 
@@ -46,6 +50,10 @@ def compare(
     height: int | None = None,
     width: int | None = None,
     seed: int = 0,
+    image: PictureLike | Sequence[PictureLike] | None = None,
+    mask: PictureLike | None = None,
+    strength: float | None = None,
+    loras: GivenLoras | None = None,
     options: Mapping[str, object] = NO_OPTIONS,
     runs: int = 3,
     lpips: Lpips | None = None,
@@ -70,6 +78,13 @@ def compare(
         height: Height of the images in pixels; default the model's.
         width: Width of the images in pixels; default the model's.
         seed: Seed of the first prompt's noise; each further prompt has the next.
+        image: Picture that all prompts start from, see
+            :meth:`~max_diffusion.TextToImagePipeline.generate`; several for models that
+            take them.
+        mask: What of it is drawn anew.
+        strength: How much of the schedule is run from it. Numbers of steps are of the
+            whole schedule, of which it leaves the same share to every setting.
+        loras: LoRAs of those that the pipeline was given as ``adapters``, by name.
         options: What only some models have, by the names that the model's
             ``options_class`` declares: ``num_frames`` of CogVideoX.
         runs: How often each image or video is drawn and timed, 1 to 1000.
@@ -100,12 +115,18 @@ def compare(
         guidance_scale=guidance_scale,
         height=height,
         width=width,
+        image=image,
+        mask=mask,
+        strength=strength,
+        loras=loras,
         options=options,
     )
     whole("compare: runs", runs, minimum=1, maximum=1000)
     whole("compare: num_images", num_images, minimum=1)
     checked_judge("compare", judge)
-    configs, refused = runnable_caches(pipeline, caches, steps)
+    configs, refused = runnable_caches(
+        pipeline, caches, scenes.steps_run(pipeline, steps)
+    )
     baseline = Setting.without_cache(steps, BASELINE)
     settings = [baseline, *(Setting.with_cache(config, steps) for config in configs)]
     if isinstance(fewer_steps, str) or not isinstance(fewer_steps, Sequence):
@@ -117,14 +138,15 @@ def compare(
         for count in fewer_steps
     }
     drawing = Drawing(pipeline, on_progress)
-    drawing.check(settings, scenes)
+    context, *_ = drawing.check(settings, scenes)
     if lpips is not None:
-        default_height, default_width = pipeline.default_size
-        blank = np.zeros((height or default_height, width or default_width, 3), "uint8")
+        blank = np.zeros((context.height, context.width, 3), "uint8")
         lpips(blank, blank)  # a network for other images is told now
     most = 2 * len(settings) + len(asked)  # of settings, controls included
     drawing.planned = (1 + _PILOTS) * most + runs * len(scenes) * most
-    first, controls = _first(drawing, settings, scenes)
+    first, shares = _first(drawing, settings, scenes)
+    run = [scenes.steps_run(pipeline, count) for count in range(1, steps + 1)]
+    controls = {label: _fewer(run, share) for label, share in shares.items()}
     settings += [
         Setting.without_cache(count)
         for count in sorted({*asked, *controls.values()} - {steps}, reverse=True)
@@ -161,6 +183,9 @@ def compare(
         width=report.width,
         num_frames=rows[0].scores[0].num_frames,
         fps=records[BASELINE].fps,
+        inputs=scenes.inputs,
+        strength=report.strength,
+        loras=report.loras,
         options=options,
         num_inference_steps=steps,
         runs=runs,
@@ -193,8 +218,8 @@ class _Record:
 
 def _first(
     drawing: Drawing, settings: Sequence[Setting], scenes: Scenes
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Returns, by label, the first's seconds and the uncached steps of equal time."""
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Returns, by label, the first's seconds and the share of the uncached time."""
     first = {}
     for setting in settings:
         result = drawing.draw(setting, scenes.requests[0])
@@ -208,13 +233,24 @@ def _first(
             # Of one prompt the shortest: what disturbs only makes it longer.
             known[index] = min(known.get(index, math.inf), report.denoise_seconds)
     seconds = {label: sum(known.values()) for label, known in taken.items()}
-    steps = settings[0].num_inference_steps
-    counts = {
-        # A cache that saves nothing has all steps for its control.
-        s.label: min(steps, max(1, round(steps * seconds[s.label] / seconds[BASELINE])))
-        for s in settings[1:]
-    }
-    return first, counts
+    return first, {s.label: seconds[s.label] / seconds[BASELINE] for s in settings[1:]}
+
+
+def _fewer(run: Sequence[int], share: float) -> int:
+    """Returns the uncached steps that take a share of the time of all of them.
+
+    A cache that saves nothing has all steps for its control.
+
+    Args:
+        run: How many are run of 1 step, of 2 and so on: all, or what a picture leaves.
+        share: Of the time.
+    """
+    wanted = max(1, round(run[-1] * share))
+    counts = range(1, len(run) + 1)
+    # Of those that run as many the one that begins at the noise that all steps do.
+    return min(
+        counts, key=lambda n: (abs(run[n - 1] - wanted), abs(n - len(run) * share))
+    )
 
 
 def _draw_in_turn(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any, Final
 
 import numpy as np
 
+from ..core.pictures import PictureInputs
 from ..core.report import RunReport, plain
 from ..pipelines.outputs import images_of
 from .drawing import Setting, noun_of
@@ -226,10 +228,18 @@ class Comparison:
     """Number of frames that were drawn for each prompt; 1 of images."""
     fps: float | None
     """Frames a second of videos; ``None`` of images."""
+    inputs: PictureInputs | None = field(repr=False)
+    """The pictures that every prompt started from; ``None`` without any."""
+    strength: float | None
+    """How much of the schedule was run from the picture; ``None`` without one, or where
+    all of it is."""
+    loras: Mapping[str, float]
+    """Weight of each LoRA that all was drawn with, as the runs' reports have them."""
     options: Mapping[str, object]
     """What was asked for of the options that only some models have, by name."""
     num_inference_steps: int
-    """Denoising steps of the baseline and of every cache."""
+    """Denoising steps of the baseline and of every cache; of the whole schedule, like
+    all numbers of steps here, where a picture takes the place of the first."""
     runs: int
     """How often each image or video was drawn and timed."""
     prompts: tuple[str, ...]
@@ -260,6 +270,30 @@ class Comparison:
         """What texts call what was drawn: ``picture`` or ``video``."""
         return noun_of(self.num_frames)
 
+    @property
+    def given_words(self) -> str:
+        """Words for the LoRAs and the pictures that all was drawn with; may be empty.
+
+        Files of LoRAs are named without their folders.
+        """
+        names = [f"{PurePath(n).stem}:{weight:g}" for n, weight in self.loras.items()]
+        words = [f"with LoRA {', '.join(names)}"] if names else []
+        if self.inputs is not None:
+            sizes = [f"{each.width} x {each.height}" for each in self.inputs.images]
+            found = f"from a picture of {' and of '.join(sizes)} pixels"
+            if self.inputs.mask is not None:
+                found += " under a mask"
+            if self.strength is not None:
+                found += f" at strength {self.strength:g}"
+                run, steps = (
+                    self.baseline.reports[0].num_steps,
+                    self.num_inference_steps,
+                )
+                if run < steps:
+                    found += f", the last {run} of {steps} steps"
+            words.append(found)
+        return "; ".join(words)
+
     def of_kind(self, kind: str) -> tuple[Row, ...]:
         """Returns the rows of a kind: ``baseline``, ``cache`` or ``fewer steps``."""
         return tuple(row for row in self.rows if row.kind == kind)
@@ -283,14 +317,23 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Returns the comparison in JSON's types, without the images.
 
-        What only videos have is left out of images', as are options where there are
-        none.
+        What only videos have is left out of images', as are options, LoRAs and
+        pictures where there are none. Pictures are told as in a run's report, by the
+        SHA-256 of their pixels.
         """
-        own: dict[str, Any] = plain({**vars(self), "rows": ()})
+        own: dict[str, Any] = plain({**vars(self), "rows": (), "inputs": None})
+        del own["inputs"]
+        if self.inputs is None:
+            del own["strength"]
+        else:
+            mask = self.inputs.mask
+            own["images"] = [image.digest for image in self.inputs.images]
+            own["mask"] = None if mask is None else mask.digest
         if not self.is_video:
             del own["num_frames"], own["fps"]
-        if not self.options:
-            del own["options"]
+        for name in ("options", "loras"):
+            if not own[name]:
+                del own[name]
         return {**own, "rows": [row.to_dict() for row in self.rows]}
 
 

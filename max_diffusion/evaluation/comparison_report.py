@@ -62,6 +62,7 @@ def save_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:
         metrics_words=metrics_words(comparison),
         shown_words=shown_words(comparison),
         psnr_name=_psnr_name(comparison),
+        starts=given_pictures(comparison),
         amplification=AMPLIFICATION,
         chart=data_url(pictures["quality.png"]),
         timelines={
@@ -103,9 +104,12 @@ def comparison_chart(comparison: Comparison) -> Image.Image:
         method = row.setting.cache.name
         return Point(method, row.label, row.median_seconds, row.metric("psnr")[0])
 
-    return quality_chart(
+    title = (
         f"{comparison.model}, {comparison.num_inference_steps} steps: "
-        "likeness to no cache, and the time it takes",
+        "likeness to no cache, and the time it takes"
+    )
+    return quality_chart(
+        "\n".join(filter(None, (title, comparison.given_words))),
         [point(row) for row in comparison.of_kind("cache")],
         [point(row) for row in comparison.of_kind("fewer steps")],
         comparison.baseline.median_seconds,
@@ -151,18 +155,27 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
     frame_size = round(width * scale), round(height * scale)
     cell_width = num_shown * (frame_size[0] + _STRIP_GAP) - _STRIP_GAP
     cell_height = frame_size[1]
-    left, top, gap, head = 130, 108, 8, 30
+    left, gap, head = 130, 8, 30
     block = head + 4 * (cell_height + gap)
-    size = (
-        left + (1 + len(caches)) * (cell_width + gap) + 16,
-        top + count * block + 12,
-    )
+    sheet_width = left + (1 + len(caches)) * (cell_width + gap) + 16
+    small = ImageFont.load_default(12)
+    given = _wrapped(comparison.given_words, small, sheet_width - 32)
+    names_top = 44 + 16 * len(given)
+    top = names_top + 64
+    size = (sheet_width, top + count * block + 12)
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     title = f"{comparison.model}, {comparison.num_inference_steps} steps"
     if comparison.is_video:
         title += f"; {shown_words(comparison)}"
     pen.text((16, 14), title, _INK, ImageFont.load_default(22))
+    for line, words_given in enumerate(given):
+        pen.text((16, 42 + 16 * line), words_given, _MUTED, small)
+    starts = _starts(comparison)
+    for index, start in enumerate(starts):
+        room = (left - 16) // len(starts)
+        start.thumbnail((room - gap, 60), Image.Resampling.LANCZOS)
+        sheet.paste(start, (16 + index * room, names_top))
 
     def sized(frame: np.ndarray) -> Image.Image:
         image = Image.fromarray(frame)
@@ -175,17 +188,16 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
         sheet.paste(strip, (left + column * (cell_width + gap), y))
 
     def words(column: int, y: int, text: str, colour: str = _INK) -> None:
-        font = ImageFont.load_default(12)
-        place = (left + column * (cell_width + gap), y)
-        pen.text(place, _fitted(text, font, cell_width), colour, font)
+        place = (left + column * (cell_width + gap), names_top + y)
+        pen.text(place, _fitted(text, small, cell_width), colour, small)
 
     for column, row in enumerate((comparison.baseline, *caches)):
         method, _, options = row.label.partition(":")
-        words(column, 44, method)
-        words(column, 58, options.replace(":", " "), _MUTED)
-        words(column, 72, f"{digits(1e3 * row.median_seconds)} ms", _MUTED)
+        words(column, 0, method)
+        words(column, 14, options.replace(":", " "), _MUTED)
+        words(column, 28, f"{digits(1e3 * row.median_seconds)} ms", _MUTED)
         if row.control:
-            words(column, 86, f"{row.speedup:.2f} times; {row.control}", _MUTED)
+            words(column, 42, f"{row.speedup:.2f} times; {row.control}", _MUTED)
     for index in range(count):
         y = top + index * block
         font = ImageFont.load_default(14)
@@ -195,7 +207,7 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
         rows = ("cached", f"difference x{AMPLIFICATION}", "fewer steps", "difference")
         for line, name in enumerate(rows):
             place = (16, y + head + line * (cell_height + gap) + cell_height // 2)
-            pen.text(place, name, _MUTED, ImageFont.load_default(12), "lm")
+            pen.text(place, name, _MUTED, small, "lm")
         paste(reference, 0, y + head)
         for column, row in enumerate(caches, start=1):
             for line, shown in ((0, row), (2, comparison.control_of(row))):
@@ -204,6 +216,31 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
                 paste(frames, column, at)
                 paste(difference(frames, reference), column, at + cell_height + gap)
     return sheet
+
+
+def given_pictures(comparison: Comparison) -> dict[str, str]:
+    """Returns the pictures that all was drawn from, as ``data:`` URLs, by a caption."""
+    found = {}
+    for index, start in enumerate(_starts(comparison), start=1):
+        start.thumbnail((_MAX_SIDE, _MAX_SIDE), Image.Resampling.LANCZOS)
+        assert comparison.inputs is not None
+        count = len(comparison.inputs.images)
+        name = f"picture {index}" if count > 1 else "picture"
+        found["mask" if index > count else name] = data_url(start)
+    return found
+
+
+def _starts(comparison: Comparison) -> list[Image.Image]:
+    """Returns the pictures that all was drawn from, and then the mask."""
+    if comparison.inputs is None:
+        return []
+    inputs = comparison.inputs
+    given = (*inputs.images, *((inputs.mask,) if inputs.mask else ()))
+    shapes = [each.pixels.shape for each in given]
+    return [
+        Image.fromarray(each.pixels.reshape(shape[:2] if shape[2] == 1 else shape))
+        for each, shape in zip(given, shapes, strict=True)
+    ]
 
 
 def _shown(frames: np.ndarray) -> Image.Image:
@@ -237,6 +274,18 @@ def _fitted(text: str, font: Any, width: int) -> str:
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Returns a text as lines, none wider than ``width`` pixels if words allow it."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def decibels(value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..caches import (
     CACHES,
@@ -15,13 +15,20 @@ from ..caches import (
     cache_from_options,
     label_of,
 )
+from ..core.loras import GivenLoras, as_loras
 from ..core.noise import checked_seed
+from ..core.pictures import PictureInputs
 from ..core.report import plain
-from ..core.request import GenerationRequest
+from ..core.request import GenerationContext, GenerationRequest
 from ..core.validation import text, whole
 from ..errors import RequestError
+from ..pipelines.arguments import picture_inputs
 from ..pipelines.outputs import GenerationResult
+from ..pipelines.starting import steps_run
 from ..pipelines.text_to_image import TextToImagePipeline
+
+if TYPE_CHECKING:
+    from ..media.pictures import PictureLike
 
 OnProgress = Callable[[float, str], None]
 """Function that is called with the share that is done, 0 to 1, and with what is being
@@ -73,7 +80,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Prompts to draw, each alone, with noise of its own."""
+    """Prompts to draw, each alone, with noise of its own, from the same pictures."""
 
     requests: tuple[GenerationRequest, ...]
     """One request per prompt, without a cache."""
@@ -82,6 +89,23 @@ class Scenes:
     def prompts(self) -> tuple[str, ...]:
         """The prompts, in the order of the requests."""
         return tuple(request.prompts[0] for request in self.requests)
+
+    @property
+    def inputs(self) -> PictureInputs | None:
+        """The pictures that every request starts from; ``None`` without any."""
+        return self.requests[0].inputs
+
+    def steps_run(self, pipeline: TextToImagePipeline, num_inference_steps: int) -> int:
+        """Returns how many steps of a whole schedule the pictures leave to be run.
+
+        Args:
+            pipeline: The pipeline that is to draw.
+            num_inference_steps: Number of steps of the whole schedule.
+
+        Raises:
+            RequestError: They leave none.
+        """
+        return steps_run(pipeline, self.requests[0], num_inference_steps)
 
     def __len__(self) -> int:
         """Returns the number of prompts."""
@@ -96,6 +120,10 @@ def scenes_of(
     guidance_scale: float | None = None,
     height: int | None = None,
     width: int | None = None,
+    image: PictureLike | Sequence[PictureLike] | None = None,
+    mask: PictureLike | None = None,
+    strength: float | None = None,
+    loras: GivenLoras | None = None,
     options: Mapping[str, object] = NO_OPTIONS,
 ) -> Scenes:
     """Checks what is to be drawn, as far as no model is needed.
@@ -107,13 +135,18 @@ def scenes_of(
         guidance_scale: Input of a guidance-distilled model.
         height: Height of the images in pixels; default the model's.
         width: Width of the images in pixels; default the model's.
+        image: Picture that every prompt starts from; several for models that take them.
+        mask: What of it is drawn anew.
+        strength: How much of the schedule is run from it.
+        loras: LoRAs by the names that the model was loaded with.
         options: What only some models have, by name, which the model checks.
 
     Returns:
         A request for each prompt.
 
     Raises:
-        RequestError: No prompts, or a value out of range.
+        RequestError: No prompts, a picture that cannot be read, or a value out of
+            range.
     """
     texts = (prompts,) if isinstance(prompts, str) else prompts
     if not isinstance(texts, Sequence) or not texts:
@@ -126,6 +159,8 @@ def scenes_of(
     if num_inference_steps is not None:
         whole("num_inference_steps", num_inference_steps, minimum=1)
     first = checked_seed(seed)
+    inputs = picture_inputs(image, mask, strength)
+    chosen = as_loras("loras", loras)
     return Scenes(
         tuple(
             GenerationRequest(
@@ -135,6 +170,8 @@ def scenes_of(
                 height=height,
                 width=width,
                 seed=first + index,
+                inputs=inputs,
+                loras=chosen,
                 options=options,
             )
             for index, words in enumerate(texts)
@@ -142,17 +179,24 @@ def scenes_of(
     )
 
 
+def as_keywords(inputs: PictureInputs | None) -> dict[str, Any]:
+    """Returns pictures that are read as the keywords of whatever draws from some."""
+    if inputs is None:
+        return {}
+    return {"image": inputs.images, "mask": inputs.mask, "strength": inputs.strength}
+
+
 def runnable_caches(
     pipeline: TextToImagePipeline,
     caches: Sequence[str | DenoisingCacheConfig | AbstractCacheConfig] | None,
-    num_inference_steps: int,
+    num_steps: int,
 ) -> tuple[tuple[AbstractCacheConfig, ...], Mapping[str, str]]:
     """Returns the caches named, or all that the pipeline can run.
 
     Args:
         pipeline: The pipeline that is to run them.
         caches: Names or configurations; ``None`` for every registered cache.
-        num_inference_steps: Denoising steps.
+        num_steps: Denoising steps that are run.
 
     Returns:
         The configurations; and, by name, why each cache cannot be run that was left
@@ -167,7 +211,7 @@ def runnable_caches(
             if kind is NoCacheConfig:
                 continue
             try:
-                pipeline.caches.bind(kind(), num_inference_steps)
+                pipeline.caches.bind(kind(), num_steps)
                 found.append(kind())
             except RequestError as err:
                 refused[name] = str(err)
@@ -189,7 +233,7 @@ def runnable_caches(
             raise RequestError(
                 f"caches: {label_of(config)} is there twice; give each once"
             )
-        pipeline.caches.bind(config, num_inference_steps)
+        pipeline.caches.bind(config, num_steps)
     return configs, MappingProxyType({})
 
 
@@ -233,13 +277,19 @@ class Drawing:
         self.num_drawn += 1
         return result
 
-    def check(self, settings: Iterable[Setting], scenes: Scenes) -> None:
+    def check(
+        self, settings: Iterable[Setting], scenes: Scenes
+    ) -> list[GenerationContext]:
         """Checks all that is to be drawn now rather than in the middle.
+
+        Returns:
+            The context of each scene.
 
         Raises:
             RequestError: The pipeline cannot run a setting or draw a scene.
         """
+        pipeline = self._pipeline
         for setting in settings:
-            self._pipeline.caches.bind(setting.cache, setting.num_inference_steps)
-        for request in scenes.requests:
-            self._pipeline.create_context(request)
+            steps = scenes.steps_run(pipeline, setting.num_inference_steps)
+            pipeline.caches.bind(setting.cache, steps)
+        return [pipeline.create_context(request) for request in scenes.requests]

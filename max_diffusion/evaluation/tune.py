@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from ..core.loras import GivenLoras
 from ..errors import RequestError
+from ..pipelines.arguments import picture_inputs
 from ..pipelines.text_to_image import TextToImagePipeline
 from .calibration import PROMPTS as PLAIN_PROMPTS
 from .compare import compare
 from .comparison import Comparison
-from .drawing import NO_OPTIONS, OnProgress, scenes_of
+from .drawing import NO_OPTIONS, OnProgress, Scenes, as_keywords, scenes_of
 from .judging import Judge, checked_judge
 from .machine import machine
 from .target import Target, Trial
 from .tuning_result import TuningResult
 from .tuning_search import Search
+
+if TYPE_CHECKING:
+    from ..media.pictures import PictureLike
 
 _VALIDATED: Final = 5
 
@@ -34,6 +38,10 @@ def tune(
     height: int | None = None,
     width: int | None = None,
     seed: int = 0,
+    image: PictureLike | Sequence[PictureLike] | None = None,
+    mask: PictureLike | None = None,
+    strength: float | None = None,
+    loras: GivenLoras | None = None,
     options: Mapping[str, object] = NO_OPTIONS,
     judge: Judge | None = None,
     on_progress: OnProgress | None = None,
@@ -61,6 +69,11 @@ def tune(
         height: Height of the images in pixels; default the model's.
         width: Width of the images in pixels; default the model's.
         seed: Seed of the first prompt's noise; each further prompt has the next.
+        image: Picture that all prompts start from. See :func:`compare`, also for the
+            next three.
+        mask: What of it is drawn anew.
+        strength: How much of the schedule is run from it.
+        loras: LoRAs of the pipeline's ``adapters``.
         options: What only some models have, by name. See :func:`compare`.
         judge: Tells of the validated images whether they show their prompts; it has
             no say in what wins. See :func:`compare`.
@@ -88,18 +101,26 @@ def tune(
         steps = pipeline.default_num_inference_steps
     half = len(PLAIN_PROMPTS) // 2
     own, others = PLAIN_PROMPTS[:half], PLAIN_PROMPTS[half:]
-    make_scenes = partial(
-        scenes_of,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
-        height=height,
-        width=width,
-        options=options,
-    )
-    scenes = make_scenes(own if prompts is None else prompts, seed=seed)
+    inputs = picture_inputs(image, mask, strength)
+
+    def make_scenes(texts: Sequence[str], seed: int) -> Scenes:
+        return scenes_of(
+            texts,
+            steps,
+            seed=seed,
+            guidance_scale=guidance_scale,
+            height=height,
+            width=width,
+            loras=loras,
+            options=options,
+            # Read once, whatever becomes of files meanwhile.
+            **as_keywords(inputs),
+        )
+
+    scenes = make_scenes(own if prompts is None else prompts, seed)
     if validation_prompts is None:
         validation_prompts = [text for text in others if text not in scenes.prompts]
-    unseen = make_scenes(validation_prompts, seed=seed + len(scenes))
+    unseen = make_scenes(validation_prompts, seed + len(scenes))
     seen = set(scenes.prompts) & set(unseen.prompts)
     if seen:
         raise RequestError(
@@ -126,7 +147,9 @@ def tune(
             guidance_scale=guidance_scale,
             height=height,
             width=width,
+            loras=loras,
             options=options,
+            **as_keywords(inputs),
             runs=2,
             judge=judge,
             on_progress=_relabelled(on_progress),

@@ -12,7 +12,13 @@ from ..caches.cache_file import write_cache_file
 from ..core.files import prepared_folder, write_text
 from ..media.images import save_atomically
 from .charts import Point, quality_chart
-from .comparison_report import data_url, decibels, metrics_words, summary_table
+from .comparison_report import (
+    data_url,
+    decibels,
+    given_pictures,
+    metrics_words,
+    summary_table,
+)
 from .pages import render
 from .target import Trial
 from .tuning_result import TuningResult
@@ -43,6 +49,7 @@ def save_tuning(result: TuningResult, folder: str | Path) -> list[Path]:
         table=summary_table(result.validation),
         metrics_words=metrics_words(result.validation),
         chart=data_url(chart),
+        starts=given_pictures(result.validation),
         decibels=decibels,
         front=pareto_front(result.trials, len(result.prompts)),
     )
@@ -56,6 +63,7 @@ def save_tuning(result: TuningResult, folder: str | Path) -> list[Path]:
             "target": result.target_words,
             "is_met": result.is_met,
             "validation": result.nearest_words,
+            **({"drawn": given} if (given := result.validation.given_words) else {}),
         },
     )
     names = ("cache.json", "report.html", "tuning.json", "pareto.png")
@@ -97,9 +105,12 @@ def pareto_chart(result: TuningResult) -> Image.Image:
         seconds = result.baseline_seconds / target.speedup
     winner = next(t for t in result.trials if t.setting == result.winner)
     front = pareto_front(result.trials, len(result.prompts))
-    return quality_chart(
+    title = (
         f"{result.validation.model}: {len(result.trials)} settings tried for "
-        f"{result.target_words}",
+        f"{result.target_words}"
+    )
+    return quality_chart(
+        "\n".join(filter(None, (title, comparison.given_words))),
         [point(trial) for trial in result.trials],
         [point(trial) for trial in result.fewer_steps],
         result.baseline_seconds,

@@ -53,6 +53,7 @@ class Search:
         self._target = target
         self._scenes = scenes
         self._steps = steps
+        self._steps_run = scenes.steps_run(pipeline, steps)
         self._budget = budget_seconds
         self._first: list[AbstractCacheConfig] = []
         self._trials: dict[AbstractCacheConfig, Trial] = {}
@@ -92,7 +93,7 @@ class Search:
         for name in dict.fromkeys(methods or tunable_caches()):
             try:
                 settings = coarse(name)
-                self._pipeline.caches.bind(settings[0], self._steps)
+                self._pipeline.caches.bind(settings[0], self._steps_run)
             except RequestError as err:
                 if methods is not None:
                     raise
@@ -167,7 +168,7 @@ class Search:
 
     def _can_run(self, cache: AbstractCacheConfig) -> bool:
         try:
-            self._pipeline.caches.bind(cache, self._steps)
+            self._pipeline.caches.bind(cache, self._steps_run)
         except RequestError:
             return False
         return True

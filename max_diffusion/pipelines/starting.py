@@ -226,8 +226,10 @@ def strength_of(
     pipeline: TextToImagePipeline, request: GenerationRequest
 ) -> float | None:
     """How much of the schedule is run; ``None`` where all of it is."""
+    if request.inputs is None:
+        return None
     pictures = pipeline.pictures
-    if request.inputs is None or pictures is None or "strength" not in pictures.taken:
+    if pictures is None or "strength" not in pictures.taken:
         return None
     strength = request.inputs.strength
     return pictures.default_strength if strength is None else strength
@@ -241,14 +243,37 @@ def remaining(schedule: Schedule, strength: float | None) -> Schedule:
     """
     if strength is None:
         return schedule
-    steps = schedule.num_steps
-    first = int(max(steps - min(steps * strength, steps), 0))
-    if first == steps:
+    return schedule.after(_skipped_steps(schedule.num_steps, strength))
+
+
+def steps_run(
+    pipeline: TextToImagePipeline, request: GenerationRequest, num_inference_steps: int
+) -> int:
+    """How many steps of a whole schedule are run for a request.
+
+    Args:
+        pipeline: What draws it.
+        request: Its pictures say it.
+        num_inference_steps: Of the whole schedule, whatever the request has.
+
+    Raises:
+        RequestError: It is none.
+    """
+    strength = strength_of(pipeline, request)
+    if strength is None:
+        return num_inference_steps
+    return num_inference_steps - _skipped_steps(num_inference_steps, strength)
+
+
+def _skipped_steps(steps: int, strength: float) -> int:
+    """Steps at the beginning of a schedule that a strength leaves out."""
+    skipped = int(max(steps - min(steps * strength, steps), 0))
+    if skipped == steps:
         raise RequestError(
             f"request: strength must leave at least one of {steps} steps, got "
             f"{strength:g}; give more of it, or more steps"
         )
-    return schedule.after(first)
+    return skipped
 
 
 def packed_mask(inputs: PictureInputs, cell: int, size: tuple[int, int]) -> np.ndarray:

@@ -27,31 +27,11 @@ from max_diffusion import (
 )
 from max_diffusion.caches.cache_file import write_cache_file
 from max_diffusion.cli.evaluating import read_prompts
-from max_diffusion.cli.main import main
 from max_diffusion.demo import Verdict, held_out_prompts
 from max_diffusion.evaluation.calibration import PROMPTS as PLAIN_PROMPTS
 
 COMMAND = str(Path(sys.executable).with_name("max-diffusion"))
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Run:
-    """Runs a command in an empty folder: exit code, standard output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_command(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(list(map(str, words)))
-        code = end.value.code
-        assert isinstance(code, int)
-        return code, *capsys.readouterr()
-
-    return run_command
 
 
 @pytest.fixture
@@ -79,14 +59,6 @@ def behave(cache: AbstractCacheConfig, steps: int, prompt: str) -> tuple[float, 
 
 
 # Arguments: whatever is wrong with them is told before a model is compiled.
-
-
-@pytest.fixture
-def no_compile(monkeypatch: pytest.MonkeyPatch) -> None:
-    def add(*args: object) -> None:
-        raise AssertionError("a graph was compiled")
-
-    monkeypatch.setattr("max_diffusion.execution.compiler.CompiledGraphs.add", add)
 
 
 @pytest.mark.parametrize(

@@ -5,25 +5,19 @@ from __future__ import annotations
 import base64
 import io
 import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import av
-import httpx
 import numpy as np
 import pytest
 from cogvideox_folder import make_cogvideox_folder
 from folders import TEST_GRAPHS
 from max.pipelines.request import OpenResponsesRequestBody
+from max_serving import PROMPT, SECONDS, Server, as_uri, body, message_of, serving
 from PIL import Image
 from processes import run_python
 
@@ -34,10 +28,10 @@ from max_diffusion import (
     StepMaskConfig,
     TaylorSeerConfig,
     TextToImagePipeline,
-    demo_model_path,
     load_pipeline,
 )
 from max_diffusion.core.grid import Frames
+from max_diffusion.core.pictures import Picture, PictureInputs
 from max_diffusion.errors import RequestError
 from max_diffusion.pipelines.families import PIPELINES
 from max_diffusion.serving.max_serve import ARCHITECTURES
@@ -50,115 +44,6 @@ from max_diffusion.serving.max_serve.requests import (
     to_request,
 )
 from max_diffusion.serving.max_serve.settings import ServeSettings
-
-PROMPT = "a red circle above a blue square"
-SECONDS = 120.0
-"""Longest wait for a start or an end, which take about 15 and 2."""
-
-
-def body(**fields: Any) -> dict[str, Any]:
-    """A request that the server answers with a picture that nothing was lost of."""
-    image = {"output_format": "png", **fields.pop("image", {})}
-    return {
-        "model": "demo",
-        "input": PROMPT,
-        "seed": 7,
-        "provider_options": {"image": image},
-        **fields,
-    }
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running ``max serve``."""
-
-    process: subprocess.Popen[bytes]
-    client: httpx.Client
-    log: Path
-
-    def post(self, fields: dict[str, Any]) -> httpx.Response:
-        return self.client.post("/v1/responses", json=fields)
-
-    def files(self, fields: dict[str, Any]) -> list[Image.Image]:
-        answer = self.post(fields)
-        assert answer.status_code == 200, answer.text
-        content = answer.json()["output"][0]["content"]
-        data = [base64.b64decode(item["image_data"]) for item in content]
-        return [Image.open(io.BytesIO(item)) for item in data]
-
-    def images(self, fields: dict[str, Any]) -> np.ndarray:
-        return np.stack([np.asarray(file) for file in self.files(fields)])
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def wait_until_ready(server: Server) -> None:
-    deadline = time.monotonic() + SECONDS
-    while time.monotonic() < deadline and server.process.poll() is None:
-        with suppress(httpx.TransportError):
-            if server.client.get("/health").status_code == 200:
-                return
-        time.sleep(0.1)
-    pytest.fail("max serve did not start:\n" + server.log.read_text()[-4000:])
-
-
-# The demo comes first: what it has compiled, the server finds.
-@pytest.fixture(scope="module")
-def server(
-    demo: TextToImagePipeline, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    with serving(demo_model_path(), tmp_path_factory.mktemp("max_serve")) as server:
-        yield server
-
-
-@contextmanager
-def serving(
-    model: Path, folder: Path, precompiled: Path | None = None
-) -> Iterator[Server]:
-    """Runs ``max serve`` with a model, which is called demo; ends all its processes."""
-    port = free_port()
-    command: list[str | Path] = [
-        Path(sys.executable).with_name("max"),
-        "serve",
-        *("--custom-architectures", "max_diffusion.serving.max_serve"),
-        *("--model", model, "--served-model-name", "demo"),
-        *("--devices", "cpu", "--port", str(port)),
-    ]
-    settings = {
-        "HF_HUB_OFFLINE": "1",
-        "MAX_DIFFUSION_MAX_STEPS": "60",
-        "MAX_SERVE_API_TYPES": '["openai","responses"]',
-        "MAX_SERVE_DISABLE_TELEMETRY": "1",
-        "MAX_SERVE_HOST": "127.0.0.1",
-        "MODULAR_TELEMETRY_ENABLED": "0",
-    }
-    if precompiled is not None:
-        settings["MAX_DIFFUSION_PRECOMPILED"] = str(precompiled)
-    log = folder / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=folder,  # MAX reads settings of an .env file there
-            env=dict(os.environ) | settings,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # a group of its own, which can be ended as one
-        )
-    address = f"http://127.0.0.1:{port}"
-    # A proxy of the environment would be asked for loopback too.
-    with httpx.Client(base_url=address, timeout=SECONDS, trust_env=False) as client:
-        started = Server(process, client, log)
-        try:
-            wait_until_ready(started)
-            yield started
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def test_picture_equals_ours(server: Server, demo: TextToImagePipeline) -> None:
@@ -303,7 +188,10 @@ def test_other_formats_are_near(
         ({"image": {"width": 4096}}, "width: this server allows at most 2048"),
         ({"image": {"steps": 61}}, "steps: this server allows at most 60"),
         ({"image": {"output_format": "gif"}}, "expected jpeg, png, webp, got 'gif'"),
-        ({"image": {"strength": 0.3}}, "strength: has no effect here"),
+        ({"image": {"strength": 0.3}}, "strength: has no effect without an input_ima"),
+        ({"metadata": {"lora.ink": "1"}}, "'ink' is not known here, there are style"),
+        ({"metadata": {"lora.style": "much"}}, "weight of 'style' must be a .*number"),
+        ({"metadata": {"lora.style": "101"}}, "weight of 'style' must be -100 to 100"),
         ({"seed": 2**64}, "seed must be in"),
         ({"n": 2}, "n: has no effect here; .*num_images"),
         ({"temperature": 0.5}, "temperature: has no effect here"),
@@ -318,19 +206,6 @@ def test_what_cannot_be_drawn_is_answered_400(
     assert answer.status_code == 400, answer.text
     with pytest.raises(ValueError, match=message):
         raise ValueError(answer.json()["error"]["message"])
-
-
-def test_a_picture_as_input_is_answered_400(server: Server) -> None:
-    pixel = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(pixel, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(pixel.getvalue()).decode()
-    content = [
-        {"type": "input_text", "text": PROMPT},
-        {"type": "input_image", "image_url": url},
-    ]
-    answer = server.post(body(input=[{"role": "user", "content": content}]))
-    assert answer.status_code == 400
-    assert "draws from text alone" in answer.json()["error"]["message"]
 
 
 # The last that asks the server.
@@ -375,7 +250,7 @@ def test_a_video_is_drawn(tmp_path: Path) -> None:
     )
     pipeline = load_pipeline(model, "cpu", precompiled=[graphs])
     wanted = pipeline.generate(PROMPT, cache="taylorseer", **own).frames[0]
-    with serving(model, tmp_path, graphs) as server:
+    with serving(model, tmp_path, {"PRECOMPILED": str(graphs)}) as server:
         answer = server.post(fields)
         assert answer.status_code == 200, answer.text
         (content,) = answer.json()["output"][0]["content"]
@@ -393,6 +268,10 @@ def test_a_video_is_drawn(tmp_path: Path) -> None:
         image = server.post({**fields, "provider_options": {"image": {}}})
         assert image.status_code == 400
         assert "with provider_options.video" in image.json()["error"]["message"]
+        start = message_of(as_uri(Image.new("RGB", (16, 16))))
+        refused = server.post({**fields, "input": start})
+        assert refused.status_code == 400
+        assert "draws from text alone" in refused.json()["error"]["message"]
 
 
 def video_asked(**options: Any) -> OpenResponsesRequestBody:
@@ -508,9 +387,14 @@ def test_requests_cross_to_the_worker_whole(cache: AbstractCacheConfig | None) -
         sigmas=(1.0, 0.1 + 0.2),
         cache=cache,
         cache_memory_limit=2**40,
+        loras=(("style", 0.1 + 0.2), ("ink", -1.0)),
         is_timed=True,
     )
     assert from_json(to_json(request)) == request
+    pixels = np.random.default_rng(3).integers(0, 256, (5, 7, 3), np.uint8)
+    inputs = PictureInputs((Picture(pixels),), strength=0.1 + 0.2)
+    request = replace(request, inputs=inputs)
+    assert from_json(to_json(request), [pixels]) == request
 
 
 def test_settings_come_from_the_environment() -> None:
@@ -527,6 +411,9 @@ def test_settings_come_from_the_environment() -> None:
     }
     read = ServeSettings.from_environment(given)
     assert (read.precompiled, read.require_precompiled) == (("/one", "two"), 1)
+    read = ServeSettings.from_environment({"MAX_DIFFUSION_LORAS": "a=x,b=/y=z"})
+    assert read.loras == {"a": "x", "b": "/y=z"}
+    assert ServeSettings.from_environment({"MAX_DIFFUSION_PICTURES": "1"}).pictures == 1
     text = "none,taylorseer:target=modules"
     read = ServeSettings.from_environment({"MAX_DIFFUSION_CACHES": text})
     assert read.caches == (CACHES["none"](), TaylorSeerConfig(target="modules"))
@@ -539,6 +426,9 @@ def test_settings_come_from_the_environment() -> None:
         ("CACHES", "", "MAX_DIFFUSION_CACHES: expected all, .*got ''"),
         ("MAX_N", "many", "MAX_DIFFUSION_MAX_N: expected a whole number, got 'many'"),
         ("MAX_STEPS", "0", "MAX_DIFFUSION_MAX_STEPS must be at least 1"),
+        ("PICTURES", "2", "MAX_DIFFUSION_PICTURES must be at most 1, got 2"),
+        ("LORAS", "style", "MAX_DIFFUSION_LORAS: expected NAME=FILE .* got 'style'"),
+        ("LORAS", "a=x,a=y", "MAX_DIFFUSION_LORAS: 'a' names two files, x and y"),
         ("REQUIRE_PRECOMPILED", "2", "_REQUIRE_PRECOMPILED must be .* 1, got 2"),
         ("REQUIRE_PRECOMPILED", "yes", "expected a whole number, got 'yes'"),
     ],

@@ -21,11 +21,13 @@ from max_diffusion import (
     RequestError,
     TaylorSeerConfig,
     TextToImagePipeline,
+    calibrate,
     load_pipeline,
     open_model,
 )
 from max_diffusion.core.pictures import Picture, PictureInputs
 from max_diffusion.engine import Engine, EngineConfig
+from max_diffusion.evaluation import compare
 
 BAR = 60.0
 """Decibels of every picture against diffusers'."""
@@ -51,6 +53,30 @@ def fill(fill_folder: Path) -> TextToImagePipeline:
 @pytest.fixture(scope="module")
 def twins(fill: TextToImagePipeline) -> Twins:
     return Twins.of(fill)
+
+
+def test_filling_is_compared_and_measured(fill: TextToImagePipeline) -> None:
+    picture: dict[str, Any] = {"image": scene(32, 48, 2), "mask": mask_of(32, 48)}
+    settings: dict[str, Any] = {"num_inference_steps": 4, "seed": 3, **picture}
+    found = compare(fill, CAPTIONS[0], ["first-block"], runs=1, **settings)
+    for row in found.rows[:2]:
+        wanted = fill.generate(CAPTIONS[0], cache=row.setting.cache, **settings)
+        assert np.array_equal(row.images, wanted.images)
+    assert found.strength == 1.0
+    assert (found.height, found.width) == found.baseline.images.shape[1:3] == (24, 36)
+    assert found.given_words == (
+        "from a picture of 48 x 32 pixels under a mask at strength 1"
+    )
+    measured = [
+        calibrate(fill, CAPTIONS[0], **{**settings, "image": scene(32, 48, seed)})
+        for seed in (2, 4)
+    ]
+    assert measured[0].magcache_ratios != measured[1].magcache_ratios
+    assert [len(each.magcache_ratios) for each in measured] == [4, 4]
+    with pytest.raises(RequestError, match=r"must be 1, got 0\.5, as asked for"):
+        calibrate(fill, CAPTIONS[0], strength=0.5, **settings)
+    with pytest.raises(RequestError, match="there is no image and no mask; give it"):
+        calibrate(fill, CAPTIONS[0], num_inference_steps=4)
 
 
 def inputs_of(height: int, width: int, seed: int = 0) -> PictureInputs:

@@ -20,11 +20,17 @@ and lists are written as JSON, and text as it is:
     cache                 name of a denoising cache
     cache_option.OPTION   a setting of that cache: "3", "0.1", "official", "[0, 5, 9]"
     cache_memory_limit    most bytes that the cache's state may take
+    lora.NAME             weight of a LoRA that the server was started with: "0.8"
     sigmas                a schedule of the caller's: "[1.0, 0.7, 0.4]"
 
-Which caches requests may name, and what they may ask at most, comes from the
-environment: see ``settings``. MAX's flags ``--taylorseer``, ``--first-block-caching``
-and those beside them set the cache of requests that name none.
+A picture to start from is an ``input_image`` beside the ``input_text`` of the user's
+message, as a ``data:`` URI, with ``strength`` in ``provider_options.image``. MAX has no
+field for a mask.
+
+Which caches and LoRAs requests may name, whether they may bring pictures, and what they
+may ask at most, comes from the environment: see ``settings``. MAX's flags
+``--taylorseer``, ``--first-block-caching`` and those beside them set the cache of
+requests that name none.
 """
 
 from __future__ import annotations

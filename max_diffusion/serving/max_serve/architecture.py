@@ -32,7 +32,14 @@ from ...pipelines.context import options_of
 from ...pipelines.families import PIPELINES
 from ...pipelines.opening import load_pipeline, open_model
 from ...pipelines.text_to_image import TextToImagePipeline
-from .requests import check_kind, from_json, pixel_options, to_json, to_request
+from .requests import (
+    brings_pictures,
+    check_kind,
+    from_json,
+    pixel_options,
+    to_json,
+    to_request,
+)
 from .settings import ServeSettings
 
 # MAX shows what its own loggers say, and no others.
@@ -51,7 +58,8 @@ class ImageContext(PixelContext):
 
     request: str = field(default="")
     """The request as text, written by
-    :func:`~max_diffusion.serving.max_serve.requests.to_json`."""
+    :func:`~max_diffusion.serving.max_serve.requests.to_json`; the pixels of its
+    pictures are ``input_images``."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,8 @@ class ImageTokenizer:
         except MaxDiffusionError as err:
             # One line on the terminal; MAX would show a traceback of any other.
             raise SystemExit(f"error: max_diffusion: {err}") from err
+        # A picture may take 600 MB while it is read: one after the other.
+        self._reading = asyncio.Lock()
         _restore_environment()
         names = ", ".join(map(label_of, self._settings.caches))
         logger.info("max_diffusion: caches %s", names)
@@ -124,11 +134,14 @@ class ImageTokenizer:
             InputError: The request cannot be drawn; MAX answers 400 with the message.
         """
         # Tokenizing and drawing noise take milliseconds, which others need not wait.
+        if brings_pictures(request.body):
+            async with self._reading:
+                return await asyncio.to_thread(self._context, request)
         return await asyncio.to_thread(self._context, request)
 
     def _context(self, request: OpenResponsesRequest) -> ImageContext:
         try:
-            wanted = to_request(request.body, self._settings)
+            wanted = to_request(request.body, self._settings, self._max_pictures)
             given = pixel_options(request.body)
             options = options_of(self._pipeline, wanted.options)
             check_kind(given, self._pipeline.frames_of(options))
@@ -154,7 +167,20 @@ class ImageTokenizer:
             output_format=getattr(given, "output_format", "jpeg"),
             seed=wanted.seed,
             request=to_json(wanted),
+            input_images=(
+                [picture.pixels for picture in wanted.inputs.images]
+                if wanted.inputs is not None
+                else None
+            ),
         )
+
+    @property
+    def _max_pictures(self) -> int:
+        """Most pictures of a request; 0 of a model or a server that takes none."""
+        pictures = self._pipeline.pictures
+        if pictures is None or not self._pipeline.graphs.has_pictures:
+            return 0
+        return pictures.max_pictures
 
 
 @final
@@ -183,6 +209,8 @@ class ImagePipeline:
             caches=settings.caches,
             is_extensible=False,
             transformer=settings.transformer,
+            adapters=settings.loras,
+            takes_pictures=bool(settings.pictures),
             revision=_revision(pipeline_config),
             precompiled=settings.precompiled,
             require_precompiled=bool(settings.require_precompiled),
@@ -194,7 +222,8 @@ class ImagePipeline:
 
     def execute(self, model_inputs: ImageContext) -> Drawn:
         """Draws; what MAX's answer has no field for is logged."""
-        result = self._pipeline.draw(from_json(model_inputs.request))
+        images = model_inputs.input_images or ()
+        result = self._pipeline.draw(from_json(model_inputs.request, images))
         report = result.report
         logger.info(
             "max_diffusion: request %s: seed %d, cache %s, %d of %d full passes, "
@@ -231,6 +260,8 @@ def _open_uncompiled(
         caches=settings.caches,
         is_extensible=False,
         transformer=settings.transformer,
+        adapters=settings.loras,
+        takes_pictures=bool(settings.pictures),
         revision=_revision(config),
     )
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from max.pipelines.request import OpenResponsesRequestBody
+import numpy as np
+from max.pipelines.request import (
+    InputImageContent,
+    InputTextContent,
+    OpenResponsesRequestBody,
+)
 from max.pipelines.request.provider_options import (
     ImageProviderOptions,
     VideoProviderOptions,
@@ -16,8 +22,11 @@ from max.pipelines.request.provider_options import (
 
 from ...caches import AbstractCacheConfig, cache_from_options
 from ...core.grid import Frames
+from ...core.loras import as_loras
+from ...core.pictures import Picture, PictureInputs
 from ...core.request import GenerationRequest
 from ...errors import RequestError
+from ...media.pictures import read_inputs
 from ...pipelines.families import declared_by_all
 from .settings import ServeSettings
 
@@ -26,6 +35,7 @@ _RATE: Final = "frames_per_second"
 # Of its files, whatever a pipeline says.
 _RATE_OF_MAX: Final = 16
 _OPTION: Final = "cache_option."
+_LORA: Final = "lora."
 # Fields of MAX's that say what to draw, and those that are labels or MAX's own affair.
 # The others, made for text, would have no effect.
 _USED: Final = frozenset({"input", "metadata", "model", "provider_options", "seed"})
@@ -46,17 +56,24 @@ _IMAGE_USED: Final = _BOTH_USED | {
     "output_format",
     "secondary_negative_prompt",
     "secondary_prompt",
+    "strength",
 }
 _VIDEO_USED: Final = _BOTH_USED | {"frames_per_second", "num_frames"}
 
 
 def to_request(
-    body: OpenResponsesRequestBody, settings: ServeSettings
+    body: OpenResponsesRequestBody, settings: ServeSettings, max_pictures: int = 0
 ) -> GenerationRequest:
     """Returns the request that a body asks for.
 
     What would have no effect is refused, not ignored. Fields that MAX's schema does not
     know are gone before this sees the body.
+
+    Args:
+        body: As MAX has read it.
+        settings: Limits.
+        max_pictures: Most pictures that the model takes; more are refused before any
+            is decoded.
 
     Raises:
         RequestError: A value is malformed, out of range or of no effect.
@@ -83,8 +100,10 @@ def to_request(
         own["num_frames"] = given.num_frames
         own["fps"] = given.frames_per_second
         knobs["options"] = {k: v for k, v in own.items() if v is not None}
+    prompt, urls = _content(body)
     request = GenerationRequest(
-        prompts=(_prompt(body),),
+        prompts=(prompt,),
+        inputs=_inputs(urls, given, max_pictures),
         negative_prompt=given.negative_prompt,
         height=given.height,
         width=given.width,
@@ -172,41 +191,124 @@ def check_kind(given: ImageProviderOptions | VideoProviderOptions, to: Frames) -
 
 
 def to_json(request: GenerationRequest) -> str:
-    """Writes a request as text that MAX's server process sends to its worker."""
-    plain = {**vars(request), "cache": None}
+    """Writes a request as text that MAX's server process sends to its worker.
+
+    The pixels of its pictures go beside it.
+    """
+    inputs = request.inputs
+    plain = {
+        **vars(request),
+        "cache": None,
+        "inputs": None if inputs is None else {"strength": inputs.strength},
+    }
     if request.cache is not None:
         plain["cache"] = [request.cache.name, asdict(request.cache)]
     return json.dumps(plain)
 
 
-def from_json(text: str) -> GenerationRequest:
-    """Reads the request that :func:`to_json` wrote."""
+def from_json(text: str, images: Sequence[np.ndarray] = ()) -> GenerationRequest:
+    """Reads the request that :func:`to_json` wrote.
+
+    Args:
+        text: What it wrote.
+        images: Pixels of the request's pictures, uint8 ``(H, W, 3)``.
+    """
     plain: dict[str, Any] = json.loads(text)
-    cache = plain.pop("cache")
+    cache, inputs = plain.pop("cache"), plain.pop("inputs")
+    loras = tuple((name, weight) for name, weight in plain.pop("loras"))
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in plain.items()
     }
     if cache is not None:
         values["cache"] = cache_from_options(*cache)
-    return GenerationRequest(**values)
+    if inputs is not None:
+        pictures = tuple(Picture(pixels) for pixels in images)
+        values["inputs"] = PictureInputs(pictures, strength=inputs["strength"])
+    return GenerationRequest(**values, loras=loras)
 
 
-def _prompt(body: OpenResponsesRequestBody) -> str:
+def brings_pictures(body: OpenResponsesRequestBody) -> bool:
+    """Returns whether reading a body would decode pictures."""
     if isinstance(body.input, str):
-        return body.input
+        return False
+    contents = [message.content for message in body.input]
+    parts = [part for each in contents if isinstance(each, list) for part in each]
+    return any(isinstance(part, InputImageContent) for part in parts)
+
+
+def _content(body: OpenResponsesRequestBody) -> tuple[str, list[str]]:
+    """Returns the prompt, and the data URIs of the pictures to start from."""
+    if isinstance(body.input, str):
+        return body.input, []
     if len(body.input) != 1 or body.input[0].role != "user":
         raise RequestError("input: expected text, or one message of the user")
     content = body.input[0].content
     if isinstance(content, str):
-        return content
-    if len(content) != 1 or content[0].type != "input_text":
+        return content, []
+    texts = [part.text for part in content if isinstance(part, InputTextContent)]
+    images = [part for part in content if isinstance(part, InputImageContent)]
+    if len(texts) != 1 or len(content) != 1 + len(images):
         kinds = ", ".join(part.type for part in content) or "nothing"
         raise RequestError(
-            f"input: expected a message of one input_text, got {kinds}; this model "
-            "draws from text alone"
+            "input: expected a message of one input_text, with an input_image to "
+            f"start from one, got {kinds}"
         )
-    return content[0].text
+    for image in images:
+        if image.detail not in (None, "auto"):
+            raise RequestError(
+                f"input: detail {image.detail.value} of an input_image has no effect "
+                "here; leave it out"
+            )
+    return texts[0], [image.image_url for image in images]
+
+
+def _inputs(
+    urls: Sequence[str],
+    given: ImageProviderOptions | VideoProviderOptions,
+    max_pictures: int,
+) -> PictureInputs | None:
+    """Returns the pictures of some data URIs, decoded."""
+    strength = None
+    if isinstance(given, ImageProviderOptions) and "strength" in given.model_fields_set:
+        strength = given.strength
+    if not urls:
+        if strength not in (
+            None,
+            ImageProviderOptions.model_fields["strength"].default,
+        ):
+            raise RequestError(
+                "provider_options.image.strength: has no effect without an "
+                "input_image; leave it out"
+            )
+        return None
+    if not max_pictures:
+        raise RequestError(
+            "input: this server draws from text alone; leave out the input_image, or "
+            "start it with MAX_DIFFUSION_PICTURES=1 and a model that takes pictures"
+        )
+    if len(urls) > max_pictures:
+        raise RequestError(
+            f"input: expected at most {max_pictures} input_image for this model, got "
+            f"{len(urls)}; send fewer"
+        )
+    return read_inputs([_file_of(url) for url in urls], None, strength)
+
+
+def _file_of(url: str) -> bytes:
+    """Returns the file that a data URI holds."""
+    head, comma, data = url.partition(",")
+    if not comma or not head.endswith(";base64"):
+        raise RequestError(
+            "input: expected an input_image as data:image/png;base64,..., got "
+            f"{url[:40]!r}"
+        )
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError as err:
+        raise RequestError(
+            f"input: the input_image is not base64 ({err}); send the whole file"
+        ) from err
 
 
 def _knobs(metadata: Mapping[str, str], max_length: int) -> dict[str, Any]:
@@ -214,6 +316,7 @@ def _knobs(metadata: Mapping[str, str], max_length: int) -> dict[str, Any]:
     options: dict[str, object] = {}
     knobs: dict[str, Any] = {}
     own: dict[str, object] = {}
+    loras: dict[str, Any] = {}
     declared = declared_by_all()
     for key, text in metadata.items():
         if len(key) + len(text) > max_length:
@@ -225,6 +328,8 @@ def _knobs(metadata: Mapping[str, str], max_length: int) -> dict[str, Any]:
             continue
         if key.startswith(_OPTION):
             options[key.removeprefix(_OPTION)] = _value(text)
+        elif key.startswith(_LORA):
+            loras[key.removeprefix(_LORA)] = _value(text)
         elif key == "cache_memory_limit":
             knobs[key] = _value(text)
         elif key in declared:
@@ -237,10 +342,11 @@ def _knobs(metadata: Mapping[str, str], max_length: int) -> dict[str, Any]:
             hint = "; it is a field of provider_options.image"
             raise RequestError(
                 f"metadata: expected cache, {_OPTION}NAME, cache_memory_limit, "
-                f"sigmas or {', '.join(declared)}, got {key!r}"
+                f"{_LORA}NAME, sigmas or {', '.join(declared)}, got {key!r}"
                 f"{hint if key in _IMAGE_USED else ''}"
             )
     knobs["options"] = own
+    knobs["loras"] = as_loras("metadata: lora", loras)
     knobs["cache"] = _cache(metadata.get("cache"), options)
     return knobs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Final
 
 from ...caches import (
@@ -12,6 +12,7 @@ from ...caches import (
     TaylorSeerConfig,
     caches_from_text,
 )
+from ...core.loras import files_by_name
 from ...core.request import MAX_IMAGES, MAX_SIZE, MAX_STEPS
 from ...core.validation import whole
 from ...errors import RequestError
@@ -31,6 +32,10 @@ class ServeSettings:
             takes them. Only these are compiled, and each kind takes minutes the first
             time.
         transformer: File of the transformer's weights, instead of the model's.
+        loras: Files of LoRAs by the names that requests choose them by; in the
+            environment as ``NAME=FILE,NAME=FILE``.
+        pictures: ``1`` where requests may bring pictures to start from, ``0``
+            otherwise; a model that needs some takes them in any case.
         precompiled: Folders of ``max-diffusion compile``, separated by commas.
         require_precompiled: ``1`` where nothing may be compiled, ``0`` otherwise.
         max_prompt_length: Most characters of a prompt, of a negative prompt, and of an
@@ -43,6 +48,8 @@ class ServeSettings:
     plugins: tuple[str, ...] = ()
     caches: tuple[AbstractCacheConfig, ...] = (NoCacheConfig(), TaylorSeerConfig())
     transformer: str | None = None
+    loras: Mapping[str, str] = field(default_factory=dict)
+    pictures: int = 0
     precompiled: tuple[str, ...] = ()
     require_precompiled: int = 0
     max_prompt_length: int = 32_000
@@ -52,12 +59,8 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         """Checks the range of each limit."""
-        whole(
-            _variable("require_precompiled"),
-            self.require_precompiled,
-            minimum=0,
-            maximum=1,
-        )
+        for name in ("pictures", "require_precompiled"):
+            whole(_variable(name), getattr(self, name), minimum=0, maximum=1)
         for name, limit in (
             ("max_prompt_length", None),
             ("max_n", MAX_IMAGES),
@@ -85,6 +88,10 @@ class ServeSettings:
                 continue
             if item.name == "precompiled":
                 given[item.name] = tuple(filter(None, text.split(",")))
+                continue
+            if item.name == "loras":
+                texts = tuple(filter(None, text.split(",")))
+                given[item.name] = files_by_name(_variable(item.name), texts)
                 continue
             if item.name == "transformer":
                 given[item.name] = text
