@@ -1,11 +1,14 @@
 """Trains a video demo model of the CogVideoX family, from only this script.
 
 Four stages, each written to ``--work`` when done and skipped when already there, so an
-interrupted run continues where it stopped: tokenizer, autoencoder, latents, diffusion
-(transformer and text encoder together). The result is one diffusers-layout folder that
-diffusers' ``CogVideoXPipeline`` loads too.
+interrupted run continues where it stopped: autoencoder, its decoder alone, latents,
+diffusion (transformer and text encoder together). The result is one diffusers-layout
+folder that diffusers' ``CogVideoXPipeline`` loads too.
 
     .venv/bin/python scripts/train_video_demo.py --output demo_video
+
+The decoder changes no latents: with ``--only decoder``, a second process trains it
+while the first one is at the stages after it.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ CELLS = LATENT_SIZE // PATCH
 HEADS, HEAD_SIZE = 4, 32
 WIDTH = HEADS * HEAD_SIZE
 CAPTION_DROPOUT = 0.1
+_MOST_NOISE = 0.1  # of latents, whose deviation is about one
 CLASSES = (len(CLIP_SHAPES), len(CLIP_COLOURS), len(MOTIONS))
 
 
@@ -63,21 +67,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("--work", type=Path, default=Path("demo_video_work"))
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--only", choices=("decoder", "diffusion"))
     parser.add_argument("--autoencoder-steps", type=int, default=2400)
+    parser.add_argument("--decoder-steps", type=int, default=3000)
     parser.add_argument("--clips", type=int, default=4000)
-    parser.add_argument("--diffusion-steps", type=int, default=3600)
+    parser.add_argument("--diffusion-steps", type=int, default=16_000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     vae = train_autoencoder(args.work, args.autoencoder_steps)
+    if args.only != "diffusion":
+        train_decoder(args.work, vae, args.decoder_steps)
+    if args.only == "decoder":
+        return
     clips, latents, scale = encode_clips(args.work, vae, args.clips)
     model = VideoDemoModel()
     train_diffusion(
         args.work, model, clips, latents * scale, args.diffusion_steps, args.batch
     )
-    export(args.output, vae, model, scale)
+    if args.only is None:
+        export(args.output, vae, model, scale)
 
 
 class VideoDemoModel(nn.Module):
@@ -194,24 +205,52 @@ def train_autoencoder(work: Path, steps: int) -> AutoencoderKLCogVideoX:
     )
     trainer = Trainer(work, "autoencoder", vae, steps, peak=4e-3, dtype=torch.float32)
     for step in trainer.steps():
-        rng = np.random.default_rng((2, step))
-        # Quarters of half as many frames first, four times cheaper; whole clips, which
-        # are encoded and decoded in two chunks as ever after, for the last eighth.
-        if step < steps * 7 // 8:
-            frames = np.stack([_quarter(rng, training_clip(rng)) for _ in range(4)])
-        else:
-            frames = np.stack([draw_clip(training_clip(rng)) for _ in range(2)])
-        x = to_tensor(frames)
+        x = _clips_of(step, steps)
         posterior = vae.encode(x).latent_dist
-        y = vae.decode(posterior.sample()).sample
-        error = y - x
-        # Edges are few pixels but most of what is seen: weigh their gradients too, and
-        # those in time, which are what moves.
-        edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4))
-        loss = error.abs().mean() + error.square().mean() + 0.4 * edges
+        loss = _difference(vae.decode(posterior.sample()).sample, x)
         loss = loss + 5e-4 * posterior.kl().mean() / posterior.mean[0].numel()
         trainer.update(step, loss)
     return vae.eval()
+
+
+def train_decoder(work: Path, vae: AutoencoderKLCogVideoX, steps: int) -> None:
+    """Trains the decoder on, for latents that are not quite right."""
+    trainer = Trainer(
+        work, "decoder", vae.decoder, steps, peak=3e-3, dtype=torch.float32
+    )
+    for step in trainer.steps():
+        x = _clips_of(step, steps, seed=5)
+        with torch.no_grad():
+            z = vae.encode(x).latent_dist.mode()
+            # As a transformer leaves them: each clip with more or less noise.
+            strength = _MOST_NOISE * torch.rand(len(z), 1, 1, 1, 1)
+            z = z + strength * torch.randn_like(z)
+        trainer.update(step, _difference(vae.decode(z).sample, x))
+
+
+def _clips_of(step: int, steps: int, seed: int = 2) -> Tensor:
+    """Fresh clips of a step, ``(B, 3, F, H, W)``.
+
+    Quarters of half as many frames first, four times cheaper; whole clips, which are
+    encoded and decoded in two chunks as ever after, for the last eighth.
+    """
+    rng = np.random.default_rng((seed, step))
+    if step < steps * 7 // 8:
+        frames = np.stack([_quarter(rng, training_clip(rng)) for _ in range(4)])
+    else:
+        frames = np.stack([draw_clip(training_clip(rng)) for _ in range(2)])
+    return to_tensor(frames)
+
+
+def _difference(y: Tensor, x: Tensor) -> Tensor:
+    """L1 and L2 of pixels, and L1 of their edges.
+
+    Edges are few pixels but most of what is seen: their gradients are weighed, too, and
+    those in time, which are what moves.
+    """
+    error = y - x
+    edges = sum(error.diff(dim=axis).abs().mean() for axis in (2, 3, 4))
+    return error.abs().mean() + error.square().mean() + 0.4 * edges
 
 
 def _quarter(rng: np.random.Generator, clip: Clip) -> np.ndarray:
