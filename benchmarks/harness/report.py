@@ -62,7 +62,8 @@ def save_bench(result: BenchResult, folder: str | Path) -> list[Path]:
         RequestError: A file cannot be written, or is none of ours.
     """
     path = prepared_folder(folder)
-    data = {"runs": [*_others(path / RESULTS, result.groups), result.to_dict()]}
+    # The newest first: of several machines it is the one that is asked about.
+    data = {"runs": [result.to_dict(), *_others(path / RESULTS, result.groups)]}
     charts = {}
     for run in data["runs"]:
         for size in run["sizes"]:
@@ -148,8 +149,8 @@ def update_readme(readme: Path, results: Path) -> None:
 def summary(data: Mapping[str, Any]) -> str:
     """The README's tables: the main figures, and where the others are."""
     parts: list[str] = []
-    machines: dict[str, None] = {}
     for run in data["runs"]:
+        where = f"{machine_words(run)}, {run['date']}"
         for size in run["sizes"]:
             measures = [
                 measure
@@ -160,11 +161,10 @@ def summary(data: Mapping[str, Any]) -> str:
             for dtype in _DTYPES:
                 found = table(measures, f" {dtype}")
                 if found:
-                    parts.append(f"{size['title']}, {dtype}:\n\n{found}")
-        machines[f"{machine_words(run)}, {run['date']}"] = None
+                    parts.append(f"{size['title']}, {dtype}; {where}:\n\n{found}")
     parts.append(
-        f"{'; '.join(machines)}. Each runtime in processes of its own, in turn; "
-        "medians. [Where others are ahead]"
+        "Each runtime in processes of its own, in turn; medians. [Where others are "
+        "ahead]"
         "(benchmarks/README.md#where-others-are-ahead), all caches, versions, and what "
         "could not be run: [benchmarks](benchmarks/README.md).\n"
     )
@@ -271,9 +271,12 @@ def table(measures: Iterable[Mapping[str, Any]], ending: str) -> str:
 
 
 def machine_words(data: Mapping[str, Any]) -> str:
-    """Returns a run's processor, cores and memory."""
+    """Returns a run's processor and its kind, cores and memory."""
     found = data["machine"]
-    return f"{found['processor']}, {found['cores']} cores, {found['memory_gib']} GiB"
+    kind = f" ({found['target']})" if found.get("target") else ""
+    return (
+        f"{found['processor']}{kind}, {found['cores']} cores, {found['memory_gib']} GiB"
+    )
 
 
 def _lost(measure: Mapping[str, Any]) -> list[tuple[str, str, float]]:

@@ -6,17 +6,21 @@ import os
 import platform
 from pathlib import Path
 
+from ..execution.targets import host_targets
+
 
 def machine() -> dict[str, object]:
     """Describes this machine for reports.
 
     Returns:
-        ``processor``; ``cores`` that this process may use; ``memory_gib``; ``system``;
+        ``processor``; ``target``, the best that graphs are compiled for and this
+        processor runs, ``None`` without one; ``cores`` that this process may use; ``memory_gib``; ``system``;
         ``python``, its version.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "processor": _processor(),
+        "target": next((host.name for host in host_targets()), None),
         "cores": len(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")
         else os.cpu_count(),

@@ -70,6 +70,7 @@ RESULT = BenchResult(
     command="scripts/bench --only demo,parts",
     machine={
         "processor": "P",
+        "target": "linux-x86-64-v3",
         "cores": 2,
         "memory_gib": 23.5,
         "system": "Linux",
@@ -113,8 +114,9 @@ def test_readme_gets_the_tables_between_its_marks(tmp_path: Path) -> None:
         update_readme(readme, tmp_path / "results.json")
     text = readme.read_text()
     assert text.startswith(
-        f"before\n{begin}\ndemo model, 128 x 128, 50 steps, float32:"
+        f"before\n{begin}\ndemo model, 128 x 128, 50 steps, float32; "
     )
+    assert "float32; P (linux-x86-64-v3), 2 cores, 23.5 GiB, 2026-01-02:\n" in text
     assert text.endswith("<!-- end of benchmarks -->\nafter\n")
     assert "old" not in text
     assert "(benchmarks/README.md#where-others-are-ahead)" in text
@@ -149,7 +151,7 @@ def test_figures_of_other_groups_stay(tmp_path: Path) -> None:
         measures=(replace(parts[0], rounds={"max_diffusion float32": [9.0]}),),
     )
     save_bench(later, tmp_path)
-    first, second = json.loads((tmp_path / "results.json").read_text())["runs"]
+    second, first = json.loads((tmp_path / "results.json").read_text())["runs"]
     assert (first["date"], first["groups"]) == ("2026-01-02", ["demo"])
     assert {m["group"] for m in first["measures"]} == {"demo"}
     assert (second["date"], second["groups"]) == ("2026-02-03", ["parts"])

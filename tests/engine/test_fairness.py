@@ -24,7 +24,9 @@ def test_a_picture_beside_large_ones_has_its_share(flux: TextToImagePipeline) ->
             if name == "large" and event.step == 3:
                 gate(event)
 
-    large_ones = [request(seed=seed, num_inference_steps=24, **LARGE) for seed in (1, 2)]
+    large_ones = [
+        request(seed=seed, num_inference_steps=24, **LARGE) for seed in (1, 2)
+    ]
     small = request(seed=3, num_inference_steps=90)
     with Engine(flux, observer=recorder) as engine:
         handles = [
