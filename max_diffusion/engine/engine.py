@@ -33,8 +33,9 @@ class Engine:
     gets alone.
 
     Where more pictures run than fit in a turn (``max_step_samples``), those that had
-    the smallest share of the device go first, so that no request starves another; a
-    turn takes as long as its largest pictures do.
+    the smallest share of the device go first, so that no request starves another. A
+    turn takes as long as its largest steps, so those over four times as large as the
+    smallest pass turns over until the others have had as much of the device.
     Encoding and decoding happen between turns, for about half as long as a turn takes,
     or one at a time where one takes longer; previews where nothing else waits.
 

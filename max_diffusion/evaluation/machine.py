@@ -14,8 +14,8 @@ def machine() -> dict[str, object]:
 
     Returns:
         ``processor``; ``target``, the best that graphs are compiled for and this
-        processor runs, ``None`` without one; ``cores`` that this process may use; ``memory_gib``; ``system``;
-        ``python``, its version.
+        processor runs, ``None`` without one; ``cores`` that this process may use;
+        ``memory_gib``; ``system``; ``python``, its version.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from engines import Gate, Recorder, request
 from pictures import psnr
 
@@ -30,11 +32,11 @@ def test_a_picture_beside_large_ones_has_its_share(flux: TextToImagePipeline) ->
     small = request(seed=3, num_inference_steps=90)
     with Engine(flux, observer=recorder) as engine:
         handles = [
-            engine.submit(each, listener=lambda e, name=name: note(name, e))
+            engine.submit(each, listener=partial(note, name))
             for name, each in zip(("large", "other"), large_ones, strict=True)
         ]
         assert gate.is_reached.wait(60)
-        handles.append(engine.submit(small, listener=lambda e: note("small", e)))
+        handles.append(engine.submit(small, listener=partial(note, "small")))
         gate.is_open.set()
         results = [handle.result(120) for handle in handles]
     start, stop = taken.index("small"), len(taken) - taken[::-1].index("small")

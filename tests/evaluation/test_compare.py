@@ -25,6 +25,7 @@ from max_diffusion import (
 )
 from max_diffusion.demo import check, judge, parse_caption
 from max_diffusion.evaluation import Comparison, Row, compare
+from max_diffusion.execution.targets import HOSTS
 
 PROMPTS = ("a red circle", "two green stars & <script>alert(1)</script>")
 DEMO_STEPS = 10
@@ -151,7 +152,10 @@ def test_a_comparison_tells_what_it_was_of(comparison: Comparison) -> None:
     assert comparison.baseline.images.shape == (2, 128, 128, 3)
     assert set(comparison.versions) == {"max-diffusion", "max"}
     machine = comparison.machine
-    assert set(machine) == {"processor", "cores", "memory_gib", "system", "python"}
+    assert set(machine) == {
+        *("processor", "target", "cores", "memory_gib", "system", "python")
+    }
+    assert machine["target"] in (None, *HOSTS)
     assert isinstance(machine["cores"], int)
     assert machine["cores"] >= 1
 
