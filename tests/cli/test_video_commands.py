@@ -15,7 +15,7 @@ from PIL import Image
 
 from max_diffusion import TaylorSeerConfig, read_cache_file
 from max_diffusion.caches import Calibration
-from max_diffusion.cli.main import COMMANDS, _parser, main
+from max_diffusion.cli.main import COMMANDS, _parser
 from max_diffusion.pipelines import families
 
 Run = Callable[..., tuple[int, str, str]]
@@ -33,33 +33,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(
-    folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Run:
-    """Runs a command with the model: exit code, standard output and errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def run_command(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(
-                [
-                    *map(str, words),
-                    *(
-                        "--model",
-                        str(folder),
-                        "--precompiled",
-                        str(TEST_GRAPHS / "toy"),
-                    ),
-                ]
-            )
-        code = end.value.code
-        assert isinstance(code, int)
-        return code, *capsys.readouterr()
-
-    return run_command
+def run(run: Run, folder: Path) -> Run:
+    """Runs a command with the model."""
+    graphs = TEST_GRAPHS / "toy"
+    return lambda *words: run(*words, "--model", folder, "--precompiled", graphs)
 
 
 SIZE = ("--height", 12, "--width", 12, "--steps", 12)
