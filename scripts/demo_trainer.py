@@ -174,6 +174,16 @@ def orthogonal(matrix: Tensor) -> Tensor:
     return x.T if is_tall else x
 
 
+def attention(query: Tensor, key: Tensor, value: Tensor, **_options: object) -> Tensor:
+    """Attention of ``(B, H, S, D)`` as two products, in place of PyTorch's own.
+
+    On a CPU the backward of its fused one takes five times as long, and its plain one
+    spends a fifth of a step on masks that are not there.
+    """
+    scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
+    return scores.softmax(-1) @ value
+
+
 def schedule(step: int, total: int) -> float:
     """Warm-up over 2 %, flat, then linear decay over the last 40 %."""
     return min(1.0, (step + 1) / (0.02 * total), (total - step) / (0.4 * total))

@@ -36,10 +36,10 @@ MOTION_PHRASES: Final[dict[str, tuple[str, ...]]] = {
 MOTIONS: Final = tuple(MOTION_PHRASES)
 _DIRECTIONS: Final = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 # Radius, and way from the first frame to the last, as fractions of a frame's width.
-_RADIUS: Final = {1: (0.125, 0.165), 2: (0.105, 0.13)}
+_RADIUS: Final = {1: (0.15, 0.195), 2: (0.125, 0.155)}
 _WAY: Final = (0.3, 0.45)
 # The smaller radius of what grows or shrinks; the larger is 1.9 to 2.2 times it.
-_SMALL: Final = {1: (0.085, 0.1), 2: (0.075, 0.085)}
+_SMALL: Final = {1: (0.1, 0.12), 2: (0.085, 0.095)}
 _SUPERSAMPLING: Final = 4
 # Pairs whose contrast is too low to tell the object from the ground behind it.
 _LOW_CONTRAST: Final = {("yellow", "cream")}
