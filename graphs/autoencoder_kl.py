@@ -1,7 +1,8 @@
 """AutoencoderKL: from images to latents and back, NHWC.
 
 Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models", 2022,
-arXiv:2112.10752; weight names are those of diffusers' ``AutoencoderKL``.
+arXiv:2112.10752; weight names are those of diffusers' ``AutoencoderKL``, and of its
+``AutoencoderKLFlux2``, which scales each channel of packed latents by itself.
 """
 
 from __future__ import annotations
@@ -41,6 +42,15 @@ class AutoencoderKLConfig:
     mid_block_add_attention: bool = True
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
+    decoder_block_out_channels: tuple[int, ...] | None = None
+    """The decoder's channels, where they are others."""
+    batch_norm_eps: float | None = None
+    """Of the packed latents' variances; ``None`` where one factor scales them all."""
+
+    @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Channels of the decoder's blocks, pixels first."""
+        return self.decoder_block_out_channels or self.block_out_channels
 
 
 def decode_packed(
@@ -63,6 +73,9 @@ def decode_packed(
         uint8 ``(B, H, W, 3)``.
     """
     rows, columns = grid.shape
+    if config.batch_norm_eps is not None:
+        mean, deviation = _statistics(config, w, config.batch_norm_eps)
+        tokens = tokens * deviation + mean
     latents = unpack_latents(tokens, rows, columns)
     latents = latents / config.scaling_factor + config.shift_factor
     return to_uint8(decode(config, w, latents.cast(w.dtype), levels))
@@ -83,7 +96,7 @@ def decode(
     if config.use_post_quant_conv:
         x = conv2d(w / "post_quant_conv", x, channels, channels, kernel=1)
     w = w / "decoder"
-    widths = config.block_out_channels[::-1]
+    widths = config.decoder_widths[::-1]
     x = conv2d(w / "conv_in", x, channels, widths[0])
     x = _middle(config, w / "mid_block", x)
     for index, width in enumerate(widths):
@@ -187,7 +200,23 @@ def encode_packed(
     noise = ops.rebind(noise, (noise.shape[0], *mean.shape[1:]))
     latents = mean + ops.exp(log_variance * 0.5) * noise
     latents = (latents - config.shift_factor) * config.scaling_factor
-    return pack_latents(latents, rows, columns)
+    packed = pack_latents(latents, rows, columns)
+    if config.batch_norm_eps is None:
+        return packed
+    center, deviation = _statistics(config, w, config.batch_norm_eps)
+    return (packed - center) / deviation
+
+
+def _statistics(
+    config: AutoencoderKLConfig, w: WeightScope, epsilon: float
+) -> tuple[TensorValue, TensorValue]:
+    """Mean and standard deviation of each channel of packed latents, ``(4 C,)``."""
+    channels = 4 * config.latent_channels
+    mean, variance = (
+        (w / "bn")(f"running_{name}", channels).cast(DType.float32)
+        for name in ("mean", "var")
+    )
+    return mean, ops.sqrt(variance + epsilon)
 
 
 def _middle(config: AutoencoderKLConfig, w: WeightScope, x: TensorValue) -> TensorValue:

@@ -56,14 +56,20 @@ class CausalLMConfig:
 
 
 def causal_lm_host_inputs(
-    config: CausalLMConfig, length: int
+    config: CausalLMConfig, length: int, counts: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Computes inputs that follow from the length alone, cheaper on the host.
+    """Computes inputs that follow from lengths alone, cheaper on the host.
+
+    Args:
+        config: Sizes of the model.
+        length: Tokens of every text, padding included.
+        counts: Tokens of each text that others see, int64 ``(B,)``; all, by default.
 
     Returns:
         Cosines and sines of the rotary angles, float32 ``(2, S, head_dim)``, each angle
-        for both halves of a head; and the causal bias float32 ``(S, S)``, 0 up to the
-        query and -1e30 after it.
+        for both halves of a head; and the causal bias float32 ``(S, S)``, with
+        ``counts`` ``(B, S, S)``: 0 up to the query and -1e30 after it, and for what
+        nothing sees.
     """
     even = np.arange(0, config.head_dim, 2, dtype=np.float32)
     # float32 throughout, as transformers does.
@@ -71,6 +77,9 @@ def causal_lm_host_inputs(
     angles = np.arange(length, dtype=np.float32)[:, None] / power[None]
     both = np.concatenate([angles, angles], axis=1)
     bias = np.triu(np.full((length, length), _MASKED, np.float32), 1)
+    if counts is not None:
+        is_seen = np.arange(length)[None, None] < counts[:, None, None]
+        bias = np.where(is_seen, bias[None], np.float32(_MASKED))
     return np.stack([np.cos(both), np.sin(both)]).astype(np.float32), bias
 
 
@@ -85,7 +94,7 @@ def causal_lm(
 
     Texts are padded at their ends only: no token sees what comes after it. The other
     inputs are those of :func:`causal_lm_host_inputs`; the bias has to be one, see
-    :func:`~.clip.clip_text_encoder`.
+    :func:`~.clip.clip_text_encoder`, and may be ``(B, S, S)``.
 
     Returns:
         States of :attr:`CausalLMConfig.output_layers` side by side, ``(B, S, layers *
@@ -136,12 +145,16 @@ def _attend(
         key = rms_norm(w / "k_norm", key, size, epsilon=epsilon)
     query, key = _rotate_halves(query, rotary), _rotate_halves(key, rotary)
     key, value = (_repeated(each, heads // shared) for each in (key, value))
+    if causal_bias.rank == 3:
+        causal_bias = ops.unsqueeze(causal_bias, 1)
     if w.products is None:
         mixed = merge_heads(attention(query, key, value, scale=scale, bias=causal_bias))
     else:
         parts = [merge_heads(each) for each in (query, key, value)]
         tokens = TokenStream(ops.concat(parts, axis=2))
-        bias = ops.unsqueeze(ops.unsqueeze(causal_bias, 0), 0)
+        bias = causal_bias
+        if bias.rank == 2:
+            bias = ops.unsqueeze(ops.unsqueeze(bias, 0), 0)
         (mixed,) = processor.attention([tokens], heads, size, scale=scale, bias=bias)
     return linear(
         w / "o_proj",

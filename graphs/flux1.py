@@ -13,21 +13,20 @@ from typing import Final, final
 from max.dtype import DType
 from max.graph import DeviceRef, TensorType, TensorValue, ops
 
-from .attending import Attending
 from .denoiser import AbstractDenoiser, Streams
 from .layers import linear
 from .mmdit import (
     MLP_RATIO,
+    AbstractSingleBlock,
     DoubleBlock,
     DoubleBlockNames,
     Heads,
-    JointBlock,
     JointConditioning,
     embed_scalar,
     predicted,
     two_linears,
 )
-from .pieces import Given, Layer, ModulatedNorm, Product, computed, cut, gated, project
+from .pieces import Layer, Modulation, modulations
 from .processor import Columns
 from .weights import WeightScope
 
@@ -186,50 +185,22 @@ class Flux1Denoiser(AbstractDenoiser[JointConditioning]):
 
 
 @final
-class SingleBlock(JointBlock):
-    """A block of one joint sequence, attention and feed-forward side by side."""
+class SingleBlock(AbstractSingleBlock):
+    """A single block with modulations of its own and GELU."""
 
-    def __init__(
-        self,
-        heads: Heads,
-        w: WeightScope,
-        streams: Streams,
-        conditioning: JointConditioning,
-    ) -> None:
-        super().__init__(heads, w, streams, conditioning)
-        joint = streams.joint
-        if joint is None:
-            joint = ops.concat([streams.text, streams.image], axis=1)
-        self._joint = joint
-        (self._mod,) = self.modulations("norm.linear", count=3)
-        self._normed = ModulatedNorm(joint, self._mod)
-        self._layers = [
-            *(Layer(f"attn.{name}", self.width) for name in ("to_q", "to_k", "to_v")),
-            Layer("proj_mlp", MLP_RATIO * self.width, "gelu_tanh"),
-        ]
-        # Known where attention has been computed with it.
-        self._mlp: Columns | None = None
+    output_name = "proj_out"
 
-    def modulated_input(self) -> TensorValue:
-        """Returns the joint input of attention, ``(B, S_txt + S_img, D)``."""
-        return self._normed.tensor
+    def modulation(self) -> Modulation:
+        """Returns the block's own."""
+        embedding = self.conditioning.embedding
+        (own,) = modulations(self.w, ["norm.linear"], embedding, self.width, 3)
+        return own
 
-    def attention(self) -> tuple[TensorValue, ...]:
-        """Returns the joint attention, before the block's one projection."""
-        *qkv, self._mlp = project(self.w, self._layers, self._normed, self.width)
-        rotary, norms = self.conditioning.joint_rotary, ("norm_q", "norm_k")
-        return tuple(self.attend(Attending(qkv, rotary, norms)))
+    def feed_forward_layers(self) -> list[Layer]:
+        """Returns the first layer of the feed-forward layer."""
+        return [Layer("proj_mlp", MLP_RATIO * self.width, "gelu_tanh")]
 
-    def outputs(self, attention: tuple[Given, ...]) -> tuple[Product, ...]:
-        """Returns the one projection of attention and feed-forward together."""
-        mlp = self._mlp
-        if mlp is None:
-            (mlp,) = project(self.w, self._layers, self._normed, self.width, first=3)
-        mixed = Columns.all_of(computed(attention[0]))
-        return (Product(self.w / "proj_out", [mixed, mlp], self.width),)
-
-    def add(self, outputs: tuple[Given, ...]) -> Streams:
-        """Adds the output to the joint sequence, through the gate."""
-        joint = gated(self._joint, self._mod, 2, outputs[0])
-        text, image = cut(joint, self.streams.text.shape[1])
-        return Streams(image, text, joint)
+    def feed_forward(self, projected: list[Columns]) -> Columns:
+        """Returns its output, which is what the last layer takes."""
+        (found,) = projected
+        return found

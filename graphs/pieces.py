@@ -54,7 +54,13 @@ class Modulation:
 
 
 def modulations(
-    w: WeightScope, names: Sequence[str], condition: TensorValue, width: int, count: int
+    w: WeightScope,
+    names: Sequence[str],
+    condition: TensorValue,
+    width: int,
+    count: int,
+    *,
+    bias: bool = True,
 ) -> list[Modulation]:
     """Computes ``count`` vectors of each of some linear layers of the condition.
 
@@ -63,11 +69,12 @@ def modulations(
     sizes, channels = [count * width] * len(names), int(condition.shape[1])
     if w.products is None:
         vectors = [
-            linear(w / name, condition, channels, count * width) for name in names
+            linear(w / name, condition, channels, count * width, bias=bias)
+            for name in names
         ]
         return [Modulation(each, width, 0, count) for each in vectors]
     layers = [Layer(name, size) for name, size in zip(names, sizes, strict=True)]
-    joined = project(w, layers, condition, channels, dtype=DType.float32)
+    joined = project(w, layers, condition, channels, bias=bias, dtype=DType.float32)
     return [Modulation(each.tensor, width, each.first, count) for each in joined]
 
 
@@ -308,16 +315,17 @@ class Product:
         if len(self.inputs) == 1:
             x = self.inputs[0].tensor
             return linear(self.w, x, total, self.features, bias=self._bias)
-        assert self._bias
         # One matrix in the checkpoint, two here: joining inputs along the channels
         # copies both.
         start = 0
-        y = self.w("bias", self.features)
+        y = self.w("bias", self.features) if self._bias else None
         for each in self.inputs:
             stop = start + each.size
             part = self.w.columns("weight", self.features, total, start, stop)
-            y = each.tensor @ ops.transpose(part, 0, 1) + y
+            product = each.tensor @ ops.transpose(part, 0, 1)
+            y = product if y is None else product + y
             start = stop
+        assert y is not None, "there is an input"
         return y
 
 

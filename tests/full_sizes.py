@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from cogvideox_folder import VARIANTS, make_cogvideox_folder
+from flux2_folder import make_flux2_folder
 from folders import make_flux_folder
 from qwen_folder import make_qwen_folder
 from z_image_folder import make_z_image_folder
 
 if TYPE_CHECKING:
-    from transformers import T5Config
+    from transformers import Qwen3Config, T5Config
 
 Models = dict[str, Any]
 """Models on torch's device without memory, by their roles."""
@@ -150,9 +151,41 @@ def _qwen(layers: int | None) -> Models:
 
 def _z_image(layers: int | None) -> Models:
     from diffusers import ZImageTransformer2DModel
-    from transformers import Qwen3Config, Qwen3Model
+    from transformers import Qwen3Model
 
-    text = Qwen3Config(
+    return {
+        "text_encoder": Qwen3Model(_qwen3_4b()),
+        "transformer": ZImageTransformer2DModel(**_of_layers({}, "n_layers", layers)),
+        "vae": _flux_autoencoder(),
+    }
+
+
+def _flux2_klein(layers: int | None) -> Models:
+    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+    from transformers import Qwen3ForCausalLM
+
+    sizes = {"num_layers": 5, "num_single_layers": 20}
+    if layers is not None:
+        sizes = dict.fromkeys(sizes, layers)
+    return {
+        "text_encoder": Qwen3ForCausalLM(_qwen3_4b()),
+        "transformer": Flux2Transformer2DModel(
+            **sizes,
+            num_attention_heads=24,
+            joint_attention_dim=7680,
+            guidance_embeds=False,
+        ),
+        "vae": AutoencoderKLFlux2(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+        ),
+    }
+
+
+def _qwen3_4b() -> Qwen3Config:
+    from transformers import Qwen3Config
+
+    return Qwen3Config(
         hidden_size=2560,
         intermediate_size=9728,
         num_hidden_layers=36,
@@ -161,11 +194,6 @@ def _z_image(layers: int | None) -> Models:
         head_dim=128,
         vocab_size=151936,
     )
-    return {
-        "text_encoder": Qwen3Model(text),
-        "transformer": ZImageTransformer2DModel(**_of_layers({}, "n_layers", layers)),
-        "vae": _flux_autoencoder(),
-    }
 
 
 def _flux_autoencoder() -> torch.nn.Module:
@@ -237,6 +265,13 @@ FULL_SIZES: Final[Mapping[str, FullSize]] = {
         _flux,
         (64 * 64, 512),
         57,
+        3072,
+    ),
+    "flux2-klein-4b": FullSize(
+        lambda path: make_flux2_folder(path, is_distilled=True),
+        _flux2_klein,
+        (64 * 64, 512),
+        25,
         3072,
     ),
     "qwen-image": FullSize(

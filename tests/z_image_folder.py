@@ -53,7 +53,7 @@ VAE: Final[Mapping[str, Any]] = MappingProxyType(
     }
 )
 # Qwen3's, as far as a prompt without tools goes.
-_TEMPLATE: Final = (
+QWEN3_TEMPLATE: Final = (
     "{%- for message in messages %}"
     "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
     "{%- endfor %}"
@@ -74,7 +74,7 @@ def make_z_image_folder(path: Path) -> Path:
     from transformers import Qwen3Config, Qwen3Model
 
     tokenizer = build_qwen_tokenizer([*CAPTIONS, *MORE_TEXT])
-    tokenizer.chat_template = _TEMPLATE
+    tokenizer.chat_template = QWEN3_TEMPLATE
     config = Qwen3Config(**TEXT, vocab_size=len(tokenizer))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the oracle's own

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol, final
@@ -47,8 +47,9 @@ class Rows(Protocol):
         """
 
 
-Places = Callable[[Collection[str]], Mapping[str, Sequence[Rows]]]
-"""From the names of a component's modules to where files may have each, too."""
+Places = Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Sequence[Rows]]]
+"""From the shapes of a component's matrices, by module, to where files may have each,
+too."""
 
 
 @final
@@ -145,7 +146,7 @@ def _targets(components: LoraComponents) -> dict[str, list[_Target]]:
             for name, spec in specs.items()
             if name.endswith(_WEIGHT) and len(spec.shape) > 1
         }
-        places = naming.places(shapes.keys()) if naming.places else {}
+        places = naming.places(shapes) if naming.places else {}
         for module, shape in shapes.items():
             for stem in naming.stems(module):
                 target = _Target(component, module, shape, None)

@@ -5,7 +5,12 @@ from .autoencoder_kl import (
     AutoencoderKLEncoder,
     autoencoder_config,
 )
-from .byte_level_bpe import NO_TOKEN, TemplateTokenizer, load_byte_level_tokenizer
+from .byte_level_bpe import (
+    NO_TOKEN,
+    TemplateTokenizer,
+    load_byte_level_tokenizer,
+    padding_id,
+)
 from .causal_lm import CausalLMTextEncoder, causal_lm_config, causal_lm_weights
 from .clip import ClipTextEncoder, clip_config
 from .config import require_one_of, select_fields
@@ -37,6 +42,7 @@ __all__ = [
     "load_clip_tokenizer",
     "load_t5_tokenizer",
     "notes_of_cuts",
+    "padding_id",
     "require_one_of",
     "select_fields",
     "t5_config",

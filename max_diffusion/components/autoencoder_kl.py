@@ -21,6 +21,7 @@ from graphs.autoencoder_kl import (
 from graphs.weights import WeightScope
 
 from ..core.buffers import to_device
+from ..errors import ModelLoadError
 from ..execution.component import ComponentModel
 from ..sampling import KeptPicture
 from .config import require_one_of, select_fields
@@ -28,7 +29,12 @@ from .packed_decoder import PackedDecoder
 
 
 def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderKLConfig:
-    """Returns the sizes of an ``AutoencoderKL`` from its ``config.json``."""
+    """Returns the sizes of an ``AutoencoderKL`` from its ``config.json``.
+
+    Raises:
+        ModelLoadError: It has blocks or patches that are not known, or a size of
+            another type.
+    """
     require_one_of("vae", "act_fn", config.get("act_fn", "silu"), ("silu",))
     for key, block in (
         ("down_block_types", "DownEncoderBlock2D"),
@@ -37,7 +43,17 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderKLConfig:
         for kind in config.get(key, ()):
             require_one_of("vae", key, kind, (block,))
     known = {key: value for key, value in config.items() if value is not None}
-    return select_fields(AutoencoderKLConfig, known, "vae")
+    if "batch_norm_eps" in known:
+        patch = list(known.get("patch_size", (2, 2)))
+        require_one_of("vae", "patch_size", str(patch), ("[2, 2]",))
+        known |= {"scaling_factor": 1.0, "shift_factor": 0.0}
+    sizes = select_fields(AutoencoderKLConfig, known, "vae")
+    if len(sizes.decoder_widths) != len(sizes.block_out_channels):
+        raise ModelLoadError(
+            "vae: decoder_block_out_channels must be as many as block_out_channels, "
+            f"got {sizes.decoder_block_out_channels} and {sizes.block_out_channels}"
+        )
+    return sizes
 
 
 @final
@@ -65,7 +81,7 @@ class AutoencoderKLDecoder(PackedDecoder):
         For the demo model what is counted once is 274 bytes a pixel on a CPU; 312 were
         measured at 1024 x 1024.
         """
-        widths = self._sizes.block_out_channels
+        widths = self._sizes.decoder_widths
         return _pixel_bytes(widths, (*widths[1:], widths[-1]), self)
 
     def decoded(self, w: WeightScope, *inputs: TensorValue) -> TensorValue:

@@ -106,6 +106,24 @@ def load_byte_level_tokenizer(path: Path) -> Tokenizer:
     return tokenizer
 
 
+def padding_id(tokenizer: Tokenizer, path: Path) -> int:
+    """Returns the id of what fills texts up.
+
+    Raises:
+        ModelLoadError: The vocabulary lacks the token that ``tokenizer_config.json``
+            names.
+    """
+    named = read_settings(path).get("pad_token", _END)
+    token = special_token(named, _END).content
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ModelLoadError(
+            f"{path.name}/tokenizer_config.json: pad_token {token!r:.80} is not in the "
+            "vocabulary; download the tokenizer again"
+        )
+    return found
+
+
 def _from_vocabulary(path: Path, has_prefix_space: bool) -> Tokenizer:
     vocabulary, merges = path / "vocab.json", path / "merges.txt"
     if not (vocabulary.is_file() and merges.is_file()):

@@ -99,6 +99,8 @@ class CausalLMTextEncoder(ComponentModel):
     """See :class:`~graphs.causal_lm.CausalLMConfig`."""
     num_dropped: int = 0
     """Tokens at the front, of a template, whose states are left out."""
+    keeps_padding: bool = False
+    """Whether states of padding are of use: then no token sees any."""
 
     is_text_encoder = True
 
@@ -111,7 +113,11 @@ class CausalLMTextEncoder(ComponentModel):
             TensorType(
                 DType.float32, (2, length, self._sizes.head_dim), self.device_ref
             ),
-            TensorType(DType.float32, (length, length), self.device_ref),
+            TensorType(
+                DType.float32,
+                ("batch", length, length) if self.keeps_padding else (length, length),
+                self.device_ref,
+            ),
         ]
         with Graph(self.name, input_types=types, module=module) as graph:
             inputs = [value.tensor for value in graph.inputs]
@@ -130,12 +136,18 @@ class CausalLMTextEncoder(ComponentModel):
         """Returns :meth:`encode`, which runs the loaded graph."""
         return self.encode
 
-    def encode(self, ids: np.ndarray) -> Buffer:
-        """Encodes token ids int64 ``(B, S)``, texts padded at their ends with any id.
+    def encode(self, ids: np.ndarray, counts: np.ndarray | None = None) -> Buffer:
+        """Encodes token ids int64 ``(B, S)``, texts padded at their ends.
+
+        Args:
+            ids: With any id for padding, unless its states are of use.
+            counts: Tokens of each text without padding, int64 ``(B,)``; given where
+                :attr:`keeps_padding`.
 
         Returns:
-            States ``(B, S - num_dropped, D)``; those of padding are of no use.
+            States ``(B, S - num_dropped, D)``.
         """
-        arrays = (ids, *causal_lm_host_inputs(self._sizes, ids.shape[1]))
+        assert (counts is not None) is self.keeps_padding
+        arrays = (ids, *causal_lm_host_inputs(self._sizes, ids.shape[1], counts))
         inputs = (to_device(array, self.device) for array in arrays)
         return self.models[self.name].execute(*inputs)[0]

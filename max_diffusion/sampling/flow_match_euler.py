@@ -7,7 +7,7 @@ as ``FluxPipeline`` drives it. The update is that of ``euler``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, Self, TypeAlias, final
 
@@ -26,6 +26,8 @@ from .sampler import AbstractSampler, DrawNoise
 from .schedule import Schedule, checked_count, resolve_sigmas
 
 _Sigmas: TypeAlias = npt.NDArray[np.floating]
+ShiftExponent: TypeAlias = Callable[[int, int], float]
+"""The shift's ``mu`` from the number of image tokens and that of steps."""
 _KARRAS_RHO: Final = 7.0
 _BETA_SHAPE: Final = 0.6
 _TIME_SHIFT_TYPES: Final = ("exponential", "linear")
@@ -197,26 +199,33 @@ class FlowMatchEulerSampler(AbstractSampler):
         one step goes from 1 to 0.
     """
 
-    def __init__(self, config: FlowMatchEulerConfig) -> None:
+    def __init__(
+        self, config: FlowMatchEulerConfig, mu: ShiftExponent | None = None
+    ) -> None:
         """Keeps the configuration; everything else happens in ``schedule``.
 
         Args:
             config: The settings.
+            mu: A model's own rule for the dynamic shift, in place of the line.
         """
         self.config: Final = config
+        self._own_mu = mu
 
     @classmethod
-    def from_config(cls, config: Mapping[str, object]) -> Self:
+    def from_config(
+        cls, config: Mapping[str, object], mu: ShiftExponent | None = None
+    ) -> Self:
         """Builds the sampler from the contents of a ``scheduler_config.json``.
 
         Args:
             config: Settings by name, see ``FlowMatchEulerConfig.from_dict``.
+            mu: A model's own rule for the dynamic shift.
 
         Raises:
             ModelLoadError: See ``FlowMatchEulerConfig.from_dict``; or the settings give
                 no schedule for any image that they name the size of.
         """
-        scheduler = cls(FlowMatchEulerConfig.from_dict(config))
+        scheduler = cls(FlowMatchEulerConfig.from_dict(config), mu)
         lengths = {scheduler.config.base_image_seq_len}
         if scheduler.config.use_dynamic_shifting:
             lengths.add(scheduler.config.max_image_seq_len)
@@ -292,12 +301,14 @@ class FlowMatchEulerSampler(AbstractSampler):
         """Creates a request's state, which remembers nothing between steps."""
         return EulerState(schedule, batch, device)
 
-    def mu(self, image_seq_len: int) -> float:
+    def mu(self, image_seq_len: int, num_steps: int) -> float:
         """Returns the shift exponent for an image of ``image_seq_len`` tokens.
 
         Used only with dynamic shifting. Linear in the length, also outside the two
-        lengths that define the line.
+        lengths that define the line, unless the model has a rule of its own.
         """
+        if self._own_mu is not None:
+            return self._own_mu(image_seq_len, num_steps)
         config = self.config
         slope = (config.max_shift - config.base_shift) / (
             config.max_image_seq_len - config.base_image_seq_len
@@ -323,7 +334,7 @@ class FlowMatchEulerSampler(AbstractSampler):
         config = self.config
         if not config.use_dynamic_shifting:
             return config.shift * sigmas / (1 + (config.shift - 1) * sigmas)
-        factor = mu = self.mu(image_seq_len)
+        factor = mu = self.mu(image_seq_len, sigmas.size)
         if config.time_shift_type == "exponential":
             try:
                 factor = math.exp(mu)

@@ -34,7 +34,8 @@ def test_a_released_size_is_inspected(tmp_path: Path, name: str) -> None:
     assert found["transformer"] == counted["transformer"]
     assert (report.image_tokens, report.text_tokens) == size.tokens
     # Both branches, a float32 of every token's channels in every block.
-    state = 2 * 4 * size.blocks * sum(size.tokens) * size.width
+    tokens = sum(size.tokens) + report.reference_tokens
+    state = 2 * 4 * size.blocks * tokens * size.width
     assert report.caches["pab"].state_bytes == state
 
 

@@ -143,9 +143,9 @@ def test_schedule_is_shifted_by_the_written_formula() -> None:
 
 def test_mu_is_the_line_through_both_lengths() -> None:
     scheduler = scheduler_of(**FLUX_DEV)
-    assert scheduler.mu(256) == pytest.approx(0.5)
-    assert scheduler.mu(4096) == pytest.approx(1.15)
-    assert scheduler.mu(2176) == pytest.approx(0.825)
+    assert scheduler.mu(256, 4) == pytest.approx(0.5)
+    assert scheduler.mu(4096, 4) == pytest.approx(1.15)
+    assert scheduler.mu(2176, 4) == pytest.approx(0.825)
     halves = [scheduler.schedule(2, image_seq_len=n).sigmas[1] for n in (64, 4096)]
     assert halves[0] < halves[1] == pytest.approx(1 / (1 + math.exp(-1.15)), rel=1e-6)
 

@@ -219,7 +219,7 @@ def test_the_packages_families_declare_theirs() -> None:
     assert (found.kind, found.minimum, found.maximum) == (int, 1, 1024)
     # FLUX.1's three classes say it once, in the same words.
     assert found.help.startswith("text tokens that T5 reads")
-    assert found.help.count("text tokens that") == 3
+    assert found.help.count("text tokens that") == 4
     assert ". Of QwenImagePipeline: text tokens" in found.help
     assert "FluxPipeline" not in found.help
 

@@ -16,8 +16,6 @@ import numpy as np
 
 from graphs.autoencoder_kl import AutoencoderKLConfig
 
-from ...components import AutoencoderKLEncoder
-from ...core.buffers import to_numpy
 from ...core.grid import Grid
 from ...core.noise import packed_cells
 from ...core.options import RequestOptions
@@ -29,7 +27,8 @@ from ...core.request import (
     PictureToEncode,
 )
 from ...errors import RequestError
-from ...pipelines.starting import AbstractPictures, packed_mask
+from ...pipelines.starting import packed_mask
+from ..autoencoder_pictures import AutoencoderPictures, channels_last
 from .options import Flux1KontextOptions
 
 # Of the pictures that FLUX.1-Kontext was trained with: high ones, and a square.
@@ -39,47 +38,13 @@ _HIGH: Final = (
 )
 
 
-class AbstractFlux1Pictures(AbstractPictures):
-    """What all of them share: the encoder, and the sizes of its latents.
-
-    Args:
-        encoder: The autoencoder's other half.
-        vae: Its sizes.
-    """
-
-    def __init__(self, encoder: AutoencoderKLEncoder, vae: AutoencoderKLConfig) -> None:
-        self._encoder, self._vae = encoder, vae
-        self._scale = 2 ** (len(vae.block_out_channels) - 1)
-        self._cell = 2 * self._scale
+class AbstractFlux1Pictures(AutoencoderPictures):
+    """What all of them share beside the encoder."""
 
     @classmethod
     def known_channels(cls, vae: AutoencoderKLConfig) -> int:
         """Channels that the transformer reads of a picture beside the latents."""
         return 0
-
-    def check_weights(self) -> None:
-        """Refuses pictures where the files have only the autoencoder's decoder."""
-        if not self._encoder.has_weights:
-            raise RequestError(
-                "request: image needs the model's encoder, but the files of its vae "
-                "hold a decoder only; take the folder of the whole model"
-            )
-
-    def encode(self, picture: PictureToEncode) -> np.ndarray:
-        """Draws the picture's latents, float32 ``(1 or B, S, 4 C)``."""
-        return to_numpy(self._encoder.encode(picture.pixels, picture.posterior))
-
-    def encode_bytes(self, height: int, width: int) -> int:
-        """Returns the bytes that :meth:`encode` takes while it runs."""
-        return height * width * self._encoder.bytes_per_pixel
-
-    def latents_shape(self, grid: Grid) -> tuple[int, int, int]:
-        """Returns the latents' ``(C, h, w)`` that noise is drawn for."""
-        return self._vae.latent_channels, 2 * grid.rows, 2 * grid.columns
-
-    def size(self, grid: Grid) -> tuple[int, int]:
-        """Returns the height and width in pixels of a grid of tokens."""
-        return grid.rows * self._cell, grid.columns * self._cell
 
 
 @final
@@ -98,11 +63,11 @@ class Flux1Pictures(AbstractFlux1Pictures):
         """Draws what diffusers draws: the encoder's noise first, then the latents'."""
         size, cells = self.size(grid), self.latents_shape(grid)
         noise = request.noise()
-        posterior = _channels_last(noise.once(cells))
+        posterior = channels_last(noise.once(cells))
         mask = None
         if inputs.mask is not None:
-            tokens = packed_mask(inputs, self._cell, size)
-            mask = np.tile(tokens, self._vae.latent_channels)
+            tokens = packed_mask(inputs, self.cell, size)
+            mask = np.tile(tokens, self.vae.latent_channels)
         start = PictureToEncode(inputs.images[0].scaled(*size), posterior)
         given = GivenPictures(start=start, kept_mask=mask)
         return packed_cells(noise.randn(cells)), given
@@ -165,9 +130,9 @@ class KontextPictures(AbstractFlux1Pictures):
         """Where the reference's tokens lie."""
         assert isinstance(options, Flux1KontextOptions)
         is_scaled = options.auto_resize is not False
-        read = self._preferred if is_scaled else self._rounded
+        read = self._preferred if is_scaled else self.rounded
         found = (read(*size) for size in sizes)
-        return tuple(Grid(1, h // self._cell, w // self._cell) for h, w in found)
+        return tuple(Grid(1, h // self.cell, w // self.cell) for h, w in found)
 
     def start(
         self,
@@ -178,27 +143,15 @@ class KontextPictures(AbstractFlux1Pictures):
     ) -> tuple[np.ndarray, GivenPictures]:
         """Draws the latents' noise alone: of the picture the mode is taken."""
         [reference] = references
-        channels, height, width = self.latents_shape(reference)
         pixels = inputs.images[0].scaled(*self.size(reference))
-        mode = np.zeros((1, height, width, channels), np.float32)
         noise = request.noise().randn(self.latents_shape(grid))
-        given = GivenPictures(references=(PictureToEncode(pixels, mode),))
+        given = GivenPictures(references=(self.mode_of(pixels, reference),))
         return packed_cells(noise), given
-
-    def _rounded(self, height: int, width: int) -> tuple[int, int]:
-        """A picture's height and width in whole tokens."""
-        cell = self._cell
-        if min(height, width) < cell:
-            raise RequestError(
-                f"request: image of {width} x {height} is less than the {cell} pixels "
-                "a side of a token; take a larger one"
-            )
-        return height // cell * cell, width // cell * cell
 
     def _preferred(self, height: int, width: int) -> tuple[int, int]:
         """The height and width that the model knows, of the nearest shape."""
-        rounded = self._rounded(height, width)
-        return self._rounded(*nearest_in_shape(*rounded, self.preferred_sizes))
+        rounded = self.rounded(height, width)
+        return self.rounded(*nearest_in_shape(*rounded, self.preferred_sizes))
 
 
 @final
@@ -231,19 +184,14 @@ class FillPictures(AbstractFlux1Pictures):
         size, cells = self.size(grid), self.latents_shape(grid)
         noise = request.noise()
         pixels = inputs.images[0].scaled(*size)
-        start = PictureToEncode(pixels, _channels_last(noise.once(cells)))
+        start = PictureToEncode(pixels, channels_last(noise.once(cells)))
         latents = packed_cells(noise.randn(cells))
         marked = inputs.mask.marked(*size).astype(np.float32)
         masked = PictureToEncode(
-            pixels * (1 - marked[..., None]), _channels_last(noise.once(cells))
+            pixels * (1 - marked[..., None]), channels_last(noise.once(cells))
         )
-        scale = self._scale
+        scale = self.scale
         # Rows and columns within a cell come first in a token, then the cell's own.
         cut = marked.reshape(grid.rows, 2, scale, grid.columns, 2, scale)
         mask = cut.transpose(0, 3, 2, 5, 1, 4).reshape(grid.num_tokens, -1)
         return latents, GivenPictures(start=start, known=KnownPicture(masked, mask))
-
-
-def _channels_last(cells: np.ndarray) -> np.ndarray:
-    """``(B, C, h, w)`` to ``(B, h, w, C)``."""
-    return np.ascontiguousarray(cells.transpose(0, 2, 3, 1))

@@ -1,0 +1,29 @@
+"""FLUX.2's components beside the autoencoder: its transformer and text encoder."""
+
+from __future__ import annotations
+
+from typing import final
+
+from graphs.flux2 import Flux2Denoiser
+
+from ...components import CausalLMTextEncoder
+from ...denoising import DenoiserComponent
+from .config import OUTPUT_LAYERS, flux2_config
+
+
+@final
+class Flux2Transformer(DenoiserComponent):
+    """The FLUX.2 denoiser; every step graph comes from the base class."""
+
+    def denoiser(self) -> Flux2Denoiser:
+        """Creates the pieces at this checkpoint's sizes."""
+        config = flux2_config(self.config)
+        return Flux2Denoiser(config, self.dtype, self.device_ref)
+
+
+@final
+class Flux2KleinTextEncoder(CausalLMTextEncoder):
+    """Qwen3: states of three layers side by side, those of padding, too."""
+
+    output_layers = OUTPUT_LAYERS
+    keeps_padding = True
