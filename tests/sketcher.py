@@ -75,9 +75,12 @@ class Sketcher(Backend):
         failure: MaxDiffusionError | None = None,
         inputs: tuple[str, ...] = (),
         needed_inputs: tuple[str, ...] = (),
+        max_pictures: int = 1,
+        most_read_pixels: int | None = None,
         video: VideoDescription | None = None,
     ) -> None:
         self._inputs, self._needed_inputs = inputs, needed_inputs
+        self._max_pictures, self._most_read_pixels = max_pictures, most_read_pixels
         self._video = video
         self._queue_pause, self._pause = queue_pause, pause
         self._refusal, self._failure = refusal, failure
@@ -109,6 +112,8 @@ class Sketcher(Backend):
             loras={"style": 100},
             inputs=self._inputs,
             needed_inputs=self._needed_inputs,
+            max_pictures=self._max_pictures,
+            most_read_pixels=self._most_read_pixels,
             default_strength=0.6 if "strength" in self._inputs else None,
             video=self._video,
         )

@@ -48,6 +48,10 @@ def autoencoder_config(config: Mapping[str, Any]) -> AutoencoderKLConfig:
         require_one_of("vae", "patch_size", str(patch), ("[2, 2]",))
         known |= {"scaling_factor": 1.0, "shift_factor": 0.0}
     sizes = select_fields(AutoencoderKLConfig, known, "vae")
+    if sizes.batch_norm_eps is not None and not 0 <= sizes.batch_norm_eps < 1:
+        raise ModelLoadError(
+            f"vae: batch_norm_eps must be in [0, 1), got {sizes.batch_norm_eps:g}"
+        )
     if len(sizes.decoder_widths) != len(sizes.block_out_channels):
         raise ModelLoadError(
             "vae: decoder_block_out_channels must be as many as block_out_channels, "

@@ -107,20 +107,25 @@ def load_byte_level_tokenizer(path: Path) -> Tokenizer:
 
 
 def padding_id(tokenizer: Tokenizer, path: Path) -> int:
-    """Returns the id of what fills texts up.
+    """Returns the id of what fills texts up, at their ends.
 
     Raises:
-        ModelLoadError: The vocabulary lacks the token that ``tokenizer_config.json``
-            names.
+        ModelLoadError: Texts are to be filled up or cut at their beginnings.
     """
-    named = read_settings(path).get("pad_token", _END)
-    token = special_token(named, _END).content
-    found = tokenizer.token_to_id(token)
-    if found is None:
-        raise ModelLoadError(
-            f"{path.name}/tokenizer_config.json: pad_token {token!r:.80} is not in the "
-            "vocabulary; download the tokenizer again"
-        )
+    settings = read_settings(path)
+    own = tokenizer.padding or {}
+    for name, side in (
+        ("padding_side", settings.get("padding_side", own.get("direction", "right"))),
+        ("truncation_side", settings.get("truncation_side", "right")),
+    ):
+        if side != "right":
+            raise ModelLoadError(
+                f"{path.name}: {name} must be 'right', as the model was trained, got "
+                f"{side!r:.40}"
+            )
+    named = settings.get("pad_token", _END)
+    found = tokenizer.token_to_id(special_token(named, _END).content)
+    assert found is not None, "load_byte_level_tokenizer adds what is missing"
     return found
 
 

@@ -259,13 +259,18 @@ def _guidance_warnings(
 ) -> tuple[str, ...]:
     found = []
     # 0 is how FLUX.1-schnell is called everywhere, and up to 1 no guidance is asked
-    # for. More is kept from a script for another model: the image is diffusers',
-    # which ignores it, but not what was asked for.
-    scale = request.guidance_scale
-    if scale is not None and scale > 1 and not pipeline.has_guidance:
+    # for, which is so where a model has none of its own. More is kept from a script for
+    # another model: the image is diffusers', which ignores it, but not what was asked
+    # for.
+    scale, guides = request.guidance_scale, pipeline.default_true_cfg_scale > 1
+    is_asked_for = scale is not None and (scale > 1 or guides)
+    if scale is not None and is_asked_for and not pipeline.has_guidance:
+        used = ", or use true guidance"
+        if guides:
+            used = f": true_cfg_scale is what guides here, {true_cfg_scale:g} now"
         found.append(
             f"a guidance scale of {scale:g} has no effect: this model has no "
-            "guidance embedding; leave it out, or use true guidance"
+            f"guidance embedding; leave it out{used}"
         )
     has_negative = request.negative_prompt is not None
     if true_cfg_scale <= 1 and has_negative:

@@ -44,6 +44,8 @@ class AbstractPictures(ABC):
     preferred_sizes: tuple[tuple[int, int], ...] = ()
     """Heights and widths of which the nearest in shape is drawn where a request with a
     picture names no size; none where its own is."""
+    most_read_pixels: int | None = None
+    """Most pixels of each picture, of models that read them at their own sizes."""
     default_strength: float = 0.6
     """How much of the schedule is run from a picture where a request leaves that
     open."""

@@ -358,7 +358,12 @@ def test_requests_draw_the_same_in_an_engine(
 ADAPTED = {
     "x_embedder": "img_in",
     "double_stream_modulation_txt.linear": "double_stream_modulation_txt.lin",
+    "double_stream_modulation_img.linear": "double_stream_modulation_img.lin",
     "single_stream_modulation.linear": "single_stream_modulation.lin",
+    "context_embedder": "txt_in",
+    "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
+    "time_guidance_embed.timestep_embedder.linear_2": "time_in.out_layer",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
     "proj_out": "final_layer.linear",
     "transformer_blocks.0.attn.to_out.0": "double_blocks.0.img_attn.proj",
     "transformer_blocks.1.attn.to_add_out": "double_blocks.1.txt_attn.proj",
@@ -405,6 +410,9 @@ def test_adapters_equal_diffusers(
     written = plain
     if naming != "peft":
         renamed = {ADAPTED[name]: pairs[name] for name in ADAPTED}
+        # The shift before the scale.
+        down, up = pairs["norm_out.linear"]
+        renamed[ADAPTED["norm_out.linear"]] = down, torch.cat(up.chunk(2)[::-1])
         for stem, parts in QKV.items():
             downs, ups = zip(*(pairs[part] for part in parts), strict=True)
             # Fused, one matrix of all their ranks, as far as each row has its own.
@@ -459,14 +467,17 @@ def test_an_adapter_of_another_model_is_refused(
     [
         ("transformer", {"guidance_embeds": True}, "guidance_embeds must be False"),
         ("transformer", {"patch_size": 2}, "patch_size must be 1"),
-        ("transformer", {"axes_dims_rope": [4, 4, 8]}, "must be four that add up"),
-        ("transformer", {"axes_dims_rope": [4, 4, 4, 8]}, "must be four that add up"),
+        ("transformer", {"axes_dims_rope": [4, 4, 8]}, "must be four even sizes"),
+        ("transformer", {"axes_dims_rope": [4, 4, 4, 8]}, "must be four even sizes"),
+        ("transformer", {"axes_dims_rope": [3, 5, 4, 4]}, "must be four even sizes"),
+        ("transformer", {"rope_theta": 0}, "rope_theta must be above 1, got 0"),
         ("transformer", {"out_channels": 8}, "out_channels must be in_channels = 12"),
         ("transformer", {"joint_attention_dim": 48}, "are they of one model"),
         ("transformer", {"in_channels": 16}, "must take 4 \\* 3"),
         ("text_encoder", {"model_type": "llama"}, "model_type must be"),
         ("text_encoder", {"num_hidden_layers": 26}, "must have 27 layers or more"),
         ("vae", {"batch_norm_eps": None}, "no batch_norm_eps"),
+        ("vae", {"batch_norm_eps": -1.0}, "batch_norm_eps must be in"),
         ("vae", {"patch_size": [1, 1]}, "patch_size must be"),
         ("vae", {"decoder_block_out_channels": [8]}, "must be as many as"),
     ],
@@ -483,6 +494,45 @@ def test_configurations_of_other_models_are_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(ModelLoadError, match=message):
         open_model(folder, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("model_index.json", {"is_distilled": "true"}, "is_distilled must be true or"),
+        ("tokenizer/tokenizer_config.json", {"padding_side": "left"}, "padding_side"),
+        (
+            "tokenizer/tokenizer_config.json",
+            {"truncation_side": "left"},
+            "truncation_s",
+        ),
+        ("tokenizer/tokenizer_config.json", {"pad_token": "<none>"}, "its 453 ids are"),
+    ],
+)
+def test_what_would_draw_otherwise_is_refused(
+    flux2_folder: Path,
+    tmp_path: Path,
+    file: str,
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    folder = copy_folder(flux2_folder, tmp_path / "copy")
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ModelLoadError, match=message):
+        load_pipeline(folder, device="cpu", precompiled=[TEST_GRAPHS / "flux2"])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 4.0])
+def test_diffusers_word_for_guidance_is_not_passed_over(
+    pair: Pair, distilled: Pair, scale: float
+) -> None:
+    request = GenerationRequest(("a",), seed=1, height=4, width=4, guidance_scale=scale)
+    (said,) = pair.ours.create_context(request).warnings
+    assert said.endswith("leave it out: true_cfg_scale is what guides here, 4 now")
+    # Nothing is guided, and up to 1 nothing was asked for.
+    warnings = distilled.ours.create_context(request).warnings
+    assert bool(warnings) is (scale > 1)
 
 
 @pytest.mark.parametrize(

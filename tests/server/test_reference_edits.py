@@ -141,3 +141,20 @@ def test_what_a_model_needs_is_asked_for_before_anything_is_decoded() -> None:
         )
         files = {"image": ("a.png", png(picture())), "mask": ("m.png", png(hole()))}
         assert edit(url, files).status_code == 200
+
+
+def test_pictures_that_are_read_at_their_own_sizes_are_limited() -> None:
+    sketcher = Sketcher(inputs=("image",), max_pictures=2, most_read_pixels=64 * 66)
+    sizes = {"small": (64, 64), "large": (65, 64), "huge": (640, 640)}
+    files = {name: (f"{name}.png", png(picture(*size))) for name, size in sizes.items()}
+    small, large, huge = (("image[]", file) for file in files.values())
+    limit = "image: this server allows at most 4096 pixels, as it is read at its own"
+    with listening(sketcher, max_size=64) as url:
+        assert edit(url, [small, small], size="16x16").status_code == 200
+        for sent, count in ((large, 4160), (huge, 64 * 66)):
+            answer = edit(url, [small, sent], size="16x16")
+            assert answer.status_code == 400
+            said = answer.json()["error"]["message"]
+            assert said.startswith(limit) and said.endswith(f"got {count}")
+        answer = edit(url, [small] * 3, size="16x16")
+        assert "expected at most 2 here, got 3" in answer.json()["error"]["message"]

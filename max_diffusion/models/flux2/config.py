@@ -63,12 +63,16 @@ def flux2_config(config: Mapping[str, Any]) -> Flux2Config:
             f"transformer: out_channels must be in_channels = {sizes.in_channels}, got "
             f"{out_channels!r}"
         )
-    if sum(sizes.axes_dims_rope) != sizes.attention_head_dim or (
-        len(sizes.axes_dims_rope) != 4
-    ):
+    axes = sizes.axes_dims_rope
+    is_whole = len(axes) == 4 and not any(size % 2 for size in axes)
+    if not is_whole or sum(axes) != sizes.attention_head_dim:
         raise ModelLoadError(
-            "transformer: axes_dims_rope must be four that add up to attention_head_dim"
-            f" = {sizes.attention_head_dim}, got {sizes.axes_dims_rope}"
+            "transformer: axes_dims_rope must be four even sizes that add up to "
+            f"attention_head_dim = {sizes.attention_head_dim}, got {axes}"
+        )
+    if not sizes.rope_theta > 1:
+        raise ModelLoadError(
+            f"transformer: rope_theta must be above 1, got {sizes.rope_theta:g}"
         )
     return sizes
 

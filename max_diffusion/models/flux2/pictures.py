@@ -28,6 +28,7 @@ class Flux2Pictures(AutoencoderPictures):
 
     taken = frozenset(("image",))
     max_pictures = 10
+    most_read_pixels = _MOST_PIXELS
 
     def references(
         self, sizes: Sequence[tuple[int, int]], options: RequestOptions

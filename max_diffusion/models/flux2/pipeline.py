@@ -43,7 +43,7 @@ _BEFORE: Final = "<|im_start|>user\n"
 _AFTER: Final = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 _TEXT_TOKENS: Final = 512
 _SIDE: Final = 1024
-# How the first reference's tokens are numbered along the first axis, and the next ones.
+# Along the first axis of positions: what is drawn is at 0, references follow.
 _REFERENCE_STRIDE: Final = 10
 # Steps and guidance of a distilled model, by its card, and of others by diffusers.
 _DISTILLED: Final = 4, 1.0
@@ -164,7 +164,12 @@ class Flux2KleinPipeline(TextToImagePipeline):
         encoder = self.loaded["vae_encoder"]
         assert isinstance(encoder, AutoencoderKLEncoder)
         self.pictures = Flux2Pictures(encoder, self._vae)
-        self._is_distilled = read_json(folder / INDEX_NAME).get("is_distilled") is True
+        told = read_json(folder / INDEX_NAME).get("is_distilled", False)
+        if not isinstance(told, bool):
+            raise ModelLoadError(
+                f"flux2: {INDEX_NAME}: is_distilled must be true or false, got {told!r}"
+            )
+        self._is_distilled = told
         steps, scale = _DISTILLED if self._is_distilled else _OTHERS
         self.default_num_inference_steps, self.default_true_cfg_scale = steps, scale
 

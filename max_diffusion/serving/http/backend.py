@@ -100,6 +100,8 @@ class ModelDescription:
     preferred_sizes: tuple[tuple[int, int], ...] = ()
     """Heights and widths of which the nearest in shape is drawn where an edit names no
     size; none where its picture's own is."""
+    most_read_pixels: int | None = None
+    """Most pixels of each picture, where they are read at their own sizes."""
     default_strength: float | None = None
     """Strength of requests with pictures that do not say; ``None`` where it is no
     input."""
@@ -140,6 +142,7 @@ def _pictures_of(pipeline: TextToImagePipeline) -> dict[str, Any]:
         "needed_inputs": tuple(sorted(pictures.needed)),
         "max_pictures": pictures.max_pictures,
         "preferred_sizes": pictures.preferred_sizes,
+        "most_read_pixels": pictures.most_read_pixels,
         "default_strength": pictures.default_strength if has_strength else None,
     }
 

@@ -185,6 +185,13 @@ def check_limits(
     if not isinstance(frames, int):
         frames = model.video.num_frames if model.video else 1
     read = [image.height * image.width for image in inputs.images] if inputs else []
+    if model.most_read_pixels is not None:
+        read = [min(each, model.most_read_pixels) for each in read]
+        unit_read = "pixels, as it is read at its own size"
+    elif own.get("auto_resize") is False:
+        unit_read = "pixels without auto_resize"
+    else:
+        read, unit_read = [], ""
     sides = ("width", "height") if body.width or body.height else ("size", "size")
     pixels = zip(sides, body.pixels(), _default_size(body, model, inputs), strict=True)
     for name, value, limit, unit in (
@@ -194,11 +201,7 @@ def check_limits(
             for name, asked, default in pixels
         ),
         ("max_area", area if isinstance(area, int) else 1, most, "pixels"),
-        *(
-            ("image", each, most, "pixels without auto_resize")
-            for each in read
-            if own.get("auto_resize") is False
-        ),
+        *(("image", each, most, unit_read) for each in read),
         ("steps", body.steps or 1, settings.max_steps, "steps"),
         ("num_frames", frames, settings.max_frames, "frames"),
         ("timeout", body.timeout or 0, settings.timeout, "seconds"),
