@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from max.driver import Buffer
 
-from ..core.buffers import repeat_rows, to_device
+from ..core.buffers import take_rows, to_device
 from ..denoising import Branch
 from .outputs import GenerationInputs
 
@@ -25,6 +25,8 @@ def text_branch(
 ) -> Branch:
     """Encodes the texts of a guidance branch, and returns its inputs.
 
+    Each text once: pictures of the same one share its states.
+
     Args:
         pipeline: What encodes.
         name: ``conditional`` or ``unconditional``.
@@ -33,9 +35,24 @@ def text_branch(
         given: What the transformer reads of its pictures.
     """
     context = inputs.context
+    texts = [
+        tuple(row.tobytes() for row in rows)
+        for rows in zip(*tokens.values(), strict=True)
+    ]
+    distinct = [*dict.fromkeys(texts)]
+    first = [texts.index(text) for text in distinct]
+    once = {role: ids[first] for role, ids in tokens.items()}
+    found = pipeline.encode_text(once, context)
     count = context.num_images_per_prompt
-    rows = {role: repeat_rows(ids, count) for role, ids in tokens.items()}
-    held = {**pipeline.encode_text(rows, context), **inputs.tables, **given}
+    rows = [distinct.index(text) for text in texts for _ in range(count)]
+    if rows != [*range(len(distinct))]:
+        denoiser = pipeline.denoiser
+        batched = found.keys() if denoiser is None else denoiser.inputs.batched
+        found = {
+            name: take_rows(value, rows) if name in batched else value
+            for name, value in found.items()
+        }
+    held = {**found, **inputs.tables, **given}
     if pipeline.has_guidance:
         scale = np.full(len(context.latents), context.guidance_scale, np.float32)
         held["guidance"] = to_device(scale, pipeline.device)

@@ -170,11 +170,12 @@ class TextToImagePipeline(DiffusionPipeline):
         """Runs the text encoders.
 
         Args:
-            tokens: From :meth:`tokenize`, a row each image.
+            tokens: From :meth:`tokenize`, a row each text; of equal ones, one.
             context: Of the request.
 
         Returns:
-            Inputs of the transformer by name, each with the batch first.
+            Inputs of the transformer by name, those with a batch axis with a row each
+            text.
         """
 
     @abstractmethod

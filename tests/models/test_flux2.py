@@ -17,7 +17,7 @@ import pytest
 import torch
 from flux2_folder import make_flux2_folder, open_flux2_in_diffusers
 from folders import TEST_GRAPHS, copy_folder
-from max.driver import CPU
+from max.driver import CPU, Buffer
 from pictures import psnr, scene
 from PIL import Image
 from safetensors.torch import save_file
@@ -283,6 +283,26 @@ def test_a_reference_is_scaled_as_diffusers_scales_it(
     assert np.array_equal(reference.pixels, wanted.numpy().transpose(0, 2, 3, 1))
     # What is drawn has that size, too, unless the request says otherwise.
     assert (context.height, context.width) == (height, width)
+
+
+def test_each_text_is_encoded_once(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = pair.ours.loaded["text_encoder"]
+    assert isinstance(encoder, CausalLMTextEncoder)
+    encode, counts = encoder.encode, []
+
+    def counted(ids: np.ndarray, lengths: np.ndarray | None = None) -> Buffer:
+        counts.append(len(ids))
+        return encode(ids, lengths)
+
+    monkeypatch.setattr(encoder, "encode", counted)
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
+    settings: dict[str, Any] = {"height": 8, "width": 8, "num_inference_steps": 1}
+    several = {"num_images_per_prompt": 2, **settings}
+    ours = pair.ours.generate(prompts, seed=3, **several)
+    assert counts == [2, 1]
+    assert psnr(ours.images, pair.draw(prompts, 3, **several)) >= 60
+    pair.ours.generate(PROMPTS[0], seed=3, negative_prompt=PROMPTS[1], **settings)
+    assert counts == [2, 1, 1, 1]
 
 
 def test_a_long_prompt_is_cut_as_in_diffusers_and_that_is_said(pair: Pair) -> None:
