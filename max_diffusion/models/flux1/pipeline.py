@@ -34,8 +34,9 @@ from ...core.request import (
     PromptTexts,
 )
 from ...errors import ModelLoadError, RequestError
-from ...pipelines import TextToImagePipeline, Tokenized
+from ...pipelines import Tokenized
 from ...sampling import load_sampler
+from ..autoencoder_pipeline import AutoencoderPipeline
 from .config import flux1_config
 from .files import flux1_parts
 from .lora_names import LORA_NAMES
@@ -52,7 +53,7 @@ from .transformer import Flux1Transformer
 _DISTILLED_STEPS: Final = 4
 
 
-class AbstractFlux1Pipeline(TextToImagePipeline):
+class AbstractFlux1Pipeline(AutoencoderPipeline):
     """Draws with a model of FLUX.1's transformer, encoders and autoencoder.
 
     | graph | purpose | calls per request |
@@ -235,18 +236,6 @@ class AbstractFlux1Pipeline(TextToImagePipeline):
             "text": t5.encode(tokens["text_encoder_2"]),
             "pooled_text": clip.encode(tokens["text_encoder"]),
         }
-
-    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
-        """Decodes ``(B, S_img, C)`` to uint8 ``(B, 1, H, W, 3)``, in one go."""
-        decoder = self.loaded["vae"]
-        assert isinstance(decoder, AutoencoderKLDecoder)
-        return decoder.frames(latents, context.grid)
-
-    def decode_bytes(self, height: int, width: int, num_frames: int) -> int:
-        """Returns the bytes that :meth:`decode` takes per image while it runs."""
-        decoder = self.loaded["vae"]
-        assert isinstance(decoder, AutoencoderKLDecoder)
-        return num_frames * height * width * decoder.bytes_per_pixel
 
 
 @final

@@ -30,8 +30,9 @@ from ...core.grid import Grid
 from ...core.options import RequestOptions, option
 from ...core.request import GenerationContext, GenerationRequest, PromptTexts
 from ...errors import ModelLoadError
-from ...pipelines import TextToImagePipeline, Tokenized
+from ...pipelines import Tokenized
 from ...sampling import FlowMatchEulerSampler
+from ..autoencoder_pipeline import AutoencoderPipeline
 from .components import Flux2KleinTextEncoder, Flux2Transformer
 from .config import OUTPUT_LAYERS, flux2_config, text_weights, transformer_weights
 from .lora_names import LORA_NAMES
@@ -65,7 +66,7 @@ class Flux2KleinOptions(RequestOptions):
 
 
 @final
-class Flux2KleinPipeline(TextToImagePipeline):
+class Flux2KleinPipeline(AutoencoderPipeline):
     """Draws with FLUX.2-klein, distilled or not, from text and from pictures.
 
     Pictures of a request are tokens behind those that are drawn, through all blocks.
@@ -234,18 +235,6 @@ class Flux2KleinPipeline(TextToImagePipeline):
         return {
             "text": encoder.encode(np.where(is_padding, self._padding, ids), counts)
         }
-
-    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
-        """Decodes ``(B, S_img, C)`` to uint8 ``(B, 1, H, W, 3)``, in one go."""
-        decoder = self.loaded["vae"]
-        assert isinstance(decoder, AutoencoderKLDecoder)
-        return decoder.frames(latents, context.grid)
-
-    def decode_bytes(self, height: int, width: int, num_frames: int) -> int:
-        """Returns the bytes that :meth:`decode` takes per image while it runs."""
-        decoder = self.loaded["vae"]
-        assert isinstance(decoder, AutoencoderKLDecoder)
-        return num_frames * height * width * decoder.bytes_per_pixel
 
     def _rotary(self, ids: np.ndarray) -> np.ndarray:
         sizes = self._sizes

@@ -28,8 +28,9 @@ from ...core.noise import packed_cells
 from ...core.options import RequestOptions, option
 from ...core.request import GenerationContext, GenerationRequest, PromptTexts
 from ...errors import ModelLoadError
-from ...pipelines import TextToImagePipeline, Tokenized
+from ...pipelines import Tokenized
 from ...sampling import load_sampler
+from ..autoencoder_pipeline import AutoencoderPipeline
 from .components import ZImageTextEncoder, ZImageTransformer
 from .config import text_weights, z_image_config
 
@@ -57,7 +58,7 @@ class ZImageOptions(RequestOptions):
 
 
 @final
-class ZImagePipeline(TextToImagePipeline):
+class ZImagePipeline(AutoencoderPipeline):
     """Draws with Z-Image (the first and Turbo, and folders of the same layout).
 
     True guidance is diffusers' ``guidance_scale`` plus 1: ``true_cfg_scale`` 6 is its
@@ -186,18 +187,6 @@ class ZImagePipeline(TextToImagePipeline):
         }
         on_device = {name: to_device(x, self.device) for name, x in arrays.items()}
         return {"text": encoder.encode(ids), **on_device}
-
-    def decode(self, context: GenerationContext, latents: Buffer) -> np.ndarray:
-        """Decodes ``(B, S_img, C)`` to uint8 ``(B, 1, H, W, 3)``, in one go."""
-        decoder = self.loaded["vae"]
-        assert isinstance(decoder, AutoencoderKLDecoder)
-        return decoder.frames(latents, context.grid)
-
-    def decode_bytes(self, height: int, width: int, num_frames: int) -> int:
-        """Returns the bytes that :meth:`decode` takes per image while it runs."""
-        decoder = self.loaded["vae"]
-        assert isinstance(decoder, AutoencoderKLDecoder)
-        return num_frames * height * width * decoder.bytes_per_pixel
 
     def _positions(
         self, filled: np.ndarray, length: int, grid: Grid
