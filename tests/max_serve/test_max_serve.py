@@ -250,7 +250,8 @@ def test_a_video_is_drawn(tmp_path: Path) -> None:
     )
     pipeline = load_pipeline(model, "cpu", precompiled=[graphs])
     wanted = pipeline.generate(PROMPT, cache="taylorseer", **own).frames[0]
-    with serving(model, tmp_path, {"PRECOMPILED": str(graphs)}) as server:
+    limits = {"PRECOMPILED": str(graphs), "MAX_FRAMES": "13"}
+    with serving(model, tmp_path, limits) as server:
         answer = server.post(fields)
         assert answer.status_code == 200, answer.text
         (content,) = answer.json()["output"][0]["content"]
@@ -265,6 +266,11 @@ def test_a_video_is_drawn(tmp_path: Path) -> None:
         error = np.abs(means(frames) - means(wanted)).mean()
         other = np.abs(means(frames[::-1]) - means(wanted)).mean()
         assert error < 0.3 * other
+        long = {"video": video | {"num_frames": 17}}
+        refused = server.post({**fields, "provider_options": long})
+        assert refused.status_code == 400
+        said = refused.json()["error"]["message"]
+        assert "num_frames: this server allows at most 13 frames, got 17" in said
         image = server.post({**fields, "provider_options": {"image": {}}})
         assert image.status_code == 400
         assert "with provider_options.video" in image.json()["error"]["message"]

@@ -18,6 +18,7 @@ from ...core.pictures import PictureInputs, nearest_in_shape
 from ...core.request import GenerationRequest
 from ...engine import SubmitOptions
 from ...errors import RequestError
+from ..limits import limits_on_pictures
 from .answers import Answers
 from .backend import Backend, ModelDescription
 from .bodies import DrawingRequest, shown
@@ -179,19 +180,10 @@ def check_limits(
     ):
         if len(text) > settings.max_prompt_length:
             raise _too_much(name, len(text), settings.max_prompt_length, "characters")
-    most = settings.max_size**2
     own = body.options()
-    area, frames = own.get("max_area"), own.get("num_frames")
+    frames = own.get("num_frames")
     if not isinstance(frames, int):
         frames = model.video.num_frames if model.video else 1
-    read = [image.height * image.width for image in inputs.images] if inputs else []
-    if model.most_read_pixels is not None:
-        read = [min(each, model.most_read_pixels) for each in read]
-        unit_read = "pixels, as it is read at its own size"
-    elif own.get("auto_resize") is False:
-        unit_read = "pixels without auto_resize"
-    else:
-        read, unit_read = [], ""
     sides = ("width", "height") if body.width or body.height else ("size", "size")
     pixels = zip(sides, body.pixels(), _default_size(body, model, inputs), strict=True)
     for name, value, limit, unit in (
@@ -200,8 +192,7 @@ def check_limits(
             (name, asked or default, settings.max_size, "pixels a side")
             for name, asked, default in pixels
         ),
-        ("max_area", area if isinstance(area, int) else 1, most, "pixels"),
-        *(("image", each, most, unit_read) for each in read),
+        *limits_on_pictures(inputs, own, model.most_read_pixels, settings.max_size),
         ("steps", body.steps or 1, settings.max_steps, "steps"),
         ("num_frames", frames, settings.max_frames, "frames"),
         ("timeout", body.timeout or 0, settings.timeout, "seconds"),

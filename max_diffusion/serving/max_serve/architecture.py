@@ -23,10 +23,11 @@ from max.pipelines.diffusion.config import GENERIC_TAYLORSEER_DEFAULTS
 from max.pipelines.lib import SupportedArchitecture
 from max.pipelines.lib.config import MAXModelConfig, PipelineConfig
 from max.pipelines.modeling.types import PipelineTask
-from max.pipelines.request import OpenResponsesRequest
+from max.pipelines.request import OpenResponsesRequest, OpenResponsesRequestBody
 from max.serve.config import APIType, Settings
 
 from ...caches import DenoisingCacheConfig, label_of
+from ...core.request import GenerationRequest
 from ...errors import CacheNotLoadedError, DeviceError, MaxDiffusionError, RequestError
 from ...pipelines.context import options_of
 from ...pipelines.families import PIPELINES
@@ -34,6 +35,7 @@ from ...pipelines.opening import load_pipeline, open_model
 from ...pipelines.text_to_image import TextToImagePipeline
 from .requests import (
     brings_pictures,
+    check_drawn,
     check_kind,
     from_json,
     pixel_options,
@@ -141,11 +143,13 @@ class ImageTokenizer:
 
     def _context(self, request: OpenResponsesRequest) -> ImageContext:
         try:
-            wanted = to_request(request.body, self._settings, self._max_pictures)
+            wanted = self._wanted(request.body)
             given = pixel_options(request.body)
             options = options_of(self._pipeline, wanted.options)
-            check_kind(given, self._pipeline.frames_of(options))
+            frames = self._pipeline.frames_of(options)
+            check_kind(given, frames)
             numbers = self._pipeline.create_context(wanted)
+            check_drawn(numbers.height, numbers.width, frames.count, self._settings)
         except CacheNotLoadedError as err:
             raise InputError(
                 f"{err.problem}; use another, or start the server with {err.cache} in "
@@ -174,13 +178,13 @@ class ImageTokenizer:
             ),
         )
 
-    @property
-    def _max_pictures(self) -> int:
-        """Most pictures of a request; 0 of a model or a server that takes none."""
+    def _wanted(self, body: OpenResponsesRequestBody) -> GenerationRequest:
+        """Returns the request of a body, without what the model would say to it."""
         pictures = self._pipeline.pictures
         if pictures is None or not self._pipeline.graphs.has_pictures:
-            return 0
-        return pictures.max_pictures
+            return to_request(body, self._settings)
+        most = pictures.max_pictures, pictures.most_read_pixels
+        return to_request(body, self._settings, *most)
 
 
 @final

@@ -28,6 +28,7 @@ from ...core.request import GenerationRequest
 from ...errors import RequestError
 from ...media.pictures import read_inputs
 from ...pipelines.families import declared_by_all
+from ..limits import limits_on_pictures
 from .settings import ServeSettings
 
 OUTPUT_FORMATS: Final = ("jpeg", "png", "webp")
@@ -62,7 +63,10 @@ _VIDEO_USED: Final = _BOTH_USED | {"frames_per_second", "num_frames"}
 
 
 def to_request(
-    body: OpenResponsesRequestBody, settings: ServeSettings, max_pictures: int = 0
+    body: OpenResponsesRequestBody,
+    settings: ServeSettings,
+    max_pictures: int = 0,
+    most_read_pixels: int | None = None,
 ) -> GenerationRequest:
     """Returns the request that a body asks for.
 
@@ -74,6 +78,7 @@ def to_request(
         settings: Limits.
         max_pictures: Most pictures that the model takes; more are refused before any
             is decoded.
+        most_read_pixels: Most pixels of each, where they are read at their own sizes.
 
     Raises:
         RequestError: A value is malformed, out of range or of no effect.
@@ -118,7 +123,7 @@ def to_request(
         seed=secrets.randbelow(2**32) if body.seed is None else body.seed,
         **knobs,
     )
-    _check_limits(request, settings)
+    _check_limits(request, settings, most_read_pixels)
     return request
 
 
@@ -380,25 +385,53 @@ def _list(key: str, value: object) -> tuple[object, ...]:
     return tuple(value)
 
 
-def _check_limits(request: GenerationRequest, settings: ServeSettings) -> None:
+def check_drawn(height: int, width: int, frames: int, settings: ServeSettings) -> None:
+    """Refuses what this server does not draw, where its size was left to the model.
+
+    Args:
+        height: Pixels.
+        width: Pixels.
+        frames: Of a video; 1 of an image.
+        settings: Limits.
+
+    Raises:
+        RequestError: It is too large.
+    """
+    _check(
+        ("height", height, settings.max_size, "pixels"),
+        ("width", width, settings.max_size, "pixels"),
+        ("num_frames", frames, settings.max_frames, "frames"),
+    )
+
+
+def _check_limits(
+    request: GenerationRequest, settings: ServeSettings, most_read_pixels: int | None
+) -> None:
     """Refuses what this server does not allow, beyond what the schema says."""
-    steps = request.num_inference_steps or 1
-    for name, value, limit, unit in (
+    size, steps = settings.max_size, settings.max_steps
+    texts = (
+        ("input", request.prompts[0]),
+        ("secondary_prompt", request.prompt_2),
+        ("negative_prompt", request.negative_prompt),
+        ("secondary_negative_prompt", request.negative_prompt_2),
+    )
+    _check(
         *(
             (name, len(text or ""), settings.max_prompt_length, "characters")
-            for name, text in (
-                ("input", request.prompts[0]),
-                ("secondary_prompt", request.prompt_2),
-                ("negative_prompt", request.negative_prompt),
-                ("secondary_negative_prompt", request.negative_prompt_2),
-            )
+            for name, text in texts
         ),
         ("num_images", request.num_images_per_prompt, settings.max_n, "pictures"),
-        ("height", request.height or 1, settings.max_size, "pixels"),
-        ("width", request.width or 1, settings.max_size, "pixels"),
-        ("steps", steps, settings.max_steps, "steps"),
-        ("sigmas", len(request.sigmas or ()), settings.max_steps, "steps"),
-    ):
+        ("height", request.height or 1, size, "pixels"),
+        ("width", request.width or 1, size, "pixels"),
+        *limits_on_pictures(request.inputs, request.options, most_read_pixels, size),
+        ("steps", request.num_inference_steps or 1, steps, "steps"),
+        ("sigmas", len(request.sigmas or ()), steps, "steps"),
+    )
+
+
+def _check(*rows: tuple[str, int, int, str]) -> None:
+    """Refuses the first value that is above its limit."""
+    for name, value, limit, unit in rows:
         if value > limit:
             raise RequestError(
                 f"{name}: this server allows at most {limit} {unit}, got {value}"

@@ -43,6 +43,7 @@ class ServeSettings:
         max_n: Most images of a request.
         max_size: Most pixels of an image's side.
         max_steps: Most denoising steps of a request.
+        max_frames: Most frames of a video.
     """
 
     plugins: tuple[str, ...] = ()
@@ -56,6 +57,7 @@ class ServeSettings:
     max_n: int = 10
     max_size: int = 2048
     max_steps: int = 200
+    max_frames: int = 161
 
     def __post_init__(self) -> None:
         """Checks the range of each limit."""
@@ -63,6 +65,7 @@ class ServeSettings:
             whole(_variable(name), getattr(self, name), minimum=0, maximum=1)
         for name, limit in (
             ("max_prompt_length", None),
+            ("max_frames", None),
             ("max_n", MAX_IMAGES),
             ("max_size", MAX_SIZE),
             ("max_steps", MAX_STEPS),
