@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import ModelLoadError
 from .computed import is_number, to_float32
-from .reading import read_json, short_name
+from .reading import mapped_bytes, read_json, short_name
 from .safetensors_file import read_file
 from .tensors import AbstractStoredTensor
 from .weights import listed
@@ -73,7 +73,7 @@ class LoraPair:
 @final
 @dataclass(frozen=True)
 class LoraFile:
-    """The pairs of one file; their values are finite, and not kept in memory."""
+    """The pairs of one file; their values are finite, and mapped."""
 
     path: Path
     pairs: Mapping[str, LoraPair]
@@ -92,7 +92,11 @@ class LoraFile:
         """
         path = _file_of(path)
         where = f"lora {short_name(path)}"
-        tensors, told = read_file(path)
+        stored, told = read_file(path)
+        # What was checked is what is merged, though the file be replaced meanwhile; and
+        # a choice reads hundreds of small halves.
+        mapped = mapped_bytes(path)
+        tensors = {name: replace(each, mapped=mapped) for name, each in stored.items()}
         _check_kind(where, tensors)
         settings = _settings(path, where, told.get(_DIFFUSERS_CONFIGS))
         stems, rest = _halves(tensors)

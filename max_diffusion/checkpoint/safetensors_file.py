@@ -48,6 +48,9 @@ class StoredTensor(AbstractStoredTensor):
 
     offset: int
     """Bytes from the start of the file."""
+    mapped: np.ndarray | None = None
+    """The file's bytes, where they stay mapped; ``None`` maps them for each reading, so
+    that a large model's pages do not stay in memory."""
 
     def read(self) -> np.ndarray:
         """The contents, read-only; bfloat16 and narrower as unsigned bits.
@@ -64,7 +67,8 @@ class StoredTensor(AbstractStoredTensor):
             else np.dtype(f"u{width}")
         )
         place = slice(self.offset, self.offset + self.num_bytes)
-        array = mapped_bytes(self.file)[place].view(kind)
+        whole = mapped_bytes(self.file) if self.mapped is None else self.mapped
+        array = whole[place].view(kind)
         if not array.flags.aligned:
             array = array.copy()
             array.flags.writeable = False

@@ -162,6 +162,16 @@ def test_other_spellings_of_halves_and_axes_of_one_element(tmp_path: Path) -> No
         )
 
 
+def test_what_was_opened_is_merged_though_the_file_be_replaced(tmp_path: Path) -> None:
+    tensors = lora_files.lora("peft", SMALL)
+    lora = opened(lora_files.write(tmp_path / "x.safetensors", tensors))
+    before = changes(lora)
+    other = {name: tensor + 1 for name, tensor in reversed(tensors.items())}
+    lora_files.write(tmp_path / "y.safetensors", other).replace(lora.path)
+    for module, pair in changes(lora).items():
+        assert all(map(torch.equal, pair, before[module])), module
+
+
 def renamed(old: str, new: str) -> Callable[[Tensors], Tensors]:
     return lambda tensors: {n.replace(old, new): t for n, t in tensors.items()}
 
