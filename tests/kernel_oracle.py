@@ -9,7 +9,7 @@ from scipy.special import expit, softmax
 
 from graphs.processor import PANEL, packed_shape
 from graphs.weights import WeightSlot
-from max_diffusion.checkpoint.packing import packed, places
+from max_diffusion.checkpoint.packing import packed
 from max_diffusion.core.buffers import bfloat16_bits
 
 Array = np.ndarray
@@ -21,8 +21,7 @@ def pack(matrix: Array, dtype: DType) -> Array | Buffer:
     features, inputs = matrix.shape
     shape = packed_shape(features, inputs, dtype)
     assert shape[0] * PANEL >= len(matrix)
-    slot = WeightSlot("w", shape, dtype, is_packed=True)
-    return packed(slot, [bits], *places([slot]))
+    return packed(WeightSlot("w", shape, dtype, is_packed=True), [bits])
 
 
 def rounded(x: Array) -> Array:

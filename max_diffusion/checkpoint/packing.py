@@ -16,29 +16,7 @@ from graphs.weights import WeightSlot
 _ALIGNMENT: Final = 64
 
 
-def places(slots: Iterable[WeightSlot]) -> list[np.ndarray]:
-    """Memory for packed slots, one piece of it for all.
-
-    Most of what packing costs is touching new memory, and the large pages that an
-    operating system has for large pieces take a quarter of the time.
-
-    Returns:
-        Each slot's, as :func:`packed` takes it.
-    """
-    shapes = [(*slot.shape[:2], PANEL) for slot in slots]
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    # Whole panels, so that all begin a cache line if the first does.
-    memory = _aligned(sum(sizes))
-    ends = np.cumsum(sizes).tolist()
-    return [
-        memory[end - size : end].reshape(shape)
-        for shape, size, end in zip(shapes, sizes, ends, strict=True)
-    ]
-
-
-def packed(
-    slot: WeightSlot, parts: Iterable[np.ndarray], place: np.ndarray
-) -> np.ndarray | Buffer:
+def packed(slot: WeightSlot, parts: Iterable[np.ndarray]) -> np.ndarray | Buffer:
     """Packs matrices, one below the other.
 
     Args:
@@ -46,12 +24,13 @@ def packed(
         parts: Of its dtype, bfloat16 as uint16, each ``(rows, columns)``, or a filter
             ``(channels, inputs, k, k)``. Taken one after the other, so that each may
             be made when its turn comes.
-        place: Of :func:`places`; what is returned lies there.
 
     Returns:
         An array of the slot's shape and dtype.
     """
     is_half = slot.dtype == DType.bfloat16
+    panels, lanes, _ = slot.shape
+    whole = _aligned((panels, lanes, PANEL), np.dtype(np.uint32))
     row = 0
     for part in (_as_matrix(part, is_half) for part in parts):
         lines = _lanes(part) if is_half else part.view(np.uint32)
@@ -59,14 +38,14 @@ def packed(
         while done < len(lines):
             panel, start = divmod(row, PANEL)
             count = min(PANEL - start, len(lines) - done)
-            place[panel, :, start : start + count] = lines[done : done + count].T
+            whole[panel, :, start : start + count] = lines[done : done + count].T
             row, done = row + count, done + count
     if used := row % PANEL:
-        place[-1, :, used:] = 0
+        whole[-1, :, used:] = 0
     if is_half:
-        bits = place.view(np.uint16)
+        bits = whole.view(np.uint16)
         return Buffer.from_numpy(bits).view(DType.bfloat16, slot.shape)
-    return place.view(np.float32)
+    return whole.view(np.float32)
 
 
 def _as_matrix(part: np.ndarray, is_half: bool) -> np.ndarray:
@@ -86,9 +65,9 @@ def _lanes(bits: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(bits).view(np.uint32)
 
 
-def _aligned(count: int) -> np.ndarray:
-    """Numbers of 32 bits, the first of which begins a cache line."""
-    size = count * np.dtype(np.uint32).itemsize
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array whose first element begins a cache line."""
+    size = int(np.prod(shape)) * dtype.itemsize
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(np.uint32)
+    return memory[start : start + size].view(dtype).reshape(shape)

@@ -20,6 +20,8 @@ from .reading import check_file, mapped_bytes, short_name
 from .tensors import AbstractStoredTensor
 
 _HEADER_BYTES = 8
+# Bytes below which copying takes less than mapping: all cores are told when that ends.
+_SMALL = 1 << 20
 _DTYPES: Mapping[str, DType] = MappingProxyType(
     {
         "F64": DType.float64,
@@ -55,8 +57,8 @@ class StoredTensor(AbstractStoredTensor):
     def read(self) -> np.ndarray:
         """The contents, read-only; bfloat16 and narrower as unsigned bits.
 
-        Mapped; a copy only where they do not lie as their dtype's width asks for, as
-        in files whose header has an odd length.
+        Mapped; a copy where they are few, or do not lie as their dtype's width asks
+        for, as in files whose header has an odd length.
         """
         assert self.dtype is not None, "checked by ComponentWeights.problems"
         width = self.dtype.size_in_bytes
@@ -67,11 +69,15 @@ class StoredTensor(AbstractStoredTensor):
             else np.dtype(f"u{width}")
         )
         place = slice(self.offset, self.offset + self.num_bytes)
-        whole = mapped_bytes(self.file) if self.mapped is None else self.mapped
-        array = whole[place].view(kind)
+        if self.mapped is None and self.num_bytes < _SMALL:
+            array = np.fromfile(self.file, np.uint8, self.num_bytes, offset=self.offset)
+        else:
+            whole = mapped_bytes(self.file) if self.mapped is None else self.mapped
+            array = whole[place]
+        array = array.view(kind)
         if not array.flags.aligned:
             array = array.copy()
-            array.flags.writeable = False
+        array.flags.writeable = False
         return array.reshape(self.shape)
 
 

@@ -17,7 +17,7 @@ from graphs.weights import WeightSlot, WeightSpec
 from ..core.buffers import bfloat16_bits
 from ..errors import ModelLoadError
 from .computed import FLOAT8, adapted, decoded, scaled, to_float32
-from .packing import packed, places
+from .packing import packed
 from .safetensors_file import read_header
 from .tensors import (
     AbstractStoredTensor,
@@ -307,17 +307,15 @@ class ComponentWeights:
                 broken[name] = name + (made and f" (from {made})")
             return _cast_bits(bits, tensor.dtype, slot.dtype)
 
-        def filled(
-            slot: WeightSlot, place: np.ndarray | None = None
-        ) -> np.ndarray | Buffer | None:
+        def filled(slot: WeightSlot) -> np.ndarray | Buffer | None:
             # One by one: a joined matrix may be several that are computed.
             parts = (read(name, slot) for name in slot.tensors)
             if broken:
                 for _ in parts:  # only looked at, to tell all that are broken
                     pass
                 return None
-            if place is not None:
-                return packed(slot, parts, place)
+            if slot.is_packed:
+                return packed(slot, parts)
             bits = list(parts)
             return _viewed(bits[0] if len(bits) == 1 else np.concatenate(bits), slot)
 
@@ -327,8 +325,7 @@ class ComponentWeights:
         # Two at a time: packing is copying, for which Python is let go.
         rest = {key: slot for key, slot in slots.items() if slot.is_packed}
         with ThreadPoolExecutor(_THREADS) as pool:
-            made = pool.map(filled, rest.values(), places(rest.values()))
-            arrays |= dict(zip(rest, made, strict=True))
+            arrays |= dict(zip(rest, pool.map(filled, rest.values()), strict=True))
         if broken:
             asked = dict.fromkeys(
                 name for slot in slots.values() for name in slot.tensors

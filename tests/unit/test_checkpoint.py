@@ -319,24 +319,34 @@ def owner(array: np.ndarray | Buffer) -> np.ndarray:
     return array
 
 
-def test_only_what_lies_unaligned_is_copied(tmp_path: Path) -> None:
-    path = tmp_path / "model.safetensors"
-    header = {
-        "a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
-        "b": {"dtype": "U8", "shape": [1], "data_offsets": [8, 9]},
-        "c": {"dtype": "F32", "shape": [2], "data_offsets": [9, 17]},
+def test_only_what_lies_unaligned_or_is_small_is_copied(tmp_path: Path) -> None:
+    path, count = tmp_path / "model.safetensors", 1 << 18
+    size = 4 * count
+    header: dict[str, Any] = {
+        "a": {"dtype": "F32", "shape": [count], "data_offsets": [0, size]},
+        "few": {"dtype": "F32", "shape": [2], "data_offsets": [size, size + 8]},
+        "b": {"dtype": "U8", "shape": [1], "data_offsets": [size + 8, size + 9]},
+        "c": {
+            "dtype": "F32",
+            "shape": [count],
+            "data_offsets": [size + 9, 2 * size + 9],
+        },
     }
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    numbers = np.array([1.5, -2], np.float32).tobytes()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + numbers + b"7" + numbers)
+    numbers = np.random.default_rng(0).standard_normal(count, np.float32)
+    many, few = numbers.tobytes(), numbers[:2].tobytes()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + many + few + b"7" + many)
     weights = ComponentWeights.from_files("t", [path])
-    slots = {name: WeightSlot(name, (2,), DType.float32) for name in ("a", "c")}
+    slots = {
+        name: WeightSlot(name, tuple(header[name]["shape"]), DType.float32)
+        for name in ("a", "few", "c")
+    }
     loaded = weights.load(slots)
-    assert [owner(loaded[name]).flags.owndata for name in slots] == [False, True]
+    assert [owner(loaded[name]).flags.owndata for name in slots] == [False, True, True]
     for array in loaded.values():
         assert isinstance(array, np.ndarray)
-        assert array.tolist() == [1.5, -2]
+        assert (array == numbers[: array.size]).all()
         assert not array.flags.writeable
 
 
