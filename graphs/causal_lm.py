@@ -1,10 +1,10 @@
 """A causal language model as a text encoder: states of chosen layers, no prediction.
 
-The decoder of Qwen2.5 and Qwen3: RMS norms, grouped queries, rotary positions by halves
-of a head, a gated feed-forward layer. Ainslie et al., "GQA: Training Generalized
-Multi-Query Transformer Models from Multi-Head Checkpoints", 2023, arXiv:2305.13245;
-Shazeer, "GLU Variants Improve Transformer", 2020, arXiv:2002.05202. Weight names are
-those that transformers saves.
+The decoder of Qwen2.5, Qwen3 and Mistral: RMS norms, grouped queries, rotary positions
+by halves of a head, a gated feed-forward layer. Ainslie et al., "GQA: Training
+Generalized Multi-Query Transformer Models from Multi-Head Checkpoints", 2023,
+arXiv:2305.13245; Shazeer, "GLU Variants Improve Transformer", 2020, arXiv:2002.05202.
+Weight names are those that transformers saves.
 """
 
 from __future__ import annotations
@@ -56,19 +56,19 @@ class CausalLMConfig:
 
 
 def causal_lm_host_inputs(
-    config: CausalLMConfig, length: int, counts: np.ndarray | None = None
+    config: CausalLMConfig, length: int, is_seen: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Computes inputs that follow from lengths alone, cheaper on the host.
 
     Args:
         config: Sizes of the model.
         length: Tokens of every text, padding included.
-        counts: Tokens of each text that others see, int64 ``(B,)``; all, by default.
+        is_seen: Which tokens of each text others see, bool ``(B, S)``; all, by default.
 
     Returns:
         Cosines and sines of the rotary angles, float32 ``(2, S, head_dim)``, each angle
         for both halves of a head; and the causal bias float32 ``(S, S)``, with
-        ``counts`` ``(B, S, S)``: 0 up to the query and -1e30 after it, and for what
+        ``is_seen`` ``(B, S, S)``: 0 up to the query and -1e30 after it, and for what
         nothing sees.
     """
     even = np.arange(0, config.head_dim, 2, dtype=np.float32)
@@ -77,9 +77,8 @@ def causal_lm_host_inputs(
     angles = np.arange(length, dtype=np.float32)[:, None] / power[None]
     both = np.concatenate([angles, angles], axis=1)
     bias = np.triu(np.full((length, length), _MASKED, np.float32), 1)
-    if counts is not None:
-        is_seen = np.arange(length)[None, None] < counts[:, None, None]
-        bias = np.where(is_seen, bias[None], np.float32(_MASKED))
+    if is_seen is not None:
+        bias = np.where(is_seen[:, None], bias[None], np.float32(_MASKED))
     return np.stack([np.cos(both), np.sin(both)]).astype(np.float32), bias
 
 
@@ -89,12 +88,22 @@ def causal_lm(
     token_ids: TensorValue,
     rotary: TensorValue,
     causal_bias: TensorValue,
+    attends: TensorValue | None = None,
 ) -> TensorValue:
     """Encodes token ids int64 ``(B, S)``.
 
-    Texts are padded at their ends only: no token sees what comes after it. The other
-    inputs are those of :func:`causal_lm_host_inputs`; the bias has to be one, see
-    :func:`~.clip.clip_text_encoder`, and may be ``(B, S, S)``.
+    Texts are padded at their ends, where no token sees what comes after it, or at their
+    beginnings. The other inputs are those of :func:`causal_lm_host_inputs`; the bias
+    has to be one, see :func:`~.clip.clip_text_encoder`, and may be ``(B, S, S)``.
+
+    Args:
+        config: Sizes of the model.
+        w: Its weights.
+        token_ids: Of texts and padding.
+        rotary: Angles of all positions.
+        causal_bias: What each token sees.
+        attends: float32 ``(B, S, 1)``, 0 for padding that comes before a text, which
+            sees no token at all, and 1 for others; all, by default.
 
     Returns:
         States of :attr:`CausalLMConfig.output_layers` side by side, ``(B, S, layers *
@@ -108,7 +117,9 @@ def causal_lm(
     for index in range(max(wanted)):
         scope = w / "layers" / index
         normed = AffineNorm(scope / "input_layernorm", x, "rms", config.rms_norm_eps)
-        x = x + _attend(config, scope / "self_attn", normed, rotary, causal_bias)
+        x = x + _attend(
+            config, scope / "self_attn", normed, rotary, causal_bias, attends
+        )
         after = scope / "post_attention_layernorm"
         normed = AffineNorm(after, x, "rms", config.rms_norm_eps)
         x = x + _feed_forward(config, scope / "mlp", normed)
@@ -126,6 +137,7 @@ def _attend(
     x: AffineNorm,
     rotary: TensorValue,
     causal_bias: TensorValue,
+    attends: TensorValue | None,
 ) -> TensorValue:
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     size, scale = config.head_dim, config.head_dim**-0.5
@@ -156,6 +168,8 @@ def _attend(
         if bias.rank == 2:
             bias = ops.unsqueeze(ops.unsqueeze(bias, 0), 0)
         (mixed,) = processor.attention([tokens], heads, size, scale=scale, bias=bias)
+    if attends is not None:
+        mixed = mixed * attends.cast(mixed.dtype)
     return linear(
         w / "o_proj",
         mixed,

@@ -51,6 +51,7 @@ class Flux2Config:
     mlp_ratio: float = 3.0
     axes_dims_rope: tuple[int, ...] = (32, 32, 32, 32)
     rope_theta: float = 2000.0
+    guidance_embeds: bool = True
 
     @property
     def heads(self) -> Heads:
@@ -103,8 +104,9 @@ class Flux2Denoiser(AbstractDenoiser[Flux2Conditioning]):
         """Returns a step's inputs by name; integers fix a size at compile time.
 
         ``latents`` packed, float32 ``(B, S_img, C)``; ``timestep`` float32 ``(B,)`` in
-        0..1000; ``text`` ``(B, S_txt, joint_attention_dim)``; ``text_rotary`` and
-        ``image_rotary`` float32 from :func:`~.rotary.rotary_table`.
+        0..1000; ``guidance`` float32 ``(B,)``, only with a guidance embedding; ``text``
+        ``(B, S_txt, joint_attention_dim)``; ``text_rotary`` and ``image_rotary``
+        float32 from :func:`~.rotary.rotary_table`.
         """
         config = self.config
         head_dim = config.attention_head_dim
@@ -112,27 +114,36 @@ class Flux2Denoiser(AbstractDenoiser[Flux2Conditioning]):
         def typed(dtype: DType, *shape: int | str) -> TensorType:
             return TensorType(dtype, shape, self.device)
 
-        return {
+        types = {
             "latents": typed(DType.float32, batch, image_seq_len, config.in_channels),
             "timestep": typed(DType.float32, batch),
             "text": typed(self.dtype, batch, text_seq_len, config.joint_attention_dim),
             "text_rotary": typed(DType.float32, 2, text_seq_len, head_dim),
             "image_rotary": typed(DType.float32, 2, image_seq_len, head_dim),
         }
+        if config.guidance_embeds:
+            types["guidance"] = typed(DType.float32, batch)
+        return types
 
     def condition(
         self, w: WeightScope, inputs: dict[str, TensorValue]
     ) -> tuple[TensorValue, ...]:
-        """Embeds the time, and computes the modulations from it.
+        """Embeds time and guidance, and computes the modulations from them.
 
         Returns:
             ``(B, D)``, then ``(B, 6 D)`` for images, for texts, and ``(B, 3 D)``;
             float32 where the pieces take it so, see :mod:`.pieces`.
         """
-        scope = w / "time_guidance_embed" / "timestep_embedder"
-        embedding = ops.silu(
-            embed_scalar(scope, inputs["timestep"], self.width, bias=False)
+        scope, width = w / "time_guidance_embed", self.width
+        embedding = embed_scalar(
+            scope / "timestep_embedder", inputs["timestep"], width, bias=False
         )
+        if self.config.guidance_embeds:
+            scaled = inputs["guidance"] * 1000.0
+            embedding = embedding + embed_scalar(
+                scope / "guidance_embedder", scaled, width, bias=False
+            )
+        embedding = ops.silu(embedding)
         vectors = [
             modulations(w / name, ["linear"], embedding, self.width, count, bias=False)
             for name, count in _MODULATIONS

@@ -13,6 +13,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts"), str(ROOT / "examples
 
 from cogvideox_folder import VARIANTS, make_cogvideox_folder  # noqa: E402
 from flux1_editing import make_fill_folder  # noqa: E402
+from flux2_dev_folder import make_flux2_dev_folder  # noqa: E402
 from flux2_folder import make_flux2_folder  # noqa: E402
 from folders import TEST_GRAPHS, make_flux_folder  # noqa: E402
 from new_model import write_folder as make_toy_folder  # noqa: E402
@@ -67,7 +68,8 @@ def models_of_tests(root: Path) -> dict[str, list[Model]]:
     toy = str(make_toy_folder(root / "toy"))
     qwen = str(make_qwen_folder(root / "qwen"))
     z_image = str(make_z_image_folder(root / "z-image"))
-    flux2 = str(make_flux2_folder(root / "flux2", is_distilled=True))
+    klein = str(make_flux2_folder(root / "flux2-klein", is_distilled=True))
+    dev = str(make_flux2_dev_folder(root / "flux2-dev"))
     videos = {
         variant: str(make_cogvideox_folder(root / variant, variant))
         for variant in VARIANTS
@@ -82,7 +84,11 @@ def models_of_tests(root: Path) -> dict[str, list[Model]]:
         "toy": [Model(toy, caches="all", plugins=(str(TOY),))],
         "qwen-image": [Model(qwen, caches=CACHES)],
         "z-image": [Model(z_image, caches=CACHES)],
-        "flux2": [Model(flux2, caches=CACHES, pictures=True)],
+        "flux2": [
+            Model(klein, caches=CACHES, pictures=True),
+            # Another text encoder, and a transformer that is told the guidance.
+            Model(dev, caches=CACHES, pictures=True),
+        ],
         "cogvideox": [
             Model(path, caches="all" if variant == "5b" else "none")
             for variant, path in videos.items()

@@ -13,7 +13,7 @@ from qwen_folder import MORE_TEXT, build_qwen_tokenizer, filled
 from z_image_folder import QWEN3_TEMPLATE
 
 if TYPE_CHECKING:
-    from diffusers import Flux2KleinPipeline
+    from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline
 
 TRANSFORMER: Final[Mapping[str, Any]] = MappingProxyType(
     {
@@ -58,9 +58,7 @@ SCHEDULER: Final[Mapping[str, Any]] = MappingProxyType(
 
 def make_flux2_folder(path: Path, *, is_distilled: bool) -> Path:
     """Writes a FLUX.2-klein folder of about 1 MB; no weights are their defaults."""
-    import torch
     from diffusers import (
-        AutoencoderKLFlux2,
         FlowMatchEulerDiscreteScheduler,
         Flux2KleinPipeline,
         Flux2Transformer2DModel,
@@ -72,18 +70,9 @@ def make_flux2_folder(path: Path, *, is_distilled: bool) -> Path:
     config = Qwen3Config(**TEXT, vocab_size=len(tokenizer))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the oracle's own
-        vae = filled(AutoencoderKLFlux2(**VAE))
-        generator = torch.Generator().manual_seed(3)
-        # Each channel with a scale of its own.
-        statistics = vae.bn
-        assert isinstance(statistics, torch.nn.BatchNorm2d)
-        assert statistics.running_mean is not None
-        assert statistics.running_var is not None
-        statistics.running_mean.normal_(generator=generator)
-        statistics.running_var.uniform_(0.2, 3.0, generator=generator)
         pipeline = Flux2KleinPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
-            vae=vae,
+            vae=make_flux2_vae(),
             text_encoder=filled(Qwen3ForCausalLM(config)),
             tokenizer=tokenizer,
             transformer=filled(Flux2Transformer2DModel(**TRANSFORMER)),
@@ -91,6 +80,22 @@ def make_flux2_folder(path: Path, *, is_distilled: bool) -> Path:
         )
         pipeline.save_pretrained(path)
     return path
+
+
+def make_flux2_vae() -> AutoencoderKLFlux2:
+    """Makes a random autoencoder, each of its channels with a scale of its own."""
+    import torch
+    from diffusers import AutoencoderKLFlux2
+
+    vae = filled(AutoencoderKLFlux2(**VAE))
+    generator = torch.Generator().manual_seed(3)
+    statistics = vae.bn
+    assert isinstance(statistics, torch.nn.BatchNorm2d)
+    assert statistics.running_mean is not None
+    assert statistics.running_var is not None
+    statistics.running_mean.normal_(generator=generator)
+    statistics.running_var.uniform_(0.2, 3.0, generator=generator)
+    return vae
 
 
 def open_flux2_in_diffusers(folder: Path) -> Flux2KleinPipeline:

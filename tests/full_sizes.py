@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from cogvideox_folder import VARIANTS, make_cogvideox_folder
+from flux2_dev_folder import make_flux2_dev_folder
 from flux2_folder import make_flux2_folder
 from folders import make_flux_folder
 from qwen_folder import make_qwen_folder
@@ -161,7 +162,7 @@ def _z_image(layers: int | None) -> Models:
 
 
 def _flux2_klein(layers: int | None) -> Models:
-    from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+    from diffusers import Flux2Transformer2DModel
     from transformers import Qwen3ForCausalLM
 
     sizes = {"num_layers": 5, "num_single_layers": 20}
@@ -175,11 +176,45 @@ def _flux2_klein(layers: int | None) -> Models:
             joint_attention_dim=7680,
             guidance_embeds=False,
         ),
-        "vae": AutoencoderKLFlux2(
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-        ),
+        "vae": _flux2_autoencoder(),
     }
+
+
+def _flux2_dev(layers: int | None) -> Models:
+    from diffusers import Flux2Transformer2DModel
+    from transformers import Mistral3Config, Mistral3ForConditionalGeneration
+
+    sizes = {"num_layers": 8, "num_single_layers": 48}
+    if layers is not None:
+        sizes = dict.fromkeys(sizes, layers)
+    text = {
+        "model_type": "mistral",
+        "hidden_size": 5120,
+        "intermediate_size": 32768,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 131072,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 1e9,
+        "sliding_window": None,
+    }
+    config = Mistral3Config(text_config=text)
+    return {
+        "text_encoder": Mistral3ForConditionalGeneration(config),
+        "transformer": Flux2Transformer2DModel(**sizes),
+        "vae": _flux2_autoencoder(),
+    }
+
+
+def _flux2_autoencoder() -> torch.nn.Module:
+    from diffusers import AutoencoderKLFlux2
+
+    return AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
 
 
 def _qwen3_4b() -> Qwen3Config:
@@ -273,6 +308,13 @@ FULL_SIZES: Final[Mapping[str, FullSize]] = {
         (64 * 64, 512),
         25,
         3072,
+    ),
+    "flux2-dev": FullSize(
+        make_flux2_dev_folder,
+        _flux2_dev,
+        (64 * 64, 512),
+        56,
+        6144,
     ),
     "qwen-image": FullSize(
         make_qwen_folder,

@@ -1,6 +1,7 @@
-"""Qwen's byte-level tokenizer: prompts in a template, each of its own length.
+"""Byte-level tokenizers of Qwen and Mistral: prompts in a template, of any length.
 
-Ids equal those of transformers' ``Qwen2Tokenizer``, without importing transformers.
+Ids equal those of transformers' ``Qwen2Tokenizer``, and of what ``tokenizer.json`` says
+for others, without importing transformers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .tokenizer_files import (
     read_settings,
     read_tokenizer,
     special_token,
+    token_id,
 )
 from .tokenizers import TokenBatch
 
@@ -76,8 +78,12 @@ class TemplateTokenizer:
         return TokenBatch(ids, tuple(removed))
 
 
-def load_byte_level_tokenizer(path: Path) -> Tokenizer:
+def load_byte_level_tokenizer(path: Path, end: str = _END) -> Tokenizer:
     """Loads ``tokenizer.json``, else ``vocab.json`` and ``merges.txt``.
+
+    Args:
+        path: Folder with them.
+        end: The special token that there is in any case.
 
     Raises:
         ModelLoadError: Neither is there, or they are damaged.
@@ -96,37 +102,44 @@ def load_byte_level_tokenizer(path: Path) -> Tokenizer:
         )
     # In the order of transformers, which gives new ones their ids.
     named = [
-        special_token(settings[name], _END)
+        special_token(settings[name], end)
         for name in ("bos_token", "eos_token", "unk_token", "pad_token")
         if name in settings
     ]
     named += [special_token(token, "") for token in more]
-    end = special_token(_END, _END)
-    add_special_tokens(tokenizer, path, settings, [*named, end])
+    last = special_token(end, end)
+    add_special_tokens(tokenizer, path, settings, [*named, last])
     return tokenizer
 
 
-def padding_id(tokenizer: Tokenizer, path: Path) -> int:
-    """Returns the id of what fills texts up, at their ends.
+def padding_id(
+    tokenizer: Tokenizer, path: Path, side: str = "right", default: str = _END
+) -> int:
+    """Returns the id of what fills texts up.
+
+    Args:
+        tokenizer: From :func:`load_byte_level_tokenizer`.
+        path: Folder with its settings.
+        side: Where it stands, ``left`` or ``right``.
+        default: The token where the settings name none.
 
     Raises:
-        ModelLoadError: Texts are to be filled up or cut at their beginnings.
+        ModelLoadError: Texts are to be filled up at their other side or cut at their
+            beginnings, or there is no such token.
     """
     settings = read_settings(path)
     own = tokenizer.padding or {}
-    for name, side in (
-        ("padding_side", settings.get("padding_side", own.get("direction", "right"))),
-        ("truncation_side", settings.get("truncation_side", "right")),
+    for name, wanted, found in (
+        ("padding_side", side, settings.get("padding_side", own.get("direction"))),
+        ("truncation_side", "right", settings.get("truncation_side")),
     ):
-        if side != "right":
+        if found not in (wanted, None):
             raise ModelLoadError(
-                f"{path.name}: {name} must be 'right', as the model was trained, got "
-                f"{side!r:.40}"
+                f"{path.name}: {name} must be {wanted!r}, as the model was trained, "
+                f"got {found!r:.40}"
             )
-    named = settings.get("pad_token", _END)
-    found = tokenizer.token_to_id(special_token(named, _END).content)
-    assert found is not None, "load_byte_level_tokenizer adds what is missing"
-    return found
+    named = settings.get("pad_token", default)
+    return token_id(tokenizer, path, special_token(named, default).content)
 
 
 def _from_vocabulary(path: Path, has_prefix_space: bool) -> Tokenizer:

@@ -23,7 +23,13 @@ from .config import require_one_of, select_fields
 
 # Whether queries, keys and values have biases without a word of it in the
 # configuration, and whether queries and keys are normed, by model type.
-_KINDS = {"qwen2": (True, False), "qwen2_5_vl": (True, False), "qwen3": (False, True)}
+_KINDS = {
+    "qwen2": (True, False),
+    "qwen2_5_vl": (True, False),
+    "qwen3": (False, True),
+    "mistral": (False, False),
+    "mistral3": (False, False),
+}
 
 
 def causal_lm_config(
@@ -41,10 +47,12 @@ def causal_lm_config(
     kind = str(config.get("model_type", "")).removesuffix("_text")
     require_one_of(where, "model_type", kind, tuple(_KINDS))
     require_one_of(where, "hidden_act", known.get("hidden_act", "silu"), ("silu",))
-    if known.get("use_sliding_window"):
+    # Mistral's has no word of its own for whether it is used.
+    window = "sliding_window" if "mistral" in kind else "use_sliding_window"
+    if known.get(window):
         raise ModelLoadError(
-            f"{where}: use_sliding_window must be false, got true; tokens see all "
-            "before them here"
+            f"{where}: {window} must be false or null, got {known[window]!r}; tokens "
+            "see all before them here"
         )
     # transformers 5 keeps what was rope_scaling and rope_theta in one place.
     rope = known.get("rope_parameters") or known.get("rope_scaling") or {}
@@ -82,11 +90,13 @@ def causal_lm_weights(
     predicts with is left over.
     """
     names = weights.tensors
-    prefixes = ("model.language_model.", "model.", "")
+    prefixes = ("language_model.model.", "model.language_model.", "model.", "")
     prefix = next(p for p in prefixes if any(name.startswith(p) for name in names))
-    return weights.without("visual.*", "model.visual.*", "lm_head.*").renamed(
-        lambda name: prefix + name
+    left = ("visual.*", "vision_tower.*", "multi_modal_projector.*", "lm_head.*")
+    rest = weights.without(
+        *left, *(f"model.{each}" for each in left), "language_model.lm_head.*"
     )
+    return rest.renamed(lambda name: prefix + name)
 
 
 class CausalLMTextEncoder(ComponentModel):
@@ -101,6 +111,8 @@ class CausalLMTextEncoder(ComponentModel):
     """Tokens at the front, of a template, whose states are left out."""
     keeps_padding: bool = False
     """Whether states of padding are of use: then no token sees any."""
+    pads_before: bool = False
+    """Whether such padding comes before texts, where it sees nothing."""
 
     is_text_encoder = True
 
@@ -119,6 +131,10 @@ class CausalLMTextEncoder(ComponentModel):
                 self.device_ref,
             ),
         ]
+        if self.pads_before:
+            types.append(
+                TensorType(DType.float32, ("batch", length, 1), self.device_ref)
+            )
         with Graph(self.name, input_types=types, module=module) as graph:
             inputs = [value.tensor for value in graph.inputs]
             states = causal_lm(self._sizes, scope, *inputs)
@@ -136,18 +152,21 @@ class CausalLMTextEncoder(ComponentModel):
         """Returns :meth:`encode`, which runs the loaded graph."""
         return self.encode
 
-    def encode(self, ids: np.ndarray, counts: np.ndarray | None = None) -> Buffer:
+    def encode(self, ids: np.ndarray, is_text: np.ndarray | None = None) -> Buffer:
         """Encodes token ids int64 ``(B, S)``, texts padded at their ends.
 
         Args:
             ids: With any id for padding, unless its states are of use.
-            counts: Tokens of each text without padding, int64 ``(B,)``; given where
+            is_text: Which of them are no padding, bool ``(B, S)``; given where
                 :attr:`keeps_padding`.
 
         Returns:
             States ``(B, S - num_dropped, D)``.
         """
-        assert (counts is not None) is self.keeps_padding
-        arrays = (ids, *causal_lm_host_inputs(self._sizes, ids.shape[1], counts))
+        assert (is_text is not None) is self.keeps_padding
+        arrays = [ids, *causal_lm_host_inputs(self._sizes, ids.shape[1], is_text)]
+        if self.pads_before:
+            assert is_text is not None
+            arrays.append(is_text[..., None].astype(np.float32))
         inputs = (to_device(array, self.device) for array in arrays)
         return self.models[self.name].execute(*inputs)[0]

@@ -27,6 +27,7 @@ _kinds: Final[dict[str, tuple[str, str] | type[TextToImagePipeline]]] = {
     "FluxFillPipeline": ("max_diffusion.models.flux1", "Flux1FillPipeline"),
     "CogVideoXPipeline": ("max_diffusion.models.cogvideox", "CogVideoXPipeline"),
     "QwenImagePipeline": ("max_diffusion.models.qwen_image", "QwenImagePipeline"),
+    "Flux2Pipeline": ("max_diffusion.models.flux2", "Flux2Pipeline"),
     "Flux2KleinPipeline": ("max_diffusion.models.flux2", "Flux2KleinPipeline"),
     "ZImagePipeline": ("max_diffusion.models.z_image", "ZImagePipeline"),
 }

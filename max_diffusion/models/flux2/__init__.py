@@ -1,5 +1,6 @@
-"""FLUX.2-klein: a smaller relative of FLUX.1 that reads pictures as tokens."""
+"""FLUX.2, and FLUX.2-klein, its smaller relative: both read pictures as tokens."""
 
-from .pipeline import Flux2KleinPipeline
+from .dev import Flux2Pipeline
+from .klein import Flux2KleinPipeline
 
-__all__ = ["Flux2KleinPipeline"]
+__all__ = ["Flux2KleinPipeline", "Flux2Pipeline"]

@@ -8,7 +8,7 @@ from graphs.flux2 import Flux2Denoiser
 
 from ...components import CausalLMTextEncoder
 from ...denoising import DenoiserComponent
-from .config import OUTPUT_LAYERS, flux2_config
+from .config import flux2_config
 
 
 @final
@@ -25,5 +25,17 @@ class Flux2Transformer(DenoiserComponent):
 class Flux2KleinTextEncoder(CausalLMTextEncoder):
     """Qwen3: states of three layers side by side, those of padding, too."""
 
-    output_layers = OUTPUT_LAYERS
+    output_layers = (9, 18, 27)
     keeps_padding = True
+
+
+@final
+class Flux2TextEncoder(CausalLMTextEncoder):
+    """Mistral: states of three layers side by side, those of padding before texts, too.
+
+    What it sees with is not loaded.
+    """
+
+    output_layers = (10, 20, 30)
+    keeps_padding = True
+    pads_before = True

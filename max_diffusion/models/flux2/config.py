@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from graphs.flux2 import Flux2Config
@@ -11,9 +11,6 @@ from graphs.flux2 import Flux2Config
 from ...checkpoint import AbstractTensor, ComponentWeights
 from ...components import causal_lm_config, causal_lm_weights, select_fields
 from ...errors import ModelLoadError
-
-OUTPUT_LAYERS: Final = (9, 18, 27)
-"""Layers of the language model whose states the transformer reads."""
 
 # What diffusers keeps in one matrix, and what graphs call its parts, from the top.
 _HALVES: Final = ("gate", "up")
@@ -46,15 +43,14 @@ def flux2_config(config: Mapping[str, Any]) -> Flux2Config:
         ModelLoadError: It is of another model, or its sizes do not fit each other.
     """
     for name, only in (
-        ("guidance_embeds", False),
         ("patch_size", 1),
         ("timestep_guidance_channels", 256),
         ("eps", 1e-6),
     ):
-        found = config.get(name, True if name == "guidance_embeds" else only)
+        found = config.get(name, only)
         if found != only:
             raise ModelLoadError(
-                f"transformer: {name} must be {only!r} for FLUX.2-klein, got {found!r}"
+                f"transformer: {name} must be {only!r} for FLUX.2, got {found!r}"
             )
     sizes = select_fields(Flux2Config, config, "transformer")
     out_channels = config.get("out_channels")
@@ -107,11 +103,24 @@ def _made(name: str) -> list[str]:
 
 
 def text_weights(
-    config: Mapping[str, Any], weights: ComponentWeights
-) -> ComponentWeights:
-    """The language model's tensors without its last layers: none sees them."""
-    count = causal_lm_config(config).num_hidden_layers
-    last = max(OUTPUT_LAYERS)
-    unused = [f"*layers.{index}.*" for index in range(last, count)]
-    norm = ("norm.weight", "model.norm.weight") if count > last else ()
-    return causal_lm_weights(config, weights.without(*unused, *norm))
+    last: int,
+) -> Callable[[Mapping[str, Any], ComponentWeights], ComponentWeights]:
+    """How to find a language model's tensors without its last layers: none sees them.
+
+    Args:
+        last: The last layer whose states the transformer reads.
+    """
+
+    def transform(
+        config: Mapping[str, Any], weights: ComponentWeights
+    ) -> ComponentWeights:
+        count = causal_lm_config(config).num_hidden_layers
+        unused = [f"*layers.{index}.*" for index in range(last, count)]
+        norm = (
+            ("norm.weight", "model.norm.weight", "*language_model*.norm.weight")
+            if count > last
+            else ()
+        )
+        return causal_lm_weights(config, weights.without(*unused, *norm))
+
+    return transform

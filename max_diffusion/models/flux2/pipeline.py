@@ -1,4 +1,4 @@
-"""The FLUX.2-klein pipeline: text, or text and pictures, to image."""
+"""What all FLUX.2 pipelines share: text, or text and pictures, to image."""
 
 from __future__ import annotations
 
@@ -12,12 +12,10 @@ from max.driver import Buffer
 
 from graphs.rotary import image_ids, rotary_table
 
-from ...checkpoint.folder import INDEX_NAME
-from ...checkpoint.reading import read_json
 from ...components import (
     NO_TOKEN,
-    AutoencoderKLDecoder,
     AutoencoderKLEncoder,
+    CausalLMTextEncoder,
     TemplateTokenizer,
     autoencoder_config,
     causal_lm_config,
@@ -33,28 +31,21 @@ from ...errors import ModelLoadError
 from ...pipelines import Tokenized
 from ...sampling import FlowMatchEulerSampler
 from ..autoencoder_pipeline import AutoencoderPipeline
-from .components import Flux2KleinTextEncoder, Flux2Transformer
-from .config import OUTPUT_LAYERS, flux2_config, text_weights, transformer_weights
+from .config import flux2_config
 from .lora_names import LORA_NAMES
 from .noise import packed_noise
 from .pictures import Flux2Pictures
 
-# The words around every prompt: Qwen3's template of a chat, without thinking.
-_BEFORE: Final = "<|im_start|>user\n"
-_AFTER: Final = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 _TEXT_TOKENS: Final = 512
 _SIDE: Final = 1024
 # Along the first axis of positions: what is drawn is at 0, references follow.
 _REFERENCE_STRIDE: Final = 10
-# Steps and guidance of a distilled model, by its card, and of others by diffusers.
-_DISTILLED: Final = 4, 1.0
-_OTHERS: Final = 50, 4.0
 
 
 @final
 @dataclass(frozen=True)
-class Flux2KleinOptions(RequestOptions):
-    """Options that requests may set on FLUX.2-klein only."""
+class Flux2Options(RequestOptions):
+    """Options that requests may set on FLUX.2 only."""
 
     max_sequence_length: int | None = option(
         "text tokens that the language model reads, padding and those around the "
@@ -65,9 +56,22 @@ class Flux2KleinOptions(RequestOptions):
     )
 
 
-@final
-class Flux2KleinPipeline(AutoencoderPipeline):
-    """Draws with FLUX.2-klein, distilled or not, from text and from pictures.
+@dataclass(frozen=True)
+class TextFiles:
+    """How a model's language model reads prompts."""
+
+    before: str
+    """What comes before each."""
+    after: str
+    """What comes after it."""
+    end: str
+    """The special token that its vocabulary has in any case."""
+    padding: str
+    """What texts are filled up with, where the tokenizer's files do not say."""
+
+
+class AbstractFlux2Pipeline(AutoencoderPipeline):
+    """Draws with a FLUX.2, from text and from pictures.
 
     Pictures of a request are tokens behind those that are drawn, through all blocks.
 
@@ -81,22 +85,8 @@ class Flux2KleinPipeline(AutoencoderPipeline):
     | ``vae_encoder.encode`` | picture to latents | each picture |
     """
 
-    components = {  # noqa: RUF012  # the documented contract is a plain class attribute
-        "text_encoder": Flux2KleinTextEncoder,
-        "transformer": Flux2Transformer,
-        "vae": AutoencoderKLDecoder,
-    }
     picture_components = {"vae_encoder": ("vae", AutoencoderKLEncoder)}  # noqa: RUF012
-    class_names: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
-        {
-            "scheduler": ("FlowMatchEulerDiscreteScheduler",),
-            "text_encoder": ("Qwen3ForCausalLM", "Qwen3Model"),
-            "tokenizer": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
-            "transformer": ("Flux2Transformer2DModel",),
-            "vae": ("AutoencoderKLFlux2",),
-        }
-    )
-    options_class = Flux2KleinOptions
+    options_class = Flux2Options
     lora_names = LORA_NAMES
     weight_ignores: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {
@@ -108,16 +98,24 @@ class Flux2KleinPipeline(AutoencoderPipeline):
             ),
         }
     )
-    weight_transforms = MappingProxyType(
-        {"text_encoder": text_weights, "transformer": transformer_weights}
-    )
     default_size = _SIDE, _SIDE
     default_negative_prompt = ""
+    text_files: ClassVar[TextFiles]
+    """Of the language model."""
 
     @classmethod
     def check_configs(cls, configs: Mapping[str, Mapping[str, Any]]) -> None:
         """Checks that the components are of one model."""
         transformer = flux2_config(configs["transformer"])
+        if transformer.guidance_embeds is not cls.has_guidance:
+            raise ModelLoadError(
+                f"flux2: transformer: guidance_embeds must be {cls.has_guidance} for "
+                f"{cls.__name__}, got {transformer.guidance_embeds}; does "
+                "model_index.json name another pipeline?"
+            )
+        encoder = (cls.components or {})["text_encoder"]
+        assert issubclass(encoder, CausalLMTextEncoder)
+        layers = encoder.output_layers
         vae = autoencoder_config(configs["vae"])
         text = causal_lm_config(configs["text_encoder"])
         if vae.batch_norm_eps is None:
@@ -131,27 +129,29 @@ class Flux2KleinPipeline(AutoencoderPipeline):
                 f"but with this vae it must take 4 * {vae.latent_channels}; are they "
                 "of one model?"
             )
-        if text.num_hidden_layers < max(OUTPUT_LAYERS):
+        if text.num_hidden_layers < max(layers):
             raise ModelLoadError(
-                f"flux2: text_encoder must have {max(OUTPUT_LAYERS)} layers or more, "
+                f"flux2: text_encoder must have {max(layers)} layers or more, "
                 f"got {text.num_hidden_layers}; is it of another model?"
             )
-        channels = len(OUTPUT_LAYERS) * text.hidden_size
+        channels = len(layers) * text.hidden_size
         if transformer.joint_attention_dim != channels:
             raise ModelLoadError(
                 "flux2: the transformer reads text states of "
                 f"{transformer.joint_attention_dim} channels, but text_encoder gives "
-                f"{len(OUTPUT_LAYERS)} * {text.hidden_size}; are they of one model?"
+                f"{len(layers)} * {text.hidden_size}; are they of one model?"
             )
 
     def init_remaining_components(self) -> None:
         """Loads the tokenizer and the sampler, and reads the sizes."""
         configs = self.pipeline_config.components
         folder = self.pipeline_config.path
-        assert folder is not None, "Flux2KleinPipeline is built by load_pipeline"
-        words = load_byte_level_tokenizer(folder / "tokenizer")
-        self._padding = padding_id(words, folder / "tokenizer")
-        self._tokenizer = TemplateTokenizer(words, _BEFORE, _AFTER)
+        assert folder is not None, "built by load_pipeline"
+        files, encoder = self.text_files, self._text_encoder
+        words = load_byte_level_tokenizer(folder / "tokenizer", files.end)
+        side = "left" if encoder.pads_before else "right"
+        self._padding = padding_id(words, folder / "tokenizer", side, files.padding)
+        self._tokenizer = TemplateTokenizer(words, files.before, files.after)
         rows = causal_lm_config(configs["text_encoder"]).vocab_size
         check_ids("tokenizer", self._tokenizer.vocab_size, rows)
         self.sampler = FlowMatchEulerSampler.from_config(
@@ -162,30 +162,13 @@ class Flux2KleinPipeline(AutoencoderPipeline):
         # An image token is 2 x 2 latent cells.
         self.token_channels = 4 * self._vae.latent_channels
         self.cell = 2 * 2 ** (len(self._vae.block_out_channels) - 1)
-        encoder = self.loaded["vae_encoder"]
-        assert isinstance(encoder, AutoencoderKLEncoder)
-        self.pictures = Flux2Pictures(encoder, self._vae)
-        told = read_json(folder / INDEX_NAME).get("is_distilled", False)
-        if not isinstance(told, bool):
-            raise ModelLoadError(
-                f"flux2: {INDEX_NAME}: is_distilled must be true or false, got {told!r}"
-            )
-        self._is_distilled = told
-        steps, scale = _DISTILLED if self._is_distilled else _OTHERS
-        self.default_num_inference_steps, self.default_true_cfg_scale = steps, scale
-
-    def default_sources(self) -> Mapping[str, str]:
-        """Returns where the defaults come from, by the request's names."""
-        kind = "distilled" if self._is_distilled else "not distilled"
-        own = dict.fromkeys(
-            ("num_inference_steps", "true_cfg_scale"), f"model_index.json: {kind}"
-        )
-        names = ("height", "width", "max_sequence_length", "negative_prompt")
-        return {**dict.fromkeys(names, "diffusers"), **own}
+        reader = self.loaded["vae_encoder"]
+        assert isinstance(reader, AutoencoderKLEncoder)
+        self.pictures = Flux2Pictures(reader, self._vae)
 
     def text_length(self, options: RequestOptions) -> int:
         """Returns the number of tokens that the language model reads, with padding."""
-        assert isinstance(options, Flux2KleinOptions)
+        assert isinstance(options, Flux2Options)
         return options.max_sequence_length or _TEXT_TOKENS
 
     def resolved_options(self, context: GenerationContext) -> Mapping[str, object]:
@@ -225,16 +208,22 @@ class Flux2KleinPipeline(AutoencoderPipeline):
 
         The transformer attends to both, as it was trained.
         """
+        encoder, given = self._text_encoder, tokens["text_encoder"]
+        length = context.text_tokens
+        ids = np.full((len(given), length), self._padding, np.int64)
+        is_text = np.zeros(ids.shape, np.bool_)
+        for row, mask, found in zip(ids, is_text, given, strict=True):
+            text = found[found != NO_TOKEN]
+            start = length - len(text) if encoder.pads_before else 0
+            row[start : start + len(text)] = text
+            mask[start : start + len(text)] = True
+        return {"text": encoder.encode(ids, is_text)}
+
+    @property
+    def _text_encoder(self) -> CausalLMTextEncoder:
         encoder = self.loaded["text_encoder"]
-        assert isinstance(encoder, Flux2KleinTextEncoder)
-        given = tokens["text_encoder"]
-        missing = context.text_tokens - given.shape[1]
-        ids = np.pad(given, ((0, 0), (0, missing)), constant_values=NO_TOKEN)
-        is_padding = ids == NO_TOKEN
-        counts = (~is_padding).sum(axis=1)
-        return {
-            "text": encoder.encode(np.where(is_padding, self._padding, ids), counts)
-        }
+        assert isinstance(encoder, CausalLMTextEncoder)
+        return encoder
 
     def _rotary(self, ids: np.ndarray) -> np.ndarray:
         sizes = self._sizes
