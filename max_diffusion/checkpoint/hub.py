@@ -53,6 +53,11 @@ def find_model(
     Raises:
         ModelLoadError: Neither a folder nor a repository that can be had.
     """
+    if not isinstance(path_or_repo_id, str | os.PathLike):
+        raise ModelLoadError(
+            "model: expected a name, a folder or a repository of the hub, got "
+            f"{path_or_repo_id!r:.80}"
+        )
     name = os.fspath(path_or_repo_id)
     if _is_folder(name):
         if revision is not None:

@@ -17,7 +17,8 @@ _POINTER = b"version https://git-lfs"
 
 def short_name(path: Path) -> str:
     """A file's name with its folder's, for messages; cut to 200 characters."""
-    name = f"{path.parent.name}/{path.name}"
+    folder = path.parent.name
+    name = f"{folder}/{path.name}" if folder else path.name
     return name if len(name) <= 200 else name[:199] + "…"
 
 

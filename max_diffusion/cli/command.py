@@ -94,7 +94,8 @@ def add_picture_options(add: Callable[..., Any]) -> None:
         default=[],
         metavar="FILE",
         help="start from this PNG, JPEG or WebP; its size is drawn unless another is "
-        "given; repeated for models that take several",
+        "given, in as many pixels as the model draws by default if it has more; "
+        "repeated for models that take several",
     )
     add(
         "--mask",

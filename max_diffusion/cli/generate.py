@@ -141,6 +141,8 @@ def resolve(args: argparse.Namespace) -> Job:
         if model is None:  # another model's transformer would not fit it
             transformer = transformer or like.text("transformer")
         model, dtype = model or like.text("model"), dtype or like.text("dtype")
+    if model == "":
+        raise RequestError("--model: expected a name or a folder, got nothing")
     output = Path(args.output)
     if not output.suffix:
         check_writable(output, "--output", *FORMATS)  # before it is numbered

@@ -72,8 +72,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         args, unknown = _parser(has_model_options=True).parse_known_args(arguments)
     if unknown:
         hint = ""
-        if COMMANDS[args.command].takes_model_options:
+        command = COMMANDS[args.command]
+        if command.takes_model_options and hasattr(args, "prompts"):
             hint = "give all prompts in a row, and --plugin for other models' options; "
+        elif command.takes_model_options:
+            hint = "give --plugin for other models' options; "
         raise RequestError(
             f"unrecognized arguments: {' '.join(unknown)}; {hint}see max-diffusion "
             f"{args.command} --help"

@@ -24,6 +24,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
     from ..caches import caches_from_text
     from ..core.loras import files_by_name
     from ..engine import EngineConfig
+    from ..errors import RequestError
     from ..serving.http import ServerSettings
     from ..serving.http.run import Model, serve
     from ..serving.http.settings import read_api_keys
@@ -54,6 +55,10 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
         max_batch=args.max_batch,
         memory_limit=memory_size("--memory-limit", args.memory_limit),
     )
+    if args.lora_memory is not None and not args.lora:
+        raise RequestError(
+            "--lora-memory: has no effect without --lora; leave it out, or name files"
+        )
     model = Model(
         path=args.model,
         device=args.device,

@@ -108,7 +108,10 @@ def _names(text: str) -> list[str]:
 
 
 def _print_tuning(result: TuningResult, files: Sequence[Path]) -> None:
-    print(f"{len(result.trials)} settings tried in {result.seconds:.0f} s")
+    print(
+        f"{len(result.trials)} settings tried, and the best of them validated, in "
+        f"{result.seconds:.0f} s"
+    )
     if result.is_met:
         print(
             f"{files[0]}: {result.winner.label}, on {result.others_words}: "

@@ -204,7 +204,8 @@ def contact_sheet(comparison: Comparison) -> Image.Image:
         prompt = " ".join(comparison.prompts[index].split())
         pen.text((16, y + 6), _fitted(prompt, font, size[0] - 32), _INK, font)
         reference = comparison.baseline.frames[index]
-        rows = ("cached", f"difference x{AMPLIFICATION}", "fewer steps", "difference")
+        amplified = f"difference x{AMPLIFICATION}"
+        rows = "cached", amplified, "fewer steps", amplified
         for line, name in enumerate(rows):
             place = (16, y + head + line * (cell_height + gap) + cell_height // 2)
             pen.text(place, name, _MUTED, small, "lm")

@@ -226,9 +226,9 @@ def runnable_caches(
         else pipeline.caches.resolve(item)
         for item in caches
     )
+    # That is drawn in any case: the others are compared with it.
+    configs = tuple(each for each in configs if not isinstance(each, NoCacheConfig))
     for index, config in enumerate(configs):
-        if isinstance(config, NoCacheConfig):
-            raise RequestError("caches: none is drawn anyway; leave it out")
         if config in configs[:index]:
             raise RequestError(
                 f"caches: {label_of(config)} is there twice; give each once"

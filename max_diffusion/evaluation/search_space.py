@@ -27,7 +27,8 @@ def coarse(method: str) -> list[AbstractCacheConfig]:
     """
     if method not in tunable_caches():
         raise RequestError(
-            f"tune: expected {', '.join(tunable_caches())}, got {method!r}"
+            f"tune: expected {', '.join(tunable_caches())}, without options, got "
+            f"{method!r:.80}; leave it out for all"
         )
     ladders = CACHES[method].coarse
     found: list[AbstractCacheConfig] = []

@@ -29,7 +29,7 @@ def resolve_device(name: str, threads: int | None = None) -> Device:
             than run in this process already.
         DeviceError: That GPU is not there.
     """
-    kind, _, index = name.partition(":")
+    kind, _, index = name.partition(":") if isinstance(name, str) else ("", "", "")
     is_known = kind in ("auto", "cpu", "gpu") and (not index or kind == "gpu")
     if not is_known or (index and not index.isdigit()):
         raise RequestError(

@@ -348,6 +348,10 @@ def read_calibration(
     """What was given, or the model's own if it has one."""
     if isinstance(given, Calibration):
         return given
+    if not isinstance(given, str | os.PathLike | None):
+        raise RequestError(
+            f"calibration: expected a file, or what one holds, got {given!r:.80}"
+        )
     own = folder / CALIBRATION_FILE
     if given is None and not own.is_file():
         return Calibration()

@@ -214,6 +214,7 @@ def test_help_lists_every_cache_and_its_options() -> None:
         (["a", "--steps", "1", "b"], 2, "unrecognized arguments: b; give all prompts"),
         (["a", "--cache", "tea"], 2, "fastercache, got 'tea'"),
         (["a", "--cache-option", "x=1"], 2, "none has no option 'x'; it has none"),
+        (["a", "--model", ""], 2, "--model: expected a name or a folder, got nothing"),
         (["a", "--device", "tpu"], 2, "expected auto, cpu, gpu or gpu:INDEX"),
         (["a", "--device", "cpu:7"], 2, "expected auto, cpu, gpu or gpu:INDEX"),
         (["a", "--device", "gpu:77"], 5, "GPUs here"),

@@ -316,7 +316,7 @@ def test_tune_writes_a_cache_that_generate_takes(
     config = read_cache_file(tmp_path / "y" / "cache.json")
     assert isinstance(config, TeaCacheConfig)
     lines = output.splitlines()
-    assert "settings tried in" in lines[0]
+    assert "settings tried, and the best" in lines[0]
     assert lines[1].startswith(f"y/cache.json: teacache:threshold={config.threshold}, ")
     assert lines[2] == "y/report.html: open it in a browser"
     assert given["caches"] == tuple(CACHES)

@@ -451,7 +451,6 @@ def test_sizes_and_guidance_reach_the_pipeline() -> None:
     [
         ({"prompts": []}, "prompts: expected at least one"),
         ({"caches": ["pab"]}, "cache: no pab here"),
-        ({"caches": ["none"]}, "none is drawn anyway"),
         ({"num_inference_steps": 0}, "num_inference_steps must be at least 1, got 0"),
         ({"runs": 0}, "compare: runs must be at least 1, got 0"),
         ({"runs": 1001}, "compare: runs must be at most 1000, got 1001"),

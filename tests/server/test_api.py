@@ -283,7 +283,13 @@ def test_answers_name_the_model_as_it_is_served(demo: TextToImagePipeline) -> No
         ({"prompt": "x", "n": 11}, 400, "n", "at most 10 pictures, got 11"),
         ({"prompt": "x", "n": "2"}, 422, "n", "valid integer, got '2'"),
         ({"prompt": "x", "n": True}, 422, "n", "valid integer"),
-        ({"prompt": "x", "size": "big"}, 422, "size", "got 'big'"),
+        (
+            {"prompt": "x", "size": "64X64"},
+            422,
+            "size",
+            "size: expected WIDTHxHEIGHT in pixels, or auto for the model's own, got "
+            "'64X64'",
+        ),
         ({"prompt": "x", "size": "512x64"}, 400, "size", "at most 256 pixels a side"),
         ({"prompt": "x", "size": "100x128"}, 400, "width", "nearest: 96 or 112"),
         ({"prompt": "x", "steps": 5001}, 400, "steps", "at most 5000 steps"),

@@ -49,7 +49,7 @@ def test_sigterm_finishes_what_was_asked_and_exits_0() -> None:
         wait_until(lambda: is_up(url, "/health/live"))
         wait_until(lambda: is_up(url))
         answers: list[httpx.Response] = []
-        body = BODY | {"steps": 300}
+        body = BODY | {"steps": 900}
         thread = threading.Thread(
             target=lambda: answers.append(
                 httpx.post(f"{url}/v1/images/generations", json=body, timeout=60)
@@ -58,10 +58,17 @@ def test_sigterm_finishes_what_was_asked_and_exits_0() -> None:
         thread.start()
         wait_until(lambda: httpx.get(f"{url}/health").json()["running"] == 1)
         process.send_signal(signal.SIGTERM)
+        # Those who ask whether it lives or draws are told, until it ends.
+        wait_until(lambda: httpx.get(f"{url}/health").status_code == 503)
+        assert is_up(url, "/health/live")
+        refused = httpx.post(f"{url}/v1/images/generations", json=BODY, timeout=60)
+        assert refused.status_code == 503
+        assert refused.json()["error"]["code"] == "draining"
+        assert not answers
         thread.join(60)
         assert process.wait(60) == 0
         assert answers[0].status_code == 200
-        assert answers[0].json()["max_diffusion"]["total_passes"] == 300
+        assert answers[0].json()["max_diffusion"]["total_passes"] == 900
         text = process.stderr.read()
         assert "finishing what was asked" in text
         assert text.rstrip().endswith("stopped")
@@ -112,7 +119,8 @@ def test_a_second_signal_ends_at_once() -> None:
             lines = stream.iter_lines()
             next(lines)
             process.send_signal(signal.SIGINT)
-            wait_until(lambda: not is_up(url, "/health/live"))
+            wait_until(lambda: not is_up(url))
+            assert is_up(url, "/health/live")
             process.send_signal(signal.SIGINT)
             assert process.wait(30) in (0, 130)
 
@@ -153,6 +161,8 @@ def test_a_model_that_is_not_whole_is_said(tmp_path: Path) -> None:
     [
         (["--model", "/nowhere"], 3, "/nowhere"),
         (["--cache", "foo"], 2, "--cache: expected none, taylorseer"),
+        (["--lora-memory", "1GiB"], 2, "--lora-memory: has no effect without --lora"),
+        (["--lora", "a=x.safetensors"], 3, "error: x.safetensors: cannot be read"),
         (["--caches", "none,foo"], 2, "--caches: expected all, or none, taylorseer"),
         (["--caches", "auto:x=1"], 2, "--caches: auto has no option 'x'; it has"),
         (["--port", "70000"], 2, "--port: expected 0 to 65535, got 70000"),

@@ -430,7 +430,12 @@ def test_seconds_are_frames(body: dict[str, Any], told: Any, is_form: bool) -> N
         ),
         ({"num_frames": 0}, 422, "num_frames", "greater than or equal to 1, got 0"),
         ({"fps": 1000}, 422, "fps", "less than or equal to 120, got 1000"),
-        ({"size": "big"}, 422, "size", "should match pattern"),
+        (
+            {"size": "big"},
+            422,
+            "size",
+            "expected WIDTHxHEIGHT in pixels, or auto for the model's own, got 'big'",
+        ),
         ({"size": "9999x64"}, 400, "size", "at most 2048 pixels a side, got 9999"),
         ({"steps": 201}, 400, "steps", "at most 200 steps, got 201"),
         ({"timeout": 601}, 400, "timeout", "at most 600 seconds, got 601"),

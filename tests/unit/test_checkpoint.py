@@ -20,9 +20,10 @@ from max.dtype import DType
 from safetensors.torch import load_file, save_file
 
 from graphs.weights import WeightSlot, WeightSpec
-from max_diffusion import ModelLoadError, open_model
+from max_diffusion import ModelLoadError, load_pipeline, open_model
 from max_diffusion.checkpoint import ComponentWeights, ModelFolder, find_model
 from max_diffusion.core.buffers import to_numpy
+from max_diffusion.errors import MaxDiffusionError
 from max_diffusion.pipelines.families import PIPELINES
 from max_diffusion.pipelines.opening import open_folder
 
@@ -458,7 +459,7 @@ def test_folders_of_other_tasks_with_the_same_parts_are_opened(
         "FluxControlPipeline",
         "FluxControlNetPipeline",
         "FluxPriorReduxPipeline",
-        "Flux2Pipeline",
+        "Flux2KleinKVPipeline",
     ],
 )
 def test_folders_of_other_parts_are_refused_by_name(
@@ -537,6 +538,22 @@ def test_messages_name_a_folder_that_is_given_as_a_dot(
 def test_neither_folder_nor_repository(tmp_path: Path) -> None:
     with pytest.raises(ModelLoadError, match="is no folder here and no hub repository"):
         find_model(str(tmp_path / "nothing" / "here" / "x"))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"path_or_repo_id": None}, "model: expected a name, a folder or a repos"),
+        ({"path_or_repo_id": 5}, "model: expected a name, .* got 5"),
+        ({"device": 5}, "device: expected auto, cpu, gpu or gpu:INDEX, got 5"),
+        ({"device": None}, "device: expected auto, .* got None"),
+        ({"calibration": 5}, "calibration: expected a file, or what one holds, got 5"),
+    ],
+)
+def test_what_is_of_another_type_is_one_line(given: Any, message: str) -> None:
+    with pytest.raises(MaxDiffusionError, match=message) as caught:
+        load_pipeline(**({"path_or_repo_id": "demo", "device": "cpu"} | given))
+    assert "\n" not in str(caught.value)
 
 
 def test_hub_out_of_reach_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ class DrawingRequest(BaseModel):
         str | None,
         Field(
             pattern=r"^(auto|[1-9][0-9]{0,4}x[1-9][0-9]{0,4})$",
-            description="WIDTHxHEIGHT in pixels; auto is the model's own.",
+            description="WIDTHxHEIGHT in pixels, or auto for the model's own.",
         ),
     ] = None
     user: Annotated[

@@ -174,6 +174,11 @@ def not_valid(
     if isinstance(cause, TwoNamesError):
         return ApiError(422, str(cause), code="invalid_value", param=cause.param)
     message = f"{where}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+    field = schema.model_fields.get(where)
+    is_pattern = first["type"] == "string_pattern_mismatch" and where not in FIXES
+    if is_pattern and field is not None and field.description:
+        # In words: few read patterns.
+        message = f"{where}: expected {field.description.rstrip('.')}"
     if first["type"] == "extra_forbidden":
         message = (
             f"{where}: no such field; {_instead(where, schema)}GET /docs lists them"

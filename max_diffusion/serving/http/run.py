@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 SWITCH_SECONDS: Final = 0.0005
 """Seconds after which Python may switch threads, in a process that has an engine."""
+# For what was cancelled to say so.
+_CANCEL_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -132,8 +135,8 @@ def serve(
         log_config=None,
         access_log=has_access_log,
         lifespan="off",
-        # After what was cancelled had the time to say so.
-        timeout_graceful_shutdown=math.ceil(drain_seconds) + 5,
+        # For answers that are being sent when all is drawn.
+        timeout_graceful_shutdown=math.ceil(drain_seconds + _CANCEL_SECONDS),
     )
     server = _Server(uvicorn_config)
     loading = _Loading(model, config, backend, server)
@@ -196,20 +199,36 @@ async def _run(
     drain_seconds: float,
 ) -> None:
     loop = asyncio.get_running_loop()
+    # Until when requests that were asked for may take; none while there is no signal.
+    deadline: float | None = None
+    draining: asyncio.Task[None] | None = None
 
     def cancel() -> None:
         # Clients are told, as of any request that is cancelled.
         if loading.engine is not None:
             loading.engine.cancel_all()
 
+    async def drain() -> None:
+        """Answers until all is drawn: that it is alive, and that others must ask."""
+        engine = loading.engine
+        while engine is not None and loop.time() < (deadline or 0):
+            stats = engine.stats()
+            if not stats.queued and not stats.running:
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        server.should_exit = True
+
     def stop() -> None:
-        if server.should_exit:
+        nonlocal deadline, draining
+        if draining is not None:
             logger.info("cancelling what is left")
+            deadline = loop.time() + _CANCEL_SECONDS
             cancel()
             return
         backend.drain()
-        server.should_exit = True
+        deadline = loop.time() + drain_seconds + _CANCEL_SECONDS
         loop.call_later(drain_seconds, cancel)
+        draining = loop.create_task(drain())
         logger.info("finishing what was asked; a second signal cancels it")
 
     for number in (signal.SIGTERM, signal.SIGINT):
