@@ -248,8 +248,8 @@ def test_a_class_that_is_not_supported_is_refused_before_it_is_fetched(
     assert control["error"] == (
         "one/control: model_index.json names 'FluxControlPipeline'; supported are "
         "FluxPipeline, FluxImg2ImgPipeline, FluxInpaintPipeline, FluxKontextPipeline, "
-        "FluxFillPipeline, CogVideoXPipeline, QwenImagePipeline, Flux2KleinPipeline, "
-        "ZImagePipeline; "
+        "FluxFillPipeline, CogVideoXPipeline, QwenImagePipeline, Flux2Pipeline, "
+        "Flux2KleinPipeline, ZImagePipeline; "
         "others are made known by register_model, on the command line by --plugin"
     )
     assert null["error"] == (
