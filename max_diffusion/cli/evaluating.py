@@ -32,21 +32,27 @@ if TYPE_CHECKING:
     from ..pipelines.text_to_image import TextToImagePipeline
 
 
-def read_prompts(given: Sequence[str], file: str | None) -> tuple[str, ...] | None:
+def read_prompts(
+    given: Sequence[str], file: str | None, option: str = "--prompts-file"
+) -> tuple[str, ...] | None:
     """Returns the command line's prompts, or a file's, which has one per line."""
     if file is None:
         return tuple(given) or None
     if given:
-        raise RequestError("--prompts-file: give prompts there or as words, not both")
+        raise RequestError(f"{option}: give prompts there or as words, not both")
     try:
         lines = read_lines(Path(file))
     except OSError as err:
-        raise RequestError(f"{file} cannot be read ({err.strerror})") from err
+        raise RequestError(
+            f"{option}: {file} cannot be read ({err.strerror}); check the path"
+        ) from err
     except UnicodeDecodeError as err:
-        raise RequestError(f"{file} is no UTF-8 text; write one prompt a line") from err
+        raise RequestError(
+            f"{option}: {file} is no UTF-8 text; write one prompt a line"
+        ) from err
     prompts = tuple(line.strip() for line in lines if line.strip())
     if not prompts:
-        raise RequestError(f"{file} holds no prompt; write one a line")
+        raise RequestError(f"{option}: {file} holds no prompt; write one a line")
     return prompts
 
 
@@ -162,7 +168,7 @@ def add_evaluation_options(add: Callable[..., Any]) -> None:
         dest="guidance_scale",
         type=float,
         metavar="SCALE",
-        help="guidance scale of distilled models, 3.5",
+        help="guidance scale of distilled models; default: the model's",
     )
     add(
         "--seed", type=int, default=0, help="of the first prompt; the next has the next"

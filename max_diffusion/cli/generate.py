@@ -269,7 +269,7 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         "--output",
         default="out.png",
         help=".png, .jpg, .jpeg, .webp or .gif, of videos .mp4, .webp or .gif; of "
-        "several: out-1.png ...",
+        "several: out-1.png ...; default out.png, and what is there is replaced",
     )
     add("--height", type=int, help="pixels; default: the model's")
     add("--width", type=int, help="pixels; default: the model's")
@@ -285,7 +285,7 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
         dest="guidance_scale",
         type=float,
         metavar="SCALE",
-        help="guidance scale of distilled models, 3.5",
+        help="guidance scale of distilled models; default: the model's",
     )
     add(
         *flags("true_cfg_scale"),

@@ -123,7 +123,7 @@ def _add_options(add: Callable[..., Any]) -> None:
     )
     add_running_options(add)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is all")
-    add("--port", type=int, default=8000, help="0 is any that is free")
+    add("--port", type=int, default=8000, help="default 8000; 0 is any that is free")
     add("--served-model-name", metavar="ID", help="id of the model for clients")
     add("--api-key", action="append", default=[], metavar="KEY", help="may be repeated")
     add("--api-key-file", metavar="FILE", help="a key a line; not seen by ps")

@@ -43,7 +43,7 @@ def _tune(args: argparse.Namespace, interruption: Interruption) -> None:
     for name in methods or ():
         coarse(name)  # raises if there is none
     prompts = read_prompts(args.prompts, args.prompts_file)
-    unseen = read_prompts([], args.validation_file)
+    unseen = read_prompts([], args.validation_file, "--validation-file")
     # As much as can be told before loading and compiling, which take minutes.
     if not args.budget > 0:
         raise RequestError(f"--budget: expected seconds above 0, got {args.budget:g}")

@@ -18,7 +18,7 @@ from .ldm_autoencoder import from_ldm, is_ldm
 from .packed_decoder import PackedDecoder
 from .t5 import T5TextEncoder, t5_config
 from .texts import notes_of_cuts
-from .tokenizer_files import check_ids
+from .tokenizer_files import check_ids, require_special_tokens
 from .tokenizers import AbstractTokenizer, load_clip_tokenizer, load_t5_tokenizer
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "notes_of_cuts",
     "padding_id",
     "require_one_of",
+    "require_special_tokens",
     "select_fields",
     "t5_config",
 ]

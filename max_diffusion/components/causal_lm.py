@@ -42,9 +42,9 @@ def causal_lm_config(
     Raises:
         ModelLoadError: It is another kind of model, or its sizes do not fit each other.
     """
-    given = {**config, **(config.get("text_config") or {})}
+    given = {**config, **_mapping(config.get("text_config"), where, "text_config")}
     known = {name: value for name, value in given.items() if value is not None}
-    kind = str(config.get("model_type", "")).removesuffix("_text")
+    kind = str(known.get("model_type", "")).removesuffix("_text")
     require_one_of(where, "model_type", kind, tuple(_KINDS))
     require_one_of(where, "hidden_act", known.get("hidden_act", "silu"), ("silu",))
     # Mistral's has no word of its own for whether it is used.
@@ -55,13 +55,12 @@ def causal_lm_config(
             "see all before them here"
         )
     # transformers 5 keeps what was rope_scaling and rope_theta in one place.
-    rope = known.get("rope_parameters") or known.get("rope_scaling") or {}
+    rope = known.get("rope_parameters") or known.get("rope_scaling")
+    rope = _mapping(rope, where, "rope_parameters")
     scaling = rope.get("rope_type", rope.get("type", "default"))
     require_one_of(where, "rope_type", scaling, ("default", "mrope"))
-    if "rope_theta" in rope:
+    if rope.get("rope_theta") is not None:
         known["rope_theta"] = rope["rope_theta"]
-    if "rope_theta" in known:
-        known["rope_theta"] = float(known["rope_theta"])
     heads, width = known.get("num_attention_heads"), known.get("hidden_size")
     if "head_dim" not in known and isinstance(heads, int) and isinstance(width, int):
         known["head_dim"] = width // max(heads, 1)
@@ -71,6 +70,10 @@ def causal_lm_config(
     known["has_output_bias"] = not has_bias and known["has_qkv_bias"]
     known["has_qk_norm"] = has_norm
     sizes = select_fields(CausalLMConfig, known, where)
+    if not 1 < sizes.rope_theta < float("inf"):
+        raise ModelLoadError(
+            f"{where}: rope_theta must be above 1, got {sizes.rope_theta:g}"
+        )
     if sizes.num_attention_heads % sizes.num_key_value_heads or sizes.head_dim % 2:
         raise ModelLoadError(
             f"{where}: config.json's num_attention_heads must be a multiple of "
@@ -91,12 +94,24 @@ def causal_lm_weights(
     """
     names = weights.tensors
     prefixes = ("language_model.model.", "model.language_model.", "model.", "")
-    prefix = next(p for p in prefixes if any(name.startswith(p) for name in names))
+    prefix = next(
+        (p for p in prefixes if any(name.startswith(p) for name in names)), ""
+    )
     left = ("visual.*", "vision_tower.*", "multi_modal_projector.*", "lm_head.*")
     rest = weights.without(
         *left, *(f"model.{each}" for each in left), "language_model.lm_head.*"
     )
     return rest.renamed(lambda name: prefix + name)
+
+
+def _mapping(value: object, where: str, name: str) -> Mapping[str, Any]:
+    """A part of ``config.json`` that holds settings by name; empty where it is null."""
+    if value is not None and not isinstance(value, Mapping):
+        raise ModelLoadError(
+            f"{where}: config.json's {name} must be an object, got {value!r:.80}; "
+            "download it again"
+        )
+    return value or {}
 
 
 class CausalLMTextEncoder(ComponentModel):

@@ -126,6 +126,23 @@ def token_id(tokenizer: Tokenizer, path: Path, token: str) -> int:
     return int(found)
 
 
+def require_special_tokens(
+    tokenizer: Tokenizer, path: Path, tokens: Sequence[str]
+) -> None:
+    """Checks that tokens of a template are cut out of texts before all else.
+
+    Raises:
+        ModelLoadError: One is not; it would be read as the letters of its name.
+    """
+    known = {one.content for one in tokenizer.get_added_tokens_decoder().values()}
+    missing = [token for token in tokens if token not in known]
+    if missing:
+        raise ModelLoadError(
+            f"{path.name}: {', '.join(missing)} must be special tokens, as the model "
+            "was trained; download the tokenizer again, or give the model's own"
+        )
+
+
 def add_special_tokens(
     tokenizer: Tokenizer,
     path: Path,

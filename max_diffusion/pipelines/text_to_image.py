@@ -339,9 +339,9 @@ class TextToImagePipeline(DiffusionPipeline):
             width: Likewise.
             num_inference_steps: Denoising steps; default the model's (FLUX.1: 28, or 4
                 without guidance embedding), which the report names.
-            guidance_scale: Input of a guidance-distilled model, default 3.5. On other
-                models it does nothing: up to 1, which asks for no guidance, that is
-                as it should be, above it the report warns.
+            guidance_scale: Input of a guidance-distilled model, default its own. On
+                other models it does nothing: up to 1, which asks for no guidance, that
+                is as it should be, above it the report warns.
             true_cfg_scale: Classifier-free guidance by a second pass, above 1 with a
                 negative prompt; doubles the time.
             negative_prompt: What the second pass is told, of all prompts or of each;
@@ -350,7 +350,7 @@ class TextToImagePipeline(DiffusionPipeline):
             seed: Noise of ``torch.Generator("cpu").manual_seed(seed)``, of which all
                 pictures share one stream; or one seed for each picture, which is then
                 the same when it is drawn alone. Random if ``None``, and then in the
-                report.
+                report; -1 is a seed like others here, as in torch.
             num_images_per_prompt: Pictures of each prompt.
             sigmas: A schedule of your own: decreasing, in (0, 1], without the final 0.
             image: A picture to start from: a path, a file's bytes, an image of Pillow's

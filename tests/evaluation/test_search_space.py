@@ -95,6 +95,7 @@ def test_neighbours_of_a_setting_in_the_middle() -> None:
 
 @pytest.mark.parametrize("name", ["none", "tea", ""])
 def test_methods_without_ladders_are_an_error(name: str) -> None:
-    message = f"tune: expected {', '.join(tunable_caches())}, got {name!r}"
+    known = ", ".join(tunable_caches())
+    message = f"tune: expected {known}, without options, got {name!r}; leave it out"
     with pytest.raises(RequestError, match=message):
         coarse(name)

@@ -19,6 +19,7 @@ from folders import TEST_GRAPHS, copy_folder
 from max.driver import CPU
 from pictures import psnr, scene
 from PIL import Image
+from safetensors.torch import save_file
 
 from max_diffusion import (
     AbstractCacheConfig,
@@ -241,6 +242,14 @@ def changed(part: str, name: str, value: object) -> Callable[[Path], None]:
     return change
 
 
+def replaced(part: str, old: str, new: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / part
+        path.write_text(path.read_text().replace(old, new))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -259,6 +268,36 @@ def changed(part: str, name: str, value: object) -> Callable[[Path], None]:
         (
             changed("text_encoder/config.json", "num_hidden_layers", 29),
             "text_encoder must have 30 layers or more, got 29",
+        ),
+        (
+            changed("text_encoder/config.json", "rope_parameters", [1]),
+            r"config.json's rope_parameters must be an object, got \[1\]",
+        ),
+        (
+            changed("text_encoder/config.json", "rope_parameters", {"rope_theta": 0.5}),
+            "text_encoder: rope_theta must be above 1, got 0.5",
+        ),
+        (
+            changed("text_encoder/config.json", "rope_parameters", {"rope_theta": "x"}),
+            "config.json's rope_theta must be a number, got 'x'",
+        ),
+        (
+            changed("text_encoder/config.json", "model_type", "llama"),
+            "model_type must be qwen2 or .* got 'llama'",
+        ),
+        (
+            lambda folder: (folder / "text_encoder" / "config.json").write_text(
+                '{"model_type": "mistral3", "text_config": "x"}'
+            ),
+            "config.json's text_config must be an object, got 'x'",
+        ),
+        (
+            lambda folder: save_file({}, folder / "text_encoder/model.safetensors"),
+            "text_encoder: .* weights missing: ",
+        ),
+        (
+            replaced("tokenizer/tokenizer.json", "[INST]", "[DO]"),
+            r"tokenizer: \[INST\] must be special tokens, as the model was trained",
         ),
         (
             changed("model_index.json", "_class_name", "Flux2KleinPipeline"),

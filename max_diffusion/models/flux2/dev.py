@@ -55,6 +55,7 @@ class Flux2Pipeline(AbstractFlux2Pipeline):
     text_files = TextFiles(
         before=f"<s>[SYSTEM_PROMPT]{_SYSTEM}[/SYSTEM_PROMPT][INST]",
         after="[/INST]",
+        tokens=("<s>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"),
         end="</s>",
         padding="<pad>",
     )

@@ -47,6 +47,7 @@ class Flux2KleinPipeline(AbstractFlux2Pipeline):
     text_files = TextFiles(
         before="<|im_start|>user\n",
         after="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
+        tokens=("<|im_start|>", "<|im_end|>"),
         end="<|endoftext|>",
         padding="<|endoftext|>",
     )

@@ -28,6 +28,7 @@ class Flux2Pictures(AutoencoderPictures):
 
     taken = frozenset(("image",))
     max_pictures = 10
+    instead_of_more = "send fewer"
     most_read_pixels = _MOST_PIXELS
 
     def references(

@@ -23,6 +23,7 @@ from ...components import (
     load_byte_level_tokenizer,
     notes_of_cuts,
     padding_id,
+    require_special_tokens,
 )
 from ...core.grid import Grid
 from ...core.options import RequestOptions, option
@@ -66,6 +67,8 @@ class TextFiles:
     """What comes after it."""
     end: str
     """The special token that its vocabulary has in any case."""
+    tokens: tuple[str, ...]
+    """The special tokens among these."""
     padding: str
     """What texts are filled up with, where the tokenizer's files do not say."""
 
@@ -149,6 +152,7 @@ class AbstractFlux2Pipeline(AutoencoderPipeline):
         assert folder is not None, "built by load_pipeline"
         files, encoder = self.text_files, self._text_encoder
         words = load_byte_level_tokenizer(folder / "tokenizer", files.end)
+        require_special_tokens(words, folder / "tokenizer", files.tokens)
         side = "left" if encoder.pads_before else "right"
         self._padding = padding_id(words, folder / "tokenizer", side, files.padding)
         self._tokenizer = TemplateTokenizer(words, files.before, files.after)

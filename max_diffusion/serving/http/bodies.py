@@ -121,7 +121,8 @@ class DrawingRequest(BaseModel):
             le=100,
             allow_inf_nan=False,
             validation_alias=also("guidance"),
-            description="Guidance scale of guidance-distilled models; 3.5. Or "
+            description="Guidance scale of guidance-distilled models; default the "
+            "model's. Or "
             "guidance_scale.",
         ),
     ] = None
