@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--guidance", type=float, default=6.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--cache", default="none")
     parser.add_argument("--batch", type=int, default=5)
     parser.add_argument("--output", type=Path, required=True)
