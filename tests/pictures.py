@@ -10,6 +10,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 
+def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest error of an array, over the reference's largest value."""
+    assert ours.shape == theirs.shape
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal to noise ratio of uint8 pictures, dB."""
     error = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)

@@ -18,7 +18,7 @@ import torch
 from flux2_folder import make_flux2_folder, open_flux2_in_diffusers
 from folders import TEST_GRAPHS, copy_folder
 from max.driver import CPU, Buffer
-from pictures import psnr, scene
+from pictures import psnr, relative, scene
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -115,11 +115,6 @@ def distilled(flux2_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     index = json.loads(path.read_text())
     path.write_text(json.dumps({**index, "is_distilled": True}))
     return opened(folder)
-
-
-def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 # Components.

@@ -17,7 +17,7 @@ from diffusers import Flux2Pipeline
 from flux2_dev_folder import make_flux2_dev_folder, open_flux2_dev_in_diffusers
 from folders import TEST_GRAPHS, copy_folder
 from max.driver import CPU
-from pictures import psnr, scene
+from pictures import psnr, relative, scene
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -73,11 +73,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(folder: Path) -> Pair:
     ours = load_pipeline(folder, device="cpu", precompiled=GRAPHS, takes_pictures=True)
     return Pair(ours, open_flux2_dev_in_diffusers(folder))
-
-
-def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def test_text_states_equal_transformers(pair: Pair) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from folders import TEST_GRAPHS
 from max.driver import CPU, Buffer
-from pictures import psnr
+from pictures import psnr, relative
 from qwen_folder import open_qwen_in_diffusers
 
 from graphs.denoiser import ModuleLevel
@@ -119,11 +119,6 @@ def pair(qwen_folder: Path) -> Pair:
 
 def on_device(arrays: dict[str, np.ndarray]) -> dict[str, Buffer]:
     return {name: to_device(array, CPU()) for name, array in arrays.items()}
-
-
-def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 # Components.

@@ -16,7 +16,7 @@ import pytest
 import torch
 from folders import TEST_GRAPHS, copy_folder
 from max.driver import CPU
-from pictures import psnr
+from pictures import psnr, relative
 from z_image_folder import make_z_image_folder, open_z_image_in_diffusers
 
 from max_diffusion import (
@@ -91,11 +91,6 @@ def pair(z_image_folder: Path) -> Pair:
         precompiled=[TEST_GRAPHS / "z-image"],
     )
     return Pair(ours, open_z_image_in_diffusers(z_image_folder))
-
-
-def relative(ours: np.ndarray, theirs: np.ndarray) -> float:
-    assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
 def test_text_states_equal_transformers(pair: Pair) -> None:

@@ -12,7 +12,7 @@ from ...core.request import PromptTexts
 from ...pipelines import Tokenized
 from .components import Flux2TextEncoder, Flux2Transformer
 from .config import text_weights, transformer_weights
-from .pipeline import AbstractFlux2Pipeline, TextFiles
+from .pipeline import SHARED_CLASSES, AbstractFlux2Pipeline, PromptTemplate
 
 # What Black Forest Labs tells the language model before every prompt.
 _SYSTEM: Final = (
@@ -38,11 +38,9 @@ class Flux2Pipeline(AbstractFlux2Pipeline):
     }
     class_names: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {
-            "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+            **SHARED_CLASSES,
             "text_encoder": ("Mistral3ForConditionalGeneration",),
             "tokenizer": ("PixtralProcessor",),
-            "transformer": ("Flux2Transformer2DModel",),
-            "vae": ("AutoencoderKLFlux2",),
         }
     )
     weight_transforms = MappingProxyType(
@@ -52,7 +50,7 @@ class Flux2Pipeline(AbstractFlux2Pipeline):
         }
     )
     # Mistral's template of a chat.
-    text_files = TextFiles(
+    template = PromptTemplate(
         before=f"<s>[SYSTEM_PROMPT]{_SYSTEM}[/SYSTEM_PROMPT][INST]",
         after="[/INST]",
         tokens=("<s>", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[INST]", "[/INST]"),

@@ -12,7 +12,7 @@ from ...components import AutoencoderKLDecoder
 from ...errors import ModelLoadError
 from .components import Flux2KleinTextEncoder, Flux2Transformer
 from .config import text_weights, transformer_weights
-from .pipeline import AbstractFlux2Pipeline, TextFiles
+from .pipeline import SHARED_CLASSES, AbstractFlux2Pipeline, PromptTemplate
 
 # Steps and guidance of a distilled model, by its card, and of others by diffusers.
 _DISTILLED: Final = 4, 1.0
@@ -30,11 +30,9 @@ class Flux2KleinPipeline(AbstractFlux2Pipeline):
     }
     class_names: ClassVar[Mapping[str, tuple[str, ...]]] = MappingProxyType(
         {
-            "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+            **SHARED_CLASSES,
             "text_encoder": ("Qwen3ForCausalLM", "Qwen3Model"),
             "tokenizer": ("Qwen2Tokenizer", "Qwen2TokenizerFast"),
-            "transformer": ("Flux2Transformer2DModel",),
-            "vae": ("AutoencoderKLFlux2",),
         }
     )
     weight_transforms = MappingProxyType(
@@ -44,7 +42,7 @@ class Flux2KleinPipeline(AbstractFlux2Pipeline):
         }
     )
     # Qwen3's template of a chat, without thinking.
-    text_files = TextFiles(
+    template = PromptTemplate(
         before="<|im_start|>user\n",
         after="<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
         tokens=("<|im_start|>", "<|im_end|>"),

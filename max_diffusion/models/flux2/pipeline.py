@@ -37,6 +37,14 @@ from .lora_names import LORA_NAMES
 from .noise import packed_noise
 from .pictures import Flux2Pictures
 
+SHARED_CLASSES: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "scheduler": ("FlowMatchEulerDiscreteScheduler",),
+        "transformer": ("Flux2Transformer2DModel",),
+        "vae": ("AutoencoderKLFlux2",),
+    }
+)
+"""Classes that saved the components that all have, by their roles."""
 _TEXT_TOKENS: Final = 512
 _SIDE: Final = 1024
 # Along the first axis of positions: what is drawn is at 0, references follow.
@@ -58,8 +66,8 @@ class Flux2Options(RequestOptions):
 
 
 @dataclass(frozen=True)
-class TextFiles:
-    """How a model's language model reads prompts."""
+class PromptTemplate:
+    """The template of a chat in which a language model reads prompts."""
 
     before: str
     """What comes before each."""
@@ -103,7 +111,7 @@ class AbstractFlux2Pipeline(AutoencoderPipeline):
     )
     default_size = _SIDE, _SIDE
     default_negative_prompt = ""
-    text_files: ClassVar[TextFiles]
+    template: ClassVar[PromptTemplate]
     """Of the language model."""
 
     @classmethod
@@ -150,12 +158,12 @@ class AbstractFlux2Pipeline(AutoencoderPipeline):
         configs = self.pipeline_config.components
         folder = self.pipeline_config.path
         assert folder is not None, "built by load_pipeline"
-        files, encoder = self.text_files, self._text_encoder
-        words = load_byte_level_tokenizer(folder / "tokenizer", files.end)
-        require_special_tokens(words, folder / "tokenizer", files.tokens)
+        template, encoder = self.template, self._text_encoder
+        words = load_byte_level_tokenizer(folder / "tokenizer", template.end)
+        require_special_tokens(words, folder / "tokenizer", template.tokens)
         side = "left" if encoder.pads_before else "right"
-        self._padding = padding_id(words, folder / "tokenizer", side, files.padding)
-        self._tokenizer = TemplateTokenizer(words, files.before, files.after)
+        self._padding = padding_id(words, folder / "tokenizer", side, template.padding)
+        self._tokenizer = TemplateTokenizer(words, template.before, template.after)
         rows = causal_lm_config(configs["text_encoder"]).vocab_size
         check_ids("tokenizer", self._tokenizer.vocab_size, rows)
         self.sampler = FlowMatchEulerSampler.from_config(
