@@ -42,10 +42,12 @@ def causal_lm_config(
     Raises:
         ModelLoadError: It is another kind of model, or its sizes do not fit each other.
     """
-    given = {**config, **_mapping(config.get("text_config"), where, "text_config")}
+    text = _mapping(config.get("text_config"), where, "text_config")
+    for given in (config, text or config):
+        kind = str(given.get("model_type", "")).removesuffix("_text")
+        require_one_of(where, "model_type", kind, tuple(_KINDS))
+    given = {**config, **text}
     known = {name: value for name, value in given.items() if value is not None}
-    kind = str(known.get("model_type", "")).removesuffix("_text")
-    require_one_of(where, "model_type", kind, tuple(_KINDS))
     require_one_of(where, "hidden_act", known.get("hidden_act", "silu"), ("silu",))
     # Mistral's has no word of its own for whether it is used.
     window = "sliding_window" if "mistral" in kind else "use_sliding_window"
