@@ -8,19 +8,19 @@ cache and a new cache every model. Their names begin with the component's, as in
 | step graph | computes | group |
 |---|---|---|
 | ``full`` | embed, all blocks, output | ``full`` |
-| ``embed`` | hidden states and what all blocks read | all others |
+| ``embed`` | hidden states and what all blocks read | ``blocks`` |
 | ``block_i`` | block ``i`` | ``blocks`` |
-| ``output`` | the prediction | all others |
+| ``blocks_1_n`` | all blocks but the first | ``blocks`` |
+| ``output`` | the prediction | ``blocks`` |
 | ``modulated_input`` | what TeaCache compares | ``blocks`` |
-| ``attention_i`` | block ``i``, with what its attention gave | ``attention`` |
-| ``given_attention_i`` | block ``i`` with such values given | ``attention`` |
-| ``modules_i``, ``given_modules_i`` | the same of all its modules | ``modules`` |
+| ``attention`` | ``full``, with what the attention of all blocks gave | ``attention`` |
+| ``given_attention`` | ``full`` with such values given | ``attention`` |
+| ``modules``, ``given_modules`` | the same of all their modules | ``modules`` |
 
 Blocks are graphs of their own, so that which of them run is a request's choice and no
-compile's: any first and last blocks, any kind of reuse. They share their kernels, and
-compile in less time than two or three fused pieces of the transformer would. Run one by
-one on a CPU they take a third longer than ``full`` at the demo model's size: a quarter
-of a millisecond a call, which is nothing at FLUX.1's.
+compile's: any first and last blocks. A call costs a quarter of a millisecond on a CPU,
+which is nothing at FLUX.1's size and a third of a step at the demo model's; so what
+most requests run of the blocks, all but the first, is one graph as well.
 """
 
 from __future__ import annotations
@@ -178,81 +178,76 @@ class StepGraphs(Generic[ConditioningT]):
     def add_full(self) -> None:
         """Adds ``full``: ``inputs -> prediction``."""
         denoiser, w = self._denoiser, self._w
-        types = self._types
-        with Graph(
-            self._name("full"), input_types=types.values(), module=self._module
-        ) as graph:
-            inputs = _named(types, graph)
+        with self._on_inputs("full") as (graph, inputs):
             conditioning = denoiser.conditioning(denoiser.condition(w, inputs), inputs)
             streams = denoiser.embed(w, inputs)
             for index in range(denoiser.num_blocks):
                 streams = denoiser.block(w, index, streams, conditioning).run()
             graph.output(denoiser.output(w, streams.image, conditioning))
 
-    def add_ends(self) -> None:
-        """Adds what is before and after the blocks: ``embed`` and ``output``.
+    def add_blocks(self) -> None:
+        """Adds ``embed``, ``block_0`` ..., ``blocks_1_n``, ``output``, and more.
 
-        ``embed``: ``inputs -> image, text, *condition``; ``output``: ``image, text,
-        *condition, *block_inputs -> prediction``.
+        ``embed``: ``inputs -> image, text, *condition``; ``block_i``: ``image, text,
+        *condition, *block_inputs -> image, text``, and ``blocks_1_n``, of ``n`` blocks,
+        the same; ``output``: the same inputs ``-> prediction``; ``modulated_input``:
+        the same inputs ``-> (B, S, D)`` of block 0.
         """
         denoiser, w = self._denoiser, self._w
-        types = self._types.values()
-        with Graph(
-            self._name("embed"), input_types=types, module=self._module
-        ) as graph:
-            inputs = _named(self._types, graph)
+        count = denoiser.num_blocks
+        with self._on_inputs("embed") as (graph, inputs):
             streams = denoiser.embed(w, inputs)
             graph.output(streams.image, streams.text, *denoiser.condition(w, inputs))
-        self.add_output()
-
-    def add_blocks(self) -> None:
-        """Adds ``block_0`` ... and ``modulated_input``.
-
-        ``block_i``: ``image, text, *condition, *block_inputs -> image, text``;
-        ``modulated_input``: the same inputs ``-> (B, S, D)`` of block 0.
-        """
-        denoiser, w = self._denoiser, self._w
-        for index in range(denoiser.num_blocks):
-            with self._on_hidden(f"block_{index}") as (graph, streams, conditioning, _):
-                streams = denoiser.block(w, index, streams, conditioning).run()
+        spans = {f"block_{index}": range(index, index + 1) for index in range(count)}
+        if count > 2:
+            spans[f"blocks_1_{count}"] = range(1, count)
+        for name, span in spans.items():
+            with self._on_hidden(name) as (graph, streams, conditioning):
+                for index in span:
+                    streams = denoiser.block(w, index, streams, conditioning).run()
                 graph.output(streams.image, streams.text)
+        self.add_output()
         self.add_modulated_input()
 
     def add_modules(self, level: ModuleLevel) -> None:
-        """Adds ``{level}_i`` and ``given_{level}_i`` for every block.
+        """Adds ``{level}`` and ``given_{level}``.
 
-        ``{level}_i``: ``image, text, *condition, *block_inputs -> image, text,
-        *values`` with what the modules of the block gave, each ``(B, S, D)``;
-        ``given_{level}_i``: the same inputs and such values ``-> image, text``.
+        ``{level}``: ``inputs -> prediction, *values`` with what the modules of all
+        blocks gave, block by block, each ``(B, S, D)``; ``given_{level}``: ``inputs,
+        *values -> prediction``.
         """
         denoiser, w = self._denoiser, self._w
-        for index in range(denoiser.num_blocks):
-            name = f"{level}_{index}"
-            with self._on_hidden(name) as (graph, streams, conditioning, _):
+        values: list[tuple[TensorValue, ...]] = []
+        with self._on_inputs(level) as (graph, inputs):
+            conditioning = denoiser.conditioning(denoiser.condition(w, inputs), inputs)
+            streams = denoiser.embed(w, inputs)
+            for index in range(denoiser.num_blocks):
                 block = denoiser.block(w, index, streams, conditioning)
                 # Computed for their own sake: as part of a sum they are nowhere.
-                values = tuple(map(computed, block.attention()))
-                outputs = block.outputs(values)
+                taken = tuple(map(computed, block.attention()))
+                outputs = block.outputs(taken)
                 if level == "modules":
-                    outputs = values = tuple(map(computed, outputs))
+                    outputs = taken = tuple(map(computed, outputs))
+                values.append(taken)
                 streams = block.add(outputs)
-                graph.output(streams.image, streams.text, *values)
-            shapes = [value.shape for value in values]
-            # A function's inputs have plain sizes: a joint sequence's is bound inside.
-            types = [
-                TensorType(value.dtype, _plain(value.shape, f"size_{place}"), w.device)
-                for place, value in enumerate(values)
-            ]
-            name = f"given_{level}_{index}"
-            with self._on_hidden(name, types) as (graph, streams, conditioning, extra):
-                given = tuple(
-                    value.rebind(shape)
-                    for value, shape in zip(extra, shapes, strict=True)
-                )
+            prediction = denoiser.output(w, streams.image, conditioning)
+            graph.output(prediction, *(value for taken in values for value in taken))
+        # A function's inputs have plain sizes: a joint sequence's is bound inside.
+        types = [
+            TensorType(value.dtype, _plain(value.shape), w.device)
+            for taken in values
+            for value in taken
+        ]
+        with self._on_inputs(f"given_{level}", types) as (graph, inputs):
+            extra = iter(graph.inputs[len(self._types) :])
+            conditioning = denoiser.conditioning(denoiser.condition(w, inputs), inputs)
+            streams = denoiser.embed(w, inputs)
+            for index, taken in enumerate(values):
+                given = tuple(next(extra).tensor.rebind(each.shape) for each in taken)
                 block = denoiser.block(w, index, streams, conditioning)
                 outputs = block.outputs(given) if level == "attention" else given
                 streams = block.add(outputs)
-                graph.output(streams.image, streams.text)
+            graph.output(denoiser.output(w, streams.image, conditioning))
 
     def module_shapes(self) -> dict[ModuleLevel, list[Shape]]:
         """Returns the shapes of what :meth:`add_modules` takes of all blocks.
@@ -261,7 +256,7 @@ class StepGraphs(Generic[ConditioningT]):
         """
         found: dict[ModuleLevel, list[Shape]] = {"attention": [], "modules": []}
         denoiser, w = self._denoiser, self._w
-        with self._on_hidden("modules") as (_, streams, conditioning, _):
+        with self._on_hidden("modules") as (_, streams, conditioning):
             for index in range(denoiser.num_blocks):
                 block = denoiser.block(w, index, streams, conditioning)
                 values = tuple(map(computed, block.attention()))
@@ -271,9 +266,9 @@ class StepGraphs(Generic[ConditioningT]):
         return found
 
     def add_output(self) -> Shape:
-        """Adds ``output``, see :meth:`add_ends`; returns the prediction's shape."""
+        """Adds ``output``, see :meth:`add_blocks`; returns the prediction's shape."""
         denoiser, w = self._denoiser, self._w
-        with self._on_hidden("output") as (graph, streams, conditioning, _):
+        with self._on_hidden("output") as (graph, streams, conditioning):
             value = denoiser.output(w, streams.image, conditioning)
             graph.output(value)
         return value.shape
@@ -281,7 +276,7 @@ class StepGraphs(Generic[ConditioningT]):
     def add_modulated_input(self) -> Shape:
         """Adds ``modulated_input``, see :meth:`add_blocks`; returns its shape."""
         denoiser, w = self._denoiser, self._w
-        with self._on_hidden("modulated_input") as (graph, streams, conditioning, _):
+        with self._on_hidden("modulated_input") as (graph, streams, conditioning):
             value = denoiser.block(w, 0, streams, conditioning).modulated_input()
             graph.output(value)
         return value.shape
@@ -291,9 +286,17 @@ class StepGraphs(Generic[ConditioningT]):
         return f"{self._w.prefix}.{piece}"
 
     @contextmanager
-    def _on_hidden(
+    def _on_inputs(
         self, name: str, extra: Sequence[TensorType] = ()
-    ) -> Iterator[tuple[Graph, Streams, ConditioningT, list[TensorValue]]]:
+    ) -> Iterator[tuple[Graph, dict[str, TensorValue]]]:
+        """Opens a graph on a step's inputs, and yields them; others come after."""
+        types = [*self._types.values(), *extra]
+        name = self._name(name)
+        with Graph(name, input_types=types, module=self._module) as graph:
+            yield graph, _named(self._types, graph)
+
+    @contextmanager
+    def _on_hidden(self, name: str) -> Iterator[tuple[Graph, Streams, ConditioningT]]:
         """Opens a graph on hidden states, and yields what its inputs mean."""
         denoiser = self._denoiser
         batch, *lengths = self._sizes
@@ -303,25 +306,24 @@ class StepGraphs(Generic[ConditioningT]):
         ]
         names = denoiser.block_inputs
         shared = [self._types[name] for name in names]
-        types = [*hidden, *self._condition_types, *shared, *extra]
+        types = [*hidden, *self._condition_types, *shared]
         name = self._name(name)
         with Graph(name, input_types=types, module=self._module) as graph:
             image, text, *rest = (value.tensor for value in graph.inputs)
             start = len(self._condition_types)
-            stop = start + len(names)
             conditioning = denoiser.conditioning(
-                tuple(rest[:start]), dict(zip(names, rest[start:stop], strict=True))
+                tuple(rest[:start]), dict(zip(names, rest[start:], strict=True))
             )
-            yield graph, Streams(image, text), conditioning, rest[stop:]
+            yield graph, Streams(image, text), conditioning
 
 
-def _plain(shape: Shape, name: str) -> list[Dim | str]:
-    """Returns a shape with names of their own in place of expressions."""
-    return [
-        f"{name}_{axis}" if isinstance(dim, AlgebraicDim) else dim
-        for axis, dim in enumerate(shape)
-    ]
+def _plain(shape: Shape) -> list[Dim | str]:
+    """Returns a shape with a name in place of the expression of a joint sequence."""
+    return ["joint" if isinstance(dim, AlgebraicDim) else dim for dim in shape]
 
 
 def _named(types: dict[str, TensorType], graph: Graph) -> dict[str, TensorValue]:
-    return {name: value.tensor for name, value in zip(types, graph.inputs, strict=True)}
+    """Returns a graph's first inputs by these names."""
+    return {
+        name: value.tensor for name, value in zip(types, graph.inputs, strict=False)
+    }

@@ -75,19 +75,11 @@ class DenoiserComponent(ComponentModel):
         return memory.cache.run_step(memory, step, self, inputs)
 
     def graph_modules(self) -> Mapping[str, GraphBuilder]:
-        """Returns what builds each of :attr:`graph_groups`, in a module of its own.
-
-        What is before and after the blocks is another, for all groups but ``full``.
-        """
-        groups: list[str] = []
-        for group in get_args(GraphGroup):
-            if group in self.graph_groups and group not in _OF_OTHERS:
-                if group != "full" and "ends" not in groups:
-                    groups.append("ends")
-                groups.append(group)
+        """Returns what builds each of :attr:`graph_groups`, in a module of its own."""
         return {
             f"{self.name}.{group}": partial(self._build_group, group)
-            for group in groups
+            for group in get_args(GraphGroup)
+            if group in self.graph_groups and group not in _OF_OTHERS
         }
 
     def _build_group(self, group: str, module: Module) -> WeightScope:
@@ -95,8 +87,6 @@ class DenoiserComponent(ComponentModel):
         graphs = StepGraphs(module, self.denoiser(), w)
         if group == "full":
             graphs.add_full()
-        elif group == "ends":
-            graphs.add_ends()
         elif group == "blocks":
             graphs.add_blocks()
         else:
@@ -119,16 +109,25 @@ class DenoiserComponent(ComponentModel):
 
     def full(self, inputs: Inputs) -> Routine[Buffer]:
         """All blocks: the prediction ``(B, S_img, C)``."""
-        inputs, drawn = self._with_reference(inputs)
-        outputs = yield GraphCall(
-            f"{self.name}.full",
-            tuple(inputs[name] for name in self.inputs.names),
-            self.device,
-            self.inputs.shared,
-            self.inputs.constant,
-            stage=1,
-        )
-        return outputs[0] if drawn is None else first_tokens(outputs[0], drawn)
+        prediction, *_ = yield from self._run_whole("full", inputs)
+        return prediction
+
+    def run_and_take(
+        self, inputs: Inputs, level: ModuleLevel
+    ) -> Routine[tuple[Buffer, list[Buffer]]]:
+        """All blocks: the prediction, and what their modules gave, ``(B, S, D)`` each.
+
+        The values are in the order of the blocks.
+        """
+        prediction, *values = yield from self._run_whole(level, inputs)
+        return prediction, values
+
+    def run_given(
+        self, inputs: Inputs, level: ModuleLevel, values: Sequence[Buffer]
+    ) -> Routine[Buffer]:
+        """All blocks with such values in place of their modules': the prediction."""
+        prediction, *_ = yield from self._run_whole(f"given_{level}", inputs, values)
+        return prediction
 
     def embed(self, inputs: Inputs) -> Routine[Hidden]:
         """Inputs to the hidden states before the first block."""
@@ -146,22 +145,12 @@ class DenoiserComponent(ComponentModel):
         return Hidden(image, text, (*condition, *shared), drawn)
 
     def run_blocks(self, hidden: Hidden, start: int, stop: int) -> Routine[Hidden]:
-        """Blocks ``start`` to ``stop - 1``."""
+        """Blocks ``start`` to ``stop - 1``; all but the first of all in one call."""
+        count = self.num_blocks
         for index in range(start, stop):
-            hidden, _ = yield from self._run("block", index, hidden)
-        return hidden
-
-    def run_and_take(
-        self, hidden: Hidden, index: int, level: ModuleLevel
-    ) -> Routine[tuple[Hidden, list[Buffer]]]:
-        """Block ``index``, and what its modules gave, each ``(B, S, D)``."""
-        return self._run(level, index, hidden)
-
-    def run_given(
-        self, hidden: Hidden, index: int, level: ModuleLevel, values: Sequence[Buffer]
-    ) -> Routine[Hidden]:
-        """Block ``index`` with such values in place of its modules'."""
-        hidden, _ = yield from self._run(f"given_{level}", index, hidden, values)
+            if (index, stop) == (1, count) and count > 2:
+                return (yield from self._run_on(f"blocks_1_{count}", index, hidden))
+            hidden = yield from self._run_on(f"block_{index}", index, hidden)
         return hidden
 
     def output(self, hidden: Hidden) -> Routine[Buffer]:
@@ -196,19 +185,34 @@ class DenoiserComponent(ComponentModel):
         """The hidden states of some samples as a batch of their own."""
         return self.inputs.rows_of_hidden(hidden, rows)
 
-    def _run(
-        self, name: str, index: int, hidden: Hidden, values: Sequence[Buffer] = ()
-    ) -> Routine[tuple[Hidden, list[Buffer]]]:
+    def _run_on(self, graph: str, first: int, hidden: Hidden) -> Routine[Hidden]:
+        """A graph of blocks, of which ``first`` is the first."""
         outputs = yield GraphCall(
-            f"{self.name}.{name}_{index}",
-            (*hidden.buffers, *values),
+            f"{self.name}.{graph}",
+            hidden.buffers,
             self.device,
             self.inputs.shared_of(hidden),
             num_passing=2,
-            stage=index + 1,
+            stage=first + 1,
         )
-        image, text, *taken = outputs
-        return replace(hidden, image=image, text=text), taken
+        return replace(hidden, image=outputs[0], text=outputs[1])
+
+    def _run_whole(
+        self, graph: str, inputs: Inputs, values: Sequence[Buffer] = ()
+    ) -> Routine[list[Buffer]]:
+        """A graph of a whole step; first of its outputs is the prediction."""
+        inputs, drawn = self._with_reference(inputs)
+        outputs = yield GraphCall(
+            f"{self.name}.{graph}",
+            (*(inputs[name] for name in self.inputs.names), *values),
+            self.device,
+            self.inputs.shared,
+            self.inputs.constant,
+            stage=1,
+        )
+        if drawn is None:
+            return list(outputs)
+        return [first_tokens(outputs[0], drawn), *outputs[1:]]
 
     def _with_reference(self, inputs: Inputs) -> tuple[Inputs, int | None]:
         """The inputs of graphs, and how many of their tokens are drawn, if not all."""

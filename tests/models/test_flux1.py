@@ -152,32 +152,38 @@ def test_blocks_one_by_one_equal_full(odd: Pair) -> None:
     go = partial(run, odd.ours.models)
     denoiser, given = odd.denoiser, on_device(odd.inputs(2, 3, 5, 7))
     full = to_numpy(go(denoiser.full(given)))
-    start = go(denoiser.embed(given))
-    last = go(denoiser.run_blocks(start, 0, denoiser.num_blocks))
-    assert np.abs(to_numpy(go(denoiser.output(last))) - full).max() < 1e-5
+    start = last = go(denoiser.embed(given))
+    for index in range(denoiser.num_blocks):
+        last = go(denoiser.run_blocks(last, index, index + 1))
+    together = go(denoiser.run_blocks(start, 0, denoiser.num_blocks))
+    for hidden in (last, together):
+        assert np.abs(to_numpy(go(denoiser.output(hidden))) - full).max() < 1e-5
 
 
 @pytest.mark.parametrize("level", get_args(ModuleLevel))
 def test_known_modules_take_the_place_of_computed_ones(
     odd: Pair, level: ModuleLevel
 ) -> None:
-    """Given what its modules gave, a block gives the same; given zeros, another."""
+    """Given what modules gave, a step gives the same; given others, another."""
     go = partial(run, odd.ours.models)
     denoiser, given = odd.denoiser, on_device(odd.inputs(2, 3, 5, 7))
     full = to_numpy(go(denoiser.full(given)))
-    taking = given_them = start = go(denoiser.embed(given))
-    for index in range(denoiser.num_blocks):
-        taking, values = go(denoiser.run_and_take(taking, index, level))
-        given_them = go(denoiser.run_given(given_them, index, level, values))
+    taken, values = go(denoiser.run_and_take(given, level))
+    for found in (taken, go(denoiser.run_given(given, level, values))):
+        assert np.abs(to_numpy(found) - full).max() < 1e-5
+    # Each of them is read, but for those of the text alone: only through attention
+    # would its stream reach the picture, and that of all blocks is given.
+    for place, value in enumerate(values):
+        more = [*values]
+        more[place] = to_device(to_numpy(value) + 1, CPU())
+        other = to_numpy(go(denoiser.run_given(given, level, more)))
+        is_of_text = value.shape[1] == 7
+        assert (np.abs(other - full).max() < 1e-5) == is_of_text, place
+    if level == "modules":  # nothing is added
         zeros = [to_device(np.zeros(v.shape, np.float32), CPU()) for v in values]
-        without = go(denoiser.run_given(start, index, level, zeros))
-        if level == "modules":  # nothing is added
-            assert np.array_equal(to_numpy(without.image), to_numpy(start.image))
-        else:
-            whole = go(denoiser.run_blocks(start, index, index + 1))
-            assert np.abs(to_numpy(without.image) - to_numpy(whole.image)).max() > 0.01
-    for hidden in (taking, given_them):
-        assert np.abs(to_numpy(go(denoiser.output(hidden))) - full).max() < 1e-5
+        without = to_numpy(go(denoiser.run_given(given, level, zeros)))
+        ends = to_numpy(go(denoiser.output(go(denoiser.embed(given)))))
+        assert np.array_equal(without, ends)
 
 
 def test_a_known_middle_is_added_to_both_streams(odd: Pair) -> None:

@@ -134,27 +134,27 @@ class FullTransformer(Protocol):
 
 
 class SplitTransformer(FullTransformer, Protocol):
-    """A transformer whose blocks also run one by one."""
+    """A transformer whose blocks also run one by one, or with modules' outputs."""
 
     @property
     def num_blocks(self) -> int:
         """Number of transformer blocks."""
+
+    def run_and_take(
+        self, inputs: Inputs, level: ModuleLevel
+    ) -> Routine[tuple[Buffer, list[Buffer]]]:
+        """Returns the prediction, and what all modules gave, ``(B, S, D)`` each."""
+
+    def run_given(
+        self, inputs: Inputs, level: ModuleLevel, values: Sequence[Buffer]
+    ) -> Routine[Buffer]:
+        """Returns the prediction with ``values`` in place of modules' outputs."""
 
     def embed(self, inputs: Inputs) -> Routine[Hidden]:
         """Turns inputs into the hidden states before the first block."""
 
     def run_blocks(self, hidden: Hidden, start: int, stop: int) -> Routine[Hidden]:
         """Runs the blocks ``start`` to ``stop - 1``."""
-
-    def run_and_take(
-        self, hidden: Hidden, index: int, level: ModuleLevel
-    ) -> Routine[tuple[Hidden, list[Buffer]]]:
-        """Runs block ``index``; also returns its modules' outputs ``(B, S, D)``."""
-
-    def run_given(
-        self, hidden: Hidden, index: int, level: ModuleLevel, values: Sequence[Buffer]
-    ) -> Routine[Hidden]:
-        """Runs block ``index`` with ``values`` in place of its modules' outputs."""
 
     def output(self, hidden: Hidden) -> Routine[Buffer]:
         """Turns the hidden states after all blocks into ``(B, S_img, C)``."""

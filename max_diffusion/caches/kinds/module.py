@@ -42,14 +42,14 @@ class ModuleMemory(Protocol):
 
 @dataclass
 class ModuleState(AbstractCacheState):
-    """One memory per module output, in the order of the blocks."""
+    """One memory per module output."""
 
     plan: frozenset[int] = frozenset()
     """0-based steps to reuse, of policies that know them beforehand."""
     keeps_outputs: bool = True
     """Whether outputs are kept for later steps; if not, every step computes."""
-    memories: dict[tuple[int, int], ModuleMemory] = field(default_factory=dict)
-    """The memories, by block index and place among that block's outputs."""
+    memories: list[ModuleMemory] = field(default_factory=list)
+    """The memories, in the order of the blocks."""
 
     @property
     def is_empty(self) -> bool:
@@ -63,7 +63,7 @@ class ModuleState(AbstractCacheState):
     @property
     def num_bytes(self) -> int:
         """Bytes of device memory that all kept outputs take."""
-        return sum(memory.num_bytes for memory in self.memories.values())
+        return sum(memory.num_bytes for memory in self.memories)
 
 
 class AbstractModuleCache(AbstractCache):
@@ -87,26 +87,20 @@ class AbstractModuleCache(AbstractCache):
         Changes nothing.
         """
 
-    def remember(
-        self, state: ModuleState, block: int, values: Sequence[Buffer], step: int
-    ) -> None:
-        """Takes in the outputs of a block's modules."""
+    def remember(self, state: ModuleState, values: Sequence[Buffer], step: int) -> None:
+        """Takes in the outputs of all modules."""
         if not state.keeps_outputs:
             return
-        for place, value in enumerate(values):
-            key = (block, place)
-            if key not in state.memories:
-                state.memories[key] = self.create_memory()
-            state.memories[key].push(value, step)
+        if not state.memories:
+            state.memories = [self.create_memory() for _ in values]
+        for memory, value in zip(state.memories, values, strict=True):
+            memory.push(value, step)
 
-    def forecast(
-        self, state: ModuleState, block: int, step: int
-    ) -> Routine[list[Buffer]]:
-        """Returns forecasts of the outputs of a block's modules."""
+    def forecast(self, state: ModuleState, step: int) -> Routine[list[Buffer]]:
+        """Returns forecasts of the outputs of all modules."""
         values = []
-        for (index, _), memory in state.memories.items():
-            if index == block:
-                values.append((yield from memory.forecast(step)))
+        for memory in state.memories:
+            values.append((yield from memory.forecast(step)))
         return values
 
     def run_step(
@@ -126,16 +120,9 @@ class AbstractModuleCache(AbstractCache):
         computes = is_required or self.decide(state, step)
         memory.actions = (Action.COMPUTE if computes else Action.PARTIAL,) * batch
         memory.signal = None
-        hidden = yield from transformer.embed(inputs)
-        for index in range(transformer.num_blocks):
-            if computes:
-                hidden, values = yield from transformer.run_and_take(
-                    hidden, index, self.level
-                )
-                self.remember(state, index, values, step)
-            else:
-                values = yield from self.forecast(state, index, step)
-                hidden = yield from transformer.run_given(
-                    hidden, index, self.level, values
-                )
-        return (yield from transformer.output(hidden))
+        if computes:
+            prediction, values = yield from transformer.run_and_take(inputs, self.level)
+            self.remember(state, values, step)
+            return prediction
+        values = yield from self.forecast(state, step)
+        return (yield from transformer.run_given(inputs, self.level, values))
