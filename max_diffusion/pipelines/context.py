@@ -150,6 +150,7 @@ def make_context(
             name: source
             for name, source in {
                 **pipeline.default_sources(),
+                **pipeline.own_defaults.sources,
                 **drawn.sources,
             }.items()
             if (vars(request) | dict(request.options)).get(name) is None

@@ -40,6 +40,7 @@ from .arguments import picture_inputs
 from .branches import text_branch
 from .context import Tokenized, make_context
 from .decoding import decode_in_goes
+from .generation_defaults import GenerationDefaults
 from .outputs import (
     DiffusionPipelineOutput,
     GenerationInputs,
@@ -97,6 +98,8 @@ class TextToImagePipeline(DiffusionPipeline):
     """What it is told where a request leaves that open."""
     default_true_cfg_scale: float = 1.0
     """Weight of classifier-free guidance where a request leaves that open."""
+    own_defaults: GenerationDefaults = GenerationDefaults()
+    """Those of these that the model's folder says."""
     pictures: AbstractPictures | None = None
     """How requests start from a picture; a family that takes some sets it in
     :meth:`init_remaining_components`, and names its :attr:`picture_components`."""
