@@ -109,7 +109,15 @@ class Sketcher(Backend):
 
     async def describe(self) -> ModelDescription | None:
         return ModelDescription(
-            *((128, 128), 50, {"none": {}}, {"none": "Draws."}, "none", {}, self._options),
+            *(
+                (128, 128),
+                50,
+                {"none": {}},
+                {"none": "Draws."},
+                "none",
+                {},
+                self._options,
+            ),
             loras={"style": 100},
             inputs=self._inputs,
             needed_inputs=self._needed_inputs,

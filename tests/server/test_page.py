@@ -217,7 +217,9 @@ def test_several_pictures_are_chosen_dropped_and_sent(
     first, second, third, fourth = files(*sizes)
     with listening(sketcher) as url:
         page.goto(url)
-        expect(page.locator("#start-label")).to_have_text("Draw from pictures (up to 3)")
+        expect(page.locator("#start-label")).to_have_text(
+            "Draw from pictures (up to 3)"
+        )
         page.set_input_files("#start-file", files=[first, second])
         thumbnails = page.locator("#references img")
         expect(thumbnails).to_have_count(2)
