@@ -184,7 +184,7 @@ def test_what_was_measured_says_with_which_loras(
         device="cpu",
         caches=("none", "magcache"),
         precompiled=[TEST_GRAPHS / "float32"],
-        loras={style: 0.8},
+        loras={str(style): 0.8},
         adapters={"i": ink},
     )
     merged = ("style.safetensors", 0.8)
