@@ -48,6 +48,7 @@ class Painter:
         self.pipeline_config = SimpleNamespace(path=None, class_name="Painter")
         self.names = names
         self.behave = behave
+        self.loaded: tuple[AbstractCacheConfig, ...] = ()
         self.now = 0.0
         self.drawn: list[GenerationRequest] = []
         self.contexts: list[GenerationRequest] = []

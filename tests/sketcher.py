@@ -77,11 +77,12 @@ class Sketcher(Backend):
         needed_inputs: tuple[str, ...] = (),
         max_pictures: int = 1,
         most_read_pixels: int | None = None,
+        options: tuple[str, ...] = (),
         video: VideoDescription | None = None,
     ) -> None:
         self._inputs, self._needed_inputs = inputs, needed_inputs
         self._max_pictures, self._most_read_pixels = max_pictures, most_read_pixels
-        self._video = video
+        self._options, self._video = options, video
         self._queue_pause, self._pause = queue_pause, pause
         self._refusal, self._failure = refusal, failure
         self.drawn: list[tuple[GenerationRequest, SubmitOptions]] = []
@@ -108,7 +109,15 @@ class Sketcher(Backend):
 
     async def describe(self) -> ModelDescription | None:
         return ModelDescription(
-            *((128, 128), 50, {"none": {}}, {"none": "Draws."}, "none", {}, ()),
+            *(
+                (128, 128),
+                50,
+                {"none": {}},
+                {"none": "Draws."},
+                "none",
+                {},
+                self._options,
+            ),
             loras={"style": 100},
             inputs=self._inputs,
             needed_inputs=self._needed_inputs,

@@ -11,6 +11,7 @@ from typing import Any, Final, get_type_hints
 
 from ..core.files import write_text
 from ..core.json_values import WrongTypeError, typed
+from ..core.loras import Loras
 from ..errors import ModelLoadError
 
 _LARGEST: Final = 1e300
@@ -44,10 +45,13 @@ class Calibration:
     teacache_range: tuple[float, ...] = ()
     """Smallest and largest change of the modulated input that the polynomial was fitted
     to; empty if none was fitted."""
+    loras: Loras = ()
+    """Names of the LoRA files, without their folders, that the model had when it was
+    measured, each with its weight, in order."""
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
-        """Reads the measurements from a file.
+        """Reads the measurements from a file; one without ``loras`` is of none.
 
         Raises:
             ModelLoadError: It is missing or not what ``calibrate`` writes.
@@ -61,16 +65,17 @@ class Calibration:
         except (ValueError, RecursionError) as err:
             raise ModelLoadError(f"calibration: {path} is no JSON: {err}") from err
         wanted = get_type_hints(cls)
-        if not isinstance(entries, Mapping) or set(entries) != set(wanted):
+        kinds = {name: kind for name, kind in wanted.items() if name != "loras"}
+        if not isinstance(entries, Mapping) or set(entries) | {"loras"} != set(wanted):
             raise ModelLoadError(
                 f"calibration: {path} must hold {', '.join(wanted)} and nothing else; "
                 "write it with max-diffusion calibrate"
             )
         values = {
             name: _checked(path, name, entries[name], kind)
-            for name, kind in wanted.items()
+            for name, kind in kinds.items()
         }
-        result = cls(**values)
+        result = cls(**values, loras=_loras(path, entries.get("loras", [])))
         for name, is_in_range, expected in (
             (
                 "magcache_ratios",
@@ -98,6 +103,21 @@ class Calibration:
             RequestError: It cannot be written.
         """
         write_text(path, json.dumps(asdict(self), indent=1) + "\n", "calibration")
+
+
+def _loras(path: Path, given: Any) -> Loras:
+    """A file's list of names with weights."""
+    try:
+        pairs = [(typed(name, str), typed(weight, float)) for name, weight in given]
+        if not all(abs(weight) < _LARGEST for _, weight in pairs):
+            raise WrongTypeError("finite weights")
+        return tuple(sorted(pairs))
+    except (TypeError, ValueError) as err:
+        raise ModelLoadError(
+            f"calibration: loras in {path} must be a list of names with weights, such "
+            f'as [["style.safetensors", 0.8]], got {given!r:.80}; write it with '
+            "max-diffusion calibrate"
+        ) from err
 
 
 def _checked(path: Path, name: str, value: Any, kind: Any) -> Any:

@@ -123,6 +123,10 @@ def loaded_model(
             on_event=progress.on_event,
         )
         check(pipeline)
+        for config in pipeline.caches.loaded:
+            files = pipeline.pipeline_config.loras_with(())
+            for note in pipeline.caches.notes(config, files):
+                print(f"warning: {note}", file=sys.stderr)
         pipeline.compile()
         if args.image:
             pipeline.graphs.require_pictures()

@@ -144,7 +144,9 @@ def calibrate(
         strength: How much of the schedule is run from it: 1, as whole runs are
             measured. Where only the end of a run is left, caches take the end of these
             measurements.
-        loras: LoRAs of those that the pipeline was given as ``adapters``, by name.
+        loras: LoRAs of those that the pipeline was given as ``adapters``, by name. What
+            is returned says which these, and those merged at load, were: requests with
+            others are warned.
         options: What only some models have, by the names that the model's
             ``options_class`` declares: ``num_frames`` of CogVideoX.
         on_step: Called with ``(steps done, steps)`` of all prompts; what it raises
@@ -207,6 +209,7 @@ def calibrate(
         teacache_coefficients=coefficients,
         teacache_r2=r2,
         teacache_range=(min(inputs), max(inputs)),
+        loras=pipeline.pipeline_config.loras_with(context.loras),
     )
 
 

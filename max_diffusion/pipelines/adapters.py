@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import TYPE_CHECKING, TypeVar, final
 
 import numpy as np
@@ -20,9 +21,10 @@ from graphs.weights import WeightSlot
 
 from ..core.host_memory import free_memory
 from ..core.loras import Loras
-from ..errors import RequestError
+from ..errors import DeviceError, RequestError
 from ..execution.compiler import AdaptedGraphs
 from .graphs import PipelineGraphs
+from .weight_memory import memory_beside_weights
 
 if TYPE_CHECKING:
     from .pipeline import DiffusionPipeline
@@ -41,7 +43,10 @@ class AdapterSets:
         graphs: Of the pipeline; its files have the LoRAs.
         device: Where the matrices live.
         limit: Most bytes of all sets together; ``None`` for a quarter of what is free
-            when the first is asked for.
+            when the graphs are compiled, or the first is asked for.
+
+    Raises:
+        RequestError: One of the LoRAs alone is above the limit.
     """
 
     def __init__(
@@ -49,6 +54,8 @@ class AdapterSets:
     ) -> None:
         self._graphs, self._device, self._limit = graphs, device, limit
         self._loaded: OrderedDict[Loras, AdaptedGraphs] = OrderedDict()
+        if limit is not None:
+            self.check_limit()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -66,6 +73,53 @@ class AdapterSets:
     def held_bytes(self) -> int:
         """Bytes of the sets that are loaded."""
         return sum(held.num_bytes for held in list(self._loaded.values()))
+
+    def check_limit(self) -> None:
+        """Refuses a LoRA that no request could choose: alone it is above the limit.
+
+        Raises:
+            RequestError: There is one.
+        """
+        if self.names:
+            self._check_largest(self.limit)
+
+    def check_room(self) -> None:
+        """Refuses a LoRA that would not fit beside the weights, before they are loaded.
+
+        Raises:
+            DeviceError: The device has not so much memory.
+            RequestError: It is above the limit that there will be by default.
+        """
+        if not self.names or self._graphs.is_compiled:
+            return
+        left = memory_beside_weights(self._graphs.opened, self._device)
+        if left < 0:
+            return  # of weights that do not fit, their own check tells
+        name, needed = self._largest()
+        if needed > left:
+            where = "this machine" if self._device.is_host else "the device"
+            raise DeviceError(
+                f"adapters: the LoRA {name} changes matrices of {needed} bytes, more "
+                f"than the {left} that {where} has beside the model's weights; leave "
+                "it out, or take another device"
+            )
+        if self._limit is None:
+            self._check_largest(left // 4)
+
+    def _check_largest(self, limit: int) -> None:
+        name, needed = self._largest()
+        if needed > limit:
+            raise RequestError(
+                f"adapters: the LoRA {name} changes matrices of {needed} bytes, more "
+                f"than the limit of {limit} for LoRAs, by default a quarter of what "
+                "is free; raise it (adapter_memory_limit, --lora-memory), or leave "
+                "the LoRA out"
+            )
+
+    def _largest(self) -> tuple[str, int]:
+        """The LoRA that changes most, and its bytes."""
+        sizes = {name: self.num_bytes(((name, 1.0),)) for name in self.names}
+        return max(sizes.items(), key=itemgetter(1))
 
     def chosen(self, loras: Loras) -> Loras:
         """A choice as sets are known by: in order, without those of weight 0.

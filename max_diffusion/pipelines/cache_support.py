@@ -18,6 +18,7 @@ from ..caches import (
     cache_from_options,
     label_of,
 )
+from ..core.loras import Loras
 from ..errors import CacheNotLoadedError, RequestError
 
 if TYPE_CHECKING:
@@ -136,6 +137,40 @@ class CacheSupport:
         except RequestError as err:
             return str(err)
         return ""
+
+    @property
+    def loaded(self) -> tuple[AbstractCacheConfig, ...]:
+        """Caches whose graphs are compiled when the pipeline is."""
+        return self._loaded
+
+    def notes(self, config: AbstractCacheConfig, loras: Loras) -> tuple[str, ...]:
+        """What is said of a cache that decides by measurements with other LoRAs.
+
+        Args:
+            config: The cache.
+            loras: Names of the files that a request draws with, each with its weight.
+        """
+        measured = self._calibration.loras
+        if measured == loras or not self._is_measured(config):
+            return ()
+        command = " --lora FILE:WEIGHT --output FILE" if loras else ""
+        return (
+            f"{config.name} decides by what was measured {_with(measured)}, and this "
+            f"is {_with(loras)}; measure anew by max-diffusion calibrate{command}, and "
+            "load the model with that file as calibration",
+        )
+
+    def _is_measured(self, config: AbstractCacheConfig) -> bool:
+        """Whether a cache runs here for what was measured of the model alone."""
+
+        def runs(calibration: Calibration) -> bool:
+            try:
+                config.create_cache(calibration)
+            except RequestError:
+                return False
+            return True
+
+        return runs(self._calibration) and not runs(Calibration())
 
     def supported(self) -> dict[str, AbstractCacheConfig]:
         """Caches that requests may use, at their defaults, by name."""
@@ -275,3 +310,8 @@ def resolve_cache(
             f"{cache!r}"
         )
     return cache
+
+
+def _with(loras: Loras) -> str:
+    shown = ", ".join(f"{name}:{weight:g}" for name, weight in loras)
+    return f"with {shown}" if shown else "without LoRAs"

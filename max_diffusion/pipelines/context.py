@@ -75,6 +75,9 @@ def make_context(
         )
     has_negative = scale > 1 and negative is not None
     cache, notes = _bound_cache(pipeline, request, schedule, grid, has_negative)
+    loras = pipeline.adapters.chosen(request.loras)
+    files = pipeline.pipeline_config.loras_with(loras)
+    notes = (*notes, *pipeline.caches.notes(cache.config, files))
     words = pipeline.tokenize(request.texts, length, "prompt")
     unwanted = None
     if has_negative and negative is not None:
@@ -132,7 +135,7 @@ def make_context(
         num_images_per_prompt=request.num_images_per_prompt,
         seed=request.seed,
         seeds=request.seeds,
-        loras=pipeline.adapters.chosen(request.loras),
+        loras=loras,
         is_timed=request.is_timed,
         given=given,
         references=references,

@@ -86,6 +86,15 @@ class PipelineConfig:
     """Whether the graphs for pictures that requests bring are compiled at once; else
     when a request first brings one, if that may be."""
 
+    def loras_with(self, chosen: Loras) -> Loras:
+        """Names of the LoRA files of a request without their folders, with weights.
+
+        Args:
+            chosen: What it chooses of ``adapters``, beside those that are merged.
+        """
+        files = (*self.loras, *((self.adapters[name], w) for name, w in chosen))
+        return tuple(sorted((Path(file).name, w) for file, w in files if w))
+
 
 @final
 @dataclass(frozen=True)

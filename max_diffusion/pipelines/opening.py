@@ -94,7 +94,8 @@ def load_pipeline(
             loaded before.
         adapter_memory_limit: Most bytes of the matrices that these change, of all
             choices that are in memory together; what was used longest ago leaves.
-            Default a quarter of what is free.
+            Default a quarter of what is free. A file that alone changes more is
+            refused.
         precompiled: Folders of ``max-diffusion compile``, looked into before what ships
             with the package. What they hold is run: they must be yours.
         require_precompiled: Whether graphs that are not found compiled are an error,
@@ -115,7 +116,8 @@ def load_pipeline(
         ModelLoadError: No such model, files missing or damaged, or a model class that
             is not supported; a LoRA that is damaged or does not fit.
         CompileError: MAX refused a graph, or precompiled ones are required and missing.
-        DeviceError: No such device, or the weights do not fit in its memory.
+        DeviceError: No such device, or the weights do not fit in its memory, or one of
+            ``adapters`` beside them.
         RequestError: An argument is malformed.
     """
     pipeline = open_model(

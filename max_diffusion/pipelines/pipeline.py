@@ -225,8 +225,11 @@ class DiffusionPipeline(ABC):
         Raises:
             ModelLoadError: A weight is not finite.
             CompileError: MAX refused a graph.
+            DeviceError: The weights do not fit, or a LoRA of ``adapters`` beside them.
         """
+        self.adapters.check_room()
         self.graphs.compile(session, self.sampler, self.guidance, self.dtype)
+        self.adapters.check_limit()
 
     def run_transformer(
         self, cache_state: DenoisingCacheState, **kwargs: Any

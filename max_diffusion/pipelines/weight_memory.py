@@ -33,14 +33,8 @@ def check_weights_fit(opened: OpenedComponents, device: Device, dtype: DType) ->
     Raises:
         DeviceError: They do not fit.
     """
-    needed = sum(
-        slot_bytes(slot)
-        for needs, weights in opened.sources.values()
-        for slot in needs.slots.values()
-        if not (device.is_host and _is_mapped(slot, weights))
-    )
+    needed, there = _weight_bytes(opened, device), _memory(device)
     where = "this machine has" if device.is_host else "the device has free"
-    there = host_memory() if device.is_host else int(device.stats["free_memory"])
     if needed <= there:
         return
     # Nearly all of them are of the compute dtype.
@@ -49,6 +43,31 @@ def check_weights_fit(opened: OpenedComponents, device: Device, dtype: DType) ->
     raise DeviceError(
         f"weights: {_gib(needed)} expected to fit as {dtype.name}, whatever they are "
         f"stored in, but {where} {_gib(there)}; {advice}"
+    )
+
+
+def memory_beside_weights(opened: OpenedComponents, device: Device) -> int:
+    """Bytes of a host's memory, or of what a GPU has free, that weights will leave.
+
+    Below 0 where they do not fit.
+
+    Args:
+        opened: Components whose files are checked, and whose weights are not loaded.
+        device: Where the weights will be.
+    """
+    return _memory(device) - _weight_bytes(opened, device)
+
+
+def _memory(device: Device) -> int:
+    return host_memory() if device.is_host else int(device.stats["free_memory"])
+
+
+def _weight_bytes(opened: OpenedComponents, device: Device) -> int:
+    return sum(
+        slot_bytes(slot)
+        for needs, weights in opened.sources.values()
+        for slot in needs.slots.values()
+        if not (device.is_host and _is_mapped(slot, weights))
     )
 
 

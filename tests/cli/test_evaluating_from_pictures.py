@@ -16,7 +16,7 @@ from flux1_editing import as_pipeline
 from pictures import mask_of, scene
 from PIL import Image
 
-from max_diffusion import TextToImagePipeline, demo_model_path
+from max_diffusion import RequestError, TextToImagePipeline, demo_model_path
 from max_diffusion.caches import CALIBRATION_FILE, Calibration
 from max_diffusion.core.pictures import Picture
 from max_diffusion.evaluation import Comparison
@@ -221,6 +221,24 @@ def test_a_comparison_with_a_lora_draws_what_generate_draws(
     assert "drawn with LoRA style:0.7." in page
 
 
+def test_measurements_without_the_lora_are_said(
+    run: Run, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(*args: object) -> None:
+        raise RequestError("compiling begins")
+
+    monkeypatch.setattr("max_diffusion.execution.compiler.CompiledGraphs.add", add)
+    asked = ("compare", "a red circle", "--lora", files / "style.safetensors")
+    for caches, said in (
+        ("magcache", ["warning: magcache decides by what was measured without LoRAs,"]),
+        ("magcache:ratios=1,taylorseer", []),
+    ):
+        _, _, errors = run(*asked, "--caches", caches)
+        *warnings, error = errors.splitlines()
+        assert error == "error: compiling begins"
+        assert [line[: len(s)] for line, s in zip(warnings, said, strict=True)] == said
+
+
 def test_whole_runs_with_a_lora_and_a_reference_are_measured(files: Path) -> None:
     measured = {}
     for name, options in {
@@ -234,7 +252,10 @@ def test_whole_runs_with_a_lora_and_a_reference_are_measured(files: Path) -> Non
             cwd=files,
         )
         assert (done.returncode, done.stderr) == (0, "")
-        measured[name] = Calibration.read(files / f"{name}.json").magcache_ratios
+        found = Calibration.read(files / f"{name}.json")
+        loras = (("style.safetensors", 1.0),) if name == "styled" else ()
+        assert found.loras == loras
+        measured[name] = found.magcache_ratios
     assert len({*measured.values()}) == 3
     assert all(len(ratios) == 3 for ratios in measured.values())
 

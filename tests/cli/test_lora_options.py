@@ -76,6 +76,14 @@ def test_what_is_wrong_is_one_line(file: Path, tmp_path: Path) -> None:
         assert done.returncode == code, done.stderr
         assert message in done.stderr
         assert done.stderr.count("\n") == 1
+    done = processes.run(
+        *(*SERVE, "--port", "0", "--lora", f"a={file}", "--lora-memory", "1KiB"),
+        timeout=120,
+    )
+    assert done.returncode == 2, done.stderr
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith("error: adapters: the LoRA a changes matrices of ")
+    assert "more than the limit of 1024 for LoRAs" in error
     for text, message in (
         (["style"], "expected NAME=FILE"),
         (["a=x", "a=y"], "'a' names two files, x and y"),

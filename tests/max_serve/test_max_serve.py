@@ -419,6 +419,12 @@ def test_settings_come_from_the_environment() -> None:
     assert (read.precompiled, read.require_precompiled) == (("/one", "two"), 1)
     read = ServeSettings.from_environment({"MAX_DIFFUSION_LORAS": "a=x,b=/y=z"})
     assert read.loras == {"a": "x", "b": "/y=z"}
+    given = {"MAX_DIFFUSION_LORAS": "a=x", "MAX_DIFFUSION_LORA_MEMORY": "9"}
+    assert ServeSettings.from_environment(given).lora_memory == 9
+    with pytest.raises(
+        RequestError, match="MAX_DIFFUSION_LORA_MEMORY must be at least"
+    ):
+        ServeSettings(loras={"a": "x"}, lora_memory=0)
     assert ServeSettings.from_environment({"MAX_DIFFUSION_PICTURES": "1"}).pictures == 1
     text = "none,taylorseer:target=modules"
     read = ServeSettings.from_environment({"MAX_DIFFUSION_CACHES": text})
@@ -434,6 +440,11 @@ def test_settings_come_from_the_environment() -> None:
         ("MAX_STEPS", "0", "MAX_DIFFUSION_MAX_STEPS must be at least 1"),
         ("PICTURES", "2", "MAX_DIFFUSION_PICTURES must be at most 1, got 2"),
         ("LORAS", "style", "MAX_DIFFUSION_LORAS: expected NAME=FILE .* got 'style'"),
+        (
+            "LORA_MEMORY",
+            "9",
+            "MAX_DIFFUSION_LORA_MEMORY: has no .* MAX_DIFFUSION_LORAS",
+        ),
         ("LORAS", "a=x,a=y", "MAX_DIFFUSION_LORAS: 'a' names two files, x and y"),
         ("REQUIRE_PRECOMPILED", "2", "_REQUIRE_PRECOMPILED must be .* 1, got 2"),
         ("REQUIRE_PRECOMPILED", "yes", "expected a whole number, got 'yes'"),

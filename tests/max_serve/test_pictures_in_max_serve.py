@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,16 @@ from max_serving import PROMPT, Server, as_uri, body, message_of
 from pictures import scene
 from PIL import Image
 
-from max_diffusion import TextToImagePipeline, load_pipeline
-from max_diffusion.errors import RequestError
+from max_diffusion import (
+    DenoisingCacheConfig,
+    GenerationRequest,
+    TextToImagePipeline,
+    demo_model_path,
+    load_pipeline,
+)
+from max_diffusion.errors import DeviceError, RequestError
+from max_diffusion.pipelines import adapters
+from max_diffusion.serving.max_serve.architecture import ImagePipeline, ImageTokenizer
 from max_diffusion.serving.max_serve.requests import to_request
 from max_diffusion.serving.max_serve.settings import ServeSettings
 
@@ -53,6 +63,38 @@ def test_loras_of_the_metadata_draw(
     plain = demo.generate(PROMPT, seed=7, num_inference_steps=4).images
     assert (expected.images != plain).any()
     np.testing.assert_array_equal(server.images(body(image={"steps": 4})), plain)
+
+
+def test_a_lora_that_never_fits_is_refused_at_start(
+    demo: TextToImagePipeline, lora: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = SimpleNamespace(
+        model_path=str(demo_model_path()),
+        device_specs=[SimpleNamespace(device_type="cpu", id=0)],
+        quantization_encoding=None,
+        huggingface_model_revision=None,
+    )
+    off = dict.fromkeys(item.name for item in fields(DenoisingCacheConfig))
+    config: Any = SimpleNamespace(
+        models={"model": model},
+        runtime=SimpleNamespace(denoising_cache=SimpleNamespace(**off)),
+    )
+    monkeypatch.setenv("MAX_DIFFUSION_LORAS", f"style={lora}")
+    monkeypatch.setattr(adapters, "free_memory", lambda _: 4000)
+    said = r"adapters: the LoRA style changes matrices of \d+ bytes, more than the "
+    # What this process could have is nothing to the worker.
+    tokenizer = ImageTokenizer("model", config)
+    request = GenerationRequest((PROMPT,), loras=(("style", 1.0),))
+    context = tokenizer._pipeline.create_context(request)
+    assert context.loras == request.loras
+    with pytest.raises(RequestError, match=said + "limit of 1000 for LoRAs"):
+        ImagePipeline(config, *([None] * 3))  # type: ignore[arg-type]  # not read
+    monkeypatch.setattr(adapters, "memory_beside_weights", lambda *_: 999)
+    with pytest.raises(DeviceError, match=said + "999 that this machine has"):
+        ImagePipeline(config, *([None] * 3))  # type: ignore[arg-type]  # not read
+    monkeypatch.setenv("MAX_DIFFUSION_LORA_MEMORY", "1001")
+    with pytest.raises(SystemExit, match="^error: max_diffusion: " + said + "limit of"):
+        ImageTokenizer("model", config)
 
 
 SMALL = as_uri(Image.new("RGB", (16, 16)))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import lora_files
 import numpy as np
 import pytest
 import torch
 from diffusers.hooks.mag_cache import MagCacheConfig as TheirMagCache
+from folders import TEST_GRAPHS
 from max.driver import Buffer
 
 from max_diffusion import (
@@ -27,6 +30,7 @@ from max_diffusion import (
     TextToImagePipeline,
     calibrate,
     load_pipeline,
+    open_model,
 )
 from max_diffusion.caches import CALIBRATION_FILE, Calibration
 from max_diffusion.denoising import Branch
@@ -112,6 +116,82 @@ def test_a_measured_model_needs_no_ratios(
         "heart", seed=result.report.seed, num_inference_steps=10, cache=plain
     )
     assert np.array_equal(again.images, result.images)
+
+
+def test_measurements_of_other_loras_are_said(
+    flux_folder: Path, tmp_path: Path
+) -> None:
+    shapes = lora_files.matrices(flux_folder, "transformer")
+    style, ink = (
+        lora_files.write(tmp_path / f"{name}.safetensors", lora_files.lora(way, shapes))
+        for name, way in (("style", "peft"), ("ink", "kohya"))
+    )
+    own = flux_folder / CALIBRATION_FILE
+    assert not own.exists()
+    plain = Calibration(magcache_ratios=(1.0, 0.9))
+    styled = replace(plain, loras=(("style.safetensors", 0.8),))
+
+    def said(
+        calibration: Calibration, cache: Any = "magcache", chosen: Any = (), **at: Any
+    ) -> tuple[str, ...]:
+        pipeline = open_model(
+            flux_folder, "cpu", calibration=calibration, adapters={"i": ink}, **at
+        )
+        config = pipeline.caches.given(cache)
+        request = GenerationRequest(
+            ("a",), num_inference_steps=4, cache=config, loras=chosen
+        )
+        return pipeline.create_context(request).warnings
+
+    merged = {"loras": {style: 0.8}}
+    how = (
+        "measure anew by max-diffusion calibrate --lora FILE:WEIGHT --output FILE, and "
+        "load the model with that file as calibration"
+    )
+    assert said(plain) == said(styled, **merged) == ()
+    assert said(plain, **merged) == (
+        "magcache decides by what was measured without LoRAs, and this is with "
+        f"style.safetensors:0.8; {how}",
+    )
+    assert said(plain, chosen=(("i", 0.5),)) == (
+        "magcache decides by what was measured without LoRAs, and this is with "
+        f"ink.safetensors:0.5; {how}",
+    )
+    assert said(styled, chosen=(("i", 0.5),), **merged) == (
+        "magcache decides by what was measured with style.safetensors:0.8, and this is "
+        f"with ink.safetensors:0.5, style.safetensors:0.8; {how}",
+    )
+    assert said(styled, chosen=(("i", 0.0),)) == (
+        "magcache decides by what was measured with style.safetensors:0.8, and this is "
+        "without LoRAs; measure anew by max-diffusion calibrate, and load the model "
+        "with that file as calibration",
+    )
+    # What decides by itself, and ratios that are given, are of no measurement.
+    for cache in ("none", "first-block", MagCacheConfig(ratios=(1.0,))):
+        assert said(plain, cache, **merged) == ()
+
+
+def test_what_was_measured_says_with_which_loras(
+    flux_folder: Path, tmp_path: Path
+) -> None:
+    shapes = lora_files.matrices(flux_folder, "transformer")
+    style, ink = (
+        lora_files.write(tmp_path / f"{name}.safetensors", lora_files.lora(way, shapes))
+        for name, way in (("style", "peft"), ("ink", "kohya"))
+    )
+    pipeline = load_pipeline(
+        flux_folder,
+        device="cpu",
+        caches=("none", "magcache"),
+        precompiled=[TEST_GRAPHS / "float32"],
+        loras={str(style): 0.8},
+        adapters={"i": ink},
+    )
+    merged = ("style.safetensors", 0.8)
+    measured = calibrate(pipeline, "heart", num_inference_steps=3)
+    assert measured.loras == (merged,)
+    chosen = calibrate(pipeline, "heart", num_inference_steps=3, loras={"i": 0.5})
+    assert chosen.loras == (("ink.safetensors", 0.5), merged)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from folders import TEST_GRAPHS
 from pictures import psnr
 
 from max_diffusion import (
+    DeviceError,
     GenerationRequest,
     ModelLoadError,
     RequestError,
@@ -24,8 +25,11 @@ from max_diffusion import (
     load_pipeline,
     open_model,
 )
+from max_diffusion.core.host_memory import host_memory
 from max_diffusion.core.loras import GivenLoras
+from max_diffusion.pipelines import adapters, weight_memory
 from max_diffusion.pipelines.adapters import adapted
+from max_diffusion.pipelines.weight_memory import memory_beside_weights
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline
@@ -290,7 +294,10 @@ def test_caches_and_guidance_run_on_the_changed_matrices(
 
 
 def test_only_what_changes_is_held_and_the_oldest_leaves(
-    flux_folder: Path, every: dict[str, Path]
+    flux_folder: Path,
+    every: dict[str, Path],
+    shapes: tuple[lora_files.Shapes, lora_files.Shapes],
+    tmp_path: Path,
 ) -> None:
     names = ("peft", "kohya", "xlabs")
     adapters = {name: every[name] for name in names}
@@ -331,12 +338,65 @@ def test_only_what_changes_is_held_and_the_oldest_leaves(
     for choice in (choices["peft"], choices["kohya"], choices["xlabs"]):
         sets.graphs_of(choice)
         assert sets.held_bytes <= limit
-    tiny = open_model(flux_folder, **arguments, adapter_memory_limit=1000)
+
+    path = tmp_path / "clip.safetensors"
+    lora_files.write(path, lora_files.lora("peft", {}, shapes[1]))
+    arguments["adapters"] = {"clip": path, "xlabs": every["xlabs"]}
+    tiny = open_model(flux_folder, **arguments, adapter_memory_limit=sizes["xlabs"])
+    both = tiny.adapters.num_bytes((("clip", 1.0), ("xlabs", 2.0)))
     with pytest.raises(
         RequestError,
-        match=r"xlabs:1 changes matrices of \d+ bytes, more than the limit",
+        match=rf"clip:1, xlabs:2 changes matrices of {both} bytes, more than the limit",
     ):
-        tiny.create_context(GenerationRequest((PROMPT,), loras=(("xlabs", 1.0),)))
+        loras = (("clip", 1.0), ("xlabs", 2.0))
+        tiny.create_context(GenerationRequest((PROMPT,), loras=loras))
+
+
+def test_a_lora_that_never_fits_is_refused_at_load(
+    flux_folder: Path, every: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {
+        "device": "cpu",
+        "caches": ("none",),
+        "precompiled": [TEST_GRAPHS / "float32"],
+        "adapters": {name: every[name] for name in ("xlabs", "peft")},
+    }
+    opened = open_model(flux_folder, **given)
+    needed = opened.adapters.num_bytes((("peft", 1.0),))
+    weights = host_memory() - memory_beside_weights(opened.graphs.opened, opened.device)
+    said = f"adapters: the LoRA peft changes matrices of {needed} bytes, more than the "
+
+    def is_refused(kind: type[Exception], rest: str, limit: int | None) -> None:
+        with pytest.raises(kind, match=said + rest) as caught:
+            load_pipeline(flux_folder, **given, adapter_memory_limit=limit)
+        assert "\n" not in str(caught.value)
+
+    def has(count: int) -> None:
+        monkeypatch.setattr(weight_memory, "host_memory", lambda: count)
+
+    with monkeypatch.context() as patch:
+        # None of these compiles.
+        patch.setattr("max_diffusion.execution.compiler.CompiledGraphs.add", None)
+        is_refused(RequestError, f"limit of {needed - 1} for LoRAs", needed - 1)
+        has(weights + needed - 1)
+        is_refused(DeviceError, f"{needed - 1} that this machine has", needed)
+        is_refused(DeviceError, f"{needed - 1} that this machine has", None)
+        has(weights + 4 * needed - 1)
+        is_refused(RequestError, f"limit of {needed - 1} for LoRAs", None)
+    # What was free is told when all else is loaded.
+    has(weights + 4 * needed)
+    monkeypatch.setattr(adapters, "free_memory", lambda _: 4 * needed - 1)
+    is_refused(RequestError, f"limit of {needed - 1} for LoRAs", None)
+    monkeypatch.setattr(adapters, "free_memory", lambda _: 4 * needed)
+    pipeline = load_pipeline(flux_folder, **given)
+    assert pipeline.adapters.limit == needed
+    assert np.array_equal(
+        drawn(pipeline, loras=["peft"]),
+        drawn(
+            load_pipeline(flux_folder, **given, adapter_memory_limit=2**30),
+            loras=["peft"],
+        ),
+    )
 
 
 def test_what_is_asked_wrongly_is_one_line_before_anything_runs(

@@ -472,6 +472,8 @@ def test_options_are_checked_before_anything_starts(tmp_path: Path) -> None:
         build(ray_serve.Options(caches="none,xx"))
     with pytest.raises(RequestError, match="max_size must be at least 1, got 0"):
         build(ray_serve.Options(max_size=0))
+    with pytest.raises(RequestError, match="lora_memory has no effect without loras"):
+        build(ray_serve.Options(lora_memory=2**30))
     with pytest.raises(RequestError, match="cannot be read"):
         build(ray_serve.Options(api_key_file=str(tmp_path / "none")))
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import toy_video
-from edit_bodies import png
+from edit_bodies import picture, png
 from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
 from serving import Served, listening, served, wait_until
 from sketcher import STEPS, Sketcher
 
-from max_diffusion import TextToImagePipeline
+from max_diffusion import GenerationRequest, TextToImagePipeline
 
 CHROMIUM = shutil.which("chromium")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
@@ -165,6 +166,140 @@ def test_a_picture_is_dropped_and_painted(page: Page, tmp_path: Path) -> None:
         )
         expect(page.locator("#error")).to_contain_text("x.png is no picture")
     assert errors == []
+
+
+def files(*sizes: tuple[int, int]) -> list[FilePayload]:
+    """Pictures of these heights and widths, as a browser chooses them."""
+    return [
+        {"name": f"{i}.png", "mimeType": "image/png", "buffer": png(picture(*size))}
+        for i, size in enumerate(sizes)
+    ]
+
+
+def drop(page: Page, *chosen: FilePayload) -> None:
+    """What a browser makes of files that are dropped on it."""
+    page.evaluate(
+        """files => {
+          const dropped = new DataTransfer();
+          for (const [name, letters] of files) {
+            const bytes = Uint8Array.from(atob(letters), (each) => each.charCodeAt(0));
+            dropped.items.add(new File([bytes], name, { type: "image/png" }));
+          }
+          const event = { dataTransfer: dropped, bubbles: true, cancelable: true };
+          document.dispatchEvent(new DragEvent("drop", event));
+        }""",
+        [(f["name"], base64.b64encode(f["buffer"]).decode()) for f in chosen],
+    )
+
+
+def drawn(page: Page, sketcher: Sketcher) -> GenerationRequest:
+    """What reaches the server when Draw is pressed."""
+    before = len(sketcher.drawn)
+    page.fill("#prompt", "a red circle")
+    page.click("#draw")
+    page.wait_for_selector("#picture[data-state=final]", timeout=30_000)
+    wait_until(lambda: len(sketcher.drawn) == before + 1)
+    expect(page.locator("#draw")).to_be_visible()
+    return sketcher.drawn[-1][0]
+
+
+def pictures_of(request: GenerationRequest) -> list[np.ndarray]:
+    return [] if request.inputs is None else [p.pixels for p in request.inputs.images]
+
+
+def test_several_pictures_are_chosen_dropped_and_sent(
+    page: Page, tmp_path: Path
+) -> None:
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    sizes = [(48, 96), (96, 64), (64, 64), (32, 80)]
+    sketcher = Sketcher(inputs=("image",), max_pictures=3)
+    first, second, third, fourth = files(*sizes)
+    with listening(sketcher) as url:
+        page.goto(url)
+        expect(page.locator("#start-label")).to_have_text(
+            "Draw from pictures (up to 3)"
+        )
+        page.set_input_files("#start-file", files=[first, second])
+        thumbnails = page.locator("#references img")
+        expect(thumbnails).to_have_count(2)
+        for name in ("easel", "mask", "strength", "auto-resize", "max-area"):
+            expect(page.locator(f"#{name}")).to_be_hidden()
+        expect(page.locator("#width")).to_have_value("")
+        sent = pictures_of(drawn(page, sketcher))
+        assert [each.shape[:2] for each in sent] == sizes[:2]
+        for pixels, size in zip(sent, sizes, strict=False):
+            np.testing.assert_array_equal(pixels, picture(*size))
+        page.fill("#width", "64")
+        drop(page, third, fourth)
+        expect(thumbnails).to_have_count(3)
+        expect(page.locator("#error")).to_have_text(
+            "3.png was left out: this model takes up to 3 pictures."
+        )
+        expect(page.locator("#start-file")).to_be_hidden()
+        for name, width in (("wide", 1100), ("phone", 390)):
+            page.set_viewport_size({"width": width, "height": 900})
+            page.screenshot(path=tmp_path / f"{name}.png", full_page=True)
+            scrolls = "document.documentElement.scrollWidth > innerWidth"
+            assert not page.evaluate(scrolls)
+        page.get_by_label("Remove picture 2").click()
+        expect(page.locator("#width")).to_have_value("64")  # of the first, which stays
+        request = drawn(page, sketcher)
+        assert (request.width, request.height) == (64, 128)
+        assert [each.shape[:2] for each in pictures_of(request)] == [sizes[0], sizes[2]]
+        page.get_by_label("Remove picture 1").click()
+        expect(page.locator("#width")).to_have_value("")
+        page.click("#remove-start")
+        expect(page.locator("#references img")).to_have_count(0)
+        expect(page.locator("#width")).to_have_value("128")
+        assert drawn(page, sketcher).inputs is None
+    assert errors == []
+
+
+def test_a_mask_is_of_the_first_of_several(page: Page) -> None:
+    sketcher = Sketcher(inputs=("image", "mask"), max_pictures=2)
+    with listening(sketcher) as url:
+        page.goto(url)
+        page.set_input_files("#start-file", files=files((64, 96), (96, 64)))
+        expect(page.locator("#references img")).to_have_count(2)
+        page.locator("#mask").click()
+        request = drawn(page, sketcher)
+        assert request.inputs is not None
+        assert request.inputs.mask is not None
+        assert request.inputs.mask.marked(64, 96).any()
+        page.get_by_label("Remove picture 1").click()
+        request = drawn(page, sketcher)
+        assert request.inputs is not None
+        assert request.inputs.mask is None
+        assert [each.shape[:2] for each in pictures_of(request)] == [(96, 64)]
+
+
+def test_one_picture_takes_the_place_of_another(page: Page) -> None:
+    sketcher = Sketcher(inputs=("image",), options=("auto_resize", "max_area"))
+    with listening(sketcher) as url:
+        page.goto(url)
+        expect(page.locator("#max-area")).to_be_visible()
+        expect(page.locator("#auto-resize")).to_be_hidden()
+        page.fill("#max-area", "4096")
+        assert drawn(page, sketcher).options == {"max_area": 4096}
+        drop(page, *files((64, 96), (96, 64)))
+        expect(page.locator("#error")).to_have_text(
+            "1.png was left out: this model takes one picture."
+        )
+        expect(page.locator("#start-picture")).to_be_visible()
+        expect(page.locator("#references")).to_be_hidden()
+        drop(page, *files((32, 64)))
+        expect(page.locator("#error")).to_be_hidden()
+        page.uncheck("#auto-resize")
+        page.fill("#max-area", "")
+        request = drawn(page, sketcher)
+        assert request.options == {"auto_resize": False}
+        assert [each.shape[:2] for each in pictures_of(request)] == [(32, 64)]
+        page.check("#auto-resize")
+        assert drawn(page, sketcher).options == {}
+        page.click("#gallery button >> nth=1")
+        page.click("#again")
+        expect(page.locator("#auto-resize")).not_to_be_checked()
 
 
 def test_a_video_is_drawn_and_played(page: Page, tmp_path: Path) -> None:

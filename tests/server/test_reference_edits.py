@@ -94,6 +94,7 @@ def test_the_model_says_what_it_takes(server: Served) -> None:
     card = server.get("/v1/models").json()["data"][0]
     assert (card["inputs"], card["needed_inputs"]) == (["image"], [])
     assert card["default_strength"] is None
+    assert card["max_pictures"] == 1
     assert {"auto_resize", "max_area"} <= set(card["options"])
 
 

@@ -327,7 +327,8 @@ def test_bad_values_are_told_at_construction(make: object, message: str) -> None
 
 # The calibration file.
 
-MEASURED = Calibration(50, 8, (1.0, 0.9), (0.5, 0.1), 0.75, (0.01, 0.2))
+LORAS = (("ink.safetensors", -0.5), ("style.safetensors", 1.0))
+MEASURED = Calibration(50, 8, (1.0, 0.9), (0.5, 0.1), 0.75, (0.01, 0.2), LORAS)
 
 
 def test_a_calibration_is_written_and_read(tmp_path: Path) -> None:
@@ -337,11 +338,21 @@ def test_a_calibration_is_written_and_read(tmp_path: Path) -> None:
     (tmp_path / "c.json").write_bytes(b"\xef\xbb\xbf" + content)
     assert Calibration.read(tmp_path / "c.json") == MEASURED
     assert [path.name for path in tmp_path.iterdir()] == ["c.json"]
+    entries = asdict(MEASURED)
+    del entries["loras"]
+    (tmp_path / "c.json").write_text(json.dumps(entries))
+    assert Calibration.read(tmp_path / "c.json") == replace(MEASURED, loras=())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"loras": "ab"}, "loras in .* must be a list of names with weights, .* 'ab'"),
+        ({"loras": None}, "must be a list of names with weights, .* got None"),
+        ({"loras": {"ab": 1}}, "must be a list of names with weights"),
+        ({"loras": [["a", "1"]]}, "must be a list of names with weights"),
+        ({"loras": [["a", 1, 2]]}, "must be a list of names with weights"),
+        ({"loras": [["a", float("nan")]]}, "must be a list of names with weights"),
         ({"magcache_ratios": "1"}, "magcache_ratios in .* must be finite numbers"),
         ({"magcache_ratios": [1, None]}, "must be finite numbers"),
         ({"teacache_r2": float("nan")}, "teacache_r2 in .* must be a finite number"),

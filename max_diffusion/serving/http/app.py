@@ -236,6 +236,7 @@ def _card(model: ModelDescription, settings: ServerSettings, created: int) -> Mo
         loras=dict(model.loras),
         inputs=list(model.inputs),
         needed_inputs=list(model.needed_inputs),
+        max_pictures=model.max_pictures,
         default_strength=model.default_strength,
         video=None if video is None else _video_card(video, settings.max_frames),
         default_size=f"{width}x{height}",

@@ -142,7 +142,11 @@ def _documented(schema: type[ImageEditRequest]) -> dict[str, Any]:
     known = schema.model_json_schema()
     file = {"type": "string", "format": "binary"}
     known["properties"] = {
-        "image": {**file, "description": "The picture: PNG, JPEG or WebP."},
+        "image": {
+            **file,
+            "description": "The picture: PNG, JPEG or WebP; several as image[], of "
+            "models whose max_pictures in GET /v1/models is above 1.",
+        },
         "mask": {
             **file,
             "description": "Where it is drawn anew: transparent, or white.",

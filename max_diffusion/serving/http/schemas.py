@@ -197,6 +197,9 @@ class ModelCard(BaseModel):
         description="What POST /v1/images/edits takes here; nothing without pictures."
     )
     needed_inputs: list[str] = Field(description="What of it each request must bring.")
+    max_pictures: int = Field(
+        description="Most images of a request of POST /v1/images/edits."
+    )
     default_strength: float | None = Field(
         description="Of edits that do not say; null where strength is no input."
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Self, cast, final
@@ -214,6 +215,7 @@ class ImagePipeline:
             is_extensible=False,
             transformer=settings.transformer,
             adapters=settings.loras,
+            adapter_memory_limit=settings.lora_memory,
             takes_pictures=bool(settings.pictures),
             revision=_revision(pipeline_config),
             precompiled=settings.precompiled,
@@ -265,6 +267,8 @@ def _open_uncompiled(
         is_extensible=False,
         transformer=settings.transformer,
         adapters=settings.loras,
+        # By default a quarter of what the worker's device has free, which it knows.
+        adapter_memory_limit=settings.lora_memory or sys.maxsize,
         takes_pictures=bool(settings.pictures),
         revision=_revision(config),
     )

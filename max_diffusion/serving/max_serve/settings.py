@@ -34,6 +34,8 @@ class ServeSettings:
         transformer: File of the transformer's weights, instead of the model's.
         loras: Files of LoRAs by the names that requests choose them by; in the
             environment as ``NAME=FILE,NAME=FILE``.
+        lora_memory: Most bytes of the matrices that these change, as ``serve
+            --lora-memory``; ``None`` is a quarter of what the worker's device has free.
         pictures: ``1`` where requests may bring pictures to start from, ``0``
             otherwise; a model that needs some takes them in any case.
         precompiled: Folders of ``max-diffusion compile``, separated by commas.
@@ -50,6 +52,7 @@ class ServeSettings:
     caches: tuple[AbstractCacheConfig, ...] = (NoCacheConfig(), TaylorSeerConfig())
     transformer: str | None = None
     loras: Mapping[str, str] = field(default_factory=dict)
+    lora_memory: int | None = None
     pictures: int = 0
     precompiled: tuple[str, ...] = ()
     require_precompiled: int = 0
@@ -61,6 +64,13 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         """Checks the range of each limit."""
+        if self.lora_memory is not None:
+            whole(_variable("lora_memory"), self.lora_memory, minimum=1)
+            if not self.loras:
+                raise RequestError(
+                    f"{_variable('lora_memory')}: has no effect without "
+                    f"{_variable('loras')}; leave it out, or name files"
+                )
         for name in ("pictures", "require_precompiled"):
             whole(_variable(name), getattr(self, name), minimum=0, maximum=1)
         for name, limit in (

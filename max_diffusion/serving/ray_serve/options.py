@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ...caches import cache_from_options, caches_from_text
 from ...engine import EngineConfig
+from ...errors import RequestError
 from ..http import ServerSettings
 from ..http.run import Model
 
@@ -154,8 +155,13 @@ class Options(BaseModel):
         """Returns what each replica loads.
 
         Raises:
-            RequestError: No such cache, or a setting out of range.
+            RequestError: No such cache, a setting out of range, or one of no effect.
         """
+        if self.lora_memory is not None and not self.loras:
+            raise RequestError(
+                "ray_serve: lora_memory has no effect without loras; leave it out, or "
+                "name files"
+            )
         return Model(
             path=self._folder or self.model,
             device=self.kind,
