@@ -17,10 +17,15 @@ def host_memory() -> int:
 
 
 def free_memory(device: Device) -> int:
-    """Returns the bytes that are free now of a device, or that its group may take."""
+    """Returns the bytes that are free now of a device, or that its group may take.
+
+    A host's are those that it would give up for them, too, such as files it has read.
+    """
     if not device.is_host:
         return int(device.stats["free_memory"])
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    import psutil  # of engines and LoRAs only
+
+    free = int(psutil.virtual_memory().available)
     return min(free, group_memory_limit() or free)
 
 
