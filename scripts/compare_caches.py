@@ -1,6 +1,7 @@
-"""Draws what docs/caches.md shows: every cache in several settings, on the demo model.
+"""Draws what docs/caches.md shows: every cache in several settings, on a demo model.
 
     .venv/bin/python scripts/compare_caches.py --prompts 20 --output comparison
+    .venv/bin/python scripts/compare_caches.py --model demo-video --output videos
 
 The folder then holds what ``max-diffusion compare`` writes, the documentation's table
 (``caches.md``) and its timelines, one a cache.
@@ -31,7 +32,7 @@ from max_diffusion import (
     load_pipeline,
 )
 from max_diffusion.caches import CALIBRATION_FILE, Calibration
-from max_diffusion.demo import held_out_scene, judge
+from max_diffusion.demo import held_out_clip, held_out_scene, judge
 from max_diffusion.evaluation import Comparison, compare, save_comparison
 from max_diffusion.media.timeline import draw_timeline
 
@@ -77,6 +78,25 @@ COMPARED: tuple[AbstractCacheConfig, ...] = (
     StepMaskConfig(compute_steps="ultra"),
 )
 
+# Of the video demo model, whose true guidance takes two passes a step.
+COMPARED_VIDEOS: tuple[AbstractCacheConfig, ...] = (
+    TaylorSeerConfig(3, 4),
+    TaylorSeerConfig(4, 4),
+    TaylorSeerConfig(),
+    AutoConfig(0.05),
+    AutoConfig(0.1),
+    AutoConfig(0.2),
+    FirstBlockConfig(0.05),
+    FirstBlockConfig(0.1, tail_order=1),
+    MagCacheConfig(),
+    PabConfig(2),
+    PabConfig(4),
+    FasterCacheConfig(),
+    StepMaskConfig(compute_steps="slow"),
+    StepMaskConfig(compute_steps="medium"),
+    StepMaskConfig(compute_steps="fast"),
+)
+
 # What docs/caches.md shows of each.
 SHOWN: dict[str, AbstractCacheConfig] = {
     "taylorseer": TaylorSeerConfig(),
@@ -93,20 +113,26 @@ SHOWN: dict[str, AbstractCacheConfig] = {
 def main() -> None:
     """Draws, measures, writes."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--model", choices=("demo", "demo-video"), default="demo")
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     rng = np.random.default_rng(11)
     prompts: dict[str, None] = {}
+    is_video = args.model == "demo-video"
+    draw = held_out_clip if is_video else held_out_scene
     while len(prompts) < args.prompts:
-        prompts[held_out_scene(rng).caption] = None
-    pipeline = load_pipeline("demo", device="cpu", caches=(*CACHES, *MODULES))
+        prompts[draw(rng).caption] = None
+    caches: list[str | AbstractCacheConfig] = [*CACHES]
+    if not is_video:
+        caches += MODULES
+    pipeline = load_pipeline(args.model, device="cpu", caches=caches)
     with Progress() as progress:
         task = progress.add_task("comparing", total=1.0)
         comparison = compare(
             pipeline,
             list(prompts),
-            COMPARED,
+            COMPARED_VIDEOS if is_video else COMPARED,
             num_inference_steps=STEPS,
             fewer_steps=FEWER,
             runs=1,
@@ -115,7 +141,8 @@ def main() -> None:
         )
     save_comparison(comparison, args.output)
     (args.output / "caches.md").write_text(table(comparison))
-    save_timelines(pipeline, args.output)
+    if not is_video:
+        save_timelines(pipeline, args.output)
 
 
 def table(comparison: Comparison) -> str:

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import textwrap
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from demo_verdicts import counts, table
-from PIL import Image, ImageDraw, ImageFont
+from demo_verdicts import captioned, counts, table
+from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
 
@@ -52,7 +51,7 @@ def main() -> None:
     Console().print(table(summary))
     _save_grid(args.output / "grid.png", pictures[:48], verdicts[:48])
     captions = [scene.caption for scene in scenes]
-    _save_captioned(args.output / "captioned.png", pictures[:18], captions)
+    captioned(pictures[:18], captions).save(args.output / "captioned.png")
     wrong = [i for i, verdict in enumerate(verdicts) if not verdict.is_right][:48]
     if wrong:
         chosen = [pictures[i] for i in wrong]
@@ -134,26 +133,6 @@ def _save_grid(path: Path, pictures: list[np.ndarray], verdicts: list[Verdict]) 
             (x + 1, y + 1, x + cell - 2, y + cell - 2), outline=colour, width=3
         )
         grid.paste(Image.fromarray(picture), (x + 4, y + 4))
-    grid.save(path)
-
-
-def _save_captioned(
-    path: Path, pictures: list[np.ndarray], captions: list[str]
-) -> None:
-    """The first pictures, right or wrong, six a row with their prompts below."""
-    columns, width, height = 6, 152, 206
-    rows = -(-len(pictures) // columns)
-    grid = Image.new("RGB", (columns * width, rows * height), "white")
-    pen = ImageDraw.Draw(grid)
-    font = ImageFont.load_default(size=11)
-    for index, (picture, text) in enumerate(zip(pictures, captions, strict=False)):
-        x, y = index % columns * width, index // columns * height
-        grid.paste(Image.fromarray(picture), (x + 12, y + 6))
-        lines = textwrap.wrap(text, 25)
-        place = (x + width // 2, y + 138)
-        pen.multiline_text(
-            place, "\n".join(lines), "#333", font, anchor="ma", align="center"
-        )
     grid.save(path)
 
 

@@ -131,7 +131,11 @@ def _summary(result: Calibration, noun: str) -> str:
 
 def _add_calibrate_options(add: Callable[..., Any]) -> None:
     add("prompts", nargs="*", metavar="PROMPT", help="default: eight plain ones")
-    add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
+    add(
+        "--model",
+        default="demo",
+        help="demo, demo-video, a diffusers folder or a hub repo id",
+    )
     add(
         "--output",
         metavar="FILE.json",

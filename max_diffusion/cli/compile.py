@@ -78,7 +78,11 @@ def _row(done: Exported) -> dict[str, Any]:
 
 
 def _add_options(add: Callable[..., Any]) -> None:
-    add("model", metavar="MODEL", help="demo, a diffusers folder or a hub repo id")
+    add(
+        "model",
+        metavar="MODEL",
+        help="demo, demo-video, a diffusers folder or a hub repo id",
+    )
     add(
         "-o",
         "--output",

@@ -147,9 +147,9 @@ def _teller(progress: Progress, interruption: Interruption) -> OnProgress:
 def judge_of(pipeline: TextToImagePipeline) -> Judge | None:
     """Returns the judge of whether the model's images show their prompts, if any."""
     from ..demo import judge
-    from ..pipelines.opening import is_demo_model
+    from ..pipelines.opening import demo_model_name
 
-    return judge if is_demo_model(pipeline.pipeline_config.path) else None
+    return judge if demo_model_name(pipeline.pipeline_config.path) else None
 
 
 def add_evaluation_options(add: Callable[..., Any]) -> None:
@@ -158,7 +158,11 @@ def add_evaluation_options(add: Callable[..., Any]) -> None:
     Args:
         add: The ``add_argument`` of a parser.
     """
-    add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
+    add(
+        "--model",
+        default="demo",
+        help="demo, demo-video, a diffusers folder or a hub repo id",
+    )
     add("--prompts-file", metavar="FILE", help="prompts, one a line")
     add(
         *flags("num_inference_steps"),

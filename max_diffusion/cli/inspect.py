@@ -101,7 +101,7 @@ def _size(count: float) -> str:
 
 
 def _add_inspect_options(add: Callable[..., Any]) -> None:
-    words = "demo, a diffusers folder or a hub repo id"
+    words = "demo, demo-video, a diffusers folder or a hub repo id"
     add("model", nargs="?", default="demo", metavar="MODEL", help=words)
     add("--batch", type=int, default=1, help="pictures at once")
     add(

@@ -25,6 +25,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
     from ..core.loras import files_by_name
     from ..engine import EngineConfig
     from ..errors import RequestError
+    from ..pipelines.opening import DEMO_MODELS
     from ..serving.http import ServerSettings
     from ..serving.http.run import Model, serve
     from ..serving.http.settings import read_api_keys
@@ -33,7 +34,7 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
     keys = tuple(args.api_key)
     if args.api_key_file is not None:
         keys += read_api_keys(Path(args.api_key_file))
-    is_folder = args.model != "demo" and Path(args.model).is_dir()
+    is_folder = args.model not in DEMO_MODELS and Path(args.model).is_dir()
     shown = Path(args.model).resolve().name if is_folder else args.model
     settings = ServerSettings(
         model=args.served_model_name or shown,
@@ -87,7 +88,11 @@ def _serve(args: argparse.Namespace, interruption: Interruption) -> None:
 
 
 def _add_options(add: Callable[..., Any]) -> None:
-    add("--model", default="demo", help="demo, a diffusers folder or a hub repo id")
+    add(
+        "--model",
+        default="demo",
+        help="demo, demo-video, a diffusers folder or a hub repo id",
+    )
     add_source_options(add)
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
     add("--dtype", choices=("float32", "bfloat16"), help="default: by device")

@@ -90,15 +90,16 @@ def _prompts_of(
 ) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
     """Returns what to tune and to validate on: as given, else the model's own.
 
-    The demo model's are combinations that it was never trained on; ``None`` leaves the
+    A demo model's are combinations that it was never trained on; ``None`` leaves the
     choice to :func:`tune`.
     """
-    from ..demo import held_out_prompts
-    from ..pipelines.opening import is_demo_model
+    from ..demo import held_out_clip_prompts, held_out_prompts
+    from ..pipelines.opening import demo_model_name
 
-    if not is_demo_model(pipeline.pipeline_config.path):
+    name = demo_model_name(pipeline.pipeline_config.path)
+    if name is None:
         return prompts, unseen
-    texts = held_out_prompts(12)
+    texts = (held_out_prompts if name == "demo" else held_out_clip_prompts)(12)
     prompts = prompts or texts[:6]
     return prompts, unseen or tuple(t for t in texts[6:] if t not in prompts)
 

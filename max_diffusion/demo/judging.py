@@ -46,7 +46,7 @@ def held_out_prompts(count: int = 12) -> tuple[str, ...]:
 
 
 def held_out_clip_prompts(count: int = 12) -> tuple[str, ...]:
-    """Returns captions of clips that a video demo model was never trained on.
+    """Returns captions of clips that the video demo model was never trained on.
 
     Args:
         count: Number of captions, at least 1; the first are the same for any count.

@@ -3,7 +3,7 @@
 from .context import Tokenized
 from .families import register_model
 from .loading import LEAN_CACHES, PipelineConfig
-from .opening import demo_model_path, is_demo_model, load_pipeline, open_model
+from .opening import demo_model_name, demo_model_path, load_pipeline, open_model
 from .outputs import DiffusionPipelineOutput, GenerationResult, OnEvent, OnStep
 from .pipeline import DiffusionPipeline
 from .text_to_image import TextToImagePipeline
@@ -18,8 +18,8 @@ __all__ = [
     "PipelineConfig",
     "TextToImagePipeline",
     "Tokenized",
+    "demo_model_name",
     "demo_model_path",
-    "is_demo_model",
     "load_pipeline",
     "open_model",
     "register_model",

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final
 
 from ..caches import (
     CACHES,
@@ -22,6 +24,7 @@ from ..core.validation import whole
 from ..errors import ModelLoadError, RequestError
 from ..execution.devices import resolve_device, resolve_dtype
 from .families import OTHER_TASKS, PIPELINES, pipeline_class
+from .generation_defaults import DEFAULTS_FILE, GenerationDefaults
 from .loading import LEAN_CACHES, PipelineConfig
 from .outputs import OnEvent
 from .text_to_image import TextToImagePipeline
@@ -29,14 +32,21 @@ from .text_to_image import TextToImagePipeline
 logger = logging.getLogger(__name__)
 
 
-def demo_model_path() -> Path:
-    """The folder of the demo model that ships with the package."""
-    return Path(__file__).parent.parent / "demo_model"
+DEMO_MODELS: Final = MappingProxyType(
+    {"demo": "demo_model", "demo-video": "demo_video_model"}
+)
+"""Names of the models that ship with the package, and their folders."""
 
 
-def is_demo_model(path: Path | None) -> bool:
-    """Whether a model folder is the demo model's."""
-    return path is not None and path.resolve() == demo_model_path().resolve()
+def demo_model_path(name: str = "demo") -> Path:
+    """The folder of a model that ships with the package: ``demo`` or ``demo-video``."""
+    return Path(__file__).parent.parent / DEMO_MODELS[name]
+
+
+def demo_model_name(path: Path | None) -> str | None:
+    """Which model that ships with the package a folder is; ``None``: another one."""
+    paths = {demo_model_path(name).resolve(): name for name in DEMO_MODELS}
+    return None if path is None else paths.get(path.resolve())
 
 
 def load_pipeline(
@@ -263,7 +273,11 @@ def open_model(
         if role in folder.roles and role not in parts
         for file in folder.weight_files(role)
     ]
-    return kind(config, None, [chosen], files, settings, on_event=on_event)
+    # As measurements are, defaults are of the folder's own transformer.
+    own = GenerationDefaults() if file else GenerationDefaults.read(folder.path)
+    pipeline = kind(config, None, [chosen], files, settings, on_event=on_event)
+    own.set_on(pipeline)
+    return pipeline
 
 
 def _parts(
@@ -376,14 +390,14 @@ def open_folder(
         ModelLoadError: No such model, or one of a class that is not supported; of that
             nothing but ``model_index.json`` is downloaded.
     """
-    is_demo = path_or_repo_id == "demo"
+    name = str(path_or_repo_id)
     folder = find_model(
-        demo_model_path() if is_demo else path_or_repo_id,
+        demo_model_path(name) if name in DEMO_MODELS else path_or_repo_id,
         variant=variant,
         revision=revision,
         show_progress=show_progress,
         needs=partial(_needs, file=file),
-        extras=(CALIBRATION_FILE,),
+        extras=(CALIBRATION_FILE, DEFAULTS_FILE),
     )
     if folder.class_name in OTHER_TASKS:
         logger.info(

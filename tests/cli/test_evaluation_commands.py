@@ -27,7 +27,7 @@ from max_diffusion import (
 )
 from max_diffusion.caches.cache_file import write_cache_file
 from max_diffusion.cli.evaluating import read_prompts
-from max_diffusion.demo import Verdict, held_out_prompts
+from max_diffusion.demo import Verdict, held_out_clip_prompts, held_out_prompts
 from max_diffusion.evaluation.calibration import PROMPTS as PLAIN_PROMPTS
 
 COMMAND = str(Path(sys.executable).with_name("max-diffusion"))
@@ -371,6 +371,11 @@ def test_the_demo_model_is_tuned_on_what_it_was_not_trained_on(
     validation = ("--validation-file", "x.txt")
     assert drawn(own, *validation) == {"on": [*texts[:6]], "by": ["u"]}
     assert drawn(own, "a", *validation) == {"on": ["a"], "by": ["u"]}
+    clips = held_out_clip_prompts(12)
+    assert drawn(demo_model_path("demo-video")) == {
+        "on": [*clips[:6]],
+        "by": [*clips[6:]],
+    }
     assert drawn(plain) == {"on": [*PLAIN_PROMPTS[:4]], "by": [*PLAIN_PROMPTS[4:]]}
     assert drawn(plain, "a")["by"] == [*PLAIN_PROMPTS[4:]]
 

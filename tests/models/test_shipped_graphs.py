@@ -32,7 +32,7 @@ from max_diffusion.exporting.job import modules_of
 ROOT = Path(__file__).parents[2]
 EVERYTHING: tuple[AbstractCacheConfig, ...] = (
     *(kind() for name, kind in CACHES.items() if name != "teacache"),
-    TeaCacheConfig(coefficients=(1.0, 0.0)),  # the demo model's own are refused
+    TeaCacheConfig(coefficients=(1.0, 0.0)),  # the demo models' own are refused
     TaylorSeerConfig(target="attention"),
     TaylorSeerConfig(target="modules"),
 )
@@ -47,42 +47,51 @@ PROMPTS = [
         "",
     )
 ]
-EVERY_GRAPH = Model(caches="all,taylorseer:target=modules", pictures=True)
+EVERY_GRAPH = (
+    Model("demo", caches="all,taylorseer:target=modules", pictures=True),
+    Model("demo-video", caches="all"),
+)
+MOST_BYTES = (2 * 2**20, 2 * 2**20)
+"""A target's graphs of each model."""
 ADVICE = "run scripts/prebuild, and commit what it writes"
 
 
 @pytest.fixture(scope="module")
-def todays() -> list[GraphModule]:
-    """Every module of the demo model."""
-    return modules_of(EVERY_GRAPH.open("cpu"))
+def todays() -> list[list[GraphModule]]:
+    """Every module of each demo model."""
+    return [modules_of(model.open("cpu")) for model in EVERY_GRAPH]
 
 
 def shipped(target: str, module: GraphModule) -> Artefact:
     found = artefacts_in(shipped_graphs() / target, module.name)
-    assert [each.manifest.key for each in found] == [module.key], ADVICE
-    return found[0]
+    todays = [each for each in found if each.manifest.key == module.key]
+    assert len(todays) == 1, ADVICE
+    return todays[0]
 
 
 @pytest.mark.parametrize("target", HOSTS)
-def test_what_ships_is_todays(target: str, todays: list[GraphModule]) -> None:
-    needed: set[Path] = set()
-    for module in todays:
-        artefact = shipped(target, module)
-        manifest = artefact.manifest
-        assert (manifest.target, manifest.versions) == (target, compiler_versions())
-        assert (manifest.subject, manifest.recipe) == (module.subject, module.recipe), (
-            ADVICE
-        )
-        assert manifest.graphs == tuple(module.module.top_level_graph_names())
-        assert artefact.packed()  # of the recorded hash
-        needed |= {artefact.path, artefact.folder / f"{manifest.stem}.json"}
-    files = set((shipped_graphs() / target).iterdir())
-    assert files == needed, ADVICE
-    assert sum(path.stat().st_size for path in files) <= 2 * 2**20
+def test_what_ships_is_todays(target: str, todays: list[list[GraphModule]]) -> None:
+    needed: list[set[Path]] = []
+    for modules in todays:
+        needed.append(set())
+        for module in modules:
+            artefact = shipped(target, module)
+            manifest = artefact.manifest
+            assert (manifest.target, manifest.versions) == (target, compiler_versions())
+            assert (manifest.subject, manifest.recipe) == (
+                module.subject,
+                module.recipe,
+            ), ADVICE
+            assert manifest.graphs == tuple(module.module.top_level_graph_names())
+            assert artefact.packed()  # of the recorded hash
+            needed[-1] |= {artefact.path, artefact.folder / f"{manifest.stem}.json"}
+    assert set((shipped_graphs() / target).iterdir()) == set.union(*needed), ADVICE
+    for files, most in zip(needed, MOST_BYTES, strict=True):
+        assert sum(path.stat().st_size for path in files) <= most
 
 
 def test_a_recipe_knows_every_source_that_builds_a_graph(
-    todays: list[GraphModule],
+    todays: list[list[GraphModule]],
 ) -> None:
     """What is run while graphs are built is hashed, so that no change is missed."""
     files: set[str] = set()
@@ -90,9 +99,11 @@ def test_a_recipe_knows_every_source_that_builds_a_graph(
     def note(frame: FrameType, event: str, argument: object) -> None:
         files.add(frame.f_code.co_filename)
 
-    fresh = EVERY_GRAPH.open("cpu")
-    modules = [module for module in modules_of(fresh) if module.recipe is not None]
-    assert {module.name for module in todays} - {m.name for m in modules} == {"sampler"}
+    modules = []
+    for model, known in zip(EVERY_GRAPH, todays, strict=True):
+        fresh = [m for m in modules_of(model.open("cpu")) if m.recipe is not None]
+        assert {m.name for m in known} - {m.name for m in fresh} == {"sampler"}
+        modules += fresh
     sys.setprofile(note)
     try:
         for module in modules:
@@ -104,36 +115,55 @@ def test_a_recipe_knows_every_source_that_builds_a_graph(
     own = {path for path in own if ".venv" not in path.parts}
     hashed = set(recipe.source_files())
     assert ROOT / "graphs" / "flux1.py" in own & hashed
+    assert ROOT / "graphs" / "cogvideox.py" in own & hashed
     # How a module is built, none of what is in it; and what the subject tells itself.
     names = "graph_module", "kernels", "compile_cache", "artefacts", "targets"
     plain = {ROOT / f"max_diffusion/execution/{name}.py" for name in names}
     assert own - plain - {Path(__file__)} <= hashed
 
 
-def test_every_cache_alone_compiles_nothing_and_draws() -> None:
-    for cache in EVERYTHING:
-        pipeline = load_pipeline("demo", device="cpu", cache=cache)
+SHOWN = {
+    "demo": ("a red circle", EVERYTHING),
+    # All but the last, whose graphs do not ship of it.
+    "demo-video": ("a red circle moving right", EVERYTHING[:-1]),
+}
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_every_cache_alone_compiles_nothing_and_draws(name: str) -> None:
+    prompt, caches = SHOWN[name]
+    for cache in caches:
+        pipeline = load_pipeline(name, device="cpu", cache=cache)
         result = pipeline.draw(
-            GenerationRequest(prompts=("a red circle",), num_inference_steps=5, seed=1)
+            GenerationRequest(prompts=(prompt,), num_inference_steps=5, seed=1)
         )
         assert pipeline.compile_count == 0, cache
         assert result.report.num_inference_steps == 5
 
 
-def test_what_a_later_request_needs_is_there_too() -> None:
-    pipeline = load_pipeline("demo", device="cpu", caches=("none",))
-    for cache in EVERYTHING:
+@pytest.mark.parametrize("name", SHOWN)
+def test_what_a_later_request_needs_is_there_too(name: str) -> None:
+    prompt, caches = SHOWN[name]
+    pipeline = load_pipeline(name, device="cpu", caches=("none",))
+    for cache in caches:
         pipeline.draw(
             GenerationRequest(
-                prompts=("a red circle",), num_inference_steps=5, seed=1, cache=cache
+                prompts=(prompt,), num_inference_steps=5, seed=1, cache=cache
             )
         )
     assert pipeline.compile_count == 0
 
 
-@pytest.mark.parametrize("home", ["missing", "closed"])
+@pytest.mark.parametrize(
+    "home, model, output",
+    [
+        ("missing", "demo", "out.png"),
+        ("closed", "demo", "out.png"),
+        ("missing", "demo-video", "out.mp4"),
+    ],
+)
 def test_the_first_picture_of_a_machine_writes_nothing_but_itself(
-    tmp_path: Path, home: str
+    tmp_path: Path, home: str, model: str, output: str
 ) -> None:
     place = tmp_path / "home"
     if home == "closed":
@@ -144,9 +174,14 @@ def test_the_first_picture_of_a_machine_writes_nothing_but_itself(
         if not name.startswith(("MODULAR_", "XDG_"))
     }
     environment |= {"HOME": str(place), "TMPDIR": str(tmp_path), "LC_ALL": "C.UTF-8"}
-    command = ("-m", "max_diffusion", "generate", "a red circle", "--seed", "1")
-    picture = tmp_path / "out.png"
-    done = run(sys.executable, *command, "--output", picture, cwd=ROOT, env=environment)
+    command = ("-m", "max_diffusion", "generate", "a red circle moving right")
+    options = ("--model", model, "--seed", "1")
+    picture = tmp_path / output
+    done = run(
+        *(sys.executable, *command, *options, "--output", picture),
+        cwd=ROOT,
+        env=environment,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     # MAX 26.7 numbers installations, where there is a home.

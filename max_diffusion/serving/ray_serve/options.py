@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from ...caches import cache_from_options, caches_from_text
 from ...engine import EngineConfig
 from ...errors import RequestError
+from ...pipelines.opening import DEMO_MODELS
 from ..http import ServerSettings
 from ..http.run import Model
 
@@ -37,7 +38,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     model: Annotated[
-        str, Field(description="demo, a diffusers folder or a hub repo id.")
+        str, Field(description="demo, demo-video, a diffusers folder or a hub repo id.")
     ] = "demo"
     transformer: Annotated[
         str | None,
@@ -233,5 +234,5 @@ class Options(BaseModel):
 
         ``None`` if the model is a name.
         """
-        is_folder = self.model != "demo" and Path(self.model).is_dir()
+        is_folder = self.model not in DEMO_MODELS and Path(self.model).is_dir()
         return str(Path(self.model).resolve()) if is_folder else None
