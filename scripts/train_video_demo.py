@@ -432,7 +432,7 @@ def export(
 ) -> None:
     """Writes the diffusers folder, weights in bfloat16, and its guidance.
 
-    CogVideoX's own, 6, makes shapes of so small a model burst; this one was judged best.
+    At CogVideoX's own, 6, shapes burst; this one was judged best.
     """
     vae.register_to_config(scaling_factor=scale)
     pipeline = CogVideoXPipeline(

@@ -146,11 +146,20 @@ class DenoiserComponent(ComponentModel):
 
     def run_blocks(self, hidden: Hidden, start: int, stop: int) -> Routine[Hidden]:
         """Blocks ``start`` to ``stop - 1``; all but the first of all in one call."""
-        count = self.num_blocks
-        for index in range(start, stop):
-            if (index, stop) == (1, count) and count > 2:
-                return (yield from self._run_on(f"blocks_1_{count}", index, hidden))
-            hidden = yield from self._run_on(f"block_{index}", index, hidden)
+        count, index = self.num_blocks, start
+        while index < stop:
+            is_rest = (index, stop) == (1, count) and count > 2
+            name = f"blocks_1_{count}" if is_rest else f"block_{index}"
+            outputs = yield GraphCall(
+                f"{self.name}.{name}",
+                hidden.buffers,
+                self.device,
+                self.inputs.shared_of(hidden),
+                num_passing=2,
+                stage=index + 1,
+            )
+            hidden = replace(hidden, image=outputs[0], text=outputs[1])
+            index = stop if is_rest else index + 1
         return hidden
 
     def output(self, hidden: Hidden) -> Routine[Buffer]:
@@ -184,18 +193,6 @@ class DenoiserComponent(ComponentModel):
     def rows_of_hidden(self, hidden: Hidden, rows: Sequence[int]) -> Hidden:
         """The hidden states of some samples as a batch of their own."""
         return self.inputs.rows_of_hidden(hidden, rows)
-
-    def _run_on(self, graph: str, first: int, hidden: Hidden) -> Routine[Hidden]:
-        """A graph of blocks, of which ``first`` is the first."""
-        outputs = yield GraphCall(
-            f"{self.name}.{graph}",
-            hidden.buffers,
-            self.device,
-            self.inputs.shared_of(hidden),
-            num_passing=2,
-            stage=first + 1,
-        )
-        return replace(hidden, image=outputs[0], text=outputs[1])
 
     def _run_whole(
         self, graph: str, inputs: Inputs, values: Sequence[Buffer] = ()
