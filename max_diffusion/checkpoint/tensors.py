@@ -67,6 +67,11 @@ class UnfitTensor(TensorError):
         super().__init__(f"{_listed(stored)} {problem}", stored)
 
 
+@final
+class NonFiniteTensor(TensorError):
+    """Tensors hold NaN or infinity, or do so once they are cast or merged."""
+
+
 @dataclass(frozen=True, eq=False)
 class AbstractTensor(ABC):
     """Shape and dtype of a tensor, and how it is read."""
