@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,6 +18,7 @@ from ..errors import ModelLoadError
 from .casting import FLOATS, blamed, read_as
 from .computed import FLOAT8, adapted, decoded, scaled
 from .packing import packed
+from .reading import FileStamp
 from .safetensors_file import read_header
 from .tensors import (
     AbstractStoredTensor,
@@ -291,7 +292,10 @@ class ComponentWeights:
 
         Raises:
             NonFiniteTensor: A weight is not finite; ``stored`` is what is to blame.
+            ModelLoadError: A file has changed since its header was read, or is gone.
         """
+        for stamp in self._stamps(slots):
+            stamp.check()
         broken: dict[str, DType] = {}
 
         def read(name: str, slot: WeightSlot) -> np.ndarray:
@@ -328,6 +332,13 @@ class ComponentWeights:
             )
             raise self._non_finite({n: broken[n] for n in asked if n in broken})
         return {key: array for key, array in arrays.items() if array is not None}
+
+    def _stamps(self, slots: Mapping[str, WeightSlot]) -> Iterable[FileStamp]:
+        """Of the files that fill slots, each once."""
+        names = {name for slot in slots.values() for name in slot.tensors}
+        stored = (item for name in names for item in self[name].stored)
+        stamps = {id(item.stamp): item.stamp for item in stored if item.stamp}
+        return dict.fromkeys(stamps.values())
 
     def _non_finite(self, broken: Mapping[str, DType]) -> NonFiniteTensor:
         """Tells of weights by what is to blame, each with the dtype asked for."""
