@@ -40,7 +40,8 @@ def to_float32(bits: np.ndarray, dtype: DType) -> np.ndarray:
         dtype: What they are.
 
     Returns:
-        float32 of the same shape, ``bits`` itself if that is what they are.
+        float32 of the same shape, ``bits`` itself if that is what they are; infinity
+        where float64 is beyond it.
     """
     if dtype == DType.bfloat16:
         wide = bits.astype(np.uint32)
@@ -56,7 +57,8 @@ def to_float32(bits: np.ndarray, dtype: DType) -> np.ndarray:
             part = slice(start, start + _CHUNK)
             numbers[part] = values[flat[part]]
         return found
-    return bits.astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+        return bits.astype(np.float32, copy=False)
 
 
 def _e4m3fn_values() -> np.ndarray:

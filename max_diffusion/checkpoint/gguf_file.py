@@ -22,7 +22,7 @@ import numpy as np
 from max.dtype import DType
 
 from ..errors import ModelLoadError
-from .reading import check_file, mapped_bytes, short_name
+from .reading import FileStamp, check_file, mapped_bytes, short_name
 from .safetensors_file import StoredTensor
 from .tensors import AbstractStoredTensor, AbstractTensor, part_of_whole
 
@@ -154,7 +154,8 @@ class _Reader:
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
-        self._size = os.fstat(file.fileno()).st_size
+        self._stamp = FileStamp.of(path, file)
+        self._size = self._stamp.size
 
     def header(self) -> GgufHeader:
         magic, version = self._take(4), self._number("I")
@@ -221,10 +222,14 @@ class _Reader:
         place = start + offset
         if code in _PLAIN:
             dtype = _PLAIN[code]
-            return StoredTensor(shape, dtype, name, self._path, size, code, place)
+            return StoredTensor(
+                *(shape, dtype, name, self._path, size, code, place),
+                stamp=self._stamp,
+            )
         return BlockTensor(
             *(shape, DType.float32, name, self._path, size, code, place),
             *(block, block_bytes, quantisation),
+            stamp=self._stamp,
         )
 
     def _check_places(self, tensors: Iterable[BlockTensor | StoredTensor]) -> None:

@@ -96,7 +96,14 @@ class LoraFile:
         # What was checked is what is merged, though the file be replaced meanwhile; and
         # a choice reads hundreds of small halves.
         mapped = mapped_bytes(path)
-        tensors = {name: replace(each, mapped=mapped) for name, each in stored.items()}
+        tensors = {
+            name: replace(
+                each,
+                mapped=mapped,
+                stamp=each.stamp and replace(each.stamp, is_mapped=True),
+            )
+            for name, each in stored.items()
+        }
         _check_kind(where, tensors)
         settings = _settings(path, where, told.get(_DIFFUSERS_CONFIGS))
         stems, rest = _halves(tensors)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, final
 
 import numpy as np
 
@@ -41,6 +43,52 @@ def check_file(path: Path) -> None:
             f"{short_name(path)}: expected the file, got Git LFS's pointer to it; run "
             "`git lfs pull` in the model's folder, or download the model again"
         )
+
+
+@final
+@dataclass(frozen=True)
+class FileStamp:
+    """What tells that a file is as it was when its header was read."""
+
+    path: Path
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    inode: int
+    is_mapped: bool = False
+    """Whether it stays mapped: another in its place does not matter then."""
+
+    @classmethod
+    def of(cls, path: Path, file: BinaryIO) -> FileStamp:
+        """The stamp of a file that is open."""
+        found = os.fstat(file.fileno())
+        return cls(path, found.st_size, found.st_mtime_ns, found.st_ino)
+
+    def check(self) -> None:
+        """Refuses a file that is another: it was not checked.
+
+        Reading a mapped one that was cut would end the process.
+
+        Raises:
+            ModelLoadError: The file was changed, or is gone and not mapped.
+        """
+        try:
+            found = os.stat(self.path)
+        except OSError as err:
+            if self.is_mapped:
+                return
+            raise ModelLoadError(
+                f"{short_name(self.path)}: cannot be read again ({err.strerror}); put "
+                "the file back, or load the model again"
+            ) from err
+        # Only there: some network file systems number a file anew.
+        if self.is_mapped and found.st_ino != self.inode:
+            return
+        if (found.st_size, found.st_mtime_ns) != (self.size, self.mtime_ns):
+            raise ModelLoadError(
+                f"{short_name(self.path)}: changed since it was read ({self.size} "
+                f"bytes then, {found.st_size} now); load the model again"
+            )
 
 
 def mapped_bytes(path: Path) -> np.ndarray:

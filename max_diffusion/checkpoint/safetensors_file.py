@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import operator
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from max.dtype import DType
 
 from ..errors import ModelLoadError
-from .reading import check_file, mapped_bytes, short_name
+from .reading import FileStamp, check_file, mapped_bytes, short_name
 from .tensors import AbstractStoredTensor
 
 _HEADER_BYTES = 8
@@ -96,7 +95,8 @@ def read_file(path: Path) -> tuple[dict[str, StoredTensor], Mapping[str, str]]:
     where = short_name(path)
     check_file(path)
     with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
+        stamp = FileStamp.of(path, file)
+        size = stamp.size
         length = int.from_bytes(file.read(_HEADER_BYTES), "little")
         start = _HEADER_BYTES + length
         if size < _HEADER_BYTES or start > size:
@@ -113,7 +113,7 @@ def read_file(path: Path) -> tuple[dict[str, StoredTensor], Mapping[str, str]]:
                 "download it again"
             ) from err
     tensors = {
-        name: _tensor(path, name, entry, start)
+        name: _tensor(stamp, name, entry, start)
         for name, entry in entries
         if name != "__metadata__"
     }
@@ -142,8 +142,9 @@ def read_file(path: Path) -> tuple[dict[str, StoredTensor], Mapping[str, str]]:
 
 
 def _tensor(
-    path: Path, name: str, entry: Mapping[str, Any], start: int
+    stamp: FileStamp, name: str, entry: Mapping[str, Any], start: int
 ) -> StoredTensor:
+    path = stamp.path
     where = short_name(path)
     try:
         first, last = entry["data_offsets"]
@@ -162,4 +163,5 @@ def _tensor(
             f"{last - first} bytes; the file is damaged: download it again"
         )
     size = last - first
-    return StoredTensor(shape, dtype, name, path, size, code, start + first)
+    place = start + first
+    return StoredTensor(shape, dtype, name, path, size, code, place, stamp=stamp)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
@@ -17,6 +17,7 @@ import numpy as np
 from max.dtype import DType
 
 from ..errors import ModelLoadError
+from .reading import FileStamp
 
 
 class TensorError(ModelLoadError):
@@ -65,6 +66,11 @@ class UnfitTensor(TensorError):
     def __init__(self, problem: str, *tensors: AbstractTensor) -> None:
         stored = made_of(*tensors)
         super().__init__(f"{_listed(stored)} {problem}", stored)
+
+
+@final
+class NonFiniteTensor(TensorError):
+    """Tensors hold NaN or infinity, or do so once they are cast or merged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +170,8 @@ class AbstractStoredTensor(AbstractTensor):
     """That it takes there."""
     code: str
     """The file's word for the dtype."""
+    stamp: FileStamp | None = field(default=None, kw_only=True)
+    """Of the file when its header was read; ``None`` if it is in memory."""
 
     @property
     def stored(self) -> tuple[AbstractStoredTensor, ...]:

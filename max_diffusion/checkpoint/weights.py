@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -14,27 +14,24 @@ from max.dtype import DType
 
 from graphs.weights import WeightSlot, WeightSpec
 
-from ..core.buffers import bfloat16_bits
 from ..errors import ModelLoadError
-from .computed import FLOAT8, adapted, decoded, scaled, to_float32
+from .casting import FLOATS, blamed, read_as
+from .computed import FLOAT8, adapted, decoded, scaled
 from .packing import packed
+from .reading import FileStamp
 from .safetensors_file import read_header
 from .tensors import (
     AbstractStoredTensor,
     AbstractTensor,
     MissingTensors,
+    NonFiniteTensor,
     UnfitTensor,
     origin,
 )
 
-_FLOATS = (DType.float64, DType.float32, DType.float16, DType.bfloat16)
 _SHOWN = 10
 # That pack: each holds a tensor in memory.
 _THREADS = 2
-# Elements checked at once: bounds the temporary mask to 4 MiB.
-_CHUNK = 1 << 22
-# Likewise rounded to bfloat16, for which there are several such.
-_ROUNDED = 1 << 18
 
 
 @final
@@ -258,7 +255,7 @@ class ComponentWeights:
                 shapes.append(
                     f"{key} (expected {spec.shape}, got {tensor.shape}{made})"
                 )
-            if tensor.dtype not in (spec.dtype, *_FLOATS):
+            if tensor.dtype not in (spec.dtype, *FLOATS):
                 code = "/".join(dict.fromkeys(item.code for item in tensor.stored))
                 dtype = tensor.dtype.name if tensor.dtype else code
                 dtypes.append(f"{key} ({dtype}{made})")
@@ -290,22 +287,25 @@ class ComponentWeights:
 
         Args:
             slots: What the graphs asked for; :meth:`problems` found none.
-            check_finite: Refuse NaN and infinity; reads every weight once.
+            check_finite: Refuse NaN and infinity, of the files and of what is made of
+                them; reads every weight once.
 
         Raises:
-            ModelLoadError: A weight is not finite.
+            NonFiniteTensor: A weight is not finite; ``stored`` is what is to blame.
+            ModelLoadError: A file has changed since its header was read, or is gone.
         """
-        broken: dict[str, str] = {}
+        for stamp in self._stamps(slots):
+            stamp.check()
+        broken: dict[str, DType] = {}
 
         def read(name: str, slot: WeightSlot) -> np.ndarray:
-            tensor = whole = self[name]
+            tensor = self[name]
             if slot.columns is not None:
-                tensor = whole.sliced(1, *slot.columns)
-            bits = np.asarray(tensor.read(), order="C")
-            if check_finite and not _is_finite(bits, tensor.dtype):
-                made = origin(name, whole)
-                broken[name] = name + (made and f" (from {made})")
-            return _cast_bits(bits, tensor.dtype, slot.dtype)
+                tensor = tensor.sliced(1, *slot.columns)
+            found, is_finite = read_as(tensor, slot.dtype, check_finite=check_finite)
+            if not is_finite:
+                broken[name] = slot.dtype
+            return found
 
         def filled(slot: WeightSlot) -> np.ndarray | Buffer | None:
             # One by one: a joined matrix may be several that are computed.
@@ -330,12 +330,32 @@ class ComponentWeights:
             asked = dict.fromkeys(
                 name for slot in slots.values() for name in slot.tensors
             )
-            names = [broken[name] for name in asked if name in broken]
-            raise ModelLoadError(
-                f"{self.name}: {len(names)} weights hold NaN or infinity: "
-                f"{listed(names)}; the file is damaged: download it again"
-            )
+            raise self._non_finite({n: broken[n] for n in asked if n in broken})
         return {key: array for key, array in arrays.items() if array is not None}
+
+    def _stamps(self, slots: Mapping[str, WeightSlot]) -> Iterable[FileStamp]:
+        """Of the files that fill slots, each once."""
+        names = {name for slot in slots.values() for name in slot.tensors}
+        stored = (item for name in names for item in self[name].stored)
+        stamps = {id(item.stamp): item.stamp for item in stored if item.stamp}
+        return dict.fromkeys(stamps.values())
+
+    def _non_finite(self, broken: Mapping[str, DType]) -> NonFiniteTensor:
+        """Tells of weights by what is to blame, each with the dtype asked for."""
+        kinds: dict[tuple[str, str], list[str]] = {}
+        culprits: list[AbstractStoredTensor] = []
+        for name, dtype in broken.items():
+            tensor = self[name]
+            problem, advice, stored = blamed(tensor, dtype)
+            culprits += stored
+            made = origin(name, tensor)
+            names = kinds.setdefault((problem, advice), [])
+            names.append(name + (made and f" (from {made})"))
+        problems = [
+            f"{len(names)} weights {problem}: {listed(names)}; {advice}"
+            for (problem, advice), names in kinds.items()
+        ]
+        return NonFiniteTensor(f"{self.name}: {'; '.join(problems)}", culprits)
 
     def _over(
         self,
@@ -358,37 +378,6 @@ graphs ask for. Reads nothing yet."""
 
 def _matches(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _is_finite(bits: np.ndarray, dtype: DType | None) -> bool:
-    """Whether all exponents are below the one of NaN and infinity."""
-    if dtype not in _FLOATS:
-        return True
-    bits = bits.reshape(-1)
-    for start in range(0, bits.size, _CHUNK):
-        part = bits[start : start + _CHUNK]
-        if dtype == DType.bfloat16:
-            if (part & np.uint16(0x7F80) == 0x7F80).any():
-                return False
-        elif not np.isfinite(part).all():
-            return False
-    return True
-
-
-def _cast_bits(bits: np.ndarray, dtype: DType | None, wanted: DType) -> np.ndarray:
-    """Bits in another dtype; bfloat16 as uint16, which numpy has in its place."""
-    if wanted == DType.bfloat16:
-        if dtype == DType.bfloat16:
-            return bits
-        flat, found = bits.reshape(-1), np.empty(bits.shape, np.uint16)
-        for start in range(0, flat.size, _ROUNDED):
-            part = slice(start, start + _ROUNDED)
-            numbers = flat[part].astype(np.float32, copy=False)
-            found.reshape(-1)[part] = bfloat16_bits(numbers)
-        return found
-    if dtype == DType.bfloat16:
-        bits = to_float32(bits, dtype)
-    return bits.astype(wanted.to_numpy(), copy=False)
 
 
 def _viewed(bits: np.ndarray, slot: WeightSlot) -> np.ndarray | Buffer:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import TYPE_CHECKING, TypeVar, final
 
@@ -19,6 +19,7 @@ from max.driver import Device
 
 from graphs.weights import WeightSlot
 
+from ..checkpoint.tensors import NonFiniteTensor
 from ..core.host_memory import free_memory
 from ..core.loras import Loras
 from ..errors import DeviceError, RequestError
@@ -175,6 +176,10 @@ class AdapterSets:
 
         Args:
             loras: From :meth:`chosen`.
+
+        Raises:
+            RequestError: The merged matrices are not finite.
+            ModelLoadError: A file was changed since it was read.
         """
         held = self._loaded.get(loras)
         if held is None or held.num_modules != self._graphs.num_modules:
@@ -194,8 +199,16 @@ class AdapterSets:
                 adapter = opened.adapters[name].adapters.get(component)
                 if adapter is not None:
                     weights = weights.adapted(adapter, weight)
-            # Both were checked when they were opened.
-            loaded = weights.load(slots, check_finite=False)
+            try:
+                loaded = weights.load(slots)
+            except NonFiniteTensor as err:
+                files = {item.file for item in err.stored}
+                chosen = [
+                    pair for pair in loras if opened.adapters[pair[0]].path in files
+                ]
+                raise RequestError(
+                    f"request: loras: {_shown(chosen)} cannot be merged ({err})"
+                ) from err
             for key, array in loaded.items():
                 arrays[f"{needs.prefix}.{key}"] = array
         return self._graphs.adapted(arrays)
@@ -237,5 +250,5 @@ def adapted(pipeline: P, loras: Loras) -> P:
     return found
 
 
-def _shown(loras: Loras) -> str:
+def _shown(loras: Sequence[tuple[str, float]]) -> str:
     return ", ".join(f"{name}:{weight:g}" for name, weight in loras)

@@ -399,6 +399,31 @@ def test_a_lora_that_never_fits_is_refused_at_load(
     )
 
 
+def test_products_that_are_not_finite_name_the_lora(
+    flux_folder: Path, every: dict[str, Path], tmp_path: Path
+) -> None:
+    module, shape = next(iter(lora_files.matrices(flux_folder, "transformer").items()))
+    tensors = {
+        f"transformer.{module}.lora_A.weight": torch.full((2, shape[1]), 1e25),
+        f"transformer.{module}.lora_B.weight": torch.full((shape[0], 2), 1e25),
+    }
+    path = lora_files.write(tmp_path / "my" / "huge.safetensors", tensors)
+    files = {"good": every["peft"], "huge": path}
+    opened = open_model(flux_folder, "cpu", adapters=files)
+    merged = open_model(flux_folder, "cpu", loras=list(files.values()))
+    said = r"transformer: 1 weights are beyond float32 with lora my/huge\.safetensors "
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RequestError, match=said) as caught:
+            opened.adapters.graphs_of((("good", 1.0), ("huge", 0.5)))
+        assert str(caught.value).startswith(
+            "request: loras: huge:0.5 cannot be merged (transformer: "
+        )
+        with pytest.raises(ModelLoadError, match=said) as refused:
+            merged.graphs.opened.load()
+    assert "\n" not in str(caught.value) + str(refused.value)
+
+
 def test_what_is_asked_wrongly_is_one_line_before_anything_runs(
     chooser: TextToImagePipeline, flux_folder: Path, every: dict[str, Path]
 ) -> None:

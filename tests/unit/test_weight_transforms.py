@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pickle
 import tracemalloc
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import lora_files
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ from max_diffusion.checkpoint import (
     joined,
 )
 from max_diffusion.checkpoint.computed import adapted, scaled, to_float32
-from max_diffusion.checkpoint.tensors import part_of_whole
+from max_diffusion.checkpoint.tensors import NonFiniteTensor, part_of_whole
 from max_diffusion.core.buffers import to_numpy
 
 F32, BF16 = DType.float32, DType.bfloat16
@@ -364,6 +366,58 @@ def test_scales_that_make_infinity_are_refused(rng: np.random.Generator) -> None
     message = r"t: 1 weights hold NaN or infinity: w \(from w \(3, 2\) and w.scale \(\)"
     with pytest.raises(ModelLoadError, match=message):
         weights.load(slots)
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "wanted"),
+    [
+        (1e300, torch.float64, F32),
+        (-1e39, torch.float64, BF16),
+        (3.4e38, torch.float32, BF16),
+        (7e4, torch.float32, DType.float16),
+        (7e4, torch.bfloat16, DType.float16),
+    ],
+)
+def test_numbers_beyond_the_dtype_are_refused(
+    tmp_path: Path, value: float, kind: torch.dtype, wanted: DType
+) -> None:
+    path = tmp_path / "my" / "w.safetensors"
+    whole = torch.zeros(3, 4, dtype=kind)
+    whole[2, 1] = value
+    lora_files.write(path, {"good": torch.ones(2, 2), "w": whole})
+    weights = ComponentWeights.from_files("t", [path])
+    slots = {n: WeightSlot(n, tuple(weights[n].shape), wanted) for n in ("good", "w")}
+    with warnings.catch_warnings(), pytest.raises(ModelLoadError) as caught:
+        warnings.simplefilter("error")
+        weights.load(slots)
+    assert str(caught.value) == (
+        f"t: 1 weights hold numbers beyond {wanted.name}: w; my/w.safetensors is "
+        "damaged, or for a wider dtype"
+    )
+
+
+def test_adapters_whose_product_is_not_finite_are_told_by_their_file(
+    tmp_path: Path,
+) -> None:
+    def halves(name: str, size: float) -> ComponentWeights:
+        tensors = {
+            "x.lora_A.weight": torch.full((2, 5), size),
+            "x.lora_B.weight": torch.full((3, 2), size),
+        }
+        path = lora_files.write(tmp_path / "my" / f"{name}.safetensors", tensors)
+        return ComponentWeights.from_files("t", [path])
+
+    path = lora_files.write(tmp_path / "my" / "w", {"x.weight": torch.ones(3, 5)})
+    weights = ComponentWeights.from_files("t", [path])
+    for name, size in (("a", 1.0), ("b", 1e25), ("c", 1.0)):
+        weights = weights.adapted(halves(name, size))
+    with warnings.catch_warnings(), pytest.raises(NonFiniteTensor) as caught:
+        warnings.simplefilter("error")
+        weights.load({"x": WeightSlot("x.weight", (3, 5), F32)})
+    assert str(caught.value).startswith(
+        "t: 1 weights are beyond float32 with lora my/b.safetensors merged: x.weight ("
+    )
+    assert {item.file.name for item in caught.value.stored} == {"b.safetensors"}
 
 
 @pytest.mark.parametrize("alpha", [None, 3.0])
