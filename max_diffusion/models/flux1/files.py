@@ -63,8 +63,8 @@ def flux1_parts(file: CheckpointFile) -> Mapping[str, WeightTransform]:
     """Which components a file holds, and how each is read.
 
     Raises:
-        ModelLoadError: It holds no FLUX.1 transformer, or something beside it that is
-            not known.
+        ModelLoadError: It holds no FLUX.1 transformer, something beside it that is
+            not known, or a component twice.
     """
     architecture = file.told.get("general.architecture")
     if architecture is not None and architecture not in _ARCHITECTURES:
@@ -101,6 +101,13 @@ def flux1_parts(file: CheckpointFile) -> Mapping[str, WeightTransform]:
             f"component that is known ({', '.join(_PREFIXES)}); take another file of "
             "the model"
         )
+    first: dict[str, str] = {}
+    for prefix, role in found.items():
+        if first.setdefault(role, prefix) != prefix:
+            raise ModelLoadError(
+                f"transformer: {file.path.name}: {first[role]} and {prefix} both hold "
+                f"the {role}; take a file with one of them"
+            )
     readers: Mapping[str, Callable[..., ComponentWeights]] = {
         "transformer": transformer,
         "vae": _autoencoder,
