@@ -272,10 +272,10 @@ def _is_pair(down: AbstractStoredTensor, up: AbstractStoredTensor) -> bool:
 
 
 def _number(where: str, tensor: AbstractStoredTensor) -> float:
-    is_one = math.prod(tensor.shape) == 1 and is_number(tensor.dtype)
-    value = math.nan
-    if is_one and tensor.dtype is not None:
-        value = to_float32(tensor.read(), tensor.dtype).item()
+    value, dtype = math.nan, tensor.dtype
+    is_known = dtype is not None and (is_number(dtype) or dtype.is_integral())
+    if dtype is not None and is_known and math.prod(tensor.shape) == 1:
+        value = to_float32(tensor.read(), dtype).item()
     if not math.isfinite(value):
         raise ModelLoadError(
             f"{where}: {tensor.name} must be one finite number, got {tensor.code} "
@@ -289,9 +289,11 @@ def _check_values(where: str, pairs: Mapping[str, LoraPair]) -> None:
     unknown, broken = [], []
     for pair in pairs.values():
         for tensor in (pair.down, pair.up):
-            if tensor.dtype is None or not is_number(tensor.dtype):
+            dtype = tensor.dtype
+            # Of integers the scale is not known that they were quantised with.
+            if dtype is None or dtype.is_integral() or not is_number(dtype):
                 unknown.append(f"{tensor.name} ({tensor.code})")
-            elif not np.isfinite(to_float32(tensor.read(), tensor.dtype)).all():
+            elif not np.isfinite(to_float32(tensor.read(), dtype)).all():
                 broken.append(tensor.name)
     if unknown:
         raise ModelLoadError(

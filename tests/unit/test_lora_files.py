@@ -140,6 +140,14 @@ def test_alphas_in_the_header_as_diffusers_writes_them(tmp_path: Path) -> None:
         assert pair.alpha == (1.5 if stem.endswith("ff.net.2") else 10)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_an_alpha_may_be_an_integer(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = lora_files.lora("peft", SMALL)
+    tensors[f"{STEM}.alpha"] = torch.tensor(6, dtype=dtype)
+    path = lora_files.write(tmp_path / "x.safetensors", tensors)
+    assert LoraFile.read(path).pairs[STEM].alpha == 6
+
+
 def test_other_spellings_of_halves_and_axes_of_one_element(tmp_path: Path) -> None:
     down, up = torch.randn(2, 8), torch.randn(192, 2)
     for index, (first, second) in enumerate(
@@ -204,10 +212,19 @@ BAD: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
         r"to_q.alpha must be one finite number",
     ),
     "alpha of two": (with_one("alpha", torch.ones(2)), r"must be one finite number"),
-    "integers": (
-        with_one("lora_A.weight", torch.ones(2, 192, dtype=torch.int32)),
-        r"a dtype that is not computed with: .*to_q.lora_A.weight \(I32\)",
+    "alpha of truth": (
+        with_one("alpha", torch.tensor(True)),
+        r"must be one finite number, got BOOL",
     ),
+    **{
+        code: (
+            with_one("lora_A.weight", torch.ones(2, 192, dtype=dtype)),
+            rf"a dtype that is not computed with: .*to_q.lora_A.weight \({code}\)",
+        )
+        for code, dtype in zip(
+            ("I32", "I8", "U8"), (torch.int32, torch.int8, torch.uint8), strict=True
+        )
+    },
     "ranks": (
         with_one("lora_A.weight", torch.ones(7, 192)),
         r"1 modules of two ranks: .*to_q \(down \(7, 192\), up \(192, \d\)\)",
