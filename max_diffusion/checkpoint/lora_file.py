@@ -55,6 +55,9 @@ _PEFT_CONFIG: Final = "adapter_config.json"
 _LARGEST_ALPHA: Final = float(np.finfo(np.float32).max)
 _PEFT_STEM: Final = "base_model.model"
 _DIFFUSERS_CONFIGS: Final = "lora_adapter_metadata"
+_SWITCHES: Final = ("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias")
+# First values of PEFT's that are taken out of the model's own weights.
+_CHANGING_STARTS: Final = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 @final
@@ -223,14 +226,36 @@ def _settings(
                 "again"
             ) from err
     for settings in found.values():
-        kind = settings.get("peft_type", "LORA")
-        if kind != "LORA" or settings.get("use_dora"):
-            kind = "DoRA" if kind == "LORA" else kind
+        _check_settings(where, settings)
+    return found
+
+
+def _check_settings(where: str, settings: Mapping[str, Any]) -> None:
+    """Refuses what would change more, or otherwise, than a plain LoRA's pairs do."""
+    for name in _SWITCHES:
+        value = settings.get(name)
+        if value is not None and not isinstance(value, bool):
             raise ModelLoadError(
-                f"{where}: its configuration says {kind!s:.40}, of which nothing is "
+                f"{where}: {name} must be true or false, got {value!r:.80}; correct "
+                "its configuration"
+            )
+    kind = str(settings.get("peft_type", "LORA"))
+    saved, start = settings.get("modules_to_save"), settings.get("init_lora_weights")
+    is_changing = str(start).lower().startswith(_CHANGING_STARTS)
+    told = {
+        kind if kind.isprintable() else repr(kind): kind != "LORA",
+        "DoRA": settings.get("use_dora"),
+        f"init_lora_weights {start!r:.40}, a change of the model itself": is_changing,
+        "fan_in_fan_out": settings.get("fan_in_fan_out"),
+        "lora_bias": settings.get("lora_bias"),
+        f"modules_to_save {saved!r:.80}": saved,
+    }
+    for what, is_said in told.items():
+        if is_said:
+            raise ModelLoadError(
+                f"{where}: its configuration says {what:.100}, of which nothing is "
                 "computed here; give a plain LoRA"
             )
-    return found
 
 
 def _settings_of(stem: str, settings: Mapping[str, Mapping[str, Any]]) -> _PeftSettings:

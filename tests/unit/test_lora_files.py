@@ -314,6 +314,15 @@ def test_files_that_are_no_safetensors_are_one_line(tmp_path: Path) -> None:
     [
         ({"peft_type": "LOHA"}, "its configuration says LOHA, "),
         ({"use_dora": True}, "its configuration says DoRA, "),
+        ({"peft_type": "LO\nHA"}, r"says 'LO\\nHA', of which"),
+        ({"use_dora": 1}, "use_dora must be true or false, got 1;"),
+        ({"use_rslora": "false"}, "use_rslora must be true or false, got 'false';"),
+        ({"fan_in_fan_out": True}, "its configuration says fan_in_fan_out, "),
+        ({"lora_bias": True}, "its configuration says lora_bias, "),
+        ({"modules_to_save": ["a"]}, r"says modules_to_save \['a'\], of which"),
+        ({"init_lora_weights": "pissa"}, "says init_lora_weights 'pissa', a ch"),
+        ({"init_lora_weights": "pissa_niter_4"}, "weights 'pissa_niter_4', a ch"),
+        ({"init_lora_weights": "OLoRA"}, "says init_lora_weights 'OLoRA', a ch"),
         ({"lora_alpha": "a"}, "lora_alpha must be a number that float32 .*, got 'a'"),
         ({"lora_alpha": 10**400}, "lora_alpha must be a number .*, got 1000"),
         ({"lora_alpha": 1e39}, r"lora_alpha must be a number .*, got 1e\+39;"),
@@ -334,6 +343,20 @@ def test_settings_that_are_wrong_are_one_line(
     with pytest.raises(ModelLoadError, match=message) as caught:
         opened(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_that_change_nothing_are_taken(tmp_path: Path) -> None:
+    settings = {
+        **dict.fromkeys(("use_dora", "use_rslora", "fan_in_fan_out"), False),
+        **{"lora_bias": None, "modules_to_save": [], "init_lora_weights": "gaussian"},
+    }
+    told = {f"transformer.{name}": value for name, value in settings.items()}
+    path = lora_files.write(
+        tmp_path / "x.safetensors",
+        lora_files.lora("peft", SMALL),
+        {"lora_adapter_metadata": json.dumps(told)},
+    )
+    assert STEM in LoraFile.read(path).pairs
 
 
 def test_what_callers_give_in_any_form() -> None:
