@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import ModelLoadError
 from .computed import is_number, to_float32
-from .reading import mapped_bytes, read_json, short_name
+from .reading import mapped_bytes, read_json, short_name, shown
 from .safetensors_file import read_file
 from .tensors import AbstractStoredTensor
 from .weights import listed
@@ -110,11 +110,11 @@ class LoraFile:
         halved, ranks = [], []
         for stem, found in stems.items():
             if len(found) < 2:
-                halved.append(next(iter(found.values())).name)
+                halved.append(shown(next(iter(found.values())).name))
                 continue
             down, up = found["down"], found["up"]
             if not _is_pair(down, up):
-                ranks.append(f"{stem} (down {down.shape}, up {up.shape})")
+                ranks.append(f"{shown(stem)} (down {down.shape}, up {up.shape})")
                 continue
             alpha = tensors.get(stem + _ALPHA)
             of_peft = _settings_of(stem, settings)
@@ -198,7 +198,7 @@ def _check_kind(where: str, names: Collection[str]) -> None:
         if found:
             raise ModelLoadError(
                 f"{where}: it is {kind}, of which nothing is computed here "
-                f"({len(found)} tensors such as {found[0]}); give a plain LoRA"
+                f"({len(found)} tensors such as {shown(found[0])}); give a plain LoRA"
             )
 
 
@@ -243,7 +243,7 @@ def _check_settings(where: str, settings: Mapping[str, Any]) -> None:
     saved, start = settings.get("modules_to_save"), settings.get("init_lora_weights")
     is_changing = str(start).lower().startswith(_CHANGING_STARTS)
     told = {
-        kind if kind.isprintable() else repr(kind): kind != "LORA",
+        shown(kind): kind != "LORA",
         "DoRA": settings.get("use_dora"),
         f"init_lora_weights {start!r:.40}, a change of the model itself": is_changing,
         "fan_in_fan_out": settings.get("fan_in_fan_out"),
@@ -285,7 +285,7 @@ def _halves(
         else:
             rest.append(name)
     alphas = {stem + _ALPHA for stem in stems}
-    return stems, [name for name in rest if name not in alphas]
+    return stems, [shown(name) for name in rest if name not in alphas]
 
 
 def _is_pair(down: AbstractStoredTensor, up: AbstractStoredTensor) -> bool:
@@ -303,8 +303,8 @@ def _number(where: str, tensor: AbstractStoredTensor) -> float:
         value = to_float32(tensor.read(), dtype).item()
     if not math.isfinite(value):
         raise ModelLoadError(
-            f"{where}: {tensor.name} must be one finite number, got {tensor.code} "
-            f"{tensor.shape}; download it again"
+            f"{where}: {shown(tensor.name)} must be one finite number, got "
+            f"{tensor.code} {tensor.shape}; download it again"
         )
     return value
 
@@ -317,9 +317,9 @@ def _check_values(where: str, pairs: Mapping[str, LoraPair]) -> None:
             dtype = tensor.dtype
             # Of integers the scale is not known that they were quantised with.
             if dtype is None or dtype.is_integral() or not is_number(dtype):
-                unknown.append(f"{tensor.name} ({tensor.code})")
+                unknown.append(f"{shown(tensor.name)} ({tensor.code})")
             elif not np.isfinite(to_float32(tensor.read(), dtype)).all():
-                broken.append(tensor.name)
+                broken.append(shown(tensor.name))
     if unknown:
         raise ModelLoadError(
             f"{where}: {len(unknown)} tensors of a dtype that is not computed with: "

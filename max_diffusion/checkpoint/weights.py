@@ -18,6 +18,7 @@ from ..core.buffers import bfloat16_bits
 from ..errors import ModelLoadError
 from .computed import FLOAT8, adapted, decoded, scaled, to_float32
 from .packing import packed
+from .reading import shown
 from .safetensors_file import read_header
 from .tensors import (
     AbstractStoredTensor,
@@ -82,7 +83,7 @@ class ComponentWeights:
             for key, tensor in read_header(path).items():
                 if key in tensors:
                     raise ModelLoadError(
-                        f"{name}: {key} is in {tensors[key].file.name} and in "
+                        f"{name}: {shown(key)} is in {tensors[key].file.name} and in "
                         f"{path.name}; remove the file that does not belong"
                     )
                 tensors[key] = tensor
@@ -263,11 +264,13 @@ class ComponentWeights:
                 dtype = tensor.dtype.name if tensor.dtype else code
                 dtypes.append(f"{key} ({dtype}{made})")
         unused = [
-            tensor.name
+            shown(tensor.name)
             for key, tensor in self.tensors.items()
             if tensor not in used and not _matches(key, ignore)
         ]
-        unused += [tensor.name for tensor in self._adapters if tensor not in used]
+        unused += [
+            shown(tensor.name) for tensor in self._adapters if tensor not in used
+        ]
         kinds = {
             "missing": missing,
             "unused": unused,

@@ -289,6 +289,21 @@ def test_bad_files_are_one_clear_line(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["a\n\x1b[31mb", "x" * 20000])
+@pytest.mark.parametrize("place", ["", NET, "beside"])
+def test_any_name_is_shown_in_one_line_and_cut(
+    lean_folder: Path, bfl: Tensors, tmp_path: Path, name: str, place: str
+) -> None:
+    whole = prefixed(NET, bfl) if place else bfl
+    stranger = f"{place}{name}"
+    file = saved(tmp_path / "w", {**whole, stranger: torch.ones(4)})
+    with pytest.raises(ModelLoadError) as caught:
+        open_model(lean_folder, "cpu", transformer=file)
+    text = str(caught.value)
+    assert text.isprintable() and len(text) < 500
+    assert r"a\n\x1b[31mb" in text or "x" * 90 in text
+
+
 def test_numbers_that_are_none_are_told_of_a_quantised_file(
     lean_folder: Path, bfl: Tensors, tmp_path: Path
 ) -> None:

@@ -271,6 +271,28 @@ BAD: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["a\n\x1b[31mb", "x" * 20000])
+@pytest.mark.parametrize(
+    "end",
+    [".lora_C.weight", ".dora_scale", ".lora_A.weight", "LoRA", "LoRA of two ranks"],
+)
+def test_any_name_is_shown_in_one_line_and_cut(
+    name: str, end: str, tmp_path: Path
+) -> None:
+    ends = (end,)
+    if end.startswith("LoRA"):
+        ends = (".lora_A.weight", ".lora_B.weight")
+    size = 3 if "ranks" in end else 2
+    halves = (torch.ones(size, 192), torch.ones(192, 2))
+    tensors = lora_files.lora("peft", SMALL)
+    tensors |= {name + e: half for e, half in zip(ends, halves, strict=False)}
+    with pytest.raises(ModelLoadError) as caught:
+        opened(lora_files.write(tmp_path / "x.safetensors", tensors))
+    text = str(caught.value)
+    assert text.isprintable() and len(text) < 500
+    assert r"a\n\x1b[31mb" in text or "x" * 100 in text
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_what_is_wrong_is_one_line(kind: str, tmp_path: Path) -> None:
     damage, message = BAD[kind]
@@ -314,7 +336,7 @@ def test_files_that_are_no_safetensors_are_one_line(tmp_path: Path) -> None:
     [
         ({"peft_type": "LOHA"}, "its configuration says LOHA, "),
         ({"use_dora": True}, "its configuration says DoRA, "),
-        ({"peft_type": "LO\nHA"}, r"says 'LO\\nHA', of which"),
+        ({"peft_type": "LO\nHA"}, r"says LO\\nHA, of which"),
         ({"use_dora": 1}, "use_dora must be true or false, got 1;"),
         ({"use_rslora": "false"}, "use_rslora must be true or false, got 'false';"),
         ({"fan_in_fan_out": True}, "its configuration says fan_in_fan_out, "),

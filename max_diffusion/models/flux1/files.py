@@ -17,6 +17,7 @@ from ...checkpoint import (
     ComponentWeights,
     WeightTransform,
     joined,
+    shown,
     without_float8,
 )
 from ...components import from_ldm, is_ldm
@@ -86,7 +87,7 @@ def flux1_parts(file: CheckpointFile) -> Mapping[str, WeightTransform]:
     if other or not is_flux:
         what, name = other or ("no transformer", next(iter(names), "nothing"))
         raise ModelLoadError(
-            f"transformer: {file.path.name} holds {what} ({name:.100}); expected a "
+            f"transformer: {file.path.name} holds {what} ({shown(name)}); expected a "
             "FLUX.1 transformer, named as by Black Forest Labs or diffusers"
         )
     transformer = partial(_transformer, file=file, prefix=inner, is_bfl=is_bfl)
@@ -97,7 +98,7 @@ def flux1_parts(file: CheckpointFile) -> Mapping[str, WeightTransform]:
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise ModelLoadError(
-            f"transformer: {file.path.name}: {left[0]:.100}{more} belong to no "
+            f"transformer: {file.path.name}: {shown(left[0])}{more} belong to no "
             f"component that is known ({', '.join(_PREFIXES)}); take another file of "
             "the model"
         )
