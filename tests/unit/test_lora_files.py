@@ -279,9 +279,8 @@ BAD: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
 def test_any_name_is_shown_in_one_line_and_cut(
     name: str, end: str, tmp_path: Path
 ) -> None:
-    ends = (end,)
-    if end.startswith("LoRA"):
-        ends = (".lora_A.weight", ".lora_B.weight")
+    is_whole = end.startswith("LoRA")
+    ends = [".lora_A.weight", ".lora_B.weight"] if is_whole else [end]
     size = 3 if "ranks" in end else 2
     halves = (torch.ones(size, 192), torch.ones(192, 2))
     tensors = lora_files.lora("peft", SMALL)
@@ -368,7 +367,7 @@ def test_settings_that_are_wrong_are_one_line(
 
 
 def test_settings_that_change_nothing_are_taken(tmp_path: Path) -> None:
-    settings = {
+    settings: dict[str, Any] = {
         **dict.fromkeys(("use_dora", "use_rslora", "fan_in_fan_out"), False),
         **{"lora_bias": None, "modules_to_save": [], "init_lora_weights": "gaussian"},
     }
