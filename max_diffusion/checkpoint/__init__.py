@@ -3,6 +3,7 @@
 from .float8 import without_float8
 from .folder import ModelFolder
 from .hub import find_model
+from .reading import shown
 from .single_file import CheckpointFile, PartsOfFile
 from .tensors import AbstractStoredTensor, AbstractTensor, joined
 from .weights import ComponentWeights, WeightTransform
@@ -17,5 +18,6 @@ __all__ = [
     "WeightTransform",
     "find_model",
     "joined",
+    "shown",
     "without_float8",
 ]

@@ -20,6 +20,7 @@ from max.dtype import DType
 
 from ..errors import ModelLoadError
 from .computed import FLOAT8
+from .reading import shown
 from .single_file import CheckpointFile
 from .weights import ComponentWeights
 
@@ -65,9 +66,9 @@ def without_float8(
             continue  # told as a weight that is missing
         if kind not in _FORMATS or tensor.dtype != _FORMATS[str(kind)]:
             raise ModelLoadError(
-                f"{where}: {layer} is quantised as {kind!s:.40} in {tensor.code}; "
-                f"{' and '.join(_FORMATS)} are supported: take another file of the "
-                "model"
+                f"{where}: {shown(layer)} is quantised as {shown(str(kind))} in "
+                f"{tensor.code}; {' and '.join(_FORMATS)} are supported: take another "
+                "file of the model"
             )
         if name not in scales:
             raise _no_scale(where, "comfy_quant", [name])
@@ -85,7 +86,7 @@ def without_float8(
         kinds = (stored.dtype, tensors[scale].dtype)
         if kinds[0] not in (*FLOAT8, *_NUMBERS) or kinds[1] not in _NUMBERS:
             raise ModelLoadError(
-                f"{where}: {name} is stored as {stored.code} with a scale in "
+                f"{where}: {shown(name)} is stored as {stored.code} with a scale in "
                 f"{tensors[scale].code}; expected float8 with a scale in float32; take "
                 "another file of the model"
             )
@@ -109,7 +110,7 @@ def _marked_layers(
         if name.endswith(_LAYER_MARK):
             if tensor.dtype not in (DType.uint8, DType.int8):
                 raise ModelLoadError(
-                    f"{weights.name}: {name} should be text in uint8, got "
+                    f"{weights.name}: {shown(name)} should be text in uint8, got "
                     f"{tensor.code}; take another file of the model"
                 )
             entry = _object(weights.name, tensor.read().tobytes())
@@ -133,6 +134,6 @@ def _object(where: str, text: str | bytes) -> Mapping[str, object]:
 def _no_scale(where: str, mark: str, names: list[str]) -> ModelLoadError:
     more = f" and {len(names) - 1} more" if len(names) > 1 else ""
     return ModelLoadError(
-        f"{where}: {names[0]}{more} in float8 without a scale, though {mark} marks the "
-        "file as scaled; it is incomplete: download it again"
+        f"{where}: {shown(names[0])}{more} in float8 without a scale, though {mark} "
+        "marks the file as scaled; it is incomplete: download it again"
     )

@@ -22,7 +22,7 @@ import numpy as np
 from max.dtype import DType
 
 from ..errors import ModelLoadError
-from .reading import FileStamp, check_file, mapped_bytes, short_name
+from .reading import FileStamp, check_file, mapped_bytes, short_name, shown
 from .safetensors_file import StoredTensor
 from .tensors import AbstractStoredTensor, AbstractTensor, part_of_whole
 
@@ -173,7 +173,7 @@ class _Reader:
         for _ in range(num_tensors):
             name, axes = self._text(), self._number("I")
             if name in infos or axes > _MAX_AXES:
-                self._damaged(f"{name!r:.80} is there twice or has {axes} axes")
+                self._damaged(f"{shown(name)} is there twice or has {axes} axes")
             # The fastest axis comes first.
             shape = tuple(self._number("Q") for _ in range(axes))[::-1]
             infos[name] = (shape, self._number("I"), self._number("Q"))
@@ -203,20 +203,24 @@ class _Reader:
         code = kinds.get(quantisation, str(quantisation))
         if code not in _PLAIN and code not in _BLOCKS:
             raise ModelLoadError(
-                f"{short_name(self._path)}: {name} is of quantisation {code}; those "
-                f"that are read are {', '.join((*_PLAIN, *_BLOCKS))}: take a file of "
-                "one of these"
+                f"{short_name(self._path)}: {shown(name)} is of quantisation {code}; "
+                f"those that are read are {', '.join((*_PLAIN, *_BLOCKS))}: take a "
+                "file of one of these"
             )
         block, block_bytes = GGML_QUANT_SIZES[GGMLQuantizationType[code]]
         count = math.prod(shape)
         if (shape[-1] if shape else 1) % block:
-            self._damaged(f"{name} of shape {shape} is no multiple of {code}'s blocks")
+            self._damaged(
+                f"{shown(name)} of shape {shape} is no multiple of {code}'s blocks"
+            )
         known = values.get(_SHAPE + name)
         if known is not None:
             # Flattened by the writer where a row was no multiple of a block.
             sizes = known if isinstance(known, tuple) else (known,)
             if math.prod(s if isinstance(s, int) else 0 for s in sizes) != count:
-                self._damaged(f"{name} of shape {shape} cannot have been {sizes}")
+                self._damaged(
+                    f"{shown(name)} of shape {shape} cannot have been {sizes}"
+                )
             shape = tuple(int(size) for size in sizes if isinstance(size, int))
         size = count // block * block_bytes
         place = start + offset
@@ -236,7 +240,7 @@ class _Reader:
         end = 0
         for tensor in sorted(tensors, key=lambda tensor: tensor.offset):
             if tensor.offset < end:
-                self._damaged(f"{tensor.name} overlaps the tensor before it")
+                self._damaged(f"{shown(tensor.name)} overlaps the tensor before it")
             end = tensor.offset + tensor.num_bytes
         if end > self._size:
             raise ModelLoadError(

@@ -13,7 +13,7 @@ from graphs.weights import WeightSpec
 from ..errors import ModelLoadError
 from .computed import number
 from .lora_file import LoraFile, LoraPair
-from .reading import short_name
+from .reading import short_name, shown
 from .tensors import AbstractTensor, MissingTensors, joined
 from .weights import ComponentWeights, listed
 
@@ -167,19 +167,19 @@ def _matched(file: LoraFile, targets: Mapping[str, Sequence[_Target]]) -> Lora:
     for stem, pair in file.pairs.items():
         own = targets.get(stem, ())
         if not own:
-            strangers.append(stem)
+            strangers.append(shown(stem))
             continue
         down, up = _as_matrices(pair, own[0].shape)
         rows = sum(target.shape[0] for target in own)
         if down.shape[1:] != own[0].shape[1:] or up.shape[0] != rows:
             wanted = (rows, *own[0].shape[1:])
             shape = (up.shape[0], *down.shape[1:])
-            misfits.append(f"{stem} (changes {shape}, here {wanted})")
+            misfits.append(f"{shown(stem)} (changes {shape}, here {wanted})")
             continue
         for target in own:
             first = owners.setdefault((target.component, target.module), stem)
             if first != stem:
-                twice.append(f"{target.module} ({first} and {stem})")
+                twice.append(f"{target.module} ({shown(first)} and {shown(stem)})")
             halves.setdefault(target.component, {}).update(
                 {
                     f"{target.module}.lora_A.weight": down,

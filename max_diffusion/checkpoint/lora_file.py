@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import ModelLoadError
 from .computed import is_number, to_float32
-from .reading import mapped_bytes, read_json, short_name
+from .reading import mapped_bytes, read_json, short_name, shown
 from .safetensors_file import read_file
 from .tensors import AbstractStoredTensor
 from .weights import listed
@@ -55,6 +55,9 @@ _PEFT_CONFIG: Final = "adapter_config.json"
 _LARGEST_ALPHA: Final = float(np.finfo(np.float32).max)
 _PEFT_STEM: Final = "base_model.model"
 _DIFFUSERS_CONFIGS: Final = "lora_adapter_metadata"
+_SWITCHES: Final = ("use_dora", "use_rslora", "fan_in_fan_out", "lora_bias")
+# First values of PEFT's that are taken out of the model's own weights.
+_CHANGING_STARTS: Final = ("pissa", "olora", "corda", "lora_ga", "loftq")
 
 
 @final
@@ -114,11 +117,11 @@ class LoraFile:
         halved, ranks = [], []
         for stem, found in stems.items():
             if len(found) < 2:
-                halved.append(next(iter(found.values())).name)
+                halved.append(shown(next(iter(found.values())).name))
                 continue
             down, up = found["down"], found["up"]
             if not _is_pair(down, up):
-                ranks.append(f"{stem} (down {down.shape}, up {up.shape})")
+                ranks.append(f"{shown(stem)} (down {down.shape}, up {up.shape})")
                 continue
             alpha = tensors.get(stem + _ALPHA)
             of_peft = _settings_of(stem, settings)
@@ -202,7 +205,7 @@ def _check_kind(where: str, names: Collection[str]) -> None:
         if found:
             raise ModelLoadError(
                 f"{where}: it is {kind}, of which nothing is computed here "
-                f"({len(found)} tensors such as {found[0]}); give a plain LoRA"
+                f"({len(found)} tensors such as {shown(found[0])}); give a plain LoRA"
             )
 
 
@@ -230,14 +233,36 @@ def _settings(
                 "again"
             ) from err
     for settings in found.values():
-        kind = settings.get("peft_type", "LORA")
-        if kind != "LORA" or settings.get("use_dora"):
-            kind = "DoRA" if kind == "LORA" else kind
+        _check_settings(where, settings)
+    return found
+
+
+def _check_settings(where: str, settings: Mapping[str, Any]) -> None:
+    """Refuses what would change more, or otherwise, than a plain LoRA's pairs do."""
+    for name in _SWITCHES:
+        value = settings.get(name)
+        if value is not None and not isinstance(value, bool):
             raise ModelLoadError(
-                f"{where}: its configuration says {kind!s:.40}, of which nothing is "
+                f"{where}: {name} must be true or false, got {value!r:.80}; correct "
+                "its configuration"
+            )
+    kind = str(settings.get("peft_type", "LORA"))
+    saved, start = settings.get("modules_to_save"), settings.get("init_lora_weights")
+    is_changing = str(start).lower().startswith(_CHANGING_STARTS)
+    told = {
+        shown(kind): kind != "LORA",
+        "DoRA": settings.get("use_dora"),
+        f"init_lora_weights {start!r:.40}, a change of the model itself": is_changing,
+        "fan_in_fan_out": settings.get("fan_in_fan_out"),
+        "lora_bias": settings.get("lora_bias"),
+        f"modules_to_save {saved!r:.80}": saved,
+    }
+    for what, is_said in told.items():
+        if is_said:
+            raise ModelLoadError(
+                f"{where}: its configuration says {what:.100}, of which nothing is "
                 "computed here; give a plain LoRA"
             )
-    return found
 
 
 def _settings_of(stem: str, settings: Mapping[str, Mapping[str, Any]]) -> _PeftSettings:
@@ -267,7 +292,7 @@ def _halves(
         else:
             rest.append(name)
     alphas = {stem + _ALPHA for stem in stems}
-    return stems, [name for name in rest if name not in alphas]
+    return stems, [shown(name) for name in rest if name not in alphas]
 
 
 def _is_pair(down: AbstractStoredTensor, up: AbstractStoredTensor) -> bool:
@@ -279,14 +304,14 @@ def _is_pair(down: AbstractStoredTensor, up: AbstractStoredTensor) -> bool:
 
 
 def _number(where: str, tensor: AbstractStoredTensor) -> float:
-    is_one = math.prod(tensor.shape) == 1 and is_number(tensor.dtype)
-    value = math.nan
-    if is_one and tensor.dtype is not None:
-        value = to_float32(tensor.read(), tensor.dtype).item()
+    value, dtype = math.nan, tensor.dtype
+    is_known = dtype is not None and (is_number(dtype) or dtype.is_integral())
+    if dtype is not None and is_known and math.prod(tensor.shape) == 1:
+        value = to_float32(tensor.read(), dtype).item()
     if not math.isfinite(value):
         raise ModelLoadError(
-            f"{where}: {tensor.name} must be one finite number, got {tensor.code} "
-            f"{tensor.shape}; download it again"
+            f"{where}: {shown(tensor.name)} must be one finite number, got "
+            f"{tensor.code} {tensor.shape}; download it again"
         )
     return value
 
@@ -296,10 +321,12 @@ def _check_values(where: str, pairs: Mapping[str, LoraPair]) -> None:
     unknown, broken = [], []
     for pair in pairs.values():
         for tensor in (pair.down, pair.up):
-            if tensor.dtype is None or not is_number(tensor.dtype):
-                unknown.append(f"{tensor.name} ({tensor.code})")
-            elif not np.isfinite(to_float32(tensor.read(), tensor.dtype)).all():
-                broken.append(tensor.name)
+            dtype = tensor.dtype
+            # Of integers the scale is not known that they were quantised with.
+            if dtype is None or dtype.is_integral() or not is_number(dtype):
+                unknown.append(f"{shown(tensor.name)} ({tensor.code})")
+            elif not np.isfinite(to_float32(tensor.read(), dtype)).all():
+                broken.append(shown(tensor.name))
     if unknown:
         raise ModelLoadError(
             f"{where}: {len(unknown)} tensors of a dtype that is not computed with: "

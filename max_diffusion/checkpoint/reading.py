@@ -24,6 +24,12 @@ def short_name(path: Path) -> str:
     return name if len(name) <= 200 else name[:199] + "…"
 
 
+def shown(name: str) -> str:
+    """A name that a file gives, for messages: in one line, cut to 120 characters."""
+    line = name if name.isprintable() else repr(name)[1:-1]
+    return line if len(line) <= 120 else line[:119] + "…"
+
+
 def check_file(path: Path) -> None:
     """Opens a file, and looks at its first bytes.
 

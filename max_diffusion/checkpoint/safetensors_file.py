@@ -15,7 +15,7 @@ import numpy as np
 from max.dtype import DType
 
 from ..errors import ModelLoadError
-from .reading import FileStamp, check_file, mapped_bytes, short_name
+from .reading import FileStamp, check_file, mapped_bytes, short_name, shown
 from .tensors import AbstractStoredTensor
 
 _HEADER_BYTES = 8
@@ -122,7 +122,7 @@ def read_file(path: Path) -> tuple[dict[str, StoredTensor], Mapping[str, str]]:
         if tensor.offset != end and tensor.num_bytes:
             what = "overlaps" if tensor.offset < end else "leaves a gap to"
             raise ModelLoadError(
-                f"{where}: {name} {what} the tensor before it; the file is "
+                f"{where}: {shown(name)} {what} the tensor before it; the file is "
                 "damaged: download it again"
             )
         end += tensor.num_bytes
@@ -148,19 +148,19 @@ def _tensor(
     where = short_name(path)
     try:
         first, last = entry["data_offsets"]
-        shape, code = tuple(entry["shape"]), str(entry["dtype"])
+        shape, code = tuple(entry["shape"]), shown(str(entry["dtype"]))
         if min(operator.index(size) for size in (first, last - first, *shape)) < 0:
             raise ValueError("negative")
     except (KeyError, TypeError, ValueError) as err:
         raise ModelLoadError(
-            f"{where}: the header's entry for {name} is malformed; download the "
-            "file again"
+            f"{where}: the header's entry for {shown(name)} is malformed; download "
+            "the file again"
         ) from err
     dtype = _DTYPES.get(code)
     if dtype is not None and last - first != math.prod(shape) * dtype.size_in_bytes:
         raise ModelLoadError(
-            f"{where}: {name} of shape {shape} and dtype {code} cannot take "
-            f"{last - first} bytes; the file is damaged: download it again"
+            f"{where}: {shown(name)} of shape {shape} and dtype {code} cannot "
+            f"take {last - first} bytes; the file is damaged: download it again"
         )
     size = last - first
     place = start + first

@@ -17,7 +17,7 @@ import numpy as np
 from max.dtype import DType
 
 from ..errors import ModelLoadError
-from .reading import FileStamp
+from .reading import FileStamp, shown
 
 
 class TensorError(ModelLoadError):
@@ -262,4 +262,4 @@ def origin(name: str, tensor: AbstractTensor) -> str:
 
 
 def _listed(stored: Sequence[AbstractStoredTensor]) -> str:
-    return " and ".join(f"{item.name} {item.shape}" for item in stored)
+    return " and ".join(f"{shown(item.name)} {item.shape}" for item in stored)

@@ -18,7 +18,7 @@ from ..errors import ModelLoadError
 from .casting import FLOATS, blamed, read_as
 from .computed import FLOAT8, adapted, decoded, scaled
 from .packing import packed
-from .reading import FileStamp
+from .reading import FileStamp, shown
 from .safetensors_file import read_header
 from .tensors import (
     AbstractStoredTensor,
@@ -79,7 +79,7 @@ class ComponentWeights:
             for key, tensor in read_header(path).items():
                 if key in tensors:
                     raise ModelLoadError(
-                        f"{name}: {key} is in {tensors[key].file.name} and in "
+                        f"{name}: {shown(key)} is in {tensors[key].file.name} and in "
                         f"{path.name}; remove the file that does not belong"
                     )
                 tensors[key] = tensor
@@ -260,11 +260,13 @@ class ComponentWeights:
                 dtype = tensor.dtype.name if tensor.dtype else code
                 dtypes.append(f"{key} ({dtype}{made})")
         unused = [
-            tensor.name
+            shown(tensor.name)
             for key, tensor in self.tensors.items()
             if tensor not in used and not _matches(key, ignore)
         ]
-        unused += [tensor.name for tensor in self._adapters if tensor not in used]
+        unused += [
+            shown(tensor.name) for tensor in self._adapters if tensor not in used
+        ]
         kinds = {
             "missing": missing,
             "unused": unused,

@@ -30,6 +30,9 @@ _READERS: Final[Mapping[bytes, Any]] = MappingProxyType(
         b"RIFF": WebPImagePlugin.WebPImageFile,
     }
 )
+# Bits of the shades of gray that Pillow spreads over 8, but not that which a PNG calls
+# transparent.
+_FEW_BITS: Final[Mapping[str, int]] = MappingProxyType({"L;2": 2, "L;4": 4})
 # What else there is, to be refused by its name.
 _OTHERS: Final[Mapping[bytes, str]] = MappingProxyType(
     {
@@ -52,7 +55,8 @@ def read_picture(given: PictureLike, where: str = "image") -> Picture:
     """Reads a picture to RGB.
 
     A file is turned as its EXIF orientation says. What is transparent is laid over
-    white; palettes, gray and CMYK become RGB, and of 16 bits the upper 8 are kept.
+    white; palettes, gray and CMYK become RGB, and of 16 bits the upper 8 are kept. Of
+    16 bits a single transparent colour (tRNS) is refused, a shade of gray is not.
     Pillow's images and arrays are taken as they lie.
 
     Args:
@@ -126,6 +130,7 @@ def _opened(given: PictureLike, where: str) -> tuple[Image.Image, str]:
     """The picture as Pillow has it, and what to call it."""
     if isinstance(given, Image.Image):
         check_pixels(where, *given.size)
+        _check_key(given, where)
         return given, where
     if isinstance(given, np.ndarray):
         return _from_array(given, where), where
@@ -171,7 +176,31 @@ def _from_bytes(data: bytes, name: str) -> Image.Image:
             f"{name}: expected one picture, got an animation of {frames} frames; give "
             "one of them"
         )
+    _check_key(image, name)
+    bits, key = _FEW_BITS.get(_stored_mode(image)), image.info.get("transparency")
+    if bits and key is not None:
+        most = 2**bits - 1
+        image.info["transparency"] = (key & most) * 0xFF // most
     return _guarded(name, lambda: _upright(image))
+
+
+def _stored_mode(image: Image.Image) -> str:
+    """How a PNG that is not decoded yet has its pixels; of all others no mode."""
+    tiles = getattr(image, "tile", ())
+    mode = tiles[0][3] if tiles else ""
+    return mode if isinstance(mode, str) else ""
+
+
+def _check_key(image: Image.Image, name: str) -> None:
+    """Refuses a transparent colour of 16 bits, which Pillow compares with 8."""
+    key = image.info.get("transparency")
+    if isinstance(key, tuple) and (
+        _stored_mode(image).startswith("RGB;16") or max(key) > 0xFF
+    ):
+        raise RequestError(
+            f"{name}: it has 16 bits a channel and one colour that is transparent "
+            "(tRNS), which is not read; save it with an alpha channel, or 8 bits"
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -226,13 +255,19 @@ def _has_alpha(image: Image.Image) -> bool:
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     """The upper half of 16 bits, as Pillow keeps of colours; all else as it is.
 
+    A shade that is transparent is one of 16 bits, and becomes an alpha channel.
     Mode I holds 32 bits, of which a picture uses 8 or 16: 16 where a value says so.
     """
     if image.mode.startswith("I;16") or image.mode == "I":
         values = np.asarray(image)
         is_known = image.mode != "I" or values.max() > 0xFF or not values.any()
         if is_known and 0 <= values.min() <= values.max() <= 0xFFFF:
-            return Image.fromarray((values >> 8).astype(np.uint8))
+            upper = Image.fromarray((values >> 8).astype(np.uint8))
+            key = image.info.get("transparency")
+            if key is None:
+                return upper
+            opaque = Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8))
+            return Image.merge("LA", (upper, opaque))
     if image.mode in ("I", "F"):
         raise RequestError(
             f"{name}: expected 8 or 16 bits, got Pillow's mode {image.mode}, whose "

@@ -152,6 +152,12 @@ def _unknown_part(path: Path, tensors: Tensors) -> Path:
     return saved(path, {**whole, **dict.fromkeys(names, torch.ones(4))})
 
 
+def _two_autoencoders(path: Path, tensors: Tensors) -> Path:
+    names = ("vae.decoder.conv_in.bias", "first_stage_model.decoder.conv_in.bias")
+    whole = prefixed(NET, tensors)
+    return saved(path, {**whole, **dict.fromkeys(names, torch.ones(4))})
+
+
 def _no_scale(path: Path, tensors: Tensors) -> Path:
     small = in_float8(tensors, "scale_weight")
     small = _with(small, "double_blocks.1.img_mlp.0.scale_weight", None)
@@ -247,6 +253,7 @@ BAD: list[tuple[Callable[[Path, Tensors], Path], str]] = [
     (_unet, r"holds a UNet, as of Stable Diffusion \(input_blocks.4.1.proj_in.w"),
     (_encoder, r"holds a text encoder \(text_encoders.clip_l.transformer.text_m"),
     (_unknown_part, r": \S+ and 1 more belong to no component that is known \(model"),
+    (_two_autoencoders, r"w: vae. and first_stage_model. both hold the vae; take a"),
     (_no_scale, r"double_blocks.1.img_mlp.0.weight in float8 without a scale, though"),
     (_marked_without_scale, r"blocks.1.linear1.weight in float8 without a scale"),
     (_other_format, r"blocks.1.linear1 is quantised as nvfp4 in F8_E4M3; float8"),
@@ -280,6 +287,21 @@ def test_bad_files_are_one_clear_line(
     with pytest.raises(ModelLoadError, match=problem) as caught:
         open_model(lean_folder, "cpu", transformer=file)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a\n\x1b[31mb", "x" * 20000])
+@pytest.mark.parametrize("place", ["", NET, "beside"])
+def test_any_name_is_shown_in_one_line_and_cut(
+    lean_folder: Path, bfl: Tensors, tmp_path: Path, name: str, place: str
+) -> None:
+    whole = prefixed(NET, bfl) if place else bfl
+    stranger = f"{place}{name}"
+    file = saved(tmp_path / "w", {**whole, stranger: torch.ones(4)})
+    with pytest.raises(ModelLoadError) as caught:
+        open_model(lean_folder, "cpu", transformer=file)
+    text = str(caught.value)
+    assert text.isprintable() and len(text) < 500
+    assert r"a\n\x1b[31mb" in text or "x" * 90 in text
 
 
 def test_numbers_that_are_none_are_told_of_a_quantised_file(

@@ -320,3 +320,24 @@ def test_text_fields_become_what_the_schema_takes() -> None:
     assert values_of({"cache_options": text}, ImageGenerationRequest) == {
         "cache_options": {"warmup_steps": 3}
     }
+
+
+@pytest.mark.parametrize(
+    ("in_keys", "key_text", "whole"),
+    [
+        ("steps[x]", "7", "2"),
+        ("prompt[0]", "A", "B"),
+        ("prompt[0]", "A", ""),
+        ("cache_options[nonsense]", "3", "{}"),
+        ("cache_options[cache_interval]", "3", '{"warmup_steps": 2}'),
+    ],
+)
+@pytest.mark.parametrize("is_whole_first", [True, False])
+def test_no_field_is_lost_that_is_given_whole_and_in_keys(
+    in_keys: str, key_text: str, whole: str, is_whole_first: bool
+) -> None:
+    name = in_keys.partition("[")[0]
+    fields = [(in_keys, key_text), (name, whole)]
+    texts = dict(reversed(fields) if is_whole_first else fields)
+    with pytest.raises(ApiError, match=f"{name} is given whole, and in keys"):
+        values_of(texts, ImageGenerationRequest)

@@ -140,6 +140,14 @@ def test_alphas_in_the_header_as_diffusers_writes_them(tmp_path: Path) -> None:
         assert pair.alpha == (1.5 if stem.endswith("ff.net.2") else 10)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_an_alpha_may_be_an_integer(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = lora_files.lora("peft", SMALL)
+    tensors[f"{STEM}.alpha"] = torch.tensor(6, dtype=dtype)
+    path = lora_files.write(tmp_path / "x.safetensors", tensors)
+    assert LoraFile.read(path).pairs[STEM].alpha == 6
+
+
 def test_other_spellings_of_halves_and_axes_of_one_element(tmp_path: Path) -> None:
     down, up = torch.randn(2, 8), torch.randn(192, 2)
     for index, (first, second) in enumerate(
@@ -204,10 +212,19 @@ BAD: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
         r"to_q.alpha must be one finite number",
     ),
     "alpha of two": (with_one("alpha", torch.ones(2)), r"must be one finite number"),
-    "integers": (
-        with_one("lora_A.weight", torch.ones(2, 192, dtype=torch.int32)),
-        r"a dtype that is not computed with: .*to_q.lora_A.weight \(I32\)",
+    "alpha of truth": (
+        with_one("alpha", torch.tensor(True)),
+        r"must be one finite number, got BOOL",
     ),
+    **{
+        code: (
+            with_one("lora_A.weight", torch.ones(2, 192, dtype=dtype)),
+            rf"a dtype that is not computed with: .*to_q.lora_A.weight \({code}\)",
+        )
+        for code, dtype in zip(
+            ("I32", "I8", "U8"), (torch.int32, torch.int8, torch.uint8), strict=True
+        )
+    },
     "ranks": (
         with_one("lora_A.weight", torch.ones(7, 192)),
         r"1 modules of two ranks: .*to_q \(down \(7, 192\), up \(192, \d\)\)",
@@ -254,6 +271,27 @@ BAD: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
 }
 
 
+@pytest.mark.parametrize("name", ["a\n\x1b[31mb", "x" * 20000])
+@pytest.mark.parametrize(
+    "end",
+    [".lora_C.weight", ".dora_scale", ".lora_A.weight", "LoRA", "LoRA of two ranks"],
+)
+def test_any_name_is_shown_in_one_line_and_cut(
+    name: str, end: str, tmp_path: Path
+) -> None:
+    is_whole = end.startswith("LoRA")
+    ends = [".lora_A.weight", ".lora_B.weight"] if is_whole else [end]
+    size = 3 if "ranks" in end else 2
+    halves = (torch.ones(size, 192), torch.ones(192, 2))
+    tensors = lora_files.lora("peft", SMALL)
+    tensors |= {name + e: half for e, half in zip(ends, halves, strict=False)}
+    with pytest.raises(ModelLoadError) as caught:
+        opened(lora_files.write(tmp_path / "x.safetensors", tensors))
+    text = str(caught.value)
+    assert text.isprintable() and len(text) < 500
+    assert r"a\n\x1b[31mb" in text or "x" * 100 in text
+
+
 @pytest.mark.parametrize("kind", BAD)
 def test_what_is_wrong_is_one_line(kind: str, tmp_path: Path) -> None:
     damage, message = BAD[kind]
@@ -297,6 +335,15 @@ def test_files_that_are_no_safetensors_are_one_line(tmp_path: Path) -> None:
     [
         ({"peft_type": "LOHA"}, "its configuration says LOHA, "),
         ({"use_dora": True}, "its configuration says DoRA, "),
+        ({"peft_type": "LO\nHA"}, r"says LO\\nHA, of which"),
+        ({"use_dora": 1}, "use_dora must be true or false, got 1;"),
+        ({"use_rslora": "false"}, "use_rslora must be true or false, got 'false';"),
+        ({"fan_in_fan_out": True}, "its configuration says fan_in_fan_out, "),
+        ({"lora_bias": True}, "its configuration says lora_bias, "),
+        ({"modules_to_save": ["a"]}, r"says modules_to_save \['a'\], of which"),
+        ({"init_lora_weights": "pissa"}, "says init_lora_weights 'pissa', a ch"),
+        ({"init_lora_weights": "pissa_niter_4"}, "weights 'pissa_niter_4', a ch"),
+        ({"init_lora_weights": "OLoRA"}, "says init_lora_weights 'OLoRA', a ch"),
         ({"lora_alpha": "a"}, "lora_alpha must be a number that float32 .*, got 'a'"),
         ({"lora_alpha": 10**400}, "lora_alpha must be a number .*, got 1000"),
         ({"lora_alpha": 1e39}, r"lora_alpha must be a number .*, got 1e\+39;"),
@@ -317,6 +364,20 @@ def test_settings_that_are_wrong_are_one_line(
     with pytest.raises(ModelLoadError, match=message) as caught:
         opened(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_settings_that_change_nothing_are_taken(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
+        **dict.fromkeys(("use_dora", "use_rslora", "fan_in_fan_out"), False),
+        **{"lora_bias": None, "modules_to_save": [], "init_lora_weights": "gaussian"},
+    }
+    told = {f"transformer.{name}": value for name, value in settings.items()}
+    path = lora_files.write(
+        tmp_path / "x.safetensors",
+        lora_files.lora("peft", SMALL),
+        {"lora_adapter_metadata": json.dumps(told)},
+    )
+    assert STEM in LoraFile.read(path).pairs
 
 
 def test_what_callers_give_in_any_form() -> None:

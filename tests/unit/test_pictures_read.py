@@ -82,6 +82,65 @@ def test_what_is_transparent_is_laid_over_white() -> None:
     assert (read[4:] == 255).all()
 
 
+def png_with_key(values: np.ndarray, bits: int, key: tuple[int, ...]) -> bytes:
+    """A PNG of ``(H, W)`` or ``(H, W, 3)`` in which one colour is transparent."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        checked = kind + data
+        size, check = len(data), zlib.crc32(checked)
+        return struct.pack(">I", size) + checked + struct.pack(">I", check)
+
+    flat = values.reshape(len(values), -1).astype(np.uint16)
+    digits = flat[..., None] >> np.arange(bits)[::-1] & 1
+    rows = np.packbits(digits.astype(np.uint8).reshape(len(flat), -1), axis=1)
+    colour = 2 if values.ndim == 3 else 0
+    head = struct.pack(">2I5B", values.shape[1], len(values), bits, colour, 0, 0, 0)
+    return b"".join(
+        (
+            b"\x89PNG\r\n\x1a\n",
+            chunk(b"IHDR", head),
+            chunk(b"tRNS", struct.pack(f">{len(key)}H", *key)),
+            chunk(b"IDAT", zlib.compress(np.insert(rows, 0, 0, axis=1).tobytes())),
+            chunk(b"IEND", b""),
+        )
+    )
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+def test_a_shade_that_is_transparent_is_so_at_any_depth(bits: int) -> None:
+    rng = np.random.default_rng(bits)
+    most = 2**bits - 1
+    values = rng.integers(0, most, (5, 7), dtype=np.uint16, endpoint=True)
+    values[1, 2:4] = values[0, 0]
+    values[2, 2] = values[0, 0] ^ 1  # at 16 bits alike in the upper half
+    key = int(values[0, 0])
+    data, is_clear = png_with_key(values, bits, (key,)), values == key
+    shades = values >> 8 if bits == 16 else values * (255 // most)
+    wanted = np.where(is_clear, 255, shades)
+    for given in (data, Image.open(io.BytesIO(data))):
+        if bits in (2, 4) and not isinstance(given, bytes):
+            continue  # Pillow's own, which does not know the depth
+        read = read_picture(given).pixels
+        assert np.array_equal(read, np.repeat(wanted[..., None], 3, axis=2))
+        assert np.array_equal(read_mask(given).pixels[..., 0], is_clear * 255)
+
+
+def test_a_colour_that_is_transparent_is_honoured_at_8_bits_and_refused_at_16() -> None:
+    pixels = colours()
+    key = tuple(int(value) for value in pixels[3, 4])
+    is_clear = (pixels == pixels[3, 4]).all(axis=2)
+    data = png_with_key(pixels, 8, key)
+    wanted = np.where(is_clear[..., None], 255, pixels)
+    assert np.array_equal(read_picture(data).pixels, wanted)
+    assert np.array_equal(read_mask(data).pixels[..., 0], is_clear * 255)
+    for wide in (pixels.astype(np.uint16), pixels.astype(np.uint16) * 257):
+        data = png_with_key(wide, 16, tuple(int(value) for value in wide[3, 4]))
+        for given in (data, Image.open(io.BytesIO(data))):
+            for read in (read_picture, read_mask):
+                with pytest.raises(RequestError, match=r"16 bits .* \(tRNS\)"):
+                    read(given)
+
+
 def test_other_modes_become_rgb() -> None:
     gray = colours()[..., 0]
     wanted = np.repeat(gray[..., None], 3, axis=2)

@@ -17,6 +17,7 @@ from ...checkpoint import (
     ComponentWeights,
     WeightTransform,
     joined,
+    shown,
     without_float8,
 )
 from ...components import from_ldm, is_ldm
@@ -63,8 +64,8 @@ def flux1_parts(file: CheckpointFile) -> Mapping[str, WeightTransform]:
     """Which components a file holds, and how each is read.
 
     Raises:
-        ModelLoadError: It holds no FLUX.1 transformer, or something beside it that is
-            not known.
+        ModelLoadError: It holds no FLUX.1 transformer, something beside it that is
+            not known, or a component twice.
     """
     architecture = file.told.get("general.architecture")
     if architecture is not None and architecture not in _ARCHITECTURES:
@@ -86,7 +87,7 @@ def flux1_parts(file: CheckpointFile) -> Mapping[str, WeightTransform]:
     if other or not is_flux:
         what, name = other or ("no transformer", next(iter(names), "nothing"))
         raise ModelLoadError(
-            f"transformer: {file.path.name} holds {what} ({name:.100}); expected a "
+            f"transformer: {file.path.name} holds {what} ({shown(name)}); expected a "
             "FLUX.1 transformer, named as by Black Forest Labs or diffusers"
         )
     transformer = partial(_transformer, file=file, prefix=inner, is_bfl=is_bfl)
@@ -97,10 +98,17 @@ def flux1_parts(file: CheckpointFile) -> Mapping[str, WeightTransform]:
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         raise ModelLoadError(
-            f"transformer: {file.path.name}: {left[0]:.100}{more} belong to no "
+            f"transformer: {file.path.name}: {shown(left[0])}{more} belong to no "
             f"component that is known ({', '.join(_PREFIXES)}); take another file of "
             "the model"
         )
+    first: dict[str, str] = {}
+    for prefix, role in found.items():
+        if first.setdefault(role, prefix) != prefix:
+            raise ModelLoadError(
+                f"transformer: {file.path.name}: {first[role]} and {prefix} both hold "
+                f"the {role}; take a file with one of them"
+            )
     readers: Mapping[str, Callable[..., ComponentWeights]] = {
         "transformer": transformer,
         "vae": _autoencoder,

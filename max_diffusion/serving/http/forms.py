@@ -102,20 +102,21 @@ def values_of(
         ApiError: A field is both whole and in keys.
     """
     values: dict[str, Any] = {}
+    in_keys: dict[str, dict[str, Any]] = {}
     for name, text in texts.items():
         nested = _NESTED.fullmatch(name)
         if nested is not None:
-            inner = values.setdefault(nested[1], {})
-            if not isinstance(inner, dict):
-                raise _malformed(f"{nested[1][:80]} is given whole, and in keys")
-            inner[nested[2]] = _value(text)
+            in_keys.setdefault(nested[1], {})[nested[2]] = _value(text)
         elif isinstance(text, list):
             values[name] = _value(text)
         elif text or name in _MAY_BE_EMPTY:
             known = schema.model_fields.get(ALIASES.get(name, name))
             is_text = known is None or _takes_text(known.annotation)
             values[name] = text if is_text else _value(text)
-    return values
+    for name in in_keys:
+        if name in values:
+            raise _malformed(f"{name[:80]} is given whole, and in keys")
+    return values | in_keys
 
 
 def _boundary(content_type: str) -> bytes:
