@@ -33,6 +33,7 @@ TEST_TARGETS = ("linux-x86-64-v3",)
 HALF = ("transformer.full",)
 """Modules that tests also have in bfloat16."""
 MOST_BYTES = 4 * 2**20
+"""A target's graphs of both demo models; a test holds each to half of it."""
 
 
 def main() -> None:

@@ -118,14 +118,20 @@ def test_a_measured_model_needs_no_ratios(
     assert np.array_equal(again.images, result.images)
 
 
+def style_and_ink(model: Path, folder: Path) -> tuple[Path, Path]:
+    """Two LoRAs of a model's transformer, named in two ways."""
+    shapes = lora_files.matrices(model, "transformer")
+    style, ink = (
+        lora_files.write(folder / f"{name}.safetensors", lora_files.lora(way, shapes))
+        for name, way in (("style", "peft"), ("ink", "kohya"))
+    )
+    return style, ink
+
+
 def test_measurements_of_other_loras_are_said(
     flux_folder: Path, tmp_path: Path
 ) -> None:
-    shapes = lora_files.matrices(flux_folder, "transformer")
-    style, ink = (
-        lora_files.write(tmp_path / f"{name}.safetensors", lora_files.lora(way, shapes))
-        for name, way in (("style", "peft"), ("ink", "kohya"))
-    )
+    style, ink = style_and_ink(flux_folder, tmp_path)
     own = flux_folder / CALIBRATION_FILE
     assert not own.exists()
     plain = Calibration(magcache_ratios=(1.0, 0.9))
@@ -174,11 +180,7 @@ def test_measurements_of_other_loras_are_said(
 def test_what_was_measured_says_with_which_loras(
     flux_folder: Path, tmp_path: Path
 ) -> None:
-    shapes = lora_files.matrices(flux_folder, "transformer")
-    style, ink = (
-        lora_files.write(tmp_path / f"{name}.safetensors", lora_files.lora(way, shapes))
-        for name, way in (("style", "peft"), ("ink", "kohya"))
-    )
+    style, ink = style_and_ink(flux_folder, tmp_path)
     pipeline = load_pipeline(
         flux_folder,
         device="cpu",
