@@ -1,8 +1,9 @@
 """Operations of diffusion models on CPUs: linear layers and attention.
 
 Files, lowest first: `lanes` (vectors and dtypes), `team` (work on several threads),
-`tile` (the product of a few rows), `rows` (norms of rows), `product` (rows times a
-packed matrix), `heads` (attention), `operations` (what graphs call).
+`tile` (the product of a few rows), `matrix_unit` (the same by Intel's AMX), `rows`
+(norms of rows), `product` (rows times a packed matrix), `heads` (attention),
+`operations` (what graphs call).
 """
 from .operations import *
 from .convolution_operation import *

@@ -11,6 +11,7 @@ from .lanes import (
     Lanes,
     Vector,
     WIDTH,
+    bfloat16_bits,
     exponential,
     in_lane,
     is_below,
@@ -18,6 +19,7 @@ from .lanes import (
     store,
     store_some,
 )
+from .matrix_unit import MATRIX_ROWS, MatrixUnit
 from .rows import LAYER_NORM, NO_NORM
 from .team import Team
 from .tile import PANEL, ROWS, VECTORS, multiply_tile
@@ -81,6 +83,8 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
     var sample_stride: Int
     var head_stride: Int
     var query_stride: Int
+    var has_unit: Bool
+    """Whether a matrix unit multiplies; only bfloat16."""
 
     comptime groups = ceildiv(Self.size, WIDTH)
     comptime padded = Self.groups * WIDTH
@@ -164,60 +168,45 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
         var length = self.length()
         var padded_length = ceildiv(length, PANEL) * PANEL
         var row = unsafe_alloc[Scalar[DType.float32]](Self.padded, alignment=64)
-        var key_elements = keys.unsafe_bitcast[Scalar[Self.compute]]()
-        var value_elements = values.unsafe_bitcast[Scalar[Self.compute]]()
+        var key = unsafe_alloc[Scalar[DType.float32]](Self.lanes, alignment=64)
         for token in range(begin, end):
-            var key_place = key_elements.unsafe_offset(
-                (token // PANEL * Self.lanes * PANEL + token % PANEL) * Self.pair
-            )
-            if token < length:
-                var at, own = self._place(token)
-                var x = at.row(sample, own)
-                self._normed(
-                    at,
-                    sample,
-                    own,
-                    x.unsafe_offset(at.key + head * Self.size),
-                    1,
-                    Float32(1),
-                    row,
+            comptime for j in range(Self.groups):
+                row.unsafe_offset(j * WIDTH).unsafe_store(Vector(0))
+            var is_inside = token < length
+            var at, own = self._place(token if is_inside else 0)
+            var x = at.row(sample, own)
+            if is_inside:
+                var start = x.unsafe_offset(at.key + head * Self.size)
+                self._normed(at, sample, own, start, 1, Float32(1), row)
+            var key_elements = key.unsafe_bitcast[Scalar[Self.compute]]()
+            comptime for j in range(Self.groups):
+                store(
+                    key_elements.unsafe_offset(j * WIDTH),
+                    row.unsafe_offset(j * WIDTH).unsafe_load[width=WIDTH](),
                 )
-                for d in range(0, Self.padded, Self.pair):
-                    comptime for e in range(Self.pair):
-                        key_place.unsafe_offset(d * PANEL + e).unsafe_store(
-                            row.unsafe_offset(d + e).unsafe_load().cast[Self.compute]()
-                        )
-                var value = x.unsafe_offset(at.value + head * Self.size)
-                comptime for j in range(Self.groups):
-                    row.unsafe_offset(j * WIDTH).unsafe_store(
-                        load_some(value.unsafe_offset(j * WIDTH), Self.size - j * WIDTH)
-                    )
-            else:
-                for d in range(0, Self.padded, Self.pair):
-                    comptime for e in range(Self.pair):
-                        key_place.unsafe_offset(d * PANEL + e).unsafe_store(
-                            Scalar[Self.compute](0)
-                        )
-                comptime for j in range(Self.groups):
-                    row.unsafe_offset(j * WIDTH).unsafe_store(Vector(0))
+            var column = keys.unsafe_offset(token // PANEL * Self.lanes * PANEL + token % PANEL)
+            for lane in range(Self.lanes):
+                column.unsafe_offset(lane * PANEL).unsafe_store(
+                    key.unsafe_offset(lane).unsafe_load()
+                )
+            var value = x.unsafe_offset(at.value + head * Self.size)
             comptime for start in range(0, Self.groups, VECTORS):
-                comptime width = min(VECTORS, Self.groups - start) * WIDTH
-                var panel = value_elements.unsafe_offset(
-                    start * WIDTH * padded_length + token // Self.pair * width * Self.pair
+                comptime vectors = min(VECTORS, Self.groups - start)
+                var line = values.unsafe_offset(
+                    start * WIDTH * padded_length // Self.pair
+                    + token // Self.pair * vectors * WIDTH
                 )
-                comptime if Self.pair == 1:
-                    comptime for j in range(0, width, WIDTH):
-                        store(
-                            panel.unsafe_offset(j),
-                            row.unsafe_offset(start * WIDTH + j).unsafe_load[width=WIDTH](),
-                        )
-                else:
-                    for j in range(width):
-                        panel.unsafe_offset(j * Self.pair + token % Self.pair).unsafe_store(
-                            row.unsafe_offset(start * WIDTH + j).unsafe_load().cast[
-                                Self.compute
-                            ]()
-                        )
+                comptime for j in range(vectors):
+                    var elements = Vector(0)
+                    if is_inside:
+                        comptime first = (start + j) * WIDTH
+                        elements = load_some(value.unsafe_offset(first), Self.size - first)
+                    var place = line.unsafe_offset(j * WIDTH)
+                    comptime if Self.pair == 1:
+                        place.unsafe_store(elements)
+                    else:
+                        _store_half(place, elements, token % Self.pair)
+        key.unsafe_free()
         row.unsafe_free()
 
     def attend(
@@ -235,9 +224,10 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
         var mixed = unsafe_alloc[Scalar[DType.float32]](QUERIES * Self.padded, alignment=64)
         var highest = unsafe_alloc[Scalar[DType.float32]](QUERIES, alignment=64)
         var totals = unsafe_alloc[Scalar[DType.float32]](QUERIES, alignment=64)
+        var unit = MatrixUnit.begin()
         var start = begin
         while start < end:
-            var count = min(QUERIES, end - start)
+            var count = min(MATRIX_ROWS if self.has_unit else QUERIES, end - start)
             for i in range(count):
                 var at, own = self._place(start + i)
                 self._normed(
@@ -264,17 +254,17 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
                     var place = keys.unsafe_offset(
                         (first_key // PANEL + panel) * Self.lanes * PANEL
                     )
-                    for i in range(0, count, ROWS):
-                        multiply_tile[Self.compute, VECTORS, False](
-                            min(ROWS, count - i),
-                            Self.lanes,
-                            queries.unsafe_offset(i * Self.lanes),
-                            Self.lanes,
-                            place,
-                            PANEL,
-                            scores.unsafe_offset(i * KEYS + panel * PANEL),
-                            KEYS,
-                        )
+                    self._multiply[VECTORS, False](
+                        unit,
+                        count,
+                        Self.lanes,
+                        queries,
+                        Self.lanes,
+                        place,
+                        PANEL,
+                        scores.unsafe_offset(panel * PANEL),
+                        KEYS,
+                    )
                 for i in range(count):
                     if self.has_bias:
                         self._add_bias(
@@ -298,18 +288,17 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
                         group * WIDTH * padded_length // Self.pair
                         + first_key // Self.pair * width
                     )
-                    for i in range(0, count, ROWS):
-                        var rows = min(ROWS, count - i)
-                        var own = shares.unsafe_offset(i * KEYS // Self.pair)
-                        var sums = mixed.unsafe_offset(i * Self.padded + group * WIDTH)
-                        if first_key == 0:
-                            multiply_tile[Self.compute, vectors, False](
-                                rows, lanes, own, KEYS // Self.pair, place, width, sums, Self.padded
-                            )
-                        else:
-                            multiply_tile[Self.compute, vectors, True](
-                                rows, lanes, own, KEYS // Self.pair, place, width, sums, Self.padded
-                            )
+                    var sums = mixed.unsafe_offset(group * WIDTH)
+                    if first_key == 0:
+                        self._multiply[vectors, False](
+                            unit, count, lanes, shares, KEYS // Self.pair, place, width, sums,
+                            Self.padded,
+                        )
+                    else:
+                        self._multiply[vectors, True](
+                            unit, count, lanes, shares, KEYS // Self.pair, place, width, sums,
+                            Self.padded,
+                        )
             for i in range(count):
                 var at, own = self._place(start + i)
                 var y = at.y.unsafe_offset(
@@ -332,6 +321,29 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
         mixed.unsafe_free()
         highest.unsafe_free()
         totals.unsafe_free()
+        unit.end()
+
+    @always_inline
+    def _multiply[
+        vectors: Int, is_added: Bool
+    ](
+        self, unit: MatrixUnit, count: Int, lanes: Int, a: Lanes, lda: Int, b: Lanes, ldb: Int,
+        c: Lanes, ldc: Int,
+    ):
+        """Computes c = a b, or c += a b, of `count` rows."""
+        comptime if Self.compute == DType.bfloat16:
+            if self.has_unit:
+                for i in range(0, count, MATRIX_ROWS):
+                    unit.multiply[is_added](
+                        min(MATRIX_ROWS, count - i), vectors, lanes,
+                        a.unsafe_offset(i * lda), lda, b, ldb, c.unsafe_offset(i * ldc), ldc,
+                    )
+                return
+        for i in range(0, count, ROWS):
+            multiply_tile[Self.compute, vectors, is_added](
+                min(ROWS, count - i), lanes,
+                a.unsafe_offset(i * lda), lda, b, ldb, c.unsafe_offset(i * ldc), ldc,
+            )
 
     @always_inline
     def _add_bias(
@@ -472,3 +484,13 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
             self.prepare(sample, own, 0, ceildiv(length, PANEL) * PANEL, keys, values)
             self.attend(sample, own, 0, length, keys, values)
         keys.unsafe_free()
+
+
+@always_inline
+def _store_half(lanes: Lanes, elements: Vector, which: Int):
+    """Puts bfloat16 into one half of lanes, the first half first: it empties the other."""
+    var bits = bfloat16_bits(elements).cast[DType.uint32]()
+    var place = lanes.unsafe_bitcast[UInt32]()
+    if which == 1:
+        bits = place.unsafe_load[width=WIDTH]() | bits << 16
+    place.unsafe_store(bits)

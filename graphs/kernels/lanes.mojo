@@ -81,16 +81,29 @@ def load[dtype: DType](place: Address[dtype]) -> Vector:
 
 
 @always_inline
-def store[dtype: DType](place: Address[dtype], value: Vector):
-    """16 elements, rounded to nearest, ties to even."""
-    comptime if dtype == DType.bfloat16 and CompilationTarget._has_feature["avx512bf16"]():
-        place.unsafe_store(
+def bfloat16_bits(value: Vector) -> SIMD[DType.uint16, WIDTH]:
+    """16 elements as bfloat16, rounded to nearest, ties to even; NaN stays NaN."""
+    comptime if CompilationTarget._has_feature["avx512bf16"]():
+        return bitcast[DType.uint16, WIDTH](
             llvm_intrinsic[
                 "llvm.x86.avx512bf16.cvtneps2bf16.512",
                 SIMD[DType.bfloat16, WIDTH],
                 has_side_effect=False,
-            ](value).cast[dtype]()
+            ](value)
         )
+    else:
+        # A cast would call a function for each element where there is no instruction.
+        var bits = bitcast[DType.uint32, WIDTH](value)
+        var nearest = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
+        var quiet = bits >> 16 | 0x40
+        return value.eq(value).select(nearest, quiet).cast[DType.uint16]()
+
+
+@always_inline
+def store[dtype: DType](place: Address[dtype], value: Vector):
+    """16 elements, rounded to nearest, ties to even."""
+    comptime if dtype == DType.bfloat16:
+        place.unsafe_bitcast[UInt16]().unsafe_store(bfloat16_bits(value))
     else:
         place.unsafe_store(value.cast[dtype]())
 
@@ -112,8 +125,13 @@ def store_some[dtype: DType](place: Address[dtype], value: Vector, count: Int):
     if count >= WIDTH:
         store(place, value)
         return
-    for i in range(count):
-        place.unsafe_offset(i).unsafe_store(value[i].cast[dtype]())
+    comptime if dtype == DType.bfloat16:
+        var bits = bfloat16_bits(value)
+        for i in range(count):
+            place.unsafe_bitcast[UInt16]().unsafe_offset(i).unsafe_store(bits[i])
+    else:
+        for i in range(count):
+            place.unsafe_offset(i).unsafe_store(value[i].cast[dtype]())
 
 
 @always_inline

@@ -9,6 +9,7 @@ from max.gpu.host import DeviceContext
 from std.memory.alloc import unsafe_alloc
 from .heads import Heads, Stream
 from .lanes import Address, Lanes, in_lane, lane_count, multiplies_bfloat16
+from .matrix_unit import may_use_matrix_unit
 from .product import Finish, Product, Rows
 from .rows import LAYER_NORM, NO_NORM, Norm, copy_row
 from .team import Team, run_team, team_size
@@ -16,6 +17,8 @@ from .tile import PANEL
 
 # Multiplications below which one thread is quicker than several.
 comptime ALONE = 1 << 20
+# The same where a matrix unit multiplies.
+comptime UNIT_ALONE = 1 << 24
 
 
 @fieldwise_init
@@ -203,9 +206,13 @@ def _linear[
         rows_of_vector,
         residual.start,
     )
-    var is_parallel = x.rows * lanes * y.columns > ALONE
     # Rows that are lanes already are read where they are.
     comptime is_same = source == compute and other == compute
+    var has_unit = False
+    comptime if compute == DType.bfloat16:
+        has_unit = may_use_matrix_unit()
+    var alone = UNIT_ALONE if has_unit else ALONE
+    var is_parallel = x.rows * lanes * pair * y.columns > alone
     var is_aligned = (how[0] | x.columns | size) % pair == 0 and (
         beside_size == 0 or (how[2] | beside.columns | beside_size) % pair == 0
     )
@@ -220,6 +227,7 @@ def _linear[
             ),
             matrix.start.unsafe_bitcast[Float32](),
             finish,
+            has_unit,
         )
 
         def direct(team: Team, me: Int) {imm}:
@@ -242,6 +250,7 @@ def _linear[
         Rows(buffer, 0, 0),
         matrix.start.unsafe_bitcast[Float32](),
         finish,
+        has_unit,
     )
 
     def gathered(team: Team, me: Int) {imm}:
@@ -414,14 +423,30 @@ def _stream[
     )
 
 
-@no_inline
+@always_inline
 def _attend[
     dtype: DType, size: Int
 ](
     samples: Int, first: Stream[dtype], second: Stream[dtype], bias: Bias, how: Settings
 ) raises:
-    comptime is_half = dtype == DType.bfloat16 and multiplies_bfloat16()
-    comptime compute = DType.bfloat16 if is_half else DType.float32
+    """Multiplies bfloat16 where the processor does, and float32 where not."""
+    comptime if dtype == DType.bfloat16:
+        if may_use_matrix_unit():
+            _attend_in[dtype, DType.bfloat16, size](samples, first, second, bias, how, True)
+            return
+        comptime if multiplies_bfloat16():
+            _attend_in[dtype, DType.bfloat16, size](samples, first, second, bias, how, False)
+            return
+    _attend_in[dtype, DType.float32, size](samples, first, second, bias, how, False)
+
+
+@no_inline
+def _attend_in[
+    dtype: DType, compute: DType, size: Int
+](
+    samples: Int, first: Stream[dtype], second: Stream[dtype], bias: Bias, how: Settings,
+    has_unit: Bool,
+) raises:
     var length = first.length + second.length
     var has_bias = bias.keys > 0
     if has_bias:
@@ -447,6 +472,7 @@ def _attend[
         of_head * bias.heads if bias.samples > 1 else 0,
         of_head if bias.heads > 1 else 0,
         bias.keys if bias.queries > 1 else 0,
+        has_unit,
     )
 
     var is_parallel = 2 * samples * how[3] * size * length * length > ALONE

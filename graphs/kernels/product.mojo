@@ -6,7 +6,8 @@ panel is read once from front to end. The last one is padded with zeros.
 from std.math import ceildiv
 from std.memory.alloc import unsafe_alloc
 from std.sys.intrinsics import PrefetchOptions, prefetch
-from .lanes import Address, Lanes, Vector, WIDTH, exponential, load, store
+from .lanes import Address, Lanes, Vector, WIDTH, exponential, load, store, store_some
+from .matrix_unit import MATRIX_ROWS, MatrixUnit
 from .team import Team
 from .tile import PANEL, ROWS, VECTORS, has_wide_registers, multiply_tile
 
@@ -19,6 +20,10 @@ comptime RELU = 4
 # Lanes of a panel that stay in the second-level cache while all rows pass: longer sums
 # go through them block by block.
 comptime BLOCK = 1024
+# Lanes of panels that stay there while a matrix unit takes all rows, and most panels:
+# sums of a tile are done so soon that its rows are wanted for more than one panel.
+comptime NEAR = 4 * BLOCK
+comptime MOST_TOGETHER = 4
 # Vectors of a panel that go through all rows before the next ones. Where registers hold
 # the sums of one only, its columns then stay in the first-level cache.
 comptime TOGETHER = VECTORS if has_wide_registers() else 1
@@ -133,7 +138,7 @@ struct Finish[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
                     ).unsafe_load()
                     var residual = self.residual.unsafe_offset(place).unsafe_load()
                     value = Vector(gate).fma(value, Vector(residual.cast[DType.float32]()))
-                self.y.unsafe_offset(place).unsafe_store(value[0].cast[Self.dtype]())
+                store_some(self.y.unsafe_offset(place), value, 1)
 
 
 @fieldwise_init
@@ -147,10 +152,12 @@ struct Product[compute: DType, result: DType](Copyable, ImplicitlyCopyable, Mova
     """Their lanes follow those of `a`; none where their count is 0."""
     var matrix: Lanes
     var finish: Finish[Self.result]
+    var has_unit: Bool
+    """Whether a matrix unit multiplies; only bfloat16."""
 
     @always_inline
     def tiles(self) -> Int:
-        return ceildiv(self.count, ROWS)
+        return ceildiv(self.count, MATRIX_ROWS if self.has_unit else ROWS)
 
     @always_inline
     def units(self) -> Int:
@@ -170,10 +177,50 @@ struct Product[compute: DType, result: DType](Copyable, ImplicitlyCopyable, Mova
 
     def compute_units(self, begin: Int, end: Int):
         """Units begin to end: panel by panel, and tile by tile in each."""
+        comptime if Self.compute == DType.bfloat16:
+            if self.has_unit:
+                self._sums_by_matrix_unit(begin, end)
+                return
         if self.a.lanes + self.beside.lanes <= BLOCK + BLOCK // 4:
             self._whole_sums(begin, end)
         else:
             self._sums_by_blocks(begin, end)
+
+    def _sums_by_matrix_unit(self, begin: Int, end: Int):
+        """Units begin to end: some panels together, and in each tile panel by panel."""
+        var lanes = self.a.lanes + self.beside.lanes
+        var tiles = self.tiles()
+        var first_panel = self.finish.first // PANEL
+        var panels = self.units() // tiles
+        var together = min(max(NEAR // max(lanes, 1), 1), MOST_TOGETHER)
+        var unit = MatrixUnit.begin()
+        var sums = unsafe_alloc[Scalar[DType.float32]](MATRIX_ROWS * PANEL, alignment=64)
+        for index in range(begin, end):
+            var before = index // (tiles * together) * together
+            var beside = min(together, panels - before)
+            var place = index - before * tiles
+            var panel = first_panel + before + place % beside
+            var row = place // beside * MATRIX_ROWS
+            var rows = min(MATRIX_ROWS, self.count - row)
+            var b = self.matrix.unsafe_offset(panel * lanes * PANEL)
+            unit.multiply[False](
+                rows, VECTORS, self.a.lanes, self.a.at(row), self.a.stride, b, PANEL, sums, PANEL
+            )
+            if self.beside.lanes > 0:
+                unit.multiply[True](
+                    rows,
+                    VECTORS,
+                    self.beside.lanes,
+                    self.beside.at(row),
+                    self.beside.stride,
+                    b.unsafe_offset(self.a.lanes * PANEL),
+                    PANEL,
+                    sums,
+                    PANEL,
+                )
+            self.finish.write(rows, row, panel * PANEL, sums)
+        sums.unsafe_free()
+        unit.end()
 
     def _whole_sums(self, begin: Int, end: Int):
         var lanes = self.a.lanes + self.beside.lanes

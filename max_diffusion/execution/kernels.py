@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -56,17 +58,38 @@ def kernel_library() -> Path:
     return library.resolve()
 
 
-def _precompile(sources: Path, library: Path) -> None:
-    arguments = ["precompile", str(sources), "-o", str(library)]
-    try:
-        from mojo.run import subprocess_run_mojo  # type: ignore[import-untyped]
+@cache
+def compiler_features() -> frozenset[str]:
+    """Returns the instructions that MAX compiles for on this machine, as LLVM has them.
 
-        done = subprocess_run_mojo(arguments, capture_output=True, text=True)
-    except (ImportError, RuntimeError) as err:
-        raise CompileError(f"compile: no Mojo compiler: {err}") from err
+    They may be fewer than the processor's: a virtual one may claim to be an older one.
+    None where the Mojo compiler does not tell.
+    """
+    try:
+        done = _run_mojo(["build", "--print-effective-target"])
+    except CompileError:
+        return frozenset()
+    found = re.search(r"--target-features (\S+)", done.stdout)
+    return frozenset(found[1].split(",") if found else ())
+
+
+def _precompile(sources: Path, library: Path) -> None:
+    done = _run_mojo(["precompile", str(sources), "-o", str(library)])
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error:" in line]
         said = lines[0] if lines else f"mojo ended with {done.returncode}"
         raise CompileError(
             f"compile: the operations for CPUs cannot be precompiled: {said}"
         )
+
+
+def _run_mojo(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        from mojo.run import subprocess_run_mojo  # type: ignore[import-untyped]
+
+        done: subprocess.CompletedProcess[str] = subprocess_run_mojo(
+            arguments, capture_output=True, text=True
+        )
+    except (ImportError, RuntimeError) as err:
+        raise CompileError(f"compile: no Mojo compiler: {err}") from err
+    return done

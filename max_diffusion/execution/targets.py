@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import platform
 import re
-import sys
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, final
 
@@ -21,11 +19,13 @@ from max.driver import get_virtual_cpu_target
 from max.dtype import DType
 
 from ..errors import RequestError
+from .kernels import compiler_features
+from .matrix_unit import permitted_matrix_unit
+from .processor_flags import system_flags
 
 if TYPE_CHECKING:
     from max.driver import Device
 
-_CPUINFO: Final = Path("/proc/cpuinfo")
 _X86_V3: Final = frozenset(
     ["avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave"]
 )
@@ -154,7 +154,7 @@ def targets_of(device: Device) -> tuple[Target, ...]:
 def host_targets() -> tuple[HostTarget, ...]:
     """Returns the targets whose code this machine's processor runs, best first."""
     system, machine = platform.system(), platform.machine()
-    flags, features = _system_flags(), _numpy_features()
+    flags, features = system_flags(), _numpy_features()
     return tuple(
         host
         for host in HOSTS.values()
@@ -174,25 +174,14 @@ def product_dtype(dtype: DType) -> DType:
         bfloat16 where the processor that graphs are built for multiplies it: the one
         that MAX was told of, or this machine's.
     """
-    if dtype != DType.bfloat16:
-        return DType.float32
     # None of the targets has the instructions.
-    own = not get_virtual_cpu_target()
-    is_able = own and bool({"avx512_bf16", "bf16"} & _system_flags())
+    if dtype != DType.bfloat16 or get_virtual_cpu_target():
+        return DType.float32
+    is_able = permitted_matrix_unit() or (
+        bool({"avx512_bf16", "bf16"} & system_flags())
+        and bool({"+avx512bf16", "+bf16"} & compiler_features())
+    )
     return DType.bfloat16 if is_able else DType.float32
-
-
-def _system_flags() -> Set[str]:
-    """What the operating system says that every processor has."""
-    if sys.platform != "linux":
-        return frozenset()
-    try:
-        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return frozenset()
-    each = re.findall(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
-    sets = [frozenset(line.split()) for line in each]
-    return frozenset.intersection(*sets) if sets else frozenset()
 
 
 def _numpy_features() -> Set[str]:
