@@ -281,6 +281,8 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
                         totals.unsafe_offset(i),
                     )
                 var lanes = ceildiv(valid, Self.pair)
+                if self.has_unit:
+                    lanes = ceildiv(lanes, WIDTH) * WIDTH  # the rest are zeros
                 comptime for group in range(0, Self.groups, VECTORS):
                     comptime vectors = min(VECTORS, Self.groups - group)
                     comptime width = vectors * WIDTH
@@ -405,6 +407,10 @@ struct Heads[dtype: DType, compute: DType, size: Int](Copyable, ImplicitlyCopyab
             share = is_inside.select(share, Vector(0))
             sums += share
             store(place.unsafe_offset(whole * WIDTH), share)
+        comptime if Self.compute == DType.bfloat16:
+            var stored = ceildiv(valid, WIDTH)
+            if stored % 2 == 1:
+                store(place.unsafe_offset(stored * WIDTH), Vector(0))
         total.unsafe_store(sum + sums.reduce_add())
 
     @always_inline

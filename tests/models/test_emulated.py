@@ -23,10 +23,10 @@ import sys
 from pathlib import Path
 import numpy as np
 from max_diffusion import load_pipeline
-from max_diffusion.execution import targets
+from max_diffusion.execution import processor_flags
 from max_diffusion.execution.targets import host_targets
 if len(sys.argv) > 2:
-    targets._CPUINFO = Path(sys.argv[2])  # emulation shows the real one's
+    processor_flags._CPUINFO = Path(sys.argv[2])  # emulation shows the real one's
 pipeline = load_pipeline("demo", device="cpu", require_precompiled=True)
 result = pipeline.generate("a red circle", seed=1, num_inference_steps=2)
 np.save(sys.argv[1], result.images)

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from max.driver import CPU
+from max.dtype import DType
 
 from max_diffusion import RequestError
-from max_diffusion.execution import targets
-from max_diffusion.execution.targets import HOSTS, host_targets, parse_target
+from max_diffusion.execution import matrix_unit, processor_flags, targets
+from max_diffusion.execution.targets import (
+    HOSTS,
+    host_targets,
+    parse_target,
+    product_dtype,
+)
 
 V3 = "fpu sse4_2 avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"
 V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
@@ -35,7 +44,7 @@ def machine(
     info.write_text("\n".join(each))
     monkeypatch.setattr(platform, "system", lambda: system)
     monkeypatch.setattr(platform, "machine", lambda: architecture)
-    monkeypatch.setattr(targets, "_CPUINFO", info)
+    monkeypatch.setattr(processor_flags, "_CPUINFO", info)
     monkeypatch.setattr(targets, "_numpy_features", lambda: features)
     return [host.name for host in host_targets()]
 
@@ -110,3 +119,76 @@ def test_other_names_are_refused(text: str) -> None:
 def test_other_gpus_are_refused(text: str) -> None:
     with pytest.raises(RequestError, match=r"target: expected a GPU such as"):
         parse_target(text)
+
+
+@pytest.mark.parametrize(
+    ("has_unit", "flags", "compiler", "expected"),
+    [
+        (True, "", "", DType.bfloat16),
+        (False, "avx512_bf16", "+avx512f,+avx512bf16", DType.bfloat16),
+        (False, "bf16", "+neon,+bf16", DType.bfloat16),
+        # A virtual machine that claims an older processor: MAX compiles for that.
+        (False, "avx512_bf16", "+avx512f", DType.float32),
+        (False, "avx2", "+avx512bf16", DType.float32),
+        (False, "", "", DType.float32),
+    ],
+)
+def test_what_multiplies_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+    has_unit: bool,
+    flags: str,
+    compiler: str,
+    expected: DType,
+) -> None:
+    said, compiled = frozenset(flags.split()), frozenset(compiler.split(","))
+    monkeypatch.setattr(targets, "permitted_matrix_unit", lambda: has_unit)
+    monkeypatch.setattr(targets, "system_flags", lambda: said)
+    monkeypatch.setattr(targets, "compiler_features", lambda: compiled)
+    assert product_dtype(DType.bfloat16) == expected
+    assert product_dtype(DType.float32) == DType.float32
+    # For another processor, of which nothing is known but its name.
+    monkeypatch.setattr(targets, "get_virtual_cpu_target", lambda: "x86-64-v4")
+    assert product_dtype(DType.bfloat16) == DType.float32
+
+
+@pytest.mark.parametrize(
+    ("system", "machine_name", "flags"),
+    [
+        ("darwin", "x86_64", "amx_tile amx_bf16"),
+        ("linux", "aarch64", "amx_tile amx_bf16"),
+        ("linux", "x86_64", "amx_tile amx_int8"),
+        ("linux", "x86_64", ""),
+    ],
+)
+def test_a_unit_that_does_not_multiply_bfloat16_is_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch, system: str, machine_name: str, flags: str
+) -> None:
+    def refuse(*names: object) -> None:
+        raise AssertionError("the operating system was asked")
+
+    said = frozenset(flags.split())
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(platform, "machine", lambda: machine_name)
+    monkeypatch.setattr(matrix_unit, "system_flags", lambda: said)
+    monkeypatch.setattr(ctypes, "CDLL", refuse)
+    assert not matrix_unit.permitted_matrix_unit()
+
+
+@pytest.mark.parametrize(("answer", "expected"), [(0, True), (-1, False)])
+def test_the_operating_system_decides_on_the_unit(
+    monkeypatch: pytest.MonkeyPatch, answer: int, expected: bool
+) -> None:
+    asked = []
+
+    def syscall(*numbers: int) -> int:
+        asked.append(numbers)
+        return answer
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    flags = frozenset(["amx_tile", "amx_bf16"])
+    monkeypatch.setattr(matrix_unit, "system_flags", lambda: flags)
+    libc = SimpleNamespace(syscall=syscall)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
+    assert matrix_unit.permitted_matrix_unit() == expected
+    assert asked == [(158, 0x1023, 18)]
