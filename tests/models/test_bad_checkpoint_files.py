@@ -110,6 +110,32 @@ def _of_kind(kind: int) -> Callable[[Path, Tensors], Path]:
     return make
 
 
+def _same_name(path: Path, tensors: Tensors) -> Path:
+    saved_gguf(path, {"w": torch.ones(4), "v": torch.ones(4)})
+    length = (1).to_bytes(8, "little")
+    path.write_bytes(path.read_bytes().replace(length + b"v", length + b"w"))
+    return path
+
+
+def _same_key(path: Path, tensors: Tensors) -> Path:
+    saved_gguf(path, {"w": torch.ones(4)})
+    content = path.read_bytes()
+    # Magic, version and two counts; then the key, and how long and what its text is.
+    size = 8 + len("general.architecture") + 4 + 8 + len("flux")
+    twice = content[24 : 24 + size] * 2
+    count = (2).to_bytes(8, "little")
+    path.write_bytes(content[:16] + count + twice + content[24 + size :])
+    return path
+
+
+def _axes(path: Path, tensors: Tensors) -> Path:
+    saved_gguf(path, {"w": torch.ones(4)})
+    content = path.read_bytes()
+    place = content.index(b"\1\0\0\0\0\0\0\0w") + 9
+    path.write_bytes(content[:place] + b"\5" + content[place + 1 :])
+    return path
+
+
 def _other_architecture(path: Path, tensors: Tensors) -> Path:
     return saved_gguf(path, tensors, arch="sdxl")[0]
 
@@ -247,6 +273,9 @@ BAD: list[tuple[Callable[[Path, Tensors], Path], str]] = [
     (_big_endian, r"expected GGUF of version 2 or 3, little endian, got version"),
     (_of_kind(KINDS.IQ2_XXS), r"w is of quantisation IQ2_XXS; .* Q4_0, .* Q6_K: take"),
     (_of_kind(999), r"w is of quantisation 999; those that are read are F32, "),
+    (_same_name, r"w: the tensor w is there twice; the file is damaged: down"),
+    (_same_key, r"w: its header says general.architecture twice; the file is dam"),
+    (_axes, r"w: w has 5 axes of at most 4; the file is damaged: download it again"),
     (_other_architecture, r"is a GGUF of architecture 'sdxl'; expected 'flux'"),
     (_lora, r"holds an adapter \(LoRA\) \(lora_unet_.*; expected a FLUX.1 transformer"),
     (_peft, r"holds an adapter \(LoRA\) \(transformer.transformer_blocks.0.attn"),
