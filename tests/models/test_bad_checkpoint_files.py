@@ -200,6 +200,17 @@ def _other_format(path: Path, tensors: Tensors) -> Path:
     return saved(path, _marked(small, layer, {"format": "nvfp4"}))
 
 
+def _format_is_list(path: Path, tensors: Tensors) -> Path:
+    small, layer = in_float8(tensors, "weight_scale"), "single_blocks.1.linear1"
+    return saved(path, _marked(small, layer, {"format": ["float8_e4m3fn"]}))
+
+
+def _layer_is_list(path: Path, tensors: Tensors) -> Path:
+    layers = {"single_blocks.1.linear1": ["float8_e4m3fn"]}
+    told = {"_quantization_metadata": json.dumps({"layers": layers})}
+    return saved(path, in_float8(tensors, "weight_scale"), **told)
+
+
 def _no_json(path: Path, tensors: Tensors) -> Path:
     told = {"_quantization_metadata": "{"}
     return saved(path, in_float8(tensors, "weight_scale"), **told)
@@ -286,6 +297,8 @@ BAD: list[tuple[Callable[[Path, Tensors], Path], str]] = [
     (_no_scale, r"double_blocks.1.img_mlp.0.weight in float8 without a scale, though"),
     (_marked_without_scale, r"blocks.1.linear1.weight in float8 without a scale"),
     (_other_format, r"blocks.1.linear1 is quantised as nvfp4 in F8_E4M3; float8"),
+    (_format_is_list, r"linear1 is quantised as \['float8_e4m3fn'\] in F8_E4M3; flo"),
+    (_layer_is_list, r"linear1 is quantised as \['float8_e4m3fn'\] in F8_E4M3; floa"),
     (_no_json, r"what it says of its quantisation is no JSON object"),
     (_integers, r"single_blocks.1.linear2.weight is stored as I8 with a scale in F32"),
     (_blocks_of_scales, r"\(7, 3\) cannot be multiplied as values and scale"),
