@@ -42,6 +42,16 @@ def request(**settings: Any) -> GenerationRequest:
     return GenerationRequest(seed=1, **settings)
 
 
+@pytest.mark.parametrize("adapters", [None, {}])
+def test_a_limit_for_loras_without_any_is_refused(adapters: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        open_model("demo", "cpu", adapters=adapters, adapter_memory_limit=2**30)
+    assert str(caught.value) == (
+        "adapter_memory_limit: has no effect without adapters; leave it out, or name "
+        "files"
+    )
+
+
 @pytest.mark.parametrize("name", ["prompt_2", "negative_prompt_2"])
 @pytest.mark.parametrize("given", ["a star", ("a star",)])
 def test_texts_that_no_encoder_reads_are_refused(
