@@ -19,7 +19,7 @@ from ..caches import (
     cache_from_options,
 )
 from ..checkpoint import CheckpointFile, ModelFolder, WeightTransform, find_model
-from ..core.loras import ADAPTER_NAME, GivenLoras, as_loras
+from ..core.loras import ADAPTER_NAME, GivenLoras, as_lora_files
 from ..core.validation import whole
 from ..errors import ModelLoadError, RequestError
 from ..execution.devices import resolve_device, resolve_dtype
@@ -241,7 +241,7 @@ def open_model(
         weight_ignores=kind.weight_ignores,
         weight_transforms=kind.weight_transforms,
         lora_names=kind.lora_names,
-        loras=as_loras("loras", loras),
+        loras=as_lora_files("loras", loras),
         adapters=_adapters(adapters),
         adapter_memory_limit=_memory_limit(adapter_memory_limit, adapters),
         weight_sources={
