@@ -64,7 +64,8 @@ def without_float8(
         tensor = tensors.get(name)
         if tensor is None:
             continue  # told as a weight that is missing
-        if kind not in _FORMATS or tensor.dtype != _FORMATS[str(kind)]:
+        # A file may say anything, such as a list, of which no dictionary can be asked.
+        if tensor.dtype != _FORMATS.get(str(kind)):
             raise ModelLoadError(
                 f"{where}: {shown(layer)} is quantised as {shown(str(kind))} in "
                 f"{tensor.code}; {' and '.join(_FORMATS)} are supported: take another "

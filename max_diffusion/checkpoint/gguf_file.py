@@ -168,12 +168,16 @@ class _Reader:
         values: dict[str, Value] = {}
         for _ in range(num_values):
             key = self._text()
+            if key in values:
+                self._damaged(f"its header says {shown(key)} twice")
             values[key] = self._value(self._number("I"))
         infos: dict[str, tuple[tuple[int, ...], int, int]] = {}
         for _ in range(num_tensors):
             name, axes = self._text(), self._number("I")
-            if name in infos or axes > _MAX_AXES:
-                self._damaged(f"{shown(name)} is there twice or has {axes} axes")
+            if name in infos:
+                self._damaged(f"the tensor {shown(name)} is there twice")
+            if axes > _MAX_AXES:
+                self._damaged(f"{shown(name)} has {axes} axes of at most {_MAX_AXES}")
             # The fastest axis comes first.
             shape = tuple(self._number("Q") for _ in range(axes))[::-1]
             infos[name] = (shape, self._number("I"), self._number("Q"))

@@ -76,10 +76,10 @@ def merged_loras(args: argparse.Namespace) -> Loras:
     Raises:
         RequestError: One is given twice, or a weight is none.
     """
-    from ..core.loras import as_loras, lora_from_text
+    from ..core.loras import as_lora_files, lora_from_text
 
     given = [lora_from_text("--lora", text) for text in map(typed, args.lora)]
-    return as_loras("--lora", given)
+    return as_lora_files("--lora", given)
 
 
 def add_picture_options(add: Callable[..., Any]) -> None:

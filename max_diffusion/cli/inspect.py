@@ -82,6 +82,15 @@ def _print_report(report: ModelReport) -> None:
             " ".join(options),
         )
     console.print(weights)
+    console.print(
+        f"weights take {_size(report.memory.weight_bytes)} of memory, "
+        f"{_size(report.memory.free_bytes)} are free: "
+        + (
+            f"they fit as {' and as '.join(report.memory.fits)}"
+            if report.memory.fits
+            else "they fit in no dtype"
+        )
+    )
     if report.takes:
         needed = " and ".join(report.needs)
         console.print(

@@ -63,6 +63,32 @@ def as_loras(where: str, given: GivenLoras | None) -> Loras:
     return tuple(found.items())
 
 
+def as_lora_files(where: str, given: GivenLoras | None) -> Loras:
+    """Returns files that a caller gave in any form, each once, however it is spelled.
+
+    Args:
+        where: For messages.
+        given: ``None`` for none.
+
+    Raises:
+        RequestError: As of :func:`as_loras`, or two paths lead to one file.
+    """
+    files = as_loras(where, given)
+    seen: dict[tuple[int, int], str] = {}
+    for file, _ in files:
+        try:
+            found = os.stat(file)
+        except (OSError, ValueError):
+            continue  # told where it is opened
+        first = seen.setdefault((found.st_dev, found.st_ino), file)
+        if first != file:
+            raise RequestError(
+                f"{where}: {first!r:.200} and {file!r:.200} are one file; give it "
+                "once, with one weight"
+            )
+    return files
+
+
 def lora_weight(where: str, value: float) -> float:
     """Returns a weight as a float of -100 to 100, else raises RequestError."""
     number = finite(where, value)

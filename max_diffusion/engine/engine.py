@@ -45,6 +45,9 @@ class Engine:
         pipeline: A loaded pipeline. The engine's thread is the only one to run it.
         config: Limits.
         observer: Is told of every turn.
+
+    Raises:
+        RequestError: No request of the model could keep the limit of memory.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Engine:
         limit = self.config.memory_limit
         limit = default_memory_limit(pipeline.device) if limit is None else limit
         self._plan = MemoryPlan(pipeline, limit)
+        self._plan.check_limit()
         self._admission = Admission(self.config, self._plan)
         self._executor = Executor(
             pipeline, self.config, self._admission, observer or EngineObserver()

@@ -91,6 +91,32 @@ class MemoryPlan:
         """Bytes that no slot holds."""
         return self.limit - sum(slot.held for slot in self._slots)
 
+    @property
+    def smallest(self) -> int:
+        """Bytes that a request takes at least: one of a token, a word and no cache."""
+        pipeline, side = self._pipeline, self._pipeline.cell
+        held = LATENT_BUFFERS * 4 * pipeline.token_channels + 2 * 3 * side * side
+        if pipeline.denoiser is not None:
+            shape = (1, 1, 1)
+            sizes = pipeline.denoiser.sizes.of(shape, 1, pipeline.graph_groups)
+            held += _STREAM_BUFFERS * (sizes.image + sizes.text)
+            held += pipeline.denoiser.sizes.of_inputs(shape)
+        return int(held + pipeline.decode_bytes(side, side, 1))
+
+    def check_limit(self) -> None:
+        """Refuses a limit that not even the smallest request could keep.
+
+        Raises:
+            RequestError: It is such a one.
+        """
+        if self.smallest > self.limit:
+            raise RequestError(
+                f"engine: even the smallest request of this model takes "
+                f"{self.smallest} bytes, more than the limit of {self.limit} for "
+                "requests, by default half of what is free; raise it (memory_limit, "
+                "--memory-limit)"
+            )
+
     def needed_by(self, context: GenerationContext) -> Needed:
         """The bytes that a request takes.
 

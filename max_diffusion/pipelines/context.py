@@ -145,6 +145,7 @@ def make_context(
         warnings=(
             *_guidance_warnings(pipeline, request, scale),
             *_option_warnings(options, has_negative, frames.count),
+            *_size_warnings(request, height, width),
             *notes,
             *words.notes,
             *(() if unwanted is None else unwanted.notes),
@@ -255,6 +256,20 @@ def _option_warnings(
         and lacks[declared.needs]
         and vars(options)[name] is not None
         and vars(options)[name] is not False
+    )
+
+
+def _size_warnings(
+    request: GenerationRequest, height: int, width: int
+) -> tuple[str, ...]:
+    """What is said where an option outweighs the size that a request names."""
+    sides = (("width", request.width, width), ("height", request.height, height))
+    other = [f"{name} of {asked}" for name, asked, _ in sides if asked is not None]
+    if all(asked in (None, drawn) for _, asked, drawn in sides):
+        return ()
+    return (
+        f"{width} x {height} pixels are drawn, not the {' and '.join(other)} that the "
+        "request names: max_area scales these; leave it out to draw them as they are",
     )
 
 

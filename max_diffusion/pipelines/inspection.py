@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,11 +13,13 @@ from graphs.weights import WeightNeeds
 from ..caches import CACHES, AbstractCacheConfig, TaylorSeerConfig
 from ..checkpoint import ComponentWeights
 from ..core.grid import Grid
+from ..core.host_memory import free_memory
 from ..core.request import MAX_IMAGES, MAX_SIZE
 from ..core.validation import whole
 from . import open_model
 from .context import options_of
-from .weight_memory import slot_bytes
+from .text_to_image import TextToImagePipeline
+from .weight_memory import slot_bytes, weight_bytes
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,18 @@ class ComponentReport:
     """Bytes of these in the files."""
     used_bytes: int
     """Bytes of those that are loaded, at the compute dtype."""
+
+
+@dataclass(frozen=True)
+class MemoryReport:
+    """Whether there is room for the weights."""
+
+    weight_bytes: int
+    """What they take of the device's memory, at the compute dtype."""
+    free_bytes: int
+    """What the device has free."""
+    fits: tuple[str, ...]
+    """Compute dtypes in which they have room."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,7 @@ class ModelReport:
     """Of a reference picture in the shape of what is drawn, of models that read one;
     the caches' state is told with it."""
     components: Mapping[str, ComponentReport]
+    memory: MemoryReport
     caches: Mapping[str, CacheReport]
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,17 +133,21 @@ def inspect(
     for name, size in (("height", height), ("width", width)):
         if size is not None:
             whole(f"inspect: {name}", size, minimum=1, maximum=MAX_SIZE)
-    pipeline = open_model(
-        path_or_repo_id,
-        device,
-        dtype,
-        caches=("none",),
-        calibration=calibration,
-        transformer=transformer,
-        variant=variant,
-        revision=revision,
-        show_progress=show_progress,
-    )
+
+    def opened_as(dtype: str | None) -> TextToImagePipeline:
+        return open_model(
+            path_or_repo_id,
+            device,
+            dtype,
+            caches=("none",),
+            calibration=calibration,
+            transformer=transformer,
+            variant=variant,
+            revision=revision,
+            show_progress=show_progress,
+        )
+
+    pipeline = opened_as(dtype)
     opened = pipeline.graphs.opened
     if true_guidance is None:
         has_negative = pipeline.default_negative_prompt is not None
@@ -160,6 +179,7 @@ def inspect(
         components={
             name: _component(*source) for name, source in opened.sources.items()
         },
+        memory=_memory(pipeline, opened_as),
         caches={
             name: CacheReport(
                 reason=(reason := pipeline.caches.reason_against(config)),
@@ -169,6 +189,28 @@ def inspect(
             )
             for name, config in _configurations().items()
         },
+    )
+
+
+def _memory(
+    pipeline: TextToImagePipeline, opened_as: Callable[[str], TextToImagePipeline]
+) -> MemoryReport:
+    device, own = pipeline.device, pipeline.dtype.name
+    needed = weight_bytes(pipeline.graphs.opened, device)
+    free = free_memory(device)
+    has_room = {own: needed <= free}
+    for other in {"float32", "bfloat16"} - {own}:
+        # Weights in bfloat16 take at least half of what they take in float32, and at
+        # most as much; opening a model of many layers once more takes long.
+        if other == "bfloat16" and has_room[own]:
+            has_room[other] = True
+        elif other == "float32" and not has_room[own]:
+            has_room[other] = False
+        else:
+            again = opened_as(other).graphs.opened
+            has_room[other] = weight_bytes(again, device) <= free
+    return MemoryReport(
+        needed, free, tuple(name for name in ("float32", "bfloat16") if has_room[name])
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from ..caches import (
     CACHES,
@@ -19,7 +19,7 @@ from ..caches import (
     cache_from_options,
 )
 from ..checkpoint import CheckpointFile, ModelFolder, WeightTransform, find_model
-from ..core.loras import ADAPTER_NAME, GivenLoras, as_loras
+from ..core.loras import ADAPTER_NAME, GivenLoras, as_lora_files
 from ..core.validation import whole
 from ..errors import ModelLoadError, RequestError
 from ..execution.devices import resolve_device, resolve_dtype
@@ -128,7 +128,7 @@ def load_pipeline(
         CompileError: MAX refused a graph, or precompiled ones are required and missing.
         DeviceError: No such device, or the weights do not fit in its memory, or one of
             ``adapters`` beside them.
-        RequestError: An argument is malformed.
+        RequestError: An argument is malformed, or has no effect.
     """
     pipeline = open_model(
         path_or_repo_id,
@@ -210,7 +210,7 @@ def open_model(
         ModelLoadError: No such model, files missing or damaged, or a model class that
             is not supported; a LoRA that is damaged or does not fit.
         DeviceError: No such device.
-        RequestError: An argument is malformed.
+        RequestError: An argument is malformed, or has no effect.
     """
     chosen = resolve_device(device, threads)
     wanted = resolve_dtype(dtype, chosen)
@@ -241,13 +241,9 @@ def open_model(
         weight_ignores=kind.weight_ignores,
         weight_transforms=kind.weight_transforms,
         lora_names=kind.lora_names,
-        loras=as_loras("loras", loras),
+        loras=as_lora_files("loras", loras),
         adapters=_adapters(adapters),
-        adapter_memory_limit=(
-            None
-            if adapter_memory_limit is None
-            else whole("adapter_memory_limit", adapter_memory_limit, minimum=1)
-        ),
+        adapter_memory_limit=_memory_limit(adapter_memory_limit, adapters),
         weight_sources={
             role: read(components[role], file.weights_of(role))
             for role, read in parts.items()
@@ -350,6 +346,19 @@ def _adapters(
             raise RequestError(f"adapters: {name}: expected a file, got {file!r:.80}")
         found[name] = os.fspath(file)
     return found
+
+
+def _memory_limit(given: int | None, adapters: Mapping[str, Any] | None) -> int | None:
+    """Checks the bytes for LoRAs that requests choose."""
+    if given is None:
+        return None
+    limit = whole("adapter_memory_limit", given, minimum=1)
+    if not adapters:
+        raise RequestError(
+            "adapter_memory_limit: has no effect without adapters; leave it out, or "
+            "name files"
+        )
+    return limit
 
 
 def _flag(name: str, value: bool) -> bool:

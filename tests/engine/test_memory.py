@@ -230,6 +230,29 @@ def test_what_fits_but_for_its_decoding_is_refused_at_once(
         assert engine.submit(request).result(60).images.shape == (1, 128, 128, 3)
 
 
+def test_a_limit_that_no_request_could_keep_is_refused_at_the_start(
+    demo: TextToImagePipeline,
+) -> None:
+    request = GenerationRequest(
+        prompts=("a",),
+        height=demo.cell,
+        width=demo.cell,
+        num_inference_steps=1,
+        options={"max_sequence_length": 1},
+    )
+    needed = MemoryPlan(demo, 2**40).needed_by(demo.create_context(request)).total
+    with pytest.raises(RequestError) as caught:
+        Engine(demo, EngineConfig(memory_limit=needed - 1))
+    assert str(caught.value) == (
+        f"engine: even the smallest request of this model takes {needed} bytes, more "
+        f"than the limit of {needed - 1} for requests, by default half of what is "
+        "free; raise it (memory_limit, --memory-limit)"
+    )
+    with Engine(demo, EngineConfig(memory_limit=needed)) as engine:
+        found = engine.submit(request).result(60)
+    assert found.images.shape == (1, demo.cell, demo.cell, 3)
+
+
 def test_pictures_and_previews_are_the_same_where_there_is_room_for_one_only(
     demo: TextToImagePipeline,
 ) -> None:

@@ -110,6 +110,32 @@ def _of_kind(kind: int) -> Callable[[Path, Tensors], Path]:
     return make
 
 
+def _same_name(path: Path, tensors: Tensors) -> Path:
+    saved_gguf(path, {"w": torch.ones(4), "v": torch.ones(4)})
+    length = (1).to_bytes(8, "little")
+    path.write_bytes(path.read_bytes().replace(length + b"v", length + b"w"))
+    return path
+
+
+def _same_key(path: Path, tensors: Tensors) -> Path:
+    saved_gguf(path, {"w": torch.ones(4)})
+    content = path.read_bytes()
+    # Magic, version and two counts; then the key, and how long and what its text is.
+    size = 8 + len("general.architecture") + 4 + 8 + len("flux")
+    twice = content[24 : 24 + size] * 2
+    count = (2).to_bytes(8, "little")
+    path.write_bytes(content[:16] + count + twice + content[24 + size :])
+    return path
+
+
+def _axes(path: Path, tensors: Tensors) -> Path:
+    saved_gguf(path, {"w": torch.ones(4)})
+    content = path.read_bytes()
+    place = content.index(b"\1\0\0\0\0\0\0\0w") + 9
+    path.write_bytes(content[:place] + b"\5" + content[place + 1 :])
+    return path
+
+
 def _other_architecture(path: Path, tensors: Tensors) -> Path:
     return saved_gguf(path, tensors, arch="sdxl")[0]
 
@@ -172,6 +198,17 @@ def _marked_without_scale(path: Path, tensors: Tensors) -> Path:
 def _other_format(path: Path, tensors: Tensors) -> Path:
     small, layer = in_float8(tensors, "weight_scale"), "single_blocks.1.linear1"
     return saved(path, _marked(small, layer, {"format": "nvfp4"}))
+
+
+def _format_is_list(path: Path, tensors: Tensors) -> Path:
+    small, layer = in_float8(tensors, "weight_scale"), "single_blocks.1.linear1"
+    return saved(path, _marked(small, layer, {"format": ["float8_e4m3fn"]}))
+
+
+def _layer_is_list(path: Path, tensors: Tensors) -> Path:
+    layers = {"single_blocks.1.linear1": ["float8_e4m3fn"]}
+    told = {"_quantization_metadata": json.dumps({"layers": layers})}
+    return saved(path, in_float8(tensors, "weight_scale"), **told)
 
 
 def _no_json(path: Path, tensors: Tensors) -> Path:
@@ -247,6 +284,9 @@ BAD: list[tuple[Callable[[Path, Tensors], Path], str]] = [
     (_big_endian, r"expected GGUF of version 2 or 3, little endian, got version"),
     (_of_kind(KINDS.IQ2_XXS), r"w is of quantisation IQ2_XXS; .* Q4_0, .* Q6_K: take"),
     (_of_kind(999), r"w is of quantisation 999; those that are read are F32, "),
+    (_same_name, r"w: the tensor w is there twice; the file is damaged: down"),
+    (_same_key, r"w: its header says general.architecture twice; the file is dam"),
+    (_axes, r"w: w has 5 axes of at most 4; the file is damaged: download it again"),
     (_other_architecture, r"is a GGUF of architecture 'sdxl'; expected 'flux'"),
     (_lora, r"holds an adapter \(LoRA\) \(lora_unet_.*; expected a FLUX.1 transformer"),
     (_peft, r"holds an adapter \(LoRA\) \(transformer.transformer_blocks.0.attn"),
@@ -257,6 +297,8 @@ BAD: list[tuple[Callable[[Path, Tensors], Path], str]] = [
     (_no_scale, r"double_blocks.1.img_mlp.0.weight in float8 without a scale, though"),
     (_marked_without_scale, r"blocks.1.linear1.weight in float8 without a scale"),
     (_other_format, r"blocks.1.linear1 is quantised as nvfp4 in F8_E4M3; float8"),
+    (_format_is_list, r"linear1 is quantised as \['float8_e4m3fn'\] in F8_E4M3; flo"),
+    (_layer_is_list, r"linear1 is quantised as \['float8_e4m3fn'\] in F8_E4M3; floa"),
     (_no_json, r"what it says of its quantisation is no JSON object"),
     (_integers, r"single_blocks.1.linear2.weight is stored as I8 with a scale in F32"),
     (_blocks_of_scales, r"\(7, 3\) cannot be multiplied as values and scale"),

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from folders import TEST_GRAPHS, copy_folder
 from max.driver import Buffer
+from max.dtype import DType
 from safetensors.torch import save_file
 from single_files import (
     NET,
@@ -32,7 +33,7 @@ from max_diffusion import (
     open_model,
 )
 from max_diffusion.core.buffers import to_numpy
-from max_diffusion.pipelines import weight_memory
+from max_diffusion.pipelines import inspection, weight_memory
 from max_diffusion.pipelines.inspection import inspect
 
 KINDS = gguf.GGMLQuantizationType
@@ -181,11 +182,54 @@ def test_what_does_not_fit_is_refused_before_anything_compiles(
     told = inspect(lean_folder, device="cpu", transformer=file).components
     used = sum(part.used_bytes for part in told.values())
     # More than the files take, and less than the weights do.
-    monkeypatch.setattr(weight_memory, "host_memory", lambda: used * 3 // 5)
-    advice = r"weights: .* GiB expected to fit as float32, .*; take dtype bfloat16"
-    with pytest.raises(DeviceError, match=advice):
-        pipeline.compile()
-    assert pipeline.compile_count == 0
-    monkeypatch.setattr(weight_memory, "host_memory", lambda: used // 5)
-    with pytest.raises(DeviceError, match=r"take a smaller model or another device"):
-        pipeline.compile()
+    said = r"weights: .* GiB expected to fit as float32, .* but this machine has"
+    smaller = "take a smaller model or another device"
+
+    def is_refused(rest: str, there: int, free: int, halves: DType) -> None:
+        monkeypatch.setattr(weight_memory, "host_memory", lambda: there)
+        monkeypatch.setattr(weight_memory, "free_memory", lambda _: free)
+        monkeypatch.setattr(weight_memory, "product_dtype", lambda _: halves)
+        with pytest.raises(DeviceError, match=said + rest):
+            pipeline.compile()
+        assert pipeline.compile_count == 0
+
+    part = used * 3 // 5
+    is_refused(r" \S+ GiB; take dtype bfloat16", part, part, DType.bfloat16)
+    # A processor that multiplies in float32 keeps the matrices so.
+    is_refused(rf" \S+ GiB; {smaller}", part, part, DType.float32)
+    is_refused(rf" \S+ GiB; {smaller}", used // 5, used // 5, DType.bfloat16)
+    ends = "end what else takes memory, or"
+    is_refused(rf" free .*; {ends} take dtype", 2 * used, part, DType.bfloat16)
+    is_refused(rf" free .*; {ends} {smaller}", 2 * used, used // 5, DType.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "free", "fits"),
+    [
+        ("float32", 4.0, ("float32", "bfloat16")),
+        ("float32", 0.7, ("bfloat16",)),
+        ("float32", 0.1, ()),
+        ("bfloat16", 4.0, ("float32", "bfloat16")),
+        ("bfloat16", 0.7, ("bfloat16",)),
+        ("bfloat16", 0.1, ()),
+    ],
+)
+def test_inspect_tells_in_which_dtypes_a_model_fits(
+    flux_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: str,
+    free: float,
+    fits: tuple[str, ...],
+) -> None:
+    # As on a processor that multiplies both.
+    for place in ("execution.component", "pipelines.loading"):
+        monkeypatch.setattr(f"max_diffusion.{place}.product_dtype", lambda dtype: dtype)
+    whole = inspect(flux_folder, device="cpu", dtype="float32").memory
+    half = inspect(flux_folder, device="cpu", dtype="bfloat16").memory
+    assert whole.weight_bytes * 0.5 <= half.weight_bytes < whole.weight_bytes * 0.65
+    there = int(free * whole.weight_bytes)
+    monkeypatch.setattr(inspection, "free_memory", lambda _: there)
+    told = inspect(flux_folder, device="cpu", dtype=dtype).memory
+    own = whole if dtype == "float32" else half
+    assert told.weight_bytes == own.weight_bytes
+    assert (told.free_bytes, told.fits) == (there, fits)

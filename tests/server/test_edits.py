@@ -260,6 +260,10 @@ def test_a_form_is_taken_apart() -> None:
         (form(b"x")[:-8], "it has no end"),
         (form(b'Content-Disposition: form-data; name="a"'), "a part has no header"),
         (form(b"\r\n\r\nx"), "a part has no name"),
+        (
+            form(b'Content-Disposition: form-data; name="[]"\r\n\r\nx'),
+            r"a part is named \[\], a list of no field; name the field before",
+        ),
         (form(b"A: " + bytes(9000) + b"\r\n\r\nx"), "at most 8192 bytes a part"),
         (form(*[b"\r\n\r\n"] * 200), "at most 128 parts"),
         (

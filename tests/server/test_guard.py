@@ -18,6 +18,7 @@ from max_diffusion.serving.http import ServerSettings
 from max_diffusion.serving.http.backend import VideoDescription
 
 PATH = "/v1/images/generations"
+EDITS, VIDEOS = "/v1/images/edits", "/v1/videos"
 BODY = {"prompt": "ein grüner Stern", "seed": 1}
 JSON = {"Content-Type": "application/json"}
 PAGE = "https://example.org"
@@ -100,6 +101,49 @@ def test_a_compressed_body_that_does_not_say_so_is_named() -> None:
         "body: expected plain JSON, got gzip; send it uncompressed"
     )
     assert error["code"] == "unsupported_encoding"
+
+
+@pytest.mark.parametrize("path", [EDITS, VIDEOS])
+@pytest.mark.parametrize("coding", ["gzip", None])
+def test_a_compressed_form_is_named(path: str, coding: str | None) -> None:
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    headers |= {} if coding is None else {"Content-Encoding": coding}
+    content = gzip.compress(b"--b--")
+    response = asyncio.run(
+        ask(Sketcher(), "POST", path, content=content, headers=headers)
+    )
+    assert response.status_code == 415
+    got = "gzip" if coding is None else f"Content-Encoding: {coding}"
+    assert response.json()["error"]["message"] == (
+        f"body: expected plain multipart/form-data, got {got}; send it uncompressed"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "taken"),
+    [
+        (PATH, "application/json"),
+        (EDITS, "multipart/form-data"),
+        (VIDEOS, "application/json or multipart/form-data"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["multipart/mixed", "Multipart/Related"])
+@pytest.mark.parametrize("content", [b"--b--", b"--b\r\n\r\n\xff\0\r\n--b--"])
+def test_parts_that_are_no_form_are_named(
+    path: str, taken: str, kind: str, content: bytes
+) -> None:
+    headers = {"Content-Type": f"{kind}; boundary=b"}
+    response = asyncio.run(
+        ask(Sketcher(), "POST", path, content=content, headers=headers)
+    )
+    assert response.status_code == 415
+    assert response.json()["error"] == {
+        "message": f"body: expected {taken}, got {kind}; send it as such, with this "
+        "Content-Type",
+        "type": "invalid_request_error",
+        "param": "body",
+        "code": "content_type",
+    }
 
 
 @pytest.mark.parametrize("coding", ["identity", "Identity", ""])

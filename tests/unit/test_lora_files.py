@@ -14,10 +14,11 @@ from lora_files import Tensors
 from max.dtype import DType
 
 from graphs.weights import WeightSpec
-from max_diffusion import ModelLoadError, RequestError
+from max_diffusion import ModelLoadError, RequestError, open_model
 from max_diffusion.checkpoint.lora import Lora
 from max_diffusion.checkpoint.lora_file import LoraFile
-from max_diffusion.core.loras import as_loras, lora_from_text
+from max_diffusion.cli.main import main
+from max_diffusion.core.loras import as_lora_files, as_loras, lora_from_text
 from max_diffusion.models.flux1.lora_names import LORA_NAMES
 
 WIDTH = 3072  # the only one at which diffusers splits Kohya's linear1
@@ -405,6 +406,25 @@ def test_what_callers_give_in_any_form() -> None:
 def test_what_callers_give_wrongly_is_one_line(given: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         as_loras("x", given)
+
+
+def test_a_file_is_given_once_however_it_is_spelled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a").touch()
+    Path("b").touch()
+    Path("link").symlink_to("a")
+    given = {"a": 1.0, "b": 0.5, "missing": 1.0, "./missing": 1.0, "nul\0": 1.0}
+    assert as_lora_files("x", given) == as_loras("x", given)
+    for other in ("./a", str(tmp_path / "a"), "link"):
+        said = f"'a' and {other!r} are one file; give it once, with one weight"
+        with pytest.raises(RequestError) as caught:
+            open_model("demo", "cpu", loras={"a": 1.0, "b": 1.0, other: 0.5})
+        assert str(caught.value) == f"loras: {said}"
+        with pytest.raises(SystemExit):
+            main(["generate", "x", "--lora", "a", "--lora", f"{other}:0.5"])
+        assert capsys.readouterr().err == f"error: --lora: {said}\n"
 
 
 def test_files_and_weights_of_the_command_line(tmp_path: Path) -> None:

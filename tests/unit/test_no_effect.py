@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import toy_video
+from flux1_editing import as_pipeline
 from folders import TEST_GRAPHS, copy_folder
 from reports import make_report
 from single_files import as_bfl, saved, tensors_of
@@ -28,6 +29,7 @@ from max_diffusion.models.cogvideox.pipeline import CogVideoXOptions, CogVideoXP
 from max_diffusion.models.flux1.pipeline import Flux1Pipeline
 from max_diffusion.models.z_image.pipeline import ZImagePipeline
 from max_diffusion.pipelines.inspection import inspect
+from max_diffusion.pipelines.opening import demo_model_path
 from max_diffusion.serving.http.schemas import ImageGenerationRequest
 
 
@@ -40,6 +42,40 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextToImagePi
 def request(**settings: Any) -> GenerationRequest:
     settings.setdefault("prompts", ("gray 90",))
     return GenerationRequest(seed=1, **settings)
+
+
+@pytest.mark.parametrize("adapters", [None, {}])
+def test_a_limit_for_loras_without_any_is_refused(adapters: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        open_model("demo", "cpu", adapters=adapters, adapter_memory_limit=2**30)
+    assert str(caught.value) == (
+        "adapter_memory_limit: has no effect without adapters; leave it out, or name "
+        "files"
+    )
+
+
+def test_a_size_that_an_area_outweighs_is_warned_of(tmp_path: Path) -> None:
+    source = demo_model_path()
+    folder = as_pipeline(source, tmp_path / "model", "FluxKontextPipeline")
+    kontext = open_model(folder, "cpu")
+    for settings, said in (
+        (
+            {"width": 64, "height": 16, "options": {"max_area": 4096}},
+            "128 x 32 pixels are drawn, not the width of 64 and height of 16 that the "
+            "request names: max_area scales these; leave it out to draw them as they "
+            "are",
+        ),
+        (
+            {"height": 256, "options": {"max_area": 4096}},
+            "32 x 80 pixels are drawn, not the height of 256 that the request names: "
+            "max_area scales these; leave it out to draw them as they are",
+        ),
+        ({"width": 64, "height": 64, "options": {"max_area": 4096}}, None),
+        ({"options": {"max_area": 4096}}, None),
+        ({"width": 64, "height": 16}, None),
+    ):
+        warnings = kontext.create_context(request(**settings)).warnings
+        assert warnings == (() if said is None else (said,))
 
 
 @pytest.mark.parametrize("name", ["prompt_2", "negative_prompt_2"])

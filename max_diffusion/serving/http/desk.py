@@ -36,7 +36,7 @@ ERRORS: Final[dict[int | str, dict[str, Any]]] = {
     404: {"model": ErrorResponse, "description": "No such model or path"},
     408: {"model": ErrorResponse, "description": "The body did not arrive"},
     413: {"model": ErrorResponse, "description": "The body is too large"},
-    415: {"model": ErrorResponse, "description": "The body is compressed"},
+    415: {"model": ErrorResponse, "description": "The body is compressed, or no form"},
     422: {"model": ErrorResponse, "description": "Not what the schema says"},
     429: {"model": ErrorResponse, "description": "The queue is full: Retry-After"},
     500: {"model": ErrorResponse, "description": "A step has failed"},

@@ -139,6 +139,10 @@ def _heading(head: bytes) -> tuple[str, bool]:
     name = header.get_param("name", header="content-disposition")
     if not isinstance(name, str) or not name:
         raise _malformed("a part has no name")
+    if name == "[]":
+        raise _malformed(
+            "a part is named [], a list of no field; name the field before"
+        )
     return name, header.get_filename() is not None
 
 

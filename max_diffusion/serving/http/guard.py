@@ -27,6 +27,7 @@ an id of their own."""
 _ID: Final = re.compile(rb"[!-~]{1,128}")
 _BODY_SECONDS: Final = 30.0
 _GZIP: Final = b"\x1f\x8b"
+_FORM: Final = "multipart/form-data"
 # Methods that change nothing: what they answer, a browser keeps from other pages.
 _READING: Final = ("GET", "HEAD", "OPTIONS")
 
@@ -129,8 +130,9 @@ class Guard:
                 fix += ", and leave out files, which are not taken here"
             body = await _read(headers, receive, limit, fix)
             if body:
-                _check_uncompressed(headers, body)
+                _check_uncompressed(headers, body, _FORM if has_form else "JSON")
             if body and not has_form:
+                self._check_parts(scope["path"], kind)
                 body = _plain(body)
         except ApiError as err:
             await err.response(scope, receive, send)
@@ -157,6 +159,21 @@ class Guard:
             if not has_begun:
                 await api_error(err).response(scope, receive, send)
             raise  # the server logs it
+
+    def _check_parts(self, path: str, kind: str) -> None:
+        """Refuses a body of parts that is no form, before it is read as text."""
+        if is_form(kind) or not kind.strip().lower().startswith("multipart/"):
+            return
+        taken = _FORM if path in self._upload_paths else "application/json"
+        if path in self._form_paths - self._upload_paths:
+            taken += f" or {_FORM}"
+        raise ApiError(
+            415,
+            f"body: expected {taken}, got {kind.partition(';')[0].strip()[:80]}; send "
+            "it as such, with this Content-Type",
+            code="content_type",
+            param="body",
+        )
 
     def _check_origin(self, headers: dict[bytes, bytes]) -> None:
         """Refuses what a browser sends for a page that is not allowed to ask.
@@ -242,21 +259,21 @@ async def _read(
         ) from None
 
 
-def _check_uncompressed(headers: dict[bytes, bytes], body: bytes) -> None:
-    """Raises :class:`ApiError` if the body is compressed."""
+def _check_uncompressed(headers: dict[bytes, bytes], body: bytes, kind: str) -> None:
+    """Raises :class:`ApiError` if the body of this kind is compressed."""
     coding = headers.get(b"content-encoding", b"identity").decode("latin-1")
     if coding.strip().lower() not in ("", "identity"):
         raise ApiError(
             415,
-            f"body: expected plain JSON, got Content-Encoding: {coding}; send it "
-            "uncompressed",
+            f"body: expected plain {kind}, got Content-Encoding: {coding[:80]}; send "
+            "it uncompressed",
             code="unsupported_encoding",
             headers={"Accept-Encoding": "identity"},
         )
     if body.startswith(_GZIP):
         raise ApiError(
             415,
-            "body: expected plain JSON, got gzip; send it uncompressed",
+            f"body: expected plain {kind}, got gzip; send it uncompressed",
             code="unsupported_encoding",
             headers={"Accept-Encoding": "identity"},
         )

@@ -268,7 +268,9 @@ def _open_uncompiled(
         transformer=settings.transformer,
         adapters=settings.loras,
         # By default a quarter of what the worker's device has free, which it knows.
-        adapter_memory_limit=settings.lora_memory or sys.maxsize,
+        adapter_memory_limit=(
+            (settings.lora_memory or sys.maxsize) if settings.loras else None
+        ),
         takes_pictures=bool(settings.pictures),
         revision=_revision(config),
     )
