@@ -19,7 +19,7 @@ import numpy as np
 import processes
 import pytest
 from commands import COMMAND, parse, run
-from new_model import ToyPipeline, write_folder
+from new_model import write_folder
 from pictures import open_png, psnr
 from PIL import Image
 
@@ -475,7 +475,7 @@ def test_the_readme_command_draws_a_picture(
 
 
 def test_compiled_graphs_that_can_only_be_read_are_used_and_not_compiled_again(
-    toy: ToyPipeline, toy_folder: Path, tmp_path: Path
+    toy_folder: Path, tmp_path: Path
 ) -> None:
     """Where MAX keeps them the disk is full, for all that the command can tell."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -488,10 +488,9 @@ def test_compiled_graphs_that_can_only_be_read_are_used_and_not_compiled_again(
     )
     variables = {"PYTHONPATH": str(tmp_path), "TMPDIR": str(tmp_path)}
     plugin = ("--model", toy_folder, "--plugin", new_model.__file__)
-    done = run(
-        *("gray 1", *plugin, "--steps", 1, "--json", "--output", tmp_path / "x.png"),
-        env=dict(os.environ) | variables,
-    )
+    words = ("gray 1", *plugin, "--steps", 1, "--json", "--output", tmp_path / "x.png")
+    assert run(*words).returncode == 0  # compiles them, if no other test has
+    done = run(*words, env=dict(os.environ) | variables)
     own = tmp_path / f"max_diffusion-{os.geteuid()}"
     assert done.returncode == 0, done.stderr
     assert done.stderr.startswith("compile cache: the disk of ")
@@ -500,7 +499,6 @@ def test_compiled_graphs_that_can_only_be_read_are_used_and_not_compiled_again(
         "another folder)\n"
     )
     assert done.stderr.count("\n") == 1
-    assert json.loads(done.stdout)["compile_seconds"] < 20
     graphs = [path for path in own.rglob("*") if path.is_file()]
     assert graphs
     assert all(path.is_symlink() for path in graphs)  # nothing new
