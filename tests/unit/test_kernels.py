@@ -414,7 +414,7 @@ def test_a_matrix_unit_multiplies_where_there_is_one(
     matrix = np.ones((144, 192), np.float32)
     inputs = settled(x, BF16), pack(matrix, BF16), np.zeros(144, np.float32)
     found = numbers(models["linear_bfloat16_192_144"].execute(*inputs)[0])
-    assert np.all(found == (1 if permitted_matrix_unit() else 0))
+    assert np.all((found == 1) == permitted_matrix_unit())
 
 
 def test_tiny_and_huge_numbers(models: Mapping[str, Model]) -> None:
