@@ -198,17 +198,15 @@ def _memory(
     device, own = pipeline.device, pipeline.dtype.name
     needed = weight_bytes(pipeline.graphs.opened, device)
     free = free_memory(device)
+    other = "bfloat16" if own == "float32" else "float32"
     has_room = {own: needed <= free}
-    for other in {"float32", "bfloat16"} - {own}:
-        # Weights in bfloat16 take at least half of what they take in float32, and at
-        # most as much; opening a model of many layers once more takes long.
-        if other == "bfloat16" and has_room[own]:
-            has_room[other] = True
-        elif other == "float32" and not has_room[own]:
-            has_room[other] = False
-        else:
-            again = opened_as(other).graphs.opened
-            has_room[other] = weight_bytes(again, device) <= free
+    # Weights in bfloat16 take at most what they take in float32. Opening a model of
+    # many layers once more takes long.
+    if has_room[own] == (own == "float32"):
+        has_room[other] = has_room[own]
+    else:
+        again = opened_as(other).graphs.opened
+        has_room[other] = weight_bytes(again, device) <= free
     return MemoryReport(
         needed, free, tuple(name for name in ("float32", "bfloat16") if has_room[name])
     )
