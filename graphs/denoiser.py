@@ -179,8 +179,7 @@ class StepGraphs(Generic[ConditioningT]):
         """Adds ``full``: ``inputs -> prediction``."""
         denoiser, w = self._denoiser, self._w
         with self._on_inputs("full") as (graph, inputs):
-            conditioning = denoiser.conditioning(denoiser.condition(w, inputs), inputs)
-            streams = denoiser.embed(w, inputs)
+            streams, conditioning = self._start(inputs)
             for index in range(denoiser.num_blocks):
                 streams = denoiser.block(w, index, streams, conditioning).run()
             graph.output(denoiser.output(w, streams.image, conditioning))
@@ -219,8 +218,7 @@ class StepGraphs(Generic[ConditioningT]):
         denoiser, w = self._denoiser, self._w
         values: list[tuple[TensorValue, ...]] = []
         with self._on_inputs(level) as (graph, inputs):
-            conditioning = denoiser.conditioning(denoiser.condition(w, inputs), inputs)
-            streams = denoiser.embed(w, inputs)
+            streams, conditioning = self._start(inputs)
             for index in range(denoiser.num_blocks):
                 block = denoiser.block(w, index, streams, conditioning)
                 # Computed for their own sake: as part of a sum they are nowhere.
@@ -240,8 +238,7 @@ class StepGraphs(Generic[ConditioningT]):
         ]
         with self._on_inputs(f"given_{level}", types) as (graph, inputs):
             extra = iter(graph.inputs[len(self._types) :])
-            conditioning = denoiser.conditioning(denoiser.condition(w, inputs), inputs)
-            streams = denoiser.embed(w, inputs)
+            streams, conditioning = self._start(inputs)
             for index, taken in enumerate(values):
                 given = tuple(next(extra).tensor.rebind(each.shape) for each in taken)
                 block = denoiser.block(w, index, streams, conditioning)
@@ -280,6 +277,12 @@ class StepGraphs(Generic[ConditioningT]):
             value = denoiser.block(w, 0, streams, conditioning).modulated_input()
             graph.output(value)
         return value.shape
+
+    def _start(self, inputs: dict[str, TensorValue]) -> tuple[Streams, ConditioningT]:
+        """Returns the hidden states before the first block, and what blocks read."""
+        denoiser, w = self._denoiser, self._w
+        conditioning = denoiser.conditioning(denoiser.condition(w, inputs), inputs)
+        return denoiser.embed(w, inputs), conditioning
 
     def _name(self, piece: str) -> str:
         """Returns a graph's name in the module, which other components share."""

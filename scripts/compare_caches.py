@@ -126,7 +126,8 @@ def main() -> None:
     caches: list[str | AbstractCacheConfig] = [*CACHES]
     if not is_video:
         caches += MODULES
-    pipeline = load_pipeline(args.model, device="cpu", caches=caches)
+    # The same on every processor, whether bfloat16 is its default or not.
+    pipeline = load_pipeline(args.model, "cpu", "float32", caches=caches)
     with Progress() as progress:
         task = progress.add_task("comparing", total=1.0)
         comparison = compare(
@@ -140,18 +141,19 @@ def main() -> None:
             on_progress=lambda share, _: progress.update(task, completed=share),
         )
     save_comparison(comparison, args.output)
-    (args.output / "caches.md").write_text(table(comparison))
+    (args.output / "caches.md").write_text(table(comparison, is_video=is_video))
     if not is_video:
         save_timelines(pipeline, args.output)
 
 
-def table(comparison: Comparison) -> str:
-    """Rows of Markdown."""
-    lines = [
-        "| | ms | speed-up | passes saved | PSNR worst | median | SSIM worst | right "
-        "| in the same time | PSNR median |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+def table(comparison: Comparison, *, is_video: bool) -> str:
+    """Rows of Markdown; of videos the worst frames' metrics."""
+    heading = (
+        *("", "ms", "speed-up", "passes saved", "PSNR worst", "median", "SSIM worst"),
+        *(("flicker worst",) if is_video else ()),
+        *("right", "in the same time", "PSNR median"),
+    )
+    lines = [f"| {' | '.join(heading)} |", "|---" * len(heading) + "|"]
     for row in comparison.rows:
         coefficients = ",".join(map(str, COEFFICIENTS))
         label = row.label.removesuffix(f":coefficients={coefficients}")
@@ -164,6 +166,7 @@ def table(comparison: Comparison) -> str:
             f"{100 * (1 - row.full_passes / STEPS):.0f} %",
             *("" if is_baseline else _decibels(x) for x in row.metric("psnr")[::-1]),
             "" if is_baseline else f"{row.metric('ssim')[1]:.3f}",
+            *(("" if is_baseline else f"{row.metric('flicker')[1]:.2f}",) * is_video),
             str(row.right),
             comparison.control_words(row),
             _decibels(comparison.control_of(row).metric("psnr")[0])

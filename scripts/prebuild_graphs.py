@@ -30,6 +30,8 @@ TOY = ROOT / "examples" / "new_model.py"
 # Every group of graphs that a cache can need.
 CACHES = "all,taylorseer:target=modules"
 TEST_TARGETS = ("linux-x86-64-v3",)
+HALF_TARGETS = ("linux-x86-64-v4-bf16", "linux-x86-64-v3")
+"""Those of tests in bfloat16, whose graphs are others where it is multiplied."""
 HALF = ("transformer.full",)
 """Modules that tests also have in bfloat16."""
 MOST_BYTES = 4 * 2**20
@@ -56,11 +58,13 @@ def main() -> None:
         build(demos, targets, shipped_graphs(), args.jobs)
         for target in HOSTS:
             check_size(shipped_graphs() / target)
-        of_tests = [target for target in TEST_TARGETS if target in targets]
         with tempfile.TemporaryDirectory() as folder:
             for name, models in models_of_tests(Path(folder)).items():
-                modules = HALF if name == "bfloat16" else ()
-                build(models, of_tests, TEST_GRAPHS / name, args.jobs, modules)
+                is_half = name == "bfloat16"
+                wanted = HALF_TARGETS if is_half else TEST_TARGETS
+                own = [target for target in wanted if target in targets]
+                modules = HALF if is_half else ()
+                build(models, own, TEST_GRAPHS / name, args.jobs, modules)
     except MaxDiffusionError as err:
         sys.exit(f"error: {err}")
 

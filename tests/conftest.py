@@ -106,14 +106,16 @@ def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo() -> TextToImagePipeline:
-    """The demo model with the graphs that the command line compiles."""
-    return load_pipeline("demo", device="cpu", is_extensible=False)
+    """The demo model in float32, the same on every processor."""
+    return load_pipeline("demo", device="cpu", dtype="float32", is_extensible=False)
 
 
 @pytest.fixture(scope="session")
 def demo_pictures() -> TextToImagePipeline:
     """The demo model for requests that bring pictures."""
-    return load_pipeline("demo", device="cpu", is_extensible=False, takes_pictures=True)
+    return load_pipeline(
+        "demo", "cpu", "float32", is_extensible=False, takes_pictures=True
+    )
 
 
 @pytest.fixture(scope="session")
@@ -121,7 +123,9 @@ def demo_kontext(tmp_path_factory: pytest.TempPathFactory) -> TextToImagePipelin
     """The demo model as a FLUX.1-Kontext, whose graphs are the same."""
     target = tmp_path_factory.mktemp("demo-kontext") / "model"
     folder = as_pipeline(demo_model_path(), target, "FluxKontextPipeline")
-    return load_pipeline(folder, device="cpu", is_extensible=False, takes_pictures=True)
+    return load_pipeline(
+        folder, "cpu", "float32", is_extensible=False, takes_pictures=True
+    )
 
 
 @pytest.fixture(scope="session")

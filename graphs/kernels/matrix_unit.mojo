@@ -155,9 +155,9 @@ def _sums[
 ):
     """Sums of 16 rows, or 16 above as many more, and of 16 columns or 32."""
     comptime if is_added:
-        _load[has_beside](c, ldc)
+        _move[False, False, has_beside](c, ldc)
         comptime if has_below:
-            _load_below[has_beside](c.unsafe_offset(_HALF * ldc), ldc)
+            _move[False, True, has_beside](c.unsafe_offset(_HALF * ldc), ldc)
     else:
         # tilezero 0, 1, 2, 3
         inlined_assembly[
@@ -219,59 +219,22 @@ def _sums[
                 NoneType,
                 constraints="{rax},{rcx},{rsi},{rdi},~{memory}",
             ](above, lda * 4, columns, ldb * 4)
-    _store[has_beside](c, ldc)
+    _move[True, False, has_beside](c, ldc)
     comptime if has_below:
-        _store_below[has_beside](c.unsafe_offset(_HALF * ldc), ldc)
-
-
-# tileloadd and tilestored of 0 and 1, or 2 and 3, at [rax + rcx] and [rax + rcx + 64].
-@always_inline
-def _load[has_beside: Bool](c: Lanes, ldc: Int):
-    inlined_assembly[
-        ".byte 0xc4,0xe2,0x7b,0x4b,0x04,0x08", NoneType, constraints="{rax},{rcx},~{memory}"
-    ](c, ldc * 4)
-    comptime if has_beside:
-        inlined_assembly[
-            ".byte 0xc4,0xe2,0x7b,0x4b,0x4c,0x08,0x40",
-            NoneType,
-            constraints="{rax},{rcx},~{memory}",
-        ](c, ldc * 4)
+        _move[True, True, has_beside](c.unsafe_offset(_HALF * ldc), ldc)
 
 
 @always_inline
-def _load_below[has_beside: Bool](c: Lanes, ldc: Int):
-    inlined_assembly[
-        ".byte 0xc4,0xe2,0x7b,0x4b,0x14,0x08", NoneType, constraints="{rax},{rcx},~{memory}"
-    ](c, ldc * 4)
+def _move[is_stored: Bool, is_below: Bool, has_beside: Bool](c: Lanes, ldc: Int):
+    """Loads or stores sums: of 0 and 1, or of 2 and 3 below, at c and 16 columns on."""
+    # tileloadd or tilestored [rax + rcx], [rax + rcx + 64]
+    comptime move = ".byte 0xc4,0xe2,0x7a" if is_stored else ".byte 0xc4,0xe2,0x7b"
+    comptime first = ",0x4b,0x14,0x08" if is_below else ",0x4b,0x04,0x08"
+    comptime second = ",0x4b,0x5c,0x08,0x40" if is_below else ",0x4b,0x4c,0x08,0x40"
+    inlined_assembly[move + first, NoneType, constraints="{rax},{rcx},~{memory}"](
+        c, ldc * 4
+    )
     comptime if has_beside:
-        inlined_assembly[
-            ".byte 0xc4,0xe2,0x7b,0x4b,0x5c,0x08,0x40",
-            NoneType,
-            constraints="{rax},{rcx},~{memory}",
-        ](c, ldc * 4)
-
-
-@always_inline
-def _store[has_beside: Bool](c: Lanes, ldc: Int):
-    inlined_assembly[
-        ".byte 0xc4,0xe2,0x7a,0x4b,0x04,0x08", NoneType, constraints="{rax},{rcx},~{memory}"
-    ](c, ldc * 4)
-    comptime if has_beside:
-        inlined_assembly[
-            ".byte 0xc4,0xe2,0x7a,0x4b,0x4c,0x08,0x40",
-            NoneType,
-            constraints="{rax},{rcx},~{memory}",
-        ](c, ldc * 4)
-
-
-@always_inline
-def _store_below[has_beside: Bool](c: Lanes, ldc: Int):
-    inlined_assembly[
-        ".byte 0xc4,0xe2,0x7a,0x4b,0x14,0x08", NoneType, constraints="{rax},{rcx},~{memory}"
-    ](c, ldc * 4)
-    comptime if has_beside:
-        inlined_assembly[
-            ".byte 0xc4,0xe2,0x7a,0x4b,0x5c,0x08,0x40",
-            NoneType,
-            constraints="{rax},{rcx},~{memory}",
-        ](c, ldc * 4)
+        inlined_assembly[move + second, NoneType, constraints="{rax},{rcx},~{memory}"](
+            c, ldc * 4
+        )

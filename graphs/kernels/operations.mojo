@@ -18,7 +18,7 @@ from .tile import PANEL
 # Multiplications below which one thread is quicker than several.
 comptime ALONE = 1 << 20
 # The same where a matrix unit multiplies.
-comptime UNIT_ALONE = 1 << 25
+comptime UNIT_ALONE = 1 << 24
 
 
 @fieldwise_init

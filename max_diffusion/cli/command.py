@@ -135,7 +135,11 @@ def add_loading_options(add: Callable[..., Any]) -> None:
     add("--height", type=int, help="pixels; default: the model's")
     add("--width", type=int, help="pixels; default: the model's")
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
-    add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="default: by device and weights",
+    )
     add("--json", action="store_true", help="print the result as JSON")
     add("--debug", action="store_true", help="show tracebacks of errors")
 

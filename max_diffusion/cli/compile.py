@@ -110,7 +110,11 @@ def _add_options(add: Callable[..., Any]) -> None:
         action="store_true",
         help="also the graphs for pictures to start from",
     )
-    add("--dtype", choices=("float32", "bfloat16"), help="default: by target")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="default: by target and weights",
+    )
     add_source_options(add)
     add(
         "--jobs",

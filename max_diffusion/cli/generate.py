@@ -337,7 +337,11 @@ def _add_generate_options(add: Callable[..., Any]) -> None:
     )
     add("--calibration", metavar="FILE", help="measurements instead of the model's")
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
-    add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="default: by device and weights",
+    )
     add(
         "--timeline",
         metavar="FILE.png",

@@ -95,7 +95,11 @@ def _add_options(add: Callable[..., Any]) -> None:
     )
     add_source_options(add)
     add("--device", default="auto", help="auto, cpu, gpu or gpu:INDEX")
-    add("--dtype", choices=("float32", "bfloat16"), help="default: by device")
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="default: by device and weights",
+    )
     add("--cache", metavar="NAME", help="of requests that name none; default none")
     add("--cache-option", action="append", default=[], metavar="KEY=VALUE")
     add("--cache-file", metavar="FILE", help="what tune has written, instead")

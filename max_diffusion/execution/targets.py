@@ -33,6 +33,10 @@ _X86_V4: Final = _X86_V3 | frozenset(
     ["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"]
 )
 _NEOVERSE_N1: Final = frozenset(["asimd", "atomics", "asimddp", "asimdhp", "lrcpc"])
+# The same, as numpy has them.
+_NUMPY_V3: Final = frozenset(["AVX2", "F16C", "FMA3"])
+_NUMPY_V4: Final = _NUMPY_V3 | frozenset(["AVX512F", "AVX512CD", "AVX512_SKX"])
+_NUMPY_ARM: Final = frozenset(["ASIMD", "ASIMDHP", "ASIMDDP"])
 
 
 @final
@@ -53,6 +57,9 @@ class HostTarget:
     architecture says it all."""
     numpy_features: frozenset[str]
     """What numpy must find that it has, by asking the processor itself."""
+    multiplies_bfloat16: bool = False
+    """Whether it has instructions for that. Not of what numpy is asked: there, the
+    compiler or the operating system is the second source."""
 
 
 HOSTS: Final[Mapping[str, HostTarget]] = MappingProxyType(
@@ -60,22 +67,28 @@ HOSTS: Final[Mapping[str, HostTarget]] = MappingProxyType(
         host.name: host
         for host in (
             HostTarget(
-                "linux-x86-64-v4",
-                "x86-64-v4",
+                "linux-x86-64-v4-bf16",
+                "cpu=x86-64-v4;features=+avx512bf16",
                 "Linux",
                 "x86_64",
-                _X86_V4,
-                frozenset(
-                    ["AVX2", "F16C", "FMA3", "AVX512F", "AVX512CD", "AVX512_SKX"]
-                ),
+                _X86_V4 | {"avx512_bf16"},
+                _NUMPY_V4,
+                multiplies_bfloat16=True,
             ),
             HostTarget(
-                "linux-x86-64-v3",
-                "x86-64-v3",
+                "linux-x86-64-v4", "x86-64-v4", "Linux", "x86_64", _X86_V4, _NUMPY_V4
+            ),
+            HostTarget(
+                "linux-x86-64-v3", "x86-64-v3", "Linux", "x86_64", _X86_V3, _NUMPY_V3
+            ),
+            HostTarget(
+                "linux-aarch64-bf16",
+                "cpu=neoverse-n1;features=+bf16;triple=aarch64-unknown-linux-gnu",
                 "Linux",
-                "x86_64",
-                _X86_V3,
-                frozenset(["AVX2", "F16C", "FMA3"]),
+                "aarch64",
+                _NEOVERSE_N1 | {"bf16"},
+                _NUMPY_ARM,
+                multiplies_bfloat16=True,
             ),
             HostTarget(
                 "linux-aarch64",
@@ -83,7 +96,7 @@ HOSTS: Final[Mapping[str, HostTarget]] = MappingProxyType(
                 "Linux",
                 "aarch64",
                 _NEOVERSE_N1,
-                frozenset(("ASIMD", "ASIMDHP", "ASIMDDP")),
+                _NUMPY_ARM,
             ),
             HostTarget(
                 "macos-arm64",
@@ -91,7 +104,7 @@ HOSTS: Final[Mapping[str, HostTarget]] = MappingProxyType(
                 "Darwin",
                 "arm64",
                 frozenset(),
-                frozenset(("ASIMD", "ASIMDHP", "ASIMDDP")),
+                _NUMPY_ARM,
             ),
         )
     }
@@ -153,14 +166,10 @@ def targets_of(device: Device) -> tuple[Target, ...]:
 
 def host_targets() -> tuple[HostTarget, ...]:
     """Returns the targets whose code this machine's processor runs, best first."""
-    system, machine = platform.system(), platform.machine()
-    flags, features = system_flags(), _numpy_features()
     return tuple(
         host
-        for host in HOSTS.values()
-        if (host.system, host.machine) == (system, machine)
-        and host.flags <= flags
-        and host.numpy_features <= features
+        for host in _hosts_here()
+        if not host.multiplies_bfloat16 or _multiplies_bfloat16()
     )
 
 
@@ -174,14 +183,34 @@ def product_dtype(dtype: DType) -> DType:
         bfloat16 where the processor that graphs are built for multiplies it: the one
         that MAX was told of, or this machine's.
     """
-    # None of the targets has the instructions.
-    if dtype != DType.bfloat16 or get_virtual_cpu_target():
-        return DType.float32
-    is_able = permitted_matrix_unit() or (
-        bool({"avx512_bf16", "bf16"} & system_flags())
-        and bool({"+avx512bf16", "+bf16"} & compiler_features())
-    )
+    is_able = dtype == DType.bfloat16 and _multiplies_bfloat16()
     return DType.bfloat16 if is_able else DType.float32
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor that graphs are built for does."""
+    if descriptor := get_virtual_cpu_target():
+        return any(
+            host.descriptor == descriptor and host.multiplies_bfloat16
+            for host in HOSTS.values()
+        )
+    if permitted_matrix_unit():
+        return True
+    is_here = any(host.multiplies_bfloat16 for host in _hosts_here())
+    return is_here and bool({"+avx512bf16", "+bf16"} & compiler_features())
+
+
+def _hosts_here() -> list[HostTarget]:
+    """The targets that this machine's processor is one of, by what is said of it."""
+    system, machine = platform.system(), platform.machine()
+    flags, features = system_flags(), _numpy_features()
+    return [
+        host
+        for host in HOSTS.values()
+        if (host.system, host.machine) == (system, machine)
+        and host.flags <= flags
+        and host.numpy_features <= features
+    ]
 
 
 def _numpy_features() -> Set[str]:

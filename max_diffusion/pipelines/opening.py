@@ -23,6 +23,7 @@ from ..core.loras import ADAPTER_NAME, GivenLoras, as_lora_files
 from ..core.validation import whole
 from ..errors import ModelLoadError, RequestError
 from ..execution.devices import resolve_device, resolve_dtype
+from .compute_dtype import compute_dtype
 from .families import OTHER_TASKS, PIPELINES, pipeline_class
 from .generation_defaults import DEFAULTS_FILE, GenerationDefaults
 from .loading import LEAN_CACHES, PipelineConfig
@@ -80,7 +81,9 @@ def load_pipeline(
     Args:
         path_or_repo_id: ``demo``, a diffusers-layout folder, or a hub repo id.
         device: ``auto``, ``cpu``, ``gpu`` or ``gpu:i``.
-        dtype: ``float32`` or ``bfloat16``; default by device.
+        dtype: ``float32`` or ``bfloat16``. By default the latter on a GPU, and on a
+            processor that multiplies it unless most of the weights are stored in
+            float32; else the former.
         cache: Default cache of every request: a name of ``CACHES`` or a configuration.
         caches: Caches whose graphs are compiled at once, beside that one's: names, or a
             configuration where an option needs graphs of its own. The default serves
@@ -213,7 +216,7 @@ def open_model(
         RequestError: An argument is malformed, or has no effect.
     """
     chosen = resolve_device(device, threads)
-    wanted = resolve_dtype(dtype, chosen)
+    resolve_dtype(dtype, chosen)  # before anything is looked for
     settings = cache_from_options(cache) if isinstance(cache, str) else cache
     file = None
     if transformer is not None:
@@ -232,9 +235,15 @@ def open_model(
     components = kind.component_configs(folder)
     assert kind.components is not None
     parts = _parts(kind, file)
+    files = [
+        path
+        for role in kind.components
+        if role in folder.roles and role not in parts
+        for path in folder.weight_files(role)
+    ]
     config = PipelineConfig(
         components=components,
-        encoding=wanted.name,
+        encoding=compute_dtype(dtype, chosen, files, file).name,
         model_name=str(path_or_repo_id),
         class_name=folder.class_name,
         path=folder.path,
@@ -263,12 +272,6 @@ def open_model(
         takes_pictures=takes_pictures or kind.needs_pictures,
         offload_text_encoders=_flag("offload_text_encoders", offload_text_encoders),
     )
-    files = [
-        file
-        for role in kind.components
-        if role in folder.roles and role not in parts
-        for file in folder.weight_files(role)
-    ]
     # As measurements are, defaults are of the folder's own transformer.
     own = GenerationDefaults() if file else GenerationDefaults.read(folder.path)
     pipeline = kind(config, None, [chosen], files, settings, on_event=on_event)

@@ -76,11 +76,11 @@ def test_old_manifests_are_written_anew(full: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("--target", "native"), 2, "target: expected linux-x86-64-v4, linux-x86"),
+        (("--target", "native"), 2, "target: expected linux-x86-64-v4-bf16, "),
         (("--target", "cuda:90 "), 2, "target: expected a GPU such as cuda:sm_90"),
         (("--jobs", "0"), 2, "compile: jobs must be at least 1, got 0"),
         (("--caches", "nothing"), 2, "--caches: expected all, or none, taylorseer"),
-        (("--target", "cuda:sm_90+"), 2, "target: expected linux-x86-64-v4, linux-x8"),
+        (("--target", "cuda:sm_90+"), 2, "target: expected linux-x86-64-v4-bf16, "),
         (("--dtype", "int8"), 2, "argument --dtype: invalid choice: 'int8'"),
         ((), 3, "nowhere at all"),
     ],

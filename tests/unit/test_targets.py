@@ -26,6 +26,7 @@ V4 = f"{V3} avx512f avx512bw avx512cd avx512dq avx512vl"
 NUMPY_V3 = {"SSE42", "AVX2", "F16C", "FMA3"}
 NUMPY_V4 = NUMPY_V3 | {"AVX512F", "AVX512CD", "AVX512_SKX"}
 ARM = "fp asimd evtstrm aes atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
+BF16 = "+avx512f,+avx512bf16"
 NUMPY_ARM = {"NEON", "ASIMD", "ASIMDHP", "ASIMDDP"}
 
 
@@ -111,7 +112,9 @@ def test_names_of_targets(text: str, name: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "native", "x86-64-v9", "cuda", "cuda:sm_90+z"])
 def test_other_names_are_refused(text: str) -> None:
-    with pytest.raises(RequestError, match=r"target: expected linux-x86-64-v4, .*got"):
+    with pytest.raises(
+        RequestError, match=r"target: expected linux-x86-64-v4-bf16, .*got"
+    ):
         parse_target(text)
 
 
@@ -122,33 +125,53 @@ def test_other_gpus_are_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("has_unit", "flags", "compiler", "expected"),
+    ("has_unit", "architecture", "flags", "features", "compiler", "expected"),
     [
-        (True, "", "", DType.bfloat16),
-        (False, "avx512_bf16", "+avx512f,+avx512bf16", DType.bfloat16),
-        (False, "bf16", "+neon,+bf16", DType.bfloat16),
+        (True, "x86_64", f"{V4} avx512_bf16", NUMPY_V4, "", "linux-x86-64-v4-bf16"),
+        (False, "x86_64", f"{V4} avx512_bf16", NUMPY_V4, BF16, "linux-x86-64-v4-bf16"),
+        (False, "aarch64", f"{ARM} bf16", NUMPY_ARM, "+bf16", "linux-aarch64-bf16"),
         # A virtual machine that claims an older processor: MAX compiles for that.
-        (False, "avx512_bf16", "+avx512f", DType.float32),
-        (False, "avx2", "+avx512bf16", DType.float32),
-        (False, "", "", DType.float32),
+        (False, "x86_64", f"{V4} avx512_bf16", NUMPY_V4, "+avx512f", None),
+        # An emulated one, which shows the real one's flags.
+        (False, "x86_64", f"{V4} avx512_bf16", NUMPY_V3, BF16, None),
+        (False, "x86_64", V4, NUMPY_V4, BF16, None),
+        (False, "aarch64", ARM, NUMPY_ARM, "+bf16", None),
+        (False, "x86_64", "", NUMPY_V4, BF16, None),
     ],
 )
 def test_what_multiplies_bfloat16(
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
     has_unit: bool,
+    architecture: str,
     flags: str,
+    features: set[str],
     compiler: str,
-    expected: DType,
+    expected: str | None,
 ) -> None:
-    said, compiled = frozenset(flags.split()), frozenset(compiler.split(","))
+    compiled = frozenset(compiler.split(","))
     monkeypatch.setattr(targets, "permitted_matrix_unit", lambda: has_unit)
-    monkeypatch.setattr(targets, "system_flags", lambda: said)
     monkeypatch.setattr(targets, "compiler_features", lambda: compiled)
-    assert product_dtype(DType.bfloat16) == expected
+    names = machine(monkeypatch, tmp_path, "Linux", architecture, [flags], features)
+    best = [name for name in names if HOSTS[name].multiplies_bfloat16]
+    assert best == ([] if expected is None else [expected])
+    assert names[: len(best)] == best
+    is_able = expected is not None
+    wanted = DType.bfloat16 if is_able else DType.float32
+    assert product_dtype(DType.bfloat16) == wanted
     assert product_dtype(DType.float32) == DType.float32
-    # For another processor, of which nothing is known but its name.
-    monkeypatch.setattr(targets, "get_virtual_cpu_target", lambda: "x86-64-v4")
-    assert product_dtype(DType.bfloat16) == DType.float32
+
+
+@pytest.mark.parametrize("name", HOSTS)
+def test_a_target_says_whether_it_multiplies_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(targets, "permitted_matrix_unit", lambda: True)
+    descriptor = HOSTS[name].descriptor
+    monkeypatch.setattr(targets, "get_virtual_cpu_target", lambda: descriptor)
+    wanted = DType.bfloat16 if name.endswith("-bf16") else DType.float32
+    assert product_dtype(DType.bfloat16) == wanted
+    assert product_dtype(DType.float32) == DType.float32
 
 
 @pytest.mark.parametrize(

@@ -261,7 +261,7 @@ def _open_uncompiled(
     return open_model(
         _model_path(config),
         "cpu",
-        dtype or ("float32" if device == "cpu" else "bfloat16"),
+        dtype or (None if device == "cpu" else "bfloat16"),
         _default_cache(config),
         caches=settings.caches,
         is_extensible=False,
