@@ -172,7 +172,7 @@ class Executor:
     def _end(self, job: Job, event: Finished | Failed) -> None:
         """Emits the last event of a request, which neither waits nor runs any more."""
         job.denoising = None
-        self.side_jobs.drop_preview(job)
+        self.side_jobs.drop(job)
         self._admission.count_cache_bytes()
         now = time.monotonic()
         state = State.FINISHED

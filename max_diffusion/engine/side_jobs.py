@@ -111,9 +111,16 @@ class SideJobs:
         self.previews.pop(job, None)  # to the end of the line
         self.previews[job] = preview()
 
-    def drop_preview(self, job: Job) -> None:
-        """Leaves out the preview that a request waits for, if it does."""
+    def drop(self, job: Job) -> None:
+        """Leaves out what is to be done for a request that is over.
+
+        An idle engine would hold its latents, cache state and half a video until
+        another one comes.
+        """
         self.previews.pop(job, None)
+        self._queue = deque(work for work in self._queue if work.job is not job)
+        if self._begun is not None and self._begun.job is job:
+            self._begun = None
 
     def run(self, seconds_per_turn: float) -> None:
         """Encodes and decodes for about half as long as a turn takes, or one thing.

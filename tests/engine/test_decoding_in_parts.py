@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from max_diffusion import (
     MaxDiffusionError,
     RequestCancelled,
 )
+from max_diffusion.denoising.loop import Denoising
 from max_diffusion.engine import (
     Engine,
     Event,
@@ -25,6 +27,7 @@ from max_diffusion.engine import (
     StepTaken,
     SubmitOptions,
 )
+from max_diffusion.pipelines.outputs import Denoised
 
 SECONDS = 60
 
@@ -122,6 +125,29 @@ def test_a_request_that_leaves_is_not_decoded_further(
             handle.result(SECONDS)
         assert engine.submit(video(1)).result(SECONDS).frames.shape[1] == 1
     assert watched.parts == 1
+
+
+def test_an_idle_engine_holds_nothing_of_a_video_that_was_cancelled_half_decoded(
+    pipeline: ToyVideoPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(pipeline, monkeypatch)
+    held: list[weakref.ref[Denoising]] = []
+    finish = pipeline.finish
+
+    def noting(denoising: Denoising) -> Denoised:
+        held.append(weakref.ref(denoising))
+        return finish(denoising)
+
+    monkeypatch.setattr(pipeline, "finish", noting)
+    with Engine(pipeline) as engine:
+        handle = engine.submit(video())
+        assert watched.is_begun.wait(SECONDS)
+        assert held[0]() is not None
+        handle.cancel()
+        watched.may_go_on.set()
+        with pytest.raises(RequestCancelled):
+            handle.result(SECONDS)
+        assert held[0]() is None
 
 
 def test_an_error_in_a_later_part_ends_its_own_request(
