@@ -85,6 +85,14 @@ def test_as_many_frames_as_a_server_allows_are_drawn(
     assert answer.json()["num_frames"] == options.get("num_frames", 17)
 
 
+def test_seconds_that_an_answer_tells_of_a_long_video_ask_for_as_many() -> None:
+    video = VideoDescription(num_frames=1025, fps=7.0, counts=(9, 1025))
+    told, _ = begun({}, 1025, video)
+    assert told.json()["seconds"] == "146.429"  # of which 7 a second are 1025.003
+    again, drawn = begun({"seconds": "146.429"}, 1025, video)
+    assert (again.status_code, drawn) == (200, [{}]), again.text
+
+
 def test_pictures_of_a_model_of_videos_are_drawn_whatever_the_limit() -> None:
     sketcher = Sketcher(video=OF_8)
     body = {"prompt": "x", "num_frames": 1}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import secrets
 import time
 from dataclasses import replace
@@ -32,7 +33,9 @@ from .video_schemas import Video, VideoDeleted, VideoList, VideoRequest
 
 VIDEOS: Final = "/v1/videos"
 _ONE: Final = f"{VIDEOS}/{{video_id}}"
-# Frames, of numbers that were written with six digits.
+# Numbers that were written with six digits are off by this share at most.
+_SHARE: Final = 5.1e-6
+# Frames, of whatever else was rounded.
 _CLOSE: Final = 1e-3
 
 
@@ -262,7 +265,8 @@ def _frames(body: VideoRequest, video: VideoDescription) -> tuple[int, float]:
         return count, float(fps)
     exact = float(body.seconds) * fps
     whole = round(exact)
-    fitting = [whole, whole + 1] if abs(exact - whole) < _CLOSE else []
+    is_whole = math.isclose(exact, whole, rel_tol=_SHARE, abs_tol=_CLOSE)
+    fitting = [whole, whole + 1] if is_whole else []
     if count is not None and count not in fitting:
         raise _bad(
             "seconds",
