@@ -6,7 +6,7 @@ import argparse
 import json
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,6 +175,7 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
     from ..pipelines.opening import open_model
 
     request, is_shown = job.request, sys.stderr.isatty()
+    unread_options: set[str] = set()
     with ExitStack() as stack:
         progress = Progress(stack, is_shown=is_shown)
         pipeline = open_model(
@@ -196,6 +197,7 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
             # Another family than the file's may not have all of its options.
             given = model_options(args)
             known = declared_options(pipeline.options_class).keys() | given.keys()
+            unread_options = request.options.keys() - known
             options = {k: v for k, v in request.options.items() if k in known}
             request = replace(request, options=options)
             if not pipeline.has_second_text:
@@ -216,16 +218,20 @@ def _generate(args: argparse.Namespace, interruption: Interruption) -> None:
         interruption.check()
         result = pipeline.draw(request, on_step=on_step)
         interruption.check()
-    _save(job, result, is_json=args.json)
+    _save(job, result, unread_options, is_json=args.json)
 
 
-def _save(job: Job, result: GenerationResult, *, is_json: bool) -> None:
+def _save(
+    job: Job, result: GenerationResult, unread_options: Set[str], *, is_json: bool
+) -> None:
     from ..media.images import output_paths, save_atomically
     from ..media.metadata import exif_and_xmp, text_chunks
     from ..media.writers import format_of, save_frames
 
     report = result.report
-    warnings = [*report.warnings, *(job.like.differences(report) if job.like else ())]
+    warnings = list(report.warnings)
+    if job.like is not None:
+        warnings += job.like.differences(report, unread_options)
     wanted = list(enumerate(result.frames))
     if job.like is not None and job.is_one:
         wanted = wanted[job.like.image :][:1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,8 +138,13 @@ class Likeness:
             raise RequestError(f"{self.file}: its {name} must be text, got {value!r}")
         return value
 
-    def differences(self, report: RunReport) -> list[str]:
-        """Returns warnings of what differs now and may have changed the image."""
+    def differences(self, report: RunReport, unread_options: Set[str]) -> list[str]:
+        """Returns warnings of what differs now and may have changed the image.
+
+        Args:
+            report: Of what was drawn now.
+            unread_options: Names of the image's options that this model does not have.
+        """
         now, before = report.to_dict(), self.settings
         pairs = [(name, before.get(name), now[name]) for name in _WARNED_OF]
         if before.get("images"):
@@ -152,7 +157,7 @@ class Likeness:
         left_out = [
             f"{self.file}: drawn with {name} {value}, which this model does not have"
             for name, value in self.asked["options"].items()
-            if name not in now
+            if name in unread_options
         ]
         left_out += [
             f"{self.file}: drawn with {second} {self.asked[second]!r:.80}, which this "

@@ -191,6 +191,22 @@ def test_options_of_another_family_are_left_out_with_a_word(
     assert "num_frames is no option of ToyPipeline" in capsys.readouterr().err
 
 
+def test_a_frame_like_a_video_is_not_told_that_the_model_has_no_fps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, again = tmp_path / "x.gif", tmp_path / "y.png"
+    words = ["a red circle moving right", "--model", "demo-video", "--steps", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main(["generate", *words, "--num-frames", "9", "--output", str(path)])
+    assert ended.value.code == 0
+    words = ["generate", "--like", str(path), "--num-frames", "1"]
+    with pytest.raises(SystemExit) as ended:
+        main([*words, "--output", str(again)])
+    said = capsys.readouterr().err
+    assert ended.value.code == 0, said
+    assert "this model does not have" not in said
+
+
 def test_servers_are_told_what_videos_there_are(
     pipeline: ToyVideoPipeline, toy: ToyPipeline
 ) -> None:
