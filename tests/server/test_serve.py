@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,40 @@ def test_sigterm_finishes_what_was_asked_and_exits_0() -> None:
         assert "finishing what was asked" in text
         assert text.rstrip().endswith("stopped")
         assert not is_up(url, "/health/live")
+
+
+def test_a_video_that_is_finished_after_a_signal_can_be_fetched() -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    options = ("--model", "demo-video", "--port", str(port), "--drain-timeout", "300")
+    with started(*options) as process:
+        wait_until(lambda: is_up(url))
+        body = BODY | {"steps": 100}
+        job = (
+            f"{url}/v1/videos/{httpx.post(f'{url}/v1/videos', json=body).json()['id']}"
+        )
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: not is_up(url))
+        wait_until(lambda: httpx.get(job).json()["status"] == "completed")
+        assert httpx.get(f"{job}/content?variant=thumbnail").status_code == 200
+        time.sleep(1)
+        assert httpx.get(f"{job}/content").status_code == 200
+        assert process.wait(60) == 0
+
+
+def test_a_video_that_nobody_fetches_keeps_no_server() -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    options = ("--model", "demo-video", "--port", str(port), "--drain-timeout", "300")
+    with started(*options) as process:
+        wait_until(lambda: is_up(url))
+        body = BODY | {"steps": 1}
+        job = (
+            f"{url}/v1/videos/{httpx.post(f'{url}/v1/videos', json=body).json()['id']}"
+        )
+        wait_until(lambda: httpx.get(job).json()["status"] == "completed")
+        process.send_signal(signal.SIGTERM)  # after its end
+        assert process.wait(60) == 0
 
 
 def test_who_does_not_finish_in_time_is_told() -> None:

@@ -109,7 +109,8 @@ def create_app(
     app.state.body = body
     _add_images(app, backend, settings, store, body)
     add_edits(app, backend, settings, store, edit)
-    add_videos(app, backend, settings, request_model(VideoRequest, options))
+    video = request_model(VideoRequest, options)
+    app.state.video_jobs = add_videos(app, backend, settings, video)
     _add_models(app, backend, settings)
     _add_state(app, backend, settings)
     _add_pages(app)

@@ -59,6 +59,8 @@ class Job:
     """Files, once it is completed."""
     ended: float | None = None
     """When it was completed or failed, of the monotonic clock."""
+    is_fetched: bool = False
+    """Whether its video was asked for."""
     task: asyncio.Task[None] | None = None
     """What draws it; it is cancelled with it."""
 
@@ -98,6 +100,18 @@ class VideoJobs:
     def num_kept(self) -> int:
         """Number of jobs that are on their way, or ended and not yet forgotten."""
         return len(self._jobs)
+
+    def num_awaited(self, since: float) -> int:
+        """Number of jobs on their way, or completed since and not fetched.
+
+        Args:
+            since: Of the monotonic clock.
+        """
+        return sum(
+            job.ended is None
+            or (job.ended >= since and job.content is not None and not job.is_fetched)
+            for job in self._jobs.values()
+        )
 
     async def start(self, job: Job, draw: Draw) -> Video:
         """Has a video drawn, and returns what is known of it at once.

@@ -25,6 +25,7 @@ from ...errors import MaxDiffusionError, RequestError
 from ...pipelines.opening import load_pipeline
 from .app import create_app
 from .backend import LocalBackend
+from .jobs import VideoJobs
 from .settings import ServerSettings
 
 logger = logging.getLogger(__name__)
@@ -130,8 +131,9 @@ def serve(
     address = shown_address(listener)
     logger.info("%s on %s (/docs, /metrics), loading", settings.model, address)
     backend = LocalBackend()
+    app = create_app(backend, settings)
     uvicorn_config = uvicorn.Config(
-        create_app(backend, settings),
+        app,
         log_config=None,
         access_log=has_access_log,
         lifespan="off",
@@ -141,7 +143,8 @@ def serve(
     server = _Server(uvicorn_config)
     loading = _Loading(model, config, backend, server)
     threading.Thread(target=loading.run, name="load", daemon=True).start()
-    asyncio.run(_run(server, backend, listener, loading, drain_seconds))
+    jobs: VideoJobs = app.state.video_jobs
+    asyncio.run(_run(server, backend, listener, loading, jobs, drain_seconds))
     if not loading.is_over.is_set():
         logger.info("stopped while loading")
         sys.stderr.flush()
@@ -196,25 +199,32 @@ async def _run(
     backend: LocalBackend,
     listener: socket.socket,
     loading: _Loading,
+    jobs: VideoJobs,
     drain_seconds: float,
 ) -> None:
     loop = asyncio.get_running_loop()
     # Until when requests that were asked for may take; none while there is no signal.
     deadline: float | None = None
     draining: asyncio.Task[None] | None = None
+    is_cancelled = False
 
     def cancel() -> None:
+        nonlocal is_cancelled
+        is_cancelled = True
         # Clients are told, as of any request that is cancelled.
         if loading.engine is not None:
             loading.engine.cancel_all()
 
     async def drain() -> None:
         """Answers until all is drawn: that it is alive, and that others must ask."""
-        engine = loading.engine
+        engine, began = loading.engine, time.monotonic()
         while engine is not None and loop.time() < (deadline or 0):
             stats = engine.stats()
             if not stats.queued and not stats.running:
                 break
+            await asyncio.sleep(_POLL_SECONDS)
+        # What was drawn for somebody who cannot have it any more would be for nobody.
+        while not is_cancelled and jobs.num_awaited(began):
             await asyncio.sleep(_POLL_SECONDS)
         server.should_exit = True
 

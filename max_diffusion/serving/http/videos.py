@@ -44,8 +44,8 @@ def add_videos(
     backend: Backend,
     settings: ServerSettings,
     schema: type[VideoRequest],
-) -> None:
-    """Adds the paths of videos.
+) -> VideoJobs:
+    """Adds the paths of videos, and returns their jobs.
 
     Args:
         app: The application.
@@ -57,6 +57,7 @@ def add_videos(
     _add_creation(app, backend, settings, jobs, schema)
     _add_jobs(app, settings, jobs)
     _add_refusals(app)
+    return jobs
 
 
 def _add_creation(
@@ -180,6 +181,7 @@ def _add_jobs(app: FastAPI, settings: ServerSettings, jobs: VideoJobs) -> None:
             raise _no_content(job.video)
         if variant == "thumbnail":
             return Response(job.content.thumbnail, media_type="image/webp")
+        job.is_fetched = True
         return ranged(job.content.video, "video/mp4", request.headers)
 
     @app.delete(
