@@ -159,6 +159,35 @@ def test_jobs_are_told_of_to_the_key_that_began_them_only() -> None:
     asyncio.run(run())
 
 
+def job_of(number: int) -> Job:
+    told = Video(
+        id=f"video_{number}",
+        model="demo",
+        created_at=0,
+        prompt="x",
+        size="8x8",
+        seconds="1",
+        num_frames=9,
+        fps=8.0,
+    )
+    return Job(told, has_report=False, owner=b"")
+
+
+def test_jobs_that_fail_are_no_more_than_are_kept_though_nobody_asks() -> None:
+    async def run() -> None:
+        jobs = VideoJobs(ServerSettings(max_videos=2))
+        sketcher = Sketcher(video=OF_8, failure=MaxDiffusionError("step"))
+        request = GenerationRequest(prompts=("x",), seed=1)
+        for number in range(5):
+            job = job_of(number)
+            await jobs.start(job, partial(sketcher.draw, request, SubmitOptions()))
+            assert job.task is not None
+            await job.task
+        assert jobs.num_kept == 2
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("failure", [None, MaxDiffusionError("step")])
 def test_what_has_ended_is_freed_though_nobody_asks(
     failure: MaxDiffusionError | None,
@@ -167,17 +196,7 @@ def test_what_has_ended_is_freed_though_nobody_asks(
         jobs = VideoJobs(ServerSettings(video_seconds=0.05))
         sketcher = Sketcher(video=OF_8, failure=failure)
         request = GenerationRequest(prompts=("x",), seed=1)
-        told = Video(
-            id="video_1",
-            model="demo",
-            created_at=0,
-            prompt="x",
-            size="8x8",
-            seconds="1",
-            num_frames=9,
-            fps=8.0,
-        )
-        job = Job(told, has_report=False, owner=b"")
+        job = job_of(1)
         await jobs.start(job, partial(sketcher.draw, request, SubmitOptions()))
         assert job.task is not None
         await job.task

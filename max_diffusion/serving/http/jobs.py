@@ -188,6 +188,7 @@ class VideoJobs:
         except Exception as err:
             logger.exception("%s has failed", job.video.id)
             job.fail(err)
+        self._forget()
         # Whether or not anybody asks again: a video may be large.
         wait = self._settings.video_seconds + _MARGIN_SECONDS
         asyncio.get_running_loop().call_later(wait, self._forget)
@@ -215,7 +216,6 @@ class VideoJobs:
                 size=f"{report.width}x{report.height}",
                 max_diffusion=summary_of(report, job.has_report),
             )
-            self._forget()
 
     def _forget(self) -> None:
         """Drops what has ended too long ago, and the oldest of what is too much."""
