@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
 from typing import Final, final
 
@@ -223,32 +222,37 @@ def _mp4(frames: np.ndarray, fps: float, text: Mapping[str, str]) -> bytes:
     )
 
     _, height, width, _ = frames.shape
-    with TemporaryDirectory() as folder:
-        # A file, since the index is moved to its beginning, for players that stream.
-        file = Path(folder) / "video.mp4"
-        options = {"movflags": "+faststart"}
-        with av.open(file, "w", format="mp4", options=options) as container:
-            if SETTINGS_KEY in text:
-                container.metadata["comment"] = text[SETTINGS_KEY]
-            rate = Fraction(fps).limit_denominator(1001)
-            stream = container.add_stream("libx264", rate=rate)
-            stream.width, stream.height = width, height
-            is_even = height % 2 == width % 2 == 0
-            stream.pix_fmt = "yuv420p" if is_even else "yuv444p"
-            stream.options = {"crf": _MP4_QUALITY}
-            # Said, since players guess by the size of what says nothing.
-            stream.codec_context.colorspace = Colorspace.ITU709
-            stream.codec_context.color_primaries = ColorPrimaries.BT709
-            stream.codec_context.color_trc = ColorTrc.BT709
-            stream.codec_context.color_range = ColorRange.MPEG
-            reformatter = VideoReformatter()
-            for frame in frames:
-                image = reformatter.reformat(
-                    av.VideoFrame.from_ndarray(frame, format="rgb24"),
-                    format=stream.pix_fmt,
-                    dst_colorspace=Colorspace.ITU709,
-                    dst_color_range=ColorRange.MPEG,
-                )
-                container.mux(stream.encode(image))
-            container.mux(stream.encode())
-        return file.read_bytes()
+    buffer = io.BytesIO()
+
+    def again(url: str, flags: int, options: Mapping[str, str]) -> io.BytesIO:
+        """What is written so far, to be read."""
+        return io.BytesIO(buffer.getvalue())
+
+    # The index is moved to its beginning, for players that stream, for which the file
+    # is opened again.
+    told = {"movflags": "+faststart"}
+    with av.open(buffer, "w", format="mp4", options=told, io_open=again) as container:
+        if SETTINGS_KEY in text:
+            container.metadata["comment"] = text[SETTINGS_KEY]
+        rate = Fraction(fps).limit_denominator(1001)
+        stream = container.add_stream("libx264", rate=rate)
+        stream.width, stream.height = width, height
+        is_even = height % 2 == width % 2 == 0
+        stream.pix_fmt = "yuv420p" if is_even else "yuv444p"
+        stream.options = {"crf": _MP4_QUALITY}
+        # Said, since players guess by the size of what says nothing.
+        stream.codec_context.colorspace = Colorspace.ITU709
+        stream.codec_context.color_primaries = ColorPrimaries.BT709
+        stream.codec_context.color_trc = ColorTrc.BT709
+        stream.codec_context.color_range = ColorRange.MPEG
+        reformatter = VideoReformatter()
+        for frame in frames:
+            image = reformatter.reformat(
+                av.VideoFrame.from_ndarray(frame, format="rgb24"),
+                format=stream.pix_fmt,
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+            )
+            container.mux(stream.encode(image))
+        container.mux(stream.encode())
+    return buffer.getvalue()

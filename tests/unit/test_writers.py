@@ -90,6 +90,19 @@ def test_the_index_of_an_mp4_comes_first(tmp_path: Path) -> None:
         assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"
 
 
+def test_an_mp4_takes_no_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("tempfile.gettempdir", refuse)
+    frames = moving(40, 96, 128)
+    data = encoded_video(frames, "mp4", 8.0, TEXT)
+    assert data.index(b"moov") < data.index(b"mdat")
+    with av.open(io.BytesIO(data), "r") as container:
+        shown = [f.to_ndarray(format="rgb24") for f in container.decode(video=0)]
+    assert np.abs(np.stack(shown).astype(int) - frames).mean() < 6
+
+
 def test_a_single_frame_may_be_a_gif(tmp_path: Path) -> None:
     path = tmp_path / "x.gif"
     save_frames(path, moving(1, 16, 24), TEXT, None)
