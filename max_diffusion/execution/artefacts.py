@@ -88,12 +88,14 @@ class Manifest:
             raise ArtefactError("the manifest is damaged") from err
         if not is_whole or values.keys() != {item.name for item in fields(cls)}:
             raise ArtefactError("the manifest is damaged, or of another release")
-        values["graphs"] = tuple(values["graphs"])
         try:
+            values["graphs"] = tuple(values["graphs"])
             values["needs"] = _needs(values["needs"])
-        except (KeyError, TypeError, ValueError) as err:
+            found = cls(**values)
+            _check_kinds(found)
+        except (AttributeError, KeyError, TypeError, ValueError) as err:
             raise ArtefactError("the manifest is of another release") from err
-        return cls(**values)
+        return found
 
 
 @final
@@ -239,6 +241,20 @@ def _stems(folder: Path, name: str, problems: list[str]) -> dict[str, set[str]]:
             if stem != each and stem.rpartition("-")[0] == name:
                 stems.setdefault(stem, set()).add(suffix)
     return stems
+
+
+def _check_kinds(manifest: Manifest) -> None:
+    """Checks that a manifest's own values are of the kinds that are written.
+
+    Raises:
+        TypeError: One is not.
+    """
+    texts = (manifest.name, manifest.key, manifest.subject, manifest.target)
+    for text in (*texts, manifest.recipe or "", manifest.sha256, *manifest.graphs):
+        if not isinstance(text, str):
+            raise TypeError(text)
+    if not isinstance(manifest.versions, dict):
+        raise TypeError(manifest.versions)
 
 
 def _plain(needs: WeightNeeds) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
@@ -29,10 +30,11 @@ from max_diffusion.execution.artefacts import (
     Manifest,
     artefacts_in,
     compiler_versions,
+    hash_of,
     write_artefact,
 )
 from max_diffusion.execution.compiler import CompiledGraphs, compiled_module
-from max_diffusion.execution.graph_library import GraphLibrary
+from max_diffusion.execution.graph_library import GraphLibrary, shipped_graphs
 from max_diffusion.execution.graph_module import GraphModule
 from max_diffusion.execution.recipe import subject_of
 from max_diffusion.execution.targets import HOSTS, host_targets
@@ -334,6 +336,30 @@ def test_a_manifest_is_read_as_it_was_written(folder: Path) -> None:
     for text in ("", "[]", "{}", "7", manifest.to_json().replace("tripled", "x", 1)):
         with pytest.raises(ArtefactError, match="manifest is damaged"):
             Manifest.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("graphs", 5),
+        ("graphs", [5]),
+        ("key", None),
+        ("sha256", 7),
+        ("recipe", 7),
+        ("versions", None),
+        ("needs", {"prefix": "", "tensors": [], "slots": []}),
+    ],
+)
+def test_a_whole_manifest_with_other_kinds_of_values_is_refused(
+    name: str, value: Any
+) -> None:
+    text = next(shipped_graphs().glob("*/sampler-*.json")).read_text(encoding="utf-8")
+    values = json.loads(text)
+    del values["manifest_sha256"]
+    values[name] = value
+    whole = json.dumps({"manifest_sha256": hash_of(values), **values})
+    with pytest.raises(ArtefactError, match="the manifest is of another release"):
+        Manifest.from_json(whole)
 
 
 def test_a_key_does_not_depend_on_how_often_it_was_printed() -> None:
