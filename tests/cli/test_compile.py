@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import lzma
 import os
@@ -21,7 +22,7 @@ from max_diffusion.execution.artefacts import Manifest, artefacts_in
 from max_diffusion.execution.graph_library import shipped_graphs
 from max_diffusion.execution.targets import HOSTS, host_targets
 from max_diffusion.exporting import Model, export
-from max_diffusion.exporting.job import Job
+from max_diffusion.exporting.job import Job, locked
 
 COMMAND = str(Path(sys.executable).with_name("max-diffusion"))
 OWN = host_targets()[0].name
@@ -44,6 +45,18 @@ def test_what_is_there_stays(full: Path) -> None:
     assert len(lines) == 2 * 7  # all but the group modules
     assert all(line.endswith(" MiB, was there") for line in lines)
     assert {path: path.stat().st_mtime_ns for path in full.rglob("*")} == before
+
+
+def test_a_file_system_without_locks_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(handle: int, operation: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with locked(tmp_path):
+        (tmp_path / "x").write_text("written")
+    assert (tmp_path / "x").read_text() == "written"
 
 
 def test_json_tells_every_module(full: Path) -> None:
