@@ -306,6 +306,8 @@ def test_a_video_is_drawn_and_played(page: Page, tmp_path: Path) -> None:
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda said: errors.append(said.text))
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
     with toy_video.registered():
         pipeline = toy_video.load(toy_video.write_folder(tmp_path / "model"))
         with served(pipeline, api_keys=("sk-page",), max_steps=9999) as server:
@@ -335,6 +337,9 @@ def test_a_video_is_drawn_and_played(page: Page, tmp_path: Path) -> None:
             page.wait_for_function("document.querySelector('video').readyState >= 2")
             shape = "video => [video.videoWidth, video.videoHeight, video.duration]"
             assert video.evaluate(shape) == [32, 32, 0.5]
+            # The video last: a server that is to end waits until that is fetched.
+            of_api = [url for url in asked if "/v1/videos/" in url]
+            assert of_api[-1].endswith("/content?variant=video")
             expect(page.locator("#summary")).to_contain_text("7 of 7 full passes")
             expect(page.locator("#progress")).to_have_attribute("aria-valuenow", "100")
             page.locator("#gallery button").click()
