@@ -92,7 +92,7 @@ def compare(
         num_images: How many prompts' images or videos are kept to be shown, the first
             ones; at least 1.
         judge: Tells whether an image or video shows its prompt; without one nothing
-            does. The demo model's, which tells of images alone, is
+            does. The demo models', one for images and videos, is
             :func:`max_diffusion.demo.judge`.
         on_progress: Is told how far it is, see :data:`OnProgress`; what it raises ends
             the comparison.
