@@ -254,9 +254,8 @@ class TextToImagePipeline(DiffusionPipeline):
     def encode(self, model_inputs: GenerationInputs) -> Denoising:
         """Runs the encoders: prepared inputs to a loop before its first step."""
         context = model_inputs.context
-        if context.loras:  # whose set is of the graphs that there are then
+        if context.loras:
             self.graphs.require(context.cache.config.graph_groups, self.denoiser)
-        pipeline = adapted(self, context.loras)
         skipped = context.num_inference_steps - context.timesteps.size
         begun = Begun(model_inputs.latents)
         if context.given is not None:
@@ -265,6 +264,7 @@ class TextToImagePipeline(DiffusionPipeline):
         if context.negative_tokens is not None:
             texts["unconditional"] = context.negative_tokens
         with self.graphs.text_encoders():
+            pipeline = adapted(self, context.loras)  # of the graphs that are here now
             branches = [
                 text_branch(pipeline, name, model_inputs, tokens, begun.inputs)
                 for name, tokens in texts.items()

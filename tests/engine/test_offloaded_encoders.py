@@ -148,3 +148,24 @@ def test_loras_that_requests_choose_may_change_the_transformer_only(
     message = r"offload_text_encoders: the LoRA words changes text_encoder,"
     with pytest.raises(RequestError, match=message):
         open_model("demo", "cpu", adapters={"words": path}, offload_text_encoders=True)
+
+
+def test_they_come_for_a_request_that_chooses_loras(tmp_path: Path) -> None:
+    tensors = lora_files.lora(
+        "peft", lora_files.matrices(demo_model_path(), "transformer")
+    )
+    path = lora_files.write(tmp_path / "style.safetensors", tensors)
+    pipelines = [
+        load_pipeline(
+            "demo", "cpu", adapters={"style": path}, offload_text_encoders=is_
+        )
+        for is_ in (True, False)
+    ]
+    # The set is made in the first call, and there in the second.
+    for _ in range(2):
+        found, kept = (
+            each.generate("x", seed=1, num_inference_steps=2, loras="style").images
+            for each in pipelines
+        )
+        assert np.array_equal(found, kept)
+    assert not any(arrays_of(pipelines[0], name) for name in ENCODERS)
