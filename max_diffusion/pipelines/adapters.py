@@ -9,6 +9,7 @@ where others need their room.
 from __future__ import annotations
 
 import copy
+import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
@@ -37,8 +38,7 @@ P = TypeVar("P", bound="DiffusionPipeline")
 class AdapterSets:
     """The LoRAs that requests may choose, and the sets of matrices that are loaded.
 
-    Whoever runs the device calls :meth:`graphs_of` and :meth:`make_room`; all else may
-    be called from any thread.
+    May be used from any thread; one set is made at a time.
 
     Args:
         graphs: Of the pipeline; its files have the LoRAs.
@@ -55,6 +55,8 @@ class AdapterSets:
     ) -> None:
         self._graphs, self._device, self._limit = graphs, device, limit
         self._loaded: OrderedDict[Loras, AdaptedGraphs] = OrderedDict()
+        # Else each of several threads would make room, and then all of them sets.
+        self._lock = threading.RLock()
         if limit is not None:
             self.check_limit()
 
@@ -161,13 +163,14 @@ class AdapterSets:
             wanted: Choices that are used now; those that are loaded stay.
         """
         needed = {choice: self.num_bytes(choice) for choice in wanted if choice}
-        total = sum(needed.values())
-        idle = [choice for choice in self._loaded if choice not in needed]
-        total += sum(self._loaded[choice].num_bytes for choice in idle)
-        for choice in idle:
-            if total <= self.limit:
-                break
-            total -= self._loaded.pop(choice).num_bytes
+        with self._lock:
+            total = sum(needed.values())
+            idle = [choice for choice in self._loaded if choice not in needed]
+            total += sum(self._loaded[choice].num_bytes for choice in idle)
+            for choice in idle:
+                if total <= self.limit:
+                    break
+                total -= self._loaded.pop(choice).num_bytes
 
     def graphs_of(self, loras: Loras) -> AdaptedGraphs:
         """All graphs of the pipeline by name, those that LoRAs change with their set.
@@ -181,14 +184,15 @@ class AdapterSets:
             RequestError: The merged matrices are not finite.
             ModelLoadError: A file was changed since it was read.
         """
-        held = self._loaded.get(loras)
-        if held is None or held.num_modules != self._graphs.num_modules:
-            self._loaded.pop(loras, None)
-            self.make_room([loras])
-            held = self._load(loras)
-            self._loaded[loras] = held
-        self._loaded.move_to_end(loras)
-        return held
+        with self._lock:
+            held = self._loaded.get(loras)
+            if held is None or held.num_modules != self._graphs.num_modules:
+                self._loaded.pop(loras, None)
+                self.make_room([loras])
+                held = self._load(loras)
+                self._loaded[loras] = held
+            self._loaded.move_to_end(loras)
+            return held
 
     def _load(self, loras: Loras) -> AdaptedGraphs:
         opened = self._graphs.opened

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from folders import TEST_GRAPHS
 from pictures import psnr
 from serving import Served, served
 
-from max_diffusion import RequestError, TextToImagePipeline, load_pipeline
+from max_diffusion import RequestError, TextToImagePipeline, load_pipeline, open_model
 from max_diffusion.engine import Engine, EngineConfig
+from max_diffusion.execution.compiler import AdaptedGraphs
+from max_diffusion.pipelines.graphs import PipelineGraphs
 
 NAMES = ("peft", "kohya", "comfy", "xlabs")
 SIZE: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 4}
@@ -202,3 +206,23 @@ def test_a_set_is_shared_by_those_of_one_choice(chooser: TextToImagePipeline) ->
         chooser.generate("a", seed=1, loras=one, **SIZE).images,
         chooser.generate("a", seed=1, loras=other, **SIZE).images,
     )
+
+
+def test_threads_keep_the_limit_together(
+    flux_folder: Path, files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = open_model(flux_folder, "cpu", adapters=files).adapters.num_bytes(
+        (("peft", 1.0),)
+    )
+    pipeline = loaded(flux_folder, files, needed + needed // 2)
+    adapted = PipelineGraphs.adapted
+
+    def slow(self: PipelineGraphs, weights: Mapping[str, Any]) -> AdaptedGraphs:
+        time.sleep(0.02)
+        return adapted(self, weights)
+
+    monkeypatch.setattr(PipelineGraphs, "adapted", slow)
+    choices = [(("peft", weight),) for weight in (0.25, 0.5, 0.75, 1.0)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(pipeline.adapters.graphs_of, choices * 2))
+    assert pipeline.adapters.held_bytes == needed
