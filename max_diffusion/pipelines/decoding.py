@@ -11,6 +11,7 @@ from max.driver import Buffer
 
 from ..core.buffers import take_rows
 from ..core.request import GenerationContext
+from .adapters import adapted
 
 if TYPE_CHECKING:
     from .text_to_image import TextToImagePipeline
@@ -83,6 +84,7 @@ def decode_gradually(
     Returns:
         Frames, uint8 ``(B, F, H, W, 3)``.
     """
+    pipeline = adapted(pipeline, context.loras)  # which may change the decoder, too
     batch, size = int(latents.shape[0]), (context.height, context.width)
     count = max(1, _GO_PIXELS // (context.num_frames * size[0] * size[1]))
     if room is not None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from folders import TEST_GRAPHS
 from pictures import psnr
+from safetensors.torch import load_file
 
 from max_diffusion import (
     DeviceError,
@@ -291,6 +292,32 @@ def test_caches_and_guidance_run_on_the_changed_matrices(
     whole = adapted(chooser, (("a", 1.0),))
     assert np.array_equal(ours, drawn(whole, **changes))
     assert np.array_equal(plain, drawn(chooser, **changes))
+
+
+def test_a_decoder_is_changed_for_a_request_as_when_it_is_loaded(
+    flux_folder: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    weights = load_file(flux_folder / "vae/diffusion_pytorch_model.safetensors")
+    features, *columns = weights["decoder.conv_in.weight"].shape
+    tensors = {
+        "vae.decoder.conv_in.lora_A.weight": torch.randn(2, *columns),
+        "vae.decoder.conv_in.lora_B.weight": torch.randn(features, 2, 1, 1),
+    }
+    path = lora_files.write(tmp_path / "decoder.safetensors", tensors)
+    chooser, merged = (
+        load_pipeline(
+            flux_folder,
+            device="cpu",
+            caches=("none",),
+            precompiled=[TEST_GRAPHS / "float32"],
+            **given,
+        )
+        for given in ({"adapters": {"decoder": path}}, {"loras": path})
+    )
+    ours = drawn(chooser, loras="decoder")
+    assert np.array_equal(ours, drawn(merged))
+    assert psnr(ours, drawn(chooser)) < 40
 
 
 def test_only_what_changes_is_held_and_the_oldest_leaves(
