@@ -243,7 +243,7 @@ def test_a_form_is_taken_apart() -> None:
         b"a preamble\r\n"
         + form(
             name % b"prompt" + b"\r\n\r\nein gr\xc3\xbcnes Herz",
-            name % b"loras[]" + b"\r\n\r\nink",
+            name % b"loras[]" + b"\r\nContent-Transfer-Encoding: 8bit" + b"\r\n\r\nink",
             name % b"loras[]" + b"\r\n\r\nstyle",
             name % b"image[]" + b'; filename="\xe2\x98\x85.png"\r\n'
             b"Content-Type: image/png\r\n\r\n" + data,
@@ -263,6 +263,13 @@ def test_a_form_is_taken_apart() -> None:
         (
             form(b'Content-Disposition: form-data; name="[]"\r\n\r\nx'),
             r"a part is named \[\], a list of no field; name the field before",
+        ),
+        (
+            form(
+                b'Content-Disposition: form-data; name="a"\r\n'
+                b"Content-Transfer-Encoding: BASE64\r\n\r\nYQ=="
+            ),
+            "a part is in 'BASE64'; send its bytes as they are",
         ),
         (form(b"A: " + bytes(9000) + b"\r\n\r\nx"), "at most 8192 bytes a part"),
         (form(*[b"\r\n\r\n"] * 200), "at most 128 parts"),
@@ -300,7 +307,7 @@ def test_text_fields_become_what_the_schema_takes() -> None:
         "cache_options[warmup_steps]": "3",
         "cache_options[phase]": "official",
         "cache_options[compute_steps]": ["0", "4"],
-        "loras": ["ink"],
+        "loras": ["ink", "2024", '{"name": "1e5", "weight": 2}'],
         "steps": "1e",
         "unknown": "1",
     }
@@ -316,7 +323,7 @@ def test_text_fields_become_what_the_schema_takes() -> None:
             **{"warmup_steps": 3, "phase": "official"},
             "compute_steps": [0, 4],
         },
-        "loras": ["ink"],
+        "loras": ["ink", "2024", {"name": "1e5", "weight": 2}],
         "steps": "1e",
         "unknown": "1",
     }

@@ -20,6 +20,8 @@ _MAX_HEADERS: Final = 8192
 _NESTED: Final = re.compile(r"([^\[\]]+)\[([^\[\]]*)\]")
 # Where no text is a text.
 _MAY_BE_EMPTY: Final = frozenset(("prompt", "negative_prompt"))
+# That leave bytes as they are.
+_CODINGS: Final = ("", "7bit", "8bit", "binary")
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,8 @@ def values_of(
     """Returns a form's text fields as the JSON that a schema takes.
 
     Numbers, true and false are read where the schema has no text; ``name[key]`` is a
-    key of ``name``, and a list is one of values; what is empty is not given, as
-    OpenAI's client writes null.
+    key of ``name``, and a list is one of names or objects; what is empty is not given,
+    as OpenAI's client writes null.
 
     Raises:
         ApiError: A field is both whole and in keys.
@@ -108,7 +110,7 @@ def values_of(
         if nested is not None:
             in_keys.setdefault(nested[1], {})[nested[2]] = _value(text)
         elif isinstance(text, list):
-            values[name] = _value(text)
+            values[name] = [_item(each) for each in text]
         elif text or name in _MAY_BE_EMPTY:
             known = schema.model_fields.get(ALIASES.get(name, name))
             is_text = known is None or _takes_text(known.annotation)
@@ -136,6 +138,9 @@ def _heading(head: bytes) -> tuple[str, bool]:
         header = HeaderParser().parsestr(head.decode("utf-8").strip() + "\n\n")
     except UnicodeDecodeError as err:
         raise _malformed("a part's header is no UTF-8") from err
+    coding = header.get("Content-Transfer-Encoding", "").strip()
+    if coding.lower() not in _CODINGS:
+        raise _malformed(f"a part is in {coding[:80]!r}; send its bytes as they are")
     name = header.get_param("name", header="content-disposition")
     if not isinstance(name, str) or not name:
         raise _malformed("a part has no name")
@@ -165,6 +170,11 @@ def _value(text: str | list[str]) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text  # which the schema refuses with its name
+
+
+def _item(text: str) -> Any:
+    """An object of a list, or else a name, which may look like a number."""
+    return _value(text) if text.lstrip().startswith("{") else text
 
 
 def _takes_text(annotation: Any) -> bool:
