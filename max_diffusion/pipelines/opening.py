@@ -19,7 +19,7 @@ from ..caches import (
     cache_from_options,
 )
 from ..checkpoint import CheckpointFile, ModelFolder, WeightTransform, find_model
-from ..core.loras import ADAPTER_NAME, GivenLoras, as_lora_files
+from ..core.loras import ADAPTER_NAME, GivenLoras, Loras, as_lora_files
 from ..core.validation import whole
 from ..errors import ModelLoadError, RequestError
 from ..execution.devices import resolve_device, resolve_dtype
@@ -217,6 +217,7 @@ def open_model(
     """
     chosen = resolve_device(device, threads)
     resolve_dtype(dtype, chosen)  # before anything is looked for
+    merged = as_lora_files("loras", loras)
     settings = cache_from_options(cache) if isinstance(cache, str) else cache
     file = None
     if transformer is not None:
@@ -250,8 +251,8 @@ def open_model(
         weight_ignores=kind.weight_ignores,
         weight_transforms=kind.weight_transforms,
         lora_names=kind.lora_names,
-        loras=as_lora_files("loras", loras),
-        adapters=_adapters(adapters),
+        loras=merged,
+        adapters=_adapters(adapters, merged),
         adapter_memory_limit=_memory_limit(adapter_memory_limit, adapters),
         weight_sources={
             role: read(components[role], file.weights_of(role))
@@ -330,7 +331,7 @@ def _folders(
 
 
 def _adapters(
-    given: Mapping[str, str | os.PathLike[str]] | None,
+    given: Mapping[str, str | os.PathLike[str]] | None, merged: Loras
 ) -> Mapping[str, str]:
     """Checks the LoRA files by name that a caller gave."""
     if given is not None and not isinstance(given, Mapping):
@@ -347,6 +348,11 @@ def _adapters(
             )
         if not isinstance(file, str | os.PathLike):
             raise RequestError(f"adapters: {name}: expected a file, got {file!r:.80}")
+        if name in dict(merged):
+            raise RequestError(
+                f"adapters: {name} is a file of loras, too, and reports could tell the "
+                "weight of one of them only; choose another name"
+            )
         found[name] = os.fspath(file)
     return found
 

@@ -470,6 +470,11 @@ def test_what_is_asked_wrongly_is_one_line_before_anything_runs(
         ({"loras": [every["peft"], every["peft"]]}, RequestError, "is given twice"),
         ({"loras": {every["peft"]: "x"}}, RequestError, "must be a finite number"),
         ({"adapters": {"a b": every["peft"]}}, RequestError, "got 'a b'"),
+        (
+            {"loras": "x.safetensors", "adapters": {"x.safetensors": every["peft"]}},
+            RequestError,
+            r"adapters: x\.safetensors is a file of loras, too",
+        ),
         ({"adapters": [every["peft"]]}, RequestError, "expected files by name"),
         ({"adapters": {"a": 3}}, RequestError, "a: expected a file, got 3"),
         ({"adapter_memory_limit": 0}, RequestError, "must be at least 1"),
