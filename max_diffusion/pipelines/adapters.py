@@ -186,7 +186,8 @@ class AdapterSets:
         """
         with self._lock:
             held = self._loaded.get(loras)
-            if held is None or held.num_modules != self._graphs.num_modules:
+            # Text encoders may come and go: a set that was made without them has none.
+            if held is None or not set(held).issuperset(self._graphs.models):
                 self._loaded.pop(loras, None)
                 self.make_room([loras])
                 held = self._load(loras)

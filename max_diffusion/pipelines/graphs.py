@@ -102,11 +102,6 @@ class PipelineGraphs:
         """What compiling took, or reading compiled graphs, all together."""
         return 0.0 if self._compiled is None else self._compiled.compile_seconds
 
-    @property
-    def num_modules(self) -> int:
-        """Modules that are compiled."""
-        return 0 if self._compiled is None else self._compiled.num_modules
-
     def slots(self, component: str) -> Mapping[str, WeightSlot]:
         """What a component's graphs draw from, by registry name without its own."""
         return self._slots[component]

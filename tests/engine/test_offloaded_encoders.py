@@ -161,10 +161,13 @@ def test_they_come_for_a_request_that_chooses_loras(tmp_path: Path) -> None:
         )
         for is_ in (True, False)
     ]
-    # The set is made in the first call, and there in the second.
-    for _ in range(2):
+    pipelines[0].adapters.graphs_of((("style", 0.5),))  # while no encoder is there
+    # A set is made, is there, and is made anew with the encoders.
+    for weight in (1.0, 1.0, 0.5):
         found, kept = (
-            each.generate("x", seed=1, num_inference_steps=2, loras="style").images
+            each.generate(
+                "x", seed=1, num_inference_steps=2, loras={"style": weight}
+            ).images
             for each in pipelines
         )
         assert np.array_equal(found, kept)
