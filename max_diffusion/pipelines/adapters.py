@@ -156,6 +156,11 @@ class AdapterSets:
             for slot in slots.values()
         )
 
+    def components(self, loras: Loras) -> set[str]:
+        """Names of the components that a choice changes."""
+        adapters = self._graphs.opened.adapters
+        return {part for name, _ in loras for part in adapters[name].changed}
+
     def make_room(self, wanted: Iterable[Loras]) -> None:
         """Drops what was used longest ago, until there is room for some sets.
 
@@ -222,7 +227,7 @@ class AdapterSets:
         """Slots that a choice fills otherwise, by component."""
         adapters = [self._graphs.opened.adapters[name] for name, _ in loras]
         found = {}
-        for component in {name: None for each in adapters for name in each.changed}:
+        for component in sorted(self.components(loras)):
             names = {
                 name for each in adapters for name in each.changed.get(component, ())
             }

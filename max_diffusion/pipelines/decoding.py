@@ -84,7 +84,10 @@ def decode_gradually(
     Returns:
         Frames, uint8 ``(B, F, H, W, 3)``.
     """
-    pipeline = adapted(pipeline, context.loras)  # which may change the decoder, too
+    denoiser = None if pipeline.denoiser is None else pipeline.denoiser.name
+    if pipeline.adapters.components(context.loras) - {denoiser}:
+        # Only then: the set may have left for another's since the last step.
+        pipeline = adapted(pipeline, context.loras)
     batch, size = int(latents.shape[0]), (context.height, context.width)
     count = max(1, _GO_PIXELS // (context.num_frames * size[0] * size[1]))
     if room is not None:
