@@ -83,7 +83,6 @@ class AdaptedGraphs(Mapping[str, Model]):
         own: Those that differ.
         weights: What they have in place of the pipeline's; MAX reads these very bytes,
             which live as long as this.
-        num_modules: Modules that the pipeline had then.
     """
 
     def __init__(
@@ -91,13 +90,10 @@ class AdaptedGraphs(Mapping[str, Model]):
         shared: Mapping[str, Model],
         own: Mapping[str, Model],
         weights: Mapping[str, Any],
-        num_modules: int,
     ) -> None:
         self._shared, self._own, self._weights = shared, own, weights
         # Those that come later may need the weights, too, and have others.
         self._names = frozenset(shared)
-        self.num_modules = num_modules
-        """Modules that the pipeline had when these were made."""
         self.num_bytes = sum(map(_num_bytes, weights.values()))
         """Bytes of the weights that differ."""
 
@@ -152,11 +148,6 @@ class CompiledGraphs:
         """Registry names of all weights that were given."""
         return self._weights.keys()
 
-    @property
-    def num_modules(self) -> int:
-        """Modules that were added."""
-        return len(self._modules)
-
     def adapted(self, weights: Mapping[str, Any]) -> AdaptedGraphs:
         """The same graphs with some weights in place of their own; nothing compiles.
 
@@ -183,7 +174,7 @@ class CompiledGraphs:
                     models |= self._session.init_all(
                         compiled, weights_registry=registry
                     )
-        return AdaptedGraphs(self.models, models, own, self.num_modules)
+        return AdaptedGraphs(self.models, models, own)
 
     def add(
         self,
