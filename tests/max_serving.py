@@ -100,6 +100,7 @@ def serving(model: Path, folder: Path, own: Mapping[str, str]) -> Iterator[Serve
         *("--custom-architectures", "max_diffusion.serving.max_serve"),
         *("--model", model, "--served-model-name", "demo"),
         *("--devices", "cpu", "--port", str(port)),
+        *("--quantization-encoding", "float32"),
     ]
     settings = {
         "HF_HUB_OFFLINE": "1",

@@ -315,7 +315,7 @@ def test_a_picture_with_report_and_timeline(
 ) -> None:
     done = run(
         "two green stars",
-        *("--steps", 12, "--seed", 4, "--json"),
+        *("--steps", 12, "--seed", 4, "--dtype", "float32", "--json"),
         *("--output", tmp_path / "x.png", "--timeline", tmp_path / "t.png"),
         *("--cache", "taylorseer", "--cache-option", "cache_interval=3"),
     )

@@ -479,7 +479,7 @@ def test_generate_with_a_cache_file(demo: TextToImagePipeline, tmp_path: Path) -
     write_cache_file(tmp_path / "cache.json", config)
     done = processes.run(
         *(COMMAND, "generate", "a red circle", "--steps", 8, "--seed", 6, "--json"),
-        *("--cache-file", "cache.json", "--output", "x.png"),
+        *("--cache-file", "cache.json", "--output", "x.png", "--dtype", "float32"),
         cwd=tmp_path,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -41,7 +41,7 @@ def pictures(
             *("--seed", 2**33 + 1, "--steps", 6, "--width", 96, "--true-cfg", 2),
             *("--negative-prompt", "dull: grey, \u65e5\u672c", "--guidance", 2.5),
             *("--cache", "taylorseer", "--cache-option", "warmup_steps=2"),
-            *("--output", folder / f"x.{suffix}"),
+            *("--output", folder / f"x.{suffix}", "--dtype", "float32"),
         )
         assert (done.returncode, done.stderr) == (0, "")
     return folder
@@ -192,7 +192,7 @@ def test_a_transformer_s_file_goes_with_its_model(tmp_path: Path) -> None:
     job = like(picture, *output, "--transformer", "mine")
     assert (job.model, job.transformer) == ("folder", "mine")
     now = make_report(model="folder", num_images=1)
-    assert job.like.differences(now) == [
+    assert job.like.differences(now, set()) == [
         f"{picture}: drawn with transformer flux.gguf, now with None; the picture may "
         "be another"
     ]

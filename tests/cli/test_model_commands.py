@@ -24,7 +24,7 @@ COMMAND = str(Path(sys.executable).with_name("max-diffusion"))
 
 
 def test_inspect_prints_weights_and_caches() -> None:
-    done = processes.run(COMMAND, "inspect")
+    done = processes.run(COMMAND, "inspect", "--dtype", "float32")
     assert (done.returncode, done.stderr) == (0, "")
     room = "are free: they fit as float32 and as bfloat16"
     for words in (*CACHES, "text_encoder_2", "6,336,672", "24.2 MiB", room):

@@ -95,7 +95,7 @@ from pathlib import Path
 from max_diffusion import GenerationRequest, load_pipeline
 from max_diffusion.core.buffers import num_bytes, to_device
 from max_diffusion.pipelines.decoding import decode_in_goes
-pipeline = load_pipeline("demo", device="cpu", caches=("none", "taylorseer"))
+pipeline = load_pipeline("demo", "cpu", "float32", caches=("none", "taylorseer"))
 request = GenerationRequest(prompts=("a",), height=1024, width=1024,
     num_inference_steps=2, num_images_per_prompt=4)
 context = pipeline.create_context(request)
@@ -123,7 +123,7 @@ from max_diffusion import FirstBlockConfig, GenerationRequest, load_pipeline
 from max_diffusion.engine.memory import MemoryPlan
 from max_diffusion.execution.batcher import Batcher
 cache = FirstBlockConfig()
-pipeline = load_pipeline("demo", device="cpu", caches=("none", cache))
+pipeline = load_pipeline("demo", "cpu", "float32", caches=("none", cache))
 def begun(**size):
     request = GenerationRequest(prompts=("a",), negative_prompt="b", true_cfg_scale=3.0,
         num_inference_steps=2, cache=cache, **size)

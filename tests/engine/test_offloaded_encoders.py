@@ -30,7 +30,7 @@ ENCODERS = {"text_encoder", "text_encoder_2"}
 
 @pytest.fixture(scope="module")
 def offloading() -> TextToImagePipeline:
-    return load_pipeline("demo", device="cpu", offload_text_encoders=True)
+    return load_pipeline("demo", "cpu", "float32", offload_text_encoders=True)
 
 
 @pytest.fixture

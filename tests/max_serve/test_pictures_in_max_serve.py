@@ -53,7 +53,7 @@ def test_loras_of_the_metadata_draw(
     server: Server, demo: TextToImagePipeline, lora: Path
 ) -> None:
     adapted = load_pipeline(
-        "demo", device="cpu", is_extensible=False, adapters={"style": lora}
+        "demo", "cpu", "float32", is_extensible=False, adapters={"style": lora}
     )
     fields = {"image": {"steps": 4}, "metadata": {"lora.style": "0.5"}}
     expected = adapted.generate(

@@ -74,7 +74,10 @@ def assert_equal(
 
 def drawn(folder: Path, file: Path | None = None) -> np.ndarray:
     pipeline = load_pipeline(
-        folder, device="cpu", transformer=file, precompiled=[TEST_GRAPHS / "float32"]
+        folder,
+        *("cpu", "float32"),
+        transformer=file,
+        precompiled=[TEST_GRAPHS / "float32"],
     )
     result = pipeline.generate(
         "two green stars", height=24, width=32, seed=7, num_inference_steps=3
@@ -135,8 +138,9 @@ def test_float8_loads_as_its_numbers_in_a_folder(
     like = tensors_of(flux_folder, "transformer")
     save_file(from_bfl(numbers, like), folder / "transformer" / WEIGHTS)
     file = saved(tmp_path / "flux", prefixed(NET, small))
-    wanted = loaded(open_model(folder, device="cpu"))
-    assert_equal(loaded(open_model(lean_folder, "cpu", transformer=file)), wanted)
+    wanted = loaded(open_model(folder, "cpu", "float32"))
+    ours = open_model(lean_folder, "cpu", "float32", transformer=file)
+    assert_equal(loaded(ours), wanted)
 
 
 def test_compiled_graphs_are_found_as_a_folder_s(
@@ -149,8 +153,11 @@ def test_compiled_graphs_are_found_as_a_folder_s(
         saved_gguf(tmp_path / "flux.gguf", bfl, KINDS.Q4_0)[0],
     ]
     pipelines = [
-        open_model(flux_folder, "cpu"),
-        *(open_model(lean_folder, "cpu", transformer=file) for file in files),
+        open_model(path, "cpu", "float32", transformer=file)
+        for path, file in [
+            (flux_folder, None),
+            *((lean_folder, file) for file in files),
+        ]
     ]
     recipes = [
         {name: module.recipe for name, module in p.graphs.opened.modules.items()}
@@ -162,9 +169,10 @@ def test_compiled_graphs_are_found_as_a_folder_s(
 def test_what_a_file_takes_is_told(
     flux_folder: Path, lean_folder: Path, bfl: Tensors, tmp_path: Path
 ) -> None:
-    plain = inspect(flux_folder, device="cpu").components
+    plain = inspect(flux_folder, device="cpu", dtype="float32").components
     file, _ = saved_gguf(tmp_path / "flux.gguf", bfl, KINDS.Q8_0)
-    told = dict(inspect(lean_folder, device="cpu", transformer=file).components)
+    found = inspect(lean_folder, device="cpu", dtype="float32", transformer=file)
+    told = dict(found.components)
     own, whole = told.pop("transformer"), dict(plain).pop("transformer")
     # Of what is quantised, 34 bytes for 32 numbers in place of 128.
     matrices = sum(t.numel() for t in bfl.values() if t.ndim > 1 and not t.numel() % 32)
@@ -178,8 +186,10 @@ def test_what_does_not_fit_is_refused_before_anything_compiles(
     lean_folder: Path, bfl: Tensors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file, _ = saved_gguf(tmp_path / "flux.gguf", bfl, KINDS.Q4_0)
-    pipeline = open_model(lean_folder, "cpu", transformer=file)
-    told = inspect(lean_folder, device="cpu", transformer=file).components
+    pipeline = open_model(lean_folder, "cpu", "float32", transformer=file)
+    told = inspect(
+        lean_folder, device="cpu", dtype="float32", transformer=file
+    ).components
     used = sum(part.used_bytes for part in told.values())
     # More than the files take, and less than the weights do.
     said = r"weights: .* GiB expected to fit as float32, .* but this machine has"

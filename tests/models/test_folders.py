@@ -32,7 +32,7 @@ def test_unaligned_weights_of_another_task_draw_the_same_picture(
     index = json.loads((folder / "model_index.json").read_text())
     index["_class_name"] = "FluxImg2ImgPipeline"
     (folder / "model_index.json").write_text(json.dumps(index))
-    other = load_pipeline(folder, device="cpu", caches=("none", "taylorseer"))
+    other = load_pipeline(folder, "cpu", "float32", caches=("none", "taylorseer"))
     pictures = [
         pipeline.generate("a red circle", seed=5, num_inference_steps=3).images
         for pipeline in (demo, other)
