@@ -33,7 +33,7 @@ from max_diffusion import (
 )
 from max_diffusion.caches import CALIBRATION_FILE, Calibration
 from max_diffusion.demo import held_out_clip, held_out_scene, judge
-from max_diffusion.evaluation import Comparison, compare, save_comparison
+from max_diffusion.evaluation import Comparison, Row, compare, save_comparison
 from max_diffusion.media.timeline import draw_timeline
 
 STEPS = 50
@@ -163,10 +163,10 @@ def table(comparison: Comparison, *, is_video: bool) -> str:
             f"`{label}`" if row.kind == "cache" else label,
             f"{1e3 * row.median_seconds:.0f}",
             f"{row.speedup:.2f}",
-            f"{100 * (1 - row.full_passes / STEPS):.0f} %",
+            f"{100 * (1 - row.full_passes / comparison.baseline.full_passes):.0f} %",
             *("" if is_baseline else _decibels(x) for x in row.metric("psnr")[::-1]),
             "" if is_baseline else f"{row.metric('ssim')[1]:.3f}",
-            *(("" if is_baseline else f"{row.metric('flicker')[1]:.2f}",) * is_video),
+            *((_flicker(row, is_baseline=is_baseline),) if is_video else ()),
             str(row.right),
             comparison.control_words(row),
             _decibels(comparison.control_of(row).metric("psnr")[0])
@@ -175,6 +175,10 @@ def table(comparison: Comparison, *, is_video: bool) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _flicker(row: Row, *, is_baseline: bool) -> str:
+    return "" if is_baseline else f"{row.metric('flicker')[1]:.2f}"
 
 
 def _decibels(value: float) -> str:
