@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import sys
@@ -27,6 +28,7 @@ from max_diffusion.execution import graph_library, recipe, targets
 from max_diffusion.execution.artefacts import Artefact, artefacts_in, compiler_versions
 from max_diffusion.execution.graph_library import shipped_graphs
 from max_diffusion.execution.graph_module import GraphModule
+from max_diffusion.execution.kernels import compiler_features
 from max_diffusion.execution.processor_flags import system_flags
 from max_diffusion.execution.targets import HOSTS, HostTarget, host_targets
 from max_diffusion.exporting import Model
@@ -302,9 +304,14 @@ def test_shipped_graphs_draw_what_graphs_compiled_here_draw(
     monkeypatch.setattr(graph_library, "shipped_graphs", lambda: tmp_path / "nothing")
     here = load_pipeline("demo", device="cpu", dtype=dtype)
     assert (ships.compile_count, here.compile_count > 0) == (0, True)
+    likeness = []
     for index, prompt in enumerate(PROMPTS[:5]):
         first, second = (
             np.asarray(pipeline.generate(prompt, seed=index).images[0])
             for pipeline in (ships, here)
         )
-        assert np.array_equal(first, second), prompt
+        likeness.append(psnr(first, second))
+    # A virtual machine may claim an older processor, for which MAX compiles here: its
+    # instructions round otherwise between a pair's products.
+    is_same = dtype == "float32" or compiler_features() & {"+avx512bf16", "+bf16"}
+    assert min(likeness) == math.inf if is_same else statistics.median(likeness) > 45
