@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator
@@ -29,6 +31,24 @@ if TYPE_CHECKING:
     from max.engine import CompiledModel, InferenceSession
 
     from max_diffusion.execution.graph_module import GraphModule
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In a worker of pytest-xdist: keeps to its share of the CPUs.
+
+    Threads that compute together wait for each other. Where all workers have threads on
+    all CPUs, those wait for the other workers', too: a run takes twice as long.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker is None or sys.platform != "linux":
+        return
+    cpus = sorted(os.sched_getaffinity(0))
+    share = max(1, len(cpus) // worker["workercount"])
+    first = share * int(worker["workerid"].removeprefix("gw"))
+    own = {cpus[(first + i) % len(cpus)] for i in range(share)}
+    os.sched_setaffinity(0, own)
+    torch.set_num_threads(len(own))
+
 
 COMPILED = pytest.StashKey[list[tuple[str, float]]]()
 

@@ -17,9 +17,9 @@ from ..pipelines.room import advice, in_words
 from ..pipelines.text_to_image import TextToImagePipeline
 
 # A pass at its peak, in hidden states of all tokens: a block's inputs, its outputs and
-# what lies between. On a CPU 15 to 16 with the demo model, 20 with first-block caches,
-# and 13 with a small CogVideoX.
-_STREAM_BUFFERS = 20
+# what lies between. On a CPU 15 to 16 with the demo model, 20 with first-block caches, up
+# to 22 of small pictures, and 13 with a small CogVideoX.
+_STREAM_BUFFERS = 22
 
 
 def default_memory_limit(device: Device) -> int:

@@ -6,6 +6,7 @@ import errno
 import json
 import lzma
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -213,6 +214,14 @@ def test_ctrl_c_ends_what_compiles(tmp_path: Path) -> None:
     assert time.monotonic() - started < 30
     assert (process.returncode, output) == (130, "")
     assert errors == "cancelled: stopped by Ctrl-C, what was compiled stays\n"
+
+
+def test_help_names_every_target() -> None:
+    done = processes.run(sys.executable, "-m", "max_diffusion", "compile", "--help")
+    whole = re.sub(r"-\s+", "-", done.stdout)  # names may be broken at hyphens
+    assert [word for word in re.findall(r"[\w-]+(?=,)", whole) if word in HOSTS] == [
+        *HOSTS
+    ]
 
 
 def test_every_target_has_graphs_that_ship() -> None:
