@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
     from max_diffusion.execution.graph_module import GraphModule
 
+COMPILED = pytest.StashKey[list[tuple[str, float]]]()
+CPUS = pytest.StashKey[list[int]]()
+
 
 def pytest_configure(config: pytest.Config) -> None:
     """In a worker of pytest-xdist: keeps to its share of the CPUs.
@@ -39,18 +42,18 @@ def pytest_configure(config: pytest.Config) -> None:
     Threads that compute together wait for each other. Where all workers have threads on
     all CPUs, those wait for the other workers', too: a run takes twice as long.
     """
-    worker = getattr(config, "workerinput", None)
-    if worker is None or sys.platform != "linux":
+    if sys.platform != "linux":
         return
     cpus = sorted(os.sched_getaffinity(0))
+    config.stash[CPUS] = cpus
+    worker = getattr(config, "workerinput", None)
+    if worker is None:
+        return
     share = max(1, len(cpus) // worker["workercount"])
     first = share * int(worker["workerid"].removeprefix("gw"))
     own = {cpus[(first + i) % len(cpus)] for i in range(share)}
     os.sched_setaffinity(0, own)
     torch.set_num_threads(len(own))
-
-
-COMPILED = pytest.StashKey[list[tuple[str, float]]]()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -98,6 +101,12 @@ def pytest_terminal_summary(
     )
     for name, seconds in sorted(slow, key=lambda item: -item[1])[:8]:
         terminalreporter.write_line(f"  {name}: {seconds:.0f} s")
+
+
+@pytest.fixture(scope="session")
+def all_cpus(pytestconfig: pytest.Config) -> list[int]:
+    """The CPUs of the whole run, on Linux, of which a worker has a share."""
+    return pytestconfig.stash[CPUS]
 
 
 @pytest.fixture(scope="session")

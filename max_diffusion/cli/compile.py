@@ -97,8 +97,8 @@ def _add_options(add: Callable[..., Any]) -> None:
         metavar="NAME",
         # Not from HOSTS, which imports MAX; a test compares.
         help="what they shall run on: linux-x86-64-v4-bf16, linux-x86-64-v4, "
-        "linux-x86-64-v3, linux-aarch64-bf16, linux-aarch64, macos-arm64, or a GPU such "
-        "as cuda:sm_90, with its processor as in cuda:sm_90+linux-aarch64; may be "
+        "linux-x86-64-v3, linux-aarch64-bf16, linux-aarch64, macos-arm64, or a GPU "
+        "such as cuda:sm_90, with its processor as in cuda:sm_90+linux-aarch64; may be "
         "repeated; default: this processor's",
     )
     add(

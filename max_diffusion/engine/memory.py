@@ -17,8 +17,8 @@ from ..pipelines.room import advice, in_words
 from ..pipelines.text_to_image import TextToImagePipeline
 
 # A pass at its peak, in hidden states of all tokens: a block's inputs, its outputs and
-# what lies between. On a CPU 15 to 16 with the demo model, 20 with first-block caches, up
-# to 22 of small pictures, and 13 with a small CogVideoX.
+# what lies between. On a CPU 15 to 16 with the demo model, 20 with first-block caches,
+# of small pictures up to 22, and 13 with a small CogVideoX.
 _STREAM_BUFFERS = 22
 
 

@@ -65,6 +65,7 @@ def test_never_more_than_the_process_may_run_on() -> None:
 _START = """
 import os
 from pathlib import Path
+os.sched_setaffinity(0, {cpus})
 from max_diffusion.core import host_threads
 host_threads.group_cpu_limit = lambda: {limit}
 allowed = os.sched_getaffinity(0)
@@ -85,11 +86,12 @@ except RequestError as err:
 
 
 @needs_linux
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two CPUs")
-def test_a_picture_is_the_same_on_one_thread_and_on_many() -> None:
-    cpus = len(os.sched_getaffinity(0))
+def test_a_picture_is_the_same_on_one_thread_and_on_many(all_cpus: list[int]) -> None:
+    cpus = len(all_cpus)
+    if cpus < 2:
+        pytest.skip("needs two CPUs")
     outputs = [
-        run_python(_START.format(limit=limit, threads=threads))
+        run_python(_START.format(cpus=all_cpus, limit=limit, threads=threads))
         for limit, threads in ((None, None), (None, 1), (1, None))
     ]
     assert [done.stderr for done in outputs] == [""] * 3
@@ -103,6 +105,25 @@ def test_a_picture_is_the_same_on_one_thread_and_on_many() -> None:
             f"threads: got {cpus + 7}, but {count} run in this process already, since "
             "its first model; say it there"
         )
+
+
+_KERNELS = """
+import os, sys
+import pytest
+os.sched_setaffinity(0, {cpus})
+sys.exit(pytest.main(["-q", "-n0", "-p", "no:cacheprovider", *{files}]))
+"""
+
+
+@needs_linux
+def test_kernels_hold_on_all_cpus(all_cpus: list[int]) -> None:
+    """The same tests, with threads that a worker's share of the CPUs does not have."""
+    names = "test_kernels.py", "test_convolution.py"
+    files = [str(Path(__file__).with_name(name)) for name in names]
+    done = run_python(_KERNELS.format(cpus=all_cpus, files=files))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+    assert "failed" not in done.stdout
 
 
 _IDLE = """
