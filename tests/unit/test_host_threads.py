@@ -111,7 +111,10 @@ _KERNELS = """
 import os, sys
 import pytest
 os.sched_setaffinity(0, {cpus})
-sys.exit(pytest.main(["-q", "-n0", "-p", "no:cacheprovider", *{files}]))
+code = pytest.main(["-q", "-n0", "-p", "no:cacheprovider", *{files}])
+from max_diffusion.core.host_threads import running_workers
+print(running_workers())
+sys.exit(code)
 """
 
 
@@ -122,8 +125,9 @@ def test_kernels_hold_on_all_cpus(all_cpus: list[int]) -> None:
     files = [str(Path(__file__).with_name(name)) for name in names]
     done = run_python(_KERNELS.format(cpus=all_cpus, files=files))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout
-    assert "failed" not in done.stdout
+    *_, counts, threads = done.stdout.splitlines()
+    assert " passed" in counts
+    assert int(threads) == len(all_cpus)
 
 
 _IDLE = """

@@ -216,8 +216,7 @@ def test_what_is_inspected_is_what_requests_have_by_default(
     assert inspect(folder, device="cpu").branches == 1  # nothing to guide away from
     monkeypatch.setattr(kind, "default_negative_prompt", "gray 0")
     guided = inspect(folder, device="cpu")
-    same = [(guided, True), (plain, False)]
-    for report, true_guidance in same:
+    for report, true_guidance in ((guided, True), (plain, False)):
         asked = inspect(folder, device="cpu", true_guidance=true_guidance)
         # What is free is asked of the system each time, and differs.
         assert replace(asked, memory=report.memory) == report
