@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from max.dtype import DType
 from max.graph import DeviceRef, TensorType, TensorValue, ops
 
-from . import processor
+from . import convolutions, processor
 from .latents import (
     clamp,
     decoder_grids,
@@ -235,7 +235,7 @@ def _attended(
     size, groups = int(channels), config.norm_num_groups
     names, out = ("to_q", "to_k", "to_v"), w / "to_out" / 0
     if w.products is not None:
-        y = processor.convolution(
+        y = convolutions.convolution(
             x,
             w.packed([f"{name}.weight" for name in names], [size] * 3, size),
             3 * size,
@@ -246,7 +246,7 @@ def _attended(
         )
         tokens = TokenStream(ops.reshape(y, (batch, height * width, 3 * size)))
         (mixed,) = processor.attention([tokens], 1, size, scale=size**-0.5)
-        return processor.convolution(
+        return convolutions.convolution(
             ops.reshape(mixed, x.shape),
             out.packed(["weight"], [size], size),
             size,

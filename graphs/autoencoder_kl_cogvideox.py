@@ -23,9 +23,9 @@ import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, TensorType, TensorValue, ops
 
-from . import processor
+from . import convolutions
 from .latents import to_uint8
-from .layers import conv2d, group_moments
+from .layers import conv2d, fused_group_norm, group_moments
 from .pieces import Layer, project
 from .weights import WeightScope
 
@@ -76,11 +76,11 @@ def chunk_lengths(frames: int) -> Sequence[int]:
 class ChunkIndices:
     """How the frames of one chunk follow from its latent frames; all int64."""
 
-    read: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
+    read: Sequence[tuple[np.ndarray, np.ndarray]]
     """At first and after each doubling, of the last two frames of the chunk before and
-    then the frames themselves: those that convolutions see two before each frame, those
-    one before it, and the last two of all that they see. Before the first frame of a
-    video is that frame again."""
+    then the frames themselves: those that convolutions see two before each frame, and
+    the last two of all that they see. Before the first frame of a video is that frame
+    again."""
     doubled: Sequence[np.ndarray]
     """Of each doubling, which frame before it each frame is made of."""
     seen: Sequence[np.ndarray]
@@ -92,10 +92,10 @@ class ChunkIndices:
     ) -> ChunkIndices:
         """Returns the indices of a chunk of so many latent frames."""
 
-        def read(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        def read(count: int) -> tuple[np.ndarray, np.ndarray]:
             front = [CAUSAL, CAUSAL] if is_first else [0, 1]
             rows = np.array([*front, *range(CAUSAL, CAUSAL + count)])
-            return rows[:count], rows[1 : count + 1], rows[count:]
+            return rows[:count], rows[count:]
 
         seen = np.arange(frames)
         all_read, all_doubled, all_seen = [read(frames)], [], []
@@ -131,7 +131,7 @@ def chunk_types(
     sizes = [(f"height_{i}", f"width_{i}") for i in levels]
     shape = ("frames_0", *sizes[0], config.latent_channels)
     counts = [f"frames_{i}" for i in range(config.num_doublings + 1)]
-    indices = [size for count in counts for size in (count, count, CAUSAL)]
+    indices = [size for count in counts for size in (count, CAUSAL)]
     indices += [*counts[1:], *counts[1:]]
     return [
         TensorType(DType.float32, shape, device),
@@ -179,7 +179,7 @@ class _ChunkDecoder:
         if w.dtype != latents.dtype:
             latents = w.call("cast", [latents], partial(ops.cast, dtype=w.dtype))
         self.carriers = [next(rest) for _ in range(levels)]
-        self.read = [[next(rest) for _ in range(3)] for _ in range(doublings + 1)]
+        self.read = [[next(rest) for _ in range(2)] for _ in range(doublings + 1)]
         self.doubled = [next(rest) for _ in range(doublings)]
         # The latents that norms read, a frame for each of theirs.
         self.latents = [
@@ -203,37 +203,31 @@ class _ChunkDecoder:
             if level < len(widths) - 1:
                 x = self._upsampled(block / "upsamplers" / 0 / "conv", x, level)
         last = len(widths) - 1
-        y = self._norm(w / "norm_out", x, last)
-        return self._convolution(w / "conv_out", y, config.out_channels, last)
+        return self._convolution(
+            w / "conv_out", x, config.out_channels, last, norm=w / "norm_out"
+        )
 
     def _resnet(
         self, w: WeightScope, x: TensorValue, width: int, level: int
     ) -> TensorValue:
-        y = self._norm(w / "norm1", x, level)
-        y = self._convolution(w / "conv1", y, width, level)
+        y = self._convolution(w / "conv1", x, width, level, norm=w / "norm1")
         channels = int(x.shape[3])
         if channels != width:
             frames, rows, columns, _ = x.shape
             x = conv2d(w / "conv_shortcut", x, channels, width, kernel=1)
             x = ops.rebind(x, (frames, rows, columns, width))
-        y = self._norm(w / "norm2", y, level)
-        return self._convolution(w / "conv2", y, width, level, residual=x)
+        return self._convolution(
+            w / "conv2", y, width, level, norm=w / "norm2", residual=x
+        )
 
     def _upsampled(self, w: WeightScope, x: TensorValue, level: int) -> TensorValue:
         """Doubles the sides, and at the first levels the number of frames.
 
-        What convolves single frames does so before they are repeated. Functions, since
-        what they give goes into functions and elsewhere, see ``WeightScope.call``.
+        What convolves single frames does so before they are repeated.
         """
-        channels, carrier = int(x.shape[3]), self.carriers[level + 1]
-        if w.products is None:
-            height, width = carrier.shape
-            y = conv2d(w, x, channels, channels, doubled_to=(height, width))
-            y = ops.rebind(y, (x.shape[0], height, width, channels))
-        else:
-            matrix = w.packed_filter("weight", channels, channels, 3)
-            inputs = [x, carrier, matrix, w.joined(["bias"], channels)]
-            y = self.w.call(f"doubled_{channels}", inputs, _doubled)
+        channels, (height, width) = int(x.shape[3]), self.carriers[level + 1].shape
+        y = conv2d(w, x, channels, channels, doubled_to=(height, width))
+        y = ops.rebind(y, (x.shape[0], height, width, channels))
         if level < self.config.num_doublings:
             y = self._repeated(y, self.doubled[level])
         return y
@@ -249,36 +243,63 @@ class _ChunkDecoder:
         width: int,
         level: int,
         *,
+        norm: WeightScope | None = None,
         residual: TensorValue | None = None,
     ) -> TensorValue:
-        """Convolves each frame and the two before it; keeps the last two."""
+        """Convolves each frame and the two before it, normed; keeps the last two."""
         before, channels = next(self.before), int(x.shape[3])
-        first, second, last = self.read[min(level, self.config.num_doublings)]
-        # Functions, as norms below: each place of its own would be compiled of its own.
-        self.kept.append(self.w.call("read", [before, x, last], _frames))
-        w = w / "conv"
+        first, last = self.read[min(level, self.config.num_doublings)]
         if w.products is None:
+            if norm is not None:
+                x = self._norm(norm, x, level)
+            # Functions, as norms: each place of its own would be compiled of its own.
             seen = self.w.call("read", [before, x, first], _frames)
-            return _plain_convolution(w, seen, self.kept[-1], width, residual)
-        frames = range(CAUSAL + 1)
-        filters = [
-            w.packed_filter(f"weight.{index}", width, channels, 3) for index in frames
-        ]
-        added = [] if residual is None else [residual]
-        return self.w.call(
-            f"convolution_{channels}_{width}",
-            [before, x, first, second, *filters, w.joined(["bias"], width), *added],
-            partial(_convolved, width),
+            self.kept.append(self.w.call("read", [before, x, last], _frames))
+            return _plain_convolution(w / "conv", seen, self.kept[-1], width, residual)
+        w = w / "conv"
+        fused = None if norm is None else self._fused_norm(norm, channels)
+        y, kept = convolutions.frame_convolution(
+            x,
+            convolutions.FramesBefore(before, first, last),
+            [
+                w.packed_filter(f"weight.{index}", width, channels, 3)
+                for index in range(CAUSAL + 1)
+            ],
+            width,
+            bias=w.joined(["bias"], width),
+            norm=fused,
+            modulation=None
+            if norm is None
+            else self._modulation(norm, channels, level),
+            silu=norm is not None,
+            residual=residual,
+        )
+        self.kept.append(kept)
+        return y
+
+    def _fused_norm(self, w: WeightScope, channels: int) -> convolutions.GroupNorm:
+        """Group norm over a chunk, before it is scaled and shifted."""
+        config = self.config
+        return fused_group_norm(
+            w / "norm_layer", channels, config.norm_num_groups, config.norm_eps
         )
 
-    def _norm(self, w: WeightScope, x: TensorValue, level: int) -> TensorValue:
-        """Group norm over a chunk, scaled and shifted by its latents, then SiLU."""
-        channels = int(x.shape[3])
+    def _modulation(
+        self, w: WeightScope, channels: int, level: int
+    ) -> convolutions.Modulation:
+        """What a norm is scaled and shifted by, computed from the chunk's latents."""
         names = "conv_y.conv", "conv_b.conv"
         layers = [Layer(name, channels) for name in names]
         latents = self.latents[min(level, self.config.num_doublings)]
         inputs = self.config.latent_channels
         scale, shift = project(w, layers, latents, inputs, dtype=DType.float32)
+        return convolutions.Modulation(scale, shift)
+
+    def _norm(self, w: WeightScope, x: TensorValue, level: int) -> TensorValue:
+        """Group norm over a chunk, scaled and shifted by its latents, then SiLU."""
+        channels = int(x.shape[3])
+        given = self._modulation(w, channels, level)
+        scale, shift = given.scale, given.shift
         affine = [w.joined([f"norm_layer.{part}"], channels) for part in _AFFINE]
         zoom, config = 2**level, self.config
 
@@ -324,45 +345,6 @@ def _frames(before: TensorValue, x: TensorValue, index: TensorValue) -> TensorVa
     older = ops.gather(before, ops.min(index, last), axis=0)
     is_own = ops.reshape(index >= limit, (index.shape[0], 1, 1, 1))
     return ops.where(ops.broadcast_to(is_own, own.shape), own, older)
-
-
-def _doubled(
-    x: TensorValue, carrier: TensorValue, matrix: TensorValue, bias: TensorValue
-) -> TensorValue:
-    """Doubles the sides of frames, to those of ``carrier``, and convolves them."""
-    channels = int(x.shape[3])
-    y = processor.convolution(x, matrix, channels, bias=bias, upsample=True)
-    return ops.rebind(y, (x.shape[0], *carrier.shape, channels))
-
-
-def _convolved(
-    width: int,
-    before: TensorValue,
-    x: TensorValue,
-    first: TensorValue,
-    second: TensorValue,
-    *rest: TensorValue,
-) -> TensorValue:
-    """One product a frame of the filter: sums are float32 until the last.
-
-    ``rest`` is the filter of each frame, the bias, and perhaps what is added.
-    """
-    *filters, bias = rest[: CAUSAL + 2]
-    parts = _frames(before, x, first), _frames(before, x, second), x
-    y = None
-    if len(rest) > CAUSAL + 2:
-        y = rest[-1].cast(DType.float32)
-    for part, matrix in zip(parts, filters, strict=True):
-        y = processor.convolution(
-            part,
-            matrix,
-            width,
-            bias=bias if part is x else None,
-            residual=y,
-            dtype=DType.float32,
-        )
-    assert y is not None
-    return ops.rebind(y, (*x.shape[:3], width)).cast(x.dtype)
 
 
 def _plain_convolution(

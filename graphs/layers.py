@@ -11,7 +11,7 @@ import numpy as np
 from max.dtype import DType
 from max.graph import DeviceRef, Dim, TensorValue, ops
 
-from . import processor
+from . import convolutions, processor
 from .processor import Activation, Columns
 from .weights import WeightScope
 
@@ -240,7 +240,7 @@ def conv2d(
     if kernel == 1:
         padding = (0, 0, 0, 0)
     if w.products is not None:
-        return processor.convolution(
+        return convolutions.convolution(
             x,
             w.packed_filter("weight", channels, channels_in, kernel),
             channels,
@@ -304,10 +304,10 @@ def _doubled(x: TensorValue) -> TensorValue:
 
 def fused_group_norm(
     w: WeightScope, channels: int, groups: int, epsilon: float = 1e-6
-) -> processor.GroupNorm:
+) -> convolutions.GroupNorm:
     """Returns a group norm as what a convolution does before its product."""
     gamma, beta = w.joined(["weight"], channels), w.joined(["bias"], channels)
-    return processor.GroupNorm(groups, gamma, beta, epsilon)
+    return convolutions.GroupNorm(groups, gamma, beta, epsilon)
 
 
 def group_norm(

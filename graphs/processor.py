@@ -15,13 +15,13 @@ from typing import Final, Literal, final
 
 import numpy as np
 from max.dtype import DType
-from max.graph import DeviceRef, Dim, TensorType, TensorValue, ops
+from max.graph import DeviceRef, TensorType, TensorValue, ops
 
 PANEL: Final = 64
 """Columns of a panel of a packed matrix."""
 
 Activation = Literal["", "gelu_tanh", "silu", "quick_gelu", "relu"]
-_ACTIVATIONS: Final = ("", "gelu_tanh", "silu", "quick_gelu", "relu")
+ACTIVATIONS: Final = ("", "gelu_tanh", "silu", "quick_gelu", "relu")
 NormKind = Literal["", "layer", "rms"]
 _NORMS: Final = ("", "layer", "rms")
 
@@ -149,11 +149,11 @@ def linear(
         0 if beside is None else beside.first,
         0 if beside is None else beside.size,
         first,
-        _ACTIVATIONS.index(activation),
+        ACTIVATIONS.index(activation),
         activated_from,
         0 if norm is None else _NORMS.index(norm.kind),
-        _bits(0.0 if norm is None else norm.epsilon),
-        _bits(0.0 if norm is None else norm.offset),
+        bits_of(0.0 if norm is None else norm.epsilon),
+        bits_of(0.0 if norm is None else norm.offset),
         0 if norm is None else norm.scale,
         -1 if norm is None or norm.shift is None else norm.shift,
         -1 if gate is None else gate.first,
@@ -162,12 +162,14 @@ def linear(
     rows = _flat(x.tensor)
     inputs = [
         rows,
-        _empty(x.tensor.dtype, 2, device) if beside is None else _flat(beside.tensor),
+        nothing_of(x.tensor.dtype, 2, device)
+        if beside is None
+        else _flat(beside.tensor),
         matrix,
-        _empty(DType.float32, 1, device) if bias is None else bias,
-        _empty(DType.float32, 2, device) if vectors is None else vectors,
-        _empty(dtype, 2, device) if gate is None else _flat(gate.residual),
-        _settings(settings, device),
+        nothing_of(DType.float32, 1, device) if bias is None else bias,
+        nothing_of(DType.float32, 2, device) if vectors is None else vectors,
+        nothing_of(dtype, 2, device) if gate is None else _flat(gate.residual),
+        settings_of(settings, device),
     ]
     result = TensorType(dtype, (rows.shape[0], features), device)
     y = ops.custom("diffusion_linear", device, inputs, [result])[0].tensor
@@ -226,13 +228,13 @@ def attention(
         *(columns or (0, width, 2 * width)),
         heads,
         _NORMS.index(norm),
-        _bits(epsilon),
+        bits_of(epsilon),
         int(streams[0].rotary is not None),
-        _bits(scale),
+        bits_of(scale),
     ]
-    nothing = _empty(DType.float32, 2, device)
+    nothing = nothing_of(DType.float32, 2, device)
     norms = [nothing if each.norm is None else each.norm for each in streams]
-    nothing = _empty(DType.float32, 3, device)
+    nothing = nothing_of(DType.float32, 3, device)
     tables = [
         nothing if each.rotary is None else _of_samples(each.rotary) for each in streams
     ]
@@ -245,106 +247,12 @@ def attention(
         *tokens,
         *norms,
         *tables,
-        _empty(DType.float32, 4, device) if bias is None else bias,
-        _settings(settings, device),
+        nothing_of(DType.float32, 4, device) if bias is None else bias,
+        settings_of(settings, device),
     ]
     name = "diffusion_attention" if len(streams) == 1 else "diffusion_joint_attention"
     mixed = ops.custom(name, device, inputs, results, parameters={"size": size})
     return [each.tensor for each in mixed]
-
-
-@final
-@dataclass(frozen=True)
-class GroupNorm:
-    """``norm(x) * gamma + beta``, of groups of channels over all pixels of a sample."""
-
-    groups: int
-    gamma: TensorValue
-    """float32 ``(C,)``."""
-    beta: TensorValue
-    """float32 ``(C,)``."""
-    epsilon: float = 1e-6
-
-
-def convolution(
-    x: TensorValue,
-    matrix: TensorValue,
-    channels: int,
-    *,
-    bias: TensorValue | None = None,
-    kernel: int = 3,
-    stride: int = 1,
-    padding: tuple[int, int, int, int] = (1, 1, 1, 1),
-    norm: GroupNorm | None = None,
-    silu: bool = False,
-    upsample: bool = False,
-    residual: TensorValue | None = None,
-    dtype: DType | None = None,
-) -> TensorValue:
-    """Convolves ``silu(norm(x))``, perhaps of twice the size, and adds a residual.
-
-    Args:
-        x: Images ``(B, H, W, C)``.
-        matrix: Packed filters, see :func:`packed_filter_shape`; their dtype is that of
-            the products.
-        channels: Of the result.
-        bias: float32 ``(channels,)``.
-        kernel: Height and width of a filter.
-        stride: Pixels from one filter's place to the next, in both directions.
-        padding: Rows of zeros at the top and the bottom, columns left and right.
-        norm: Of ``x`` before.
-        silu: Whether this activation follows the norm.
-        upsample: Whether each pixel is then repeated, so that there are four of it.
-        residual: Like the result.
-        dtype: Of the result; that of ``x`` by default.
-
-    Returns:
-        ``(B, H', W', channels)``; ``H' = (H + top + bottom - kernel) // stride + 1``,
-        of twice the ``H`` where it upsamples, and ``W'`` likewise.
-    """
-    device = x.device
-    batch, height, width, _ = x.shape
-    zoom = 2 if upsample else 1
-    top, bottom, left, right = padding
-    dtype = dtype or x.dtype
-    assert residual is None or residual.dtype == dtype
-    settings = [
-        kernel,
-        stride,
-        top,
-        bottom,
-        left,
-        right,
-        0 if norm is None else norm.groups,
-        _bits(0.0 if norm is None else norm.epsilon),
-        _ACTIVATIONS.index("silu" if silu else ""),
-        zoom,
-    ]
-    nothing = _empty(DType.float32, 1, device)
-    inputs = [
-        x,
-        matrix,
-        nothing if bias is None else bias,
-        nothing if norm is None else norm.gamma,
-        nothing if norm is None else norm.beta,
-        _empty(dtype, 4, device) if residual is None else residual,
-        _settings(settings, device),
-    ]
-    shape = (
-        batch,
-        _places(height * zoom, top + bottom - kernel, stride),
-        _places(width * zoom, left + right - kernel, stride),
-        channels,
-    )
-    result = TensorType(dtype, shape, device)
-    return ops.custom("diffusion_convolution", device, inputs, [result])[0].tensor
-
-
-def _places(size: Dim, more: int, stride: int) -> Dim:
-    """How often a filter goes into a size; a plain dimension where it is one."""
-    if stride == 1:
-        return size if more == -1 else size + (more + 1)
-    return (size + more) // stride + 1
 
 
 def _of_samples(rotary: TensorValue) -> TensorValue:
@@ -366,16 +274,17 @@ def _flat(x: TensorValue) -> TensorValue:
     return ops.reshape(x, (rows, columns))
 
 
-def _bits(number: float) -> int:
-    """A float32's bits as an int32."""
+def bits_of(number: float) -> int:
+    """Returns a float32's bits as an int32."""
     return int(np.float32(number).view(np.int32))
 
 
-def _settings(values: Sequence[int], device: DeviceRef) -> TensorValue:
+def settings_of(values: Sequence[int], device: DeviceRef) -> TensorValue:
+    """Returns numbers as an operation is given them."""
     return ops.constant(np.array(values, np.int32), DType.int32, device)
 
 
-def _empty(dtype: DType, rank: int, device: DeviceRef) -> TensorValue:
-    """Stands for what an operation is not given."""
+def nothing_of(dtype: DType, rank: int, device: DeviceRef) -> TensorValue:
+    """Returns what stands for a tensor that an operation is not given."""
     one = ops.constant(0, dtype, device)
     return ops.broadcast_to(one, (0,) * rank)

@@ -1,228 +1,45 @@
-"""Convolution of images: rows of pixels times a packed matrix.
+"""Convolution of images and of videos: rows of pixels times packed matrices.
 
 The image is written once into rows of lanes, normed and with zeros around it. There a
 pixel and those to the right of it follow one another, so that the inputs of one row of
 the filter are neighbouring lanes, read where they are. A large image passes strip by
-strip, so that what is written stays in the processor's caches.
+strip, so that what is written stays in the processor's caches. A filter over time is a
+matrix for each of its frames: their products are of the same sums.
 """
-from std.math import ceildiv, sqrt
+from std.math import ceildiv
 from std.memory.alloc import unsafe_alloc
-from .lanes import Address, Lanes, Vector, WIDTH, in_lane, load_some, store_some
-from .product import BLOCK, Finish, activated
+from .images import Image
+from .lanes import Lanes, Vector, WIDTH, in_lane
+from .matrix_unit import MATRIX_ROWS, MatrixUnit
+from .product import BLOCK, Finish
 from .team import Team
-from .tile import PANEL, ROWS, add_segments
+from .tile import PANEL, ROWS, VECTORS, _tile, add_segments, has_wide_registers
 
-comptime Doubles = SIMD[DType.float64, WIDTH]
+comptime FRAMES = 3
+"""Frames of a filter over time."""
 # Lanes of a strip: 8 MiB, unless it takes more for rows enough: those at its edges are
 # written for two strips.
 comptime STRIP = 1 << 21
 comptime STRIP_ROWS = 8
-# Tiles whose sums are kept while a long filter passes block by block: 192 KiB.
-comptime TOGETHER = 128
+# Rows of tiles whose sums are kept while long filters pass block by block: 192 KiB.
+comptime TOGETHER = 128 * ROWS
+# Rows of a tile whose columns take two registers or fewer.
+comptime NARROW_ROWS = 2 * ROWS
 
 
 @fieldwise_init
-struct GroupNorm[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
-    """The norm of groups of channels over all pixels of a sample, (B, pixels, C)."""
+struct Filters(Copyable, ImplicitlyCopyable, Movable):
+    """The packed matrix of each frame of a filter; images have the first only."""
 
-    var x: Address[Self.dtype]
-    var samples: Int
-    var pixels: Int
-    var channels: Int
-    var groups: Int
-    """0 where there is no norm."""
-    var epsilon: Float32
-    var gamma: Lanes
-    var beta: Lanes
-    var moments: Lanes
-    """(B, blocks, 2, C): means of a block's pixels and their squared distances' sums."""
-    var factors: Lanes
-    """(B, 2, C): what to subtract from an element, and its factor after that."""
+    var first: Lanes
+    var second: Lanes
+    var third: Lanes
 
     @always_inline
-    def together(self) -> Int:
-        """Pixels of a block. It is read twice, so that it has to fit in a cache."""
-        return max(16, 8192 // self.channels)
-
-    @always_inline
-    def blocks(self) -> Int:
-        """Of a sample."""
-        return ceildiv(self.pixels, self.together())
-
-    @always_inline
-    def moments_size(self) -> Int:
-        return self.samples * self.blocks() * 2 * self.channels
-
-    def measure(self, unit: Int):
-        """Writes the moments of one block of one sample."""
-        var sample = unit // self.blocks()
-        var first = unit % self.blocks() * self.together()
-        var count = min(self.together(), self.pixels - first)
-        var x = self.x.unsafe_offset((sample * self.pixels + first) * self.channels)
-        var moments = self.moments.unsafe_offset(unit * 2 * self.channels)
-        var channel = 0
-        while channel + 4 * WIDTH <= self.channels:
-            self._measure[4](count, channel, x, moments)
-            channel += 4 * WIDTH
-        while channel < self.channels:
-            self._measure[1](count, channel, x, moments)
-            channel += WIDTH
-
-    @always_inline
-    def _measure[
-        vectors: Int
-    ](self, count: Int, channel: Int, x: Address[Self.dtype], moments: Lanes):
-        var rest = self.channels - channel
-        var means = Array[Vector, vectors](fill=Vector(0))
-        for pixel in range(count):
-            comptime for j in range(vectors):
-                var place = pixel * self.channels + channel + j * WIDTH
-                means[j] += load_some(x.unsafe_offset(place), rest - j * WIDTH)
-        comptime for j in range(vectors):
-            means[j] /= Vector(Float32(count))
-        var squares = Array[Vector, vectors](fill=Vector(0))
-        for pixel in range(count):
-            comptime for j in range(vectors):
-                var place = pixel * self.channels + channel + j * WIDTH
-                var distance = load_some(x.unsafe_offset(place), rest - j * WIDTH) - means[j]
-                squares[j] = distance.fma(distance, squares[j])
-        comptime for j in range(vectors):
-            var place = moments.unsafe_offset(channel + j * WIDTH)
-            store_some(place, means[j], rest - j * WIDTH)
-            store_some(place.unsafe_offset(self.channels), squares[j], rest - j * WIDTH)
-
-    def combine(self, sample: Int):
-        """Computes a sample's factors from the moments of its blocks."""
-        var size = self.channels
-        var padded = ceildiv(size, WIDTH) * WIDTH
-        var means = unsafe_alloc[Scalar[DType.float64]](2 * padded, alignment=64)
-        var squares = means.unsafe_offset(padded)
-        var moments = self.moments.unsafe_offset(sample * self.blocks() * 2 * size)
-        for channel in range(0, size, WIDTH):
-            var mean = Doubles(0)
-            var distances = Doubles(0)
-            for block in range(self.blocks()):
-                mean += Doubles(self._weight(block)) * self._moment(moments, block, 0, channel)
-            for block in range(self.blocks()):
-                var away = self._moment(moments, block, 0, channel) - mean
-                var count = Doubles(self._weight(block) * Float64(self.pixels))
-                distances += self._moment(moments, block, 1, channel) + count * away * away
-            means.unsafe_offset(channel).unsafe_store(mean)
-            squares.unsafe_offset(channel).unsafe_store(distances)
-        var of_group = size // self.groups
-        var factors = self.factors.unsafe_offset(sample * 2 * size)
-        for group in range(self.groups):
-            var first = group * of_group
-            var mean = Float64(0)
-            for channel in range(first, first + of_group):
-                mean += means.unsafe_offset(channel).unsafe_load() / Float64(of_group)
-            var variance = Float64(0)
-            for channel in range(first, first + of_group):
-                var away = means.unsafe_offset(channel).unsafe_load() - mean
-                variance += away * away
-                variance += squares.unsafe_offset(channel).unsafe_load() / Float64(self.pixels)
-            variance /= Float64(of_group)
-            var factor = Float64(1) / sqrt(variance + self.epsilon.cast[DType.float64]())
-            for channel in range(first, first + of_group):
-                factors.unsafe_offset(channel).unsafe_store(mean.cast[DType.float32]())
-                factors.unsafe_offset(size + channel).unsafe_store(
-                    factor.cast[DType.float32]() * self.gamma.unsafe_offset(channel).unsafe_load()
-                )
-        means.unsafe_free()
-
-    @always_inline
-    def _weight(self, block: Int) -> Float64:
-        """A block's part of a sample's pixels."""
-        var count = min(self.together(), self.pixels - block * self.together())
-        return Float64(count) / Float64(self.pixels)
-
-    @always_inline
-    def _moment(self, moments: Lanes, block: Int, which: Int, channel: Int) -> Doubles:
-        var place = (block * 2 + which) * self.channels + channel
-        return load_some(
-            moments.unsafe_offset(place), self.channels - channel
-        ).cast[DType.float64]()
-
-
-@fieldwise_init
-struct Image[dtype: DType, compute: DType](Copyable, ImplicitlyCopyable, Movable):
-    """An NHWC image (B, H, W, C), and how rows of it are written for a convolution."""
-
-    var x: Address[Self.dtype]
-    var height: Int
-    var width: Int
-    var channels: Int
-    var inputs: Int
-    """Channels as they are written: those of whole lanes."""
-    var zoom: Int
-    """How often each pixel is repeated in both directions."""
-    var top: Int
-    """Rows of zeros before the first."""
-    var left: Int
-    var padded_width: Int
-    var norm: GroupNorm[Self.dtype]
-    var activation: Int
-
-    def write_row(self, sample: Int, row: Int, place: Address[Self.compute]):
-        """Writes the row of that number, counted from the first row of zeros."""
-        var of_x = row - self.top
-        if of_x < 0 or of_x >= self.height * self.zoom:
-            self._write_zeros(self.padded_width * self.inputs, place)
-            return
-        var x = self.x.unsafe_offset(
-            (sample * self.height + of_x // self.zoom) * self.width * self.channels
-        )
-        var written = self.left + self.width * self.zoom
-        self._write_zeros(self.left * self.inputs, place)
-        self._write_zeros(
-            (self.padded_width - written) * self.inputs,
-            place.unsafe_offset(written * self.inputs),
-        )
-        var start = place.unsafe_offset(self.left * self.inputs)
-        if self.norm.groups == 0 and self.zoom == 1 and self.inputs == self.channels:
-            self._write_elements(self.width * self.channels, x, start)
-            return
-        for pixel in range(self.width):
-            var from_place = x.unsafe_offset(pixel * self.channels)
-            var to_place = start.unsafe_offset(pixel * self.zoom * self.inputs)
-            if self.norm.groups == 0:
-                self._write_elements(self.channels, from_place, to_place)
-            else:
-                self._write_normed(sample, from_place, to_place)
-            if self.inputs > self.channels:
-                to_place.unsafe_offset(self.channels).unsafe_store(Scalar[Self.compute](0))
-            for again in range(1, self.zoom):
-                var next = to_place.unsafe_offset(again * self.inputs)
-                for k in range(0, self.inputs, WIDTH):
-                    store_some(
-                        next.unsafe_offset(k),
-                        load_some(to_place.unsafe_offset(k), self.inputs - k),
-                        self.inputs - k,
-                    )
-
-    @always_inline
-    def _write_zeros(self, count: Int, place: Address[Self.compute]):
-        for k in range(0, count, WIDTH):
-            store_some(place.unsafe_offset(k), Vector(0), count - k)
-
-    @always_inline
-    def _write_elements(self, count: Int, x: Address[Self.dtype], place: Address[Self.compute]):
-        for k in range(0, count, WIDTH):
-            var value = load_some(x.unsafe_offset(k), count - k)
-            store_some(place.unsafe_offset(k), activated(self.activation, value), count - k)
-
-    @always_inline
-    def _write_normed(self, sample: Int, x: Address[Self.dtype], place: Address[Self.compute]):
-        """Writes one pixel."""
-        var size = self.channels
-        var factors = self.norm.factors.unsafe_offset(sample * 2 * size)
-        for k in range(0, size, WIDTH):
-            var rest = size - k
-            var mean = load_some(factors.unsafe_offset(k), rest)
-            var factor = load_some(factors.unsafe_offset(size + k), rest)
-            var value = load_some(x.unsafe_offset(k), rest) - mean
-            value = value.fma(factor, load_some(self.norm.beta.unsafe_offset(k), rest))
-            store_some(place.unsafe_offset(k), activated(self.activation, value), rest)
+    def __getitem__(self, frame: Int) -> Lanes:
+        if frame == 0:
+            return self.first
+        return self.second if frame == 1 else self.third
 
 
 @fieldwise_init
@@ -248,17 +65,32 @@ struct Tile(Copyable, ImplicitlyCopyable, Movable):
 
 
 @fieldwise_init
+struct Part(Copyable, ImplicitlyCopyable, Movable):
+    """Some lanes of a filter's rows that are multiplied in one go."""
+
+    var frame: Int
+    var row: Int
+    var rows: Int
+    var begin: Int
+    """The first lane of each row."""
+    var lanes: Int
+    """Of each row."""
+
+
+@fieldwise_init
 struct Convolution[dtype: DType, compute: DType, result: DType](
     Copyable, ImplicitlyCopyable, Movable
 ):
-    """A convolution with k x k filters, packed as `product.mojo` tells.
+    """A convolution with k x k filters, of one frame or several, packed as
+    `product.mojo` tells.
 
-    Inputs of the matrix are filters' rows, in each its columns, in each the channels of
-    `image.inputs`.
+    Inputs of a frame's matrix are filters' rows, in each its columns, in each the
+    channels of `image.inputs`.
     """
 
     var image: Image[Self.dtype, Self.compute]
     var samples: Int
+    """Images, or frames, of the result."""
     var kernel: Int
     var stride: Int
     var height: Int
@@ -268,8 +100,15 @@ struct Convolution[dtype: DType, compute: DType, result: DType](
     """Whether the image is rows of lanes as it is, and nothing is written."""
     var buffer: Lanes
     """A strip's rows of lanes."""
-    var matrix: Lanes
+    var matrices: Filters
     var finish: Finish[Self.result]
+    var has_unit: Bool
+    """Whether a matrix unit multiplies; only bfloat16."""
+
+    @always_inline
+    def filters(self) -> Int:
+        """Frames of a filter."""
+        return self.image.frames.filters
 
     @always_inline
     def lanes(self) -> Int:
@@ -282,6 +121,11 @@ struct Convolution[dtype: DType, compute: DType, result: DType](
         return self.lanes() * self.image.padded_width
 
     @always_inline
+    def filter_row(self) -> Int:
+        """Lanes of a row of a filter."""
+        return self.kernel * self.lanes()
+
+    @always_inline
     def rows_under(self, rows: Int) -> Int:
         """How many rows of the image that many of the result are of."""
         return (rows - 1) * self.stride + self.kernel
@@ -291,13 +135,17 @@ struct Convolution[dtype: DType, compute: DType, result: DType](
         """Rows of the result in a strip, of one sample."""
         if self.is_direct:
             return self.height
-        var rows = (STRIP // self.row_lanes() - self.kernel) // self.stride + 1
+        # All frames that a filter over time sees are in each strip.
+        var images = 1
+        if self.filters() > 1:
+            images = self.image.frames.under(self.samples)
+        var rows = (STRIP // (self.row_lanes() * images) - self.kernel) // self.stride + 1
         return min(max(rows, STRIP_ROWS), self.height)
 
     @always_inline
     def samples_together(self) -> Int:
         """Samples in a strip."""
-        if self.is_direct:
+        if self.is_direct or self.filters() > 1:
             return self.samples
         if self.rows_together() < self.height:
             return 1
@@ -307,8 +155,8 @@ struct Convolution[dtype: DType, compute: DType, result: DType](
     @always_inline
     def buffer_lanes(self) -> Int:
         """Lanes that the buffer must have."""
-        var rows = self.samples_together() * self.rows_under(self.rows_together())
-        return rows * self.row_lanes()
+        var images = self.image.frames.under(self.samples_together())
+        return images * self.rows_under(self.rows_together()) * self.row_lanes()
 
     @always_inline
     def strips(self) -> Int:
@@ -361,27 +209,39 @@ struct Convolution[dtype: DType, compute: DType, result: DType](
                 self._compute_units(strip, begin, end)
 
             if not self.is_direct:
-                team.share(me, phase, strip.samples * self.rows_under(strip.rows), 1, write)
+                var images = self.image.frames.under(strip.samples)
+                team.share(me, phase, images * self.rows_under(strip.rows), 1, write)
                 phase += 1
             var units = self._units_of_panel(strip) * ceildiv(self.finish.columns, PANEL)
-            var grain = min(max(units // (team.size * 12), 1), TOGETHER)
+            var most = TOGETHER // self.tile_rows()
+            var grain = min(max(units // (team.size * 12), 1), most)
             team.share(me, phase, units, grain, multiply)
             phase += 1
 
     def _write_rows(self, strip: Strip, begin: Int, end: Int):
         var rows = self.rows_under(strip.rows)
         for unit in range(begin, end):
-            var place = self.buffer.unsafe_offset(unit * self.row_lanes())
+            var to = self.buffer.unsafe_offset(unit * self.row_lanes())
             self.image.write_row(
                 strip.sample + unit // rows,
                 strip.row * self.stride + unit % rows,
-                place.unsafe_bitcast[Scalar[Self.compute]](),
+                to.unsafe_bitcast[Scalar[Self.compute]](),
             )
+
+    @always_inline
+    def tile_rows(self) -> Int:
+        """Most pixels of a tile."""
+        if self.has_unit:
+            return MATRIX_ROWS
+        comptime if has_wide_registers():
+            if self.finish.columns <= 2 * WIDTH:
+                return NARROW_ROWS
+        return ROWS
 
     @always_inline
     def _tiles(self) -> Int:
         """Of a row of the result."""
-        return ceildiv(self.width, ROWS)
+        return ceildiv(self.width, self.tile_rows())
 
     @always_inline
     def _units_of_panel(self, strip: Strip) -> Int:
@@ -390,58 +250,138 @@ struct Convolution[dtype: DType, compute: DType, result: DType](
     def _compute_units(self, strip: Strip, begin: Int, end: Int):
         """Tiles begin to end of a strip: panel by panel, and pixel by pixel in each."""
         var of_panel = self._units_of_panel(strip)
+        var rows = self.tile_rows()
         # Filters that fit in the second-level cache stay there while all tiles pass one
         # by one; of others, blocks of them.
-        var is_short = self.kernel * self.kernel * self.lanes() <= BLOCK + BLOCK // 4
-        var together = 1 if is_short else TOGETHER
+        var together = TOGETHER // rows
+        if self.filters() * self.kernel * self.filter_row() <= BLOCK + BLOCK // 4:
+            together = 1
         var sums = unsafe_alloc[Scalar[DType.float32]](
-            min(together, end - begin) * ROWS * PANEL, alignment=64
+            min(together, end - begin) * rows * PANEL, alignment=64
         )
+        var matrix_unit = MatrixUnit.begin()
         var unit = begin
         while unit < end:
             var panel = unit // of_panel
             var first = unit % of_panel
             var count = min(min(of_panel - first, end - unit), together)
-            self._compute_tiles(strip, panel, first, count, is_short, sums)
+            self._compute_tiles(strip, panel, first, count, sums, matrix_unit)
             unit += count
+        matrix_unit.end()
         sums.unsafe_free()
 
     def _compute_tiles(
-        self, strip: Strip, panel: Int, first: Int, count: Int, is_short: Bool, sums: Lanes
+        self, strip: Strip, panel: Int, first: Int, count: Int, sums: Lanes, unit: MatrixUnit
     ):
         """Computes tiles of one panel of columns."""
-        var lanes = self.lanes()
-        var filter_row = self.kernel * lanes
-        # All rows of a short filter in one go; else blocks of each row.
-        var blocks = 1 if is_short else ceildiv(filter_row, BLOCK)
-        var segments = self.kernel if is_short else 1
+        var filter_row = self.filter_row()
+        var filter = self.kernel * filter_row
+        var sums_of_tile = self.tile_rows() * PANEL
         var columns = self.finish.columns - panel * PANEL
-        var b = self.matrix.unsafe_offset(panel * self.kernel * filter_row * PANEL)
-        for i in range(0, count * ROWS * PANEL, WIDTH):
+        # All rows of a short filter in one go; else blocks of each row.
+        var is_short = filter <= BLOCK + BLOCK // 4
+        var blocks = 1 if is_short else ceildiv(filter_row, BLOCK)
+        var parts = 1 if is_short else self.kernel * blocks
+        for i in range(0, count * sums_of_tile, WIDTH):
             sums.unsafe_offset(i).unsafe_store(Vector(0))
-        for part in range(1 if is_short else self.kernel * blocks):
-            var begin = part % blocks * filter_row // blocks
-            var size = (part % blocks + 1) * filter_row // blocks - begin
+        for index in range(self.filters() * parts):
+            var frame = index // parts
+            var row = index % parts // blocks
+            var begin = index % blocks * filter_row // blocks
+            var stop = (index % blocks + 1) * filter_row // blocks
+            var rows = self.kernel if is_short else 1
+            var part = Part(frame, row, rows, begin, stop - begin)
+            var b = self.matrices[frame].unsafe_offset(
+                (panel * filter + row * filter_row + begin) * PANEL
+            )
             for i in range(count):
-                var tile = self._tile(strip, first + i)
-                var a = tile.a.unsafe_offset(part // blocks * self.row_lanes() + begin)
-                add_segments[Self.compute](
-                    tile.pixels,
+                self._add(
+                    self._tile(strip, first + i),
                     columns,
-                    segments,
-                    size,
-                    a,
-                    self.stride * lanes,
-                    self.row_lanes(),
+                    part,
+                    self._image_lanes(strip),
                     b,
-                    sums.unsafe_offset(i * ROWS * PANEL),
+                    sums.unsafe_offset(i * sums_of_tile),
+                    unit,
                 )
-            b = b.unsafe_offset(size * PANEL)
         for i in range(count):
             var tile = self._tile(strip, first + i)
             self.finish.write(
-                tile.pixels, tile.pixel, panel * PANEL, sums.unsafe_offset(i * ROWS * PANEL)
+                tile.pixels, tile.pixel, panel * PANEL, sums.unsafe_offset(i * sums_of_tile)
             )
+
+    @always_inline
+    def _image_lanes(self, strip: Strip) -> Int:
+        """Of all rows of an image in a strip."""
+        if self.is_direct:
+            return self.image.height * self.row_lanes()
+        return self.rows_under(strip.rows) * self.row_lanes()
+
+    @always_inline
+    def _add(
+        self,
+        tile: Tile,
+        columns: Int,
+        part: Part,
+        image_lanes: Int,
+        b: Lanes,
+        sums: Lanes,
+        unit: MatrixUnit,
+    ):
+        """Adds the products of a part of the filters to a tile's sums."""
+        var apart = self.row_lanes()
+        var a = tile.a.unsafe_offset(
+            part.frame * image_lanes + part.row * apart + part.begin
+        )
+        var lda = self.stride * self.lanes()
+        comptime if Self.compute == DType.bfloat16:
+            if self.has_unit:
+                self._add_by_matrix_unit(tile.pixels, columns, part, a, lda, b, sums, unit)
+                return
+        if self.tile_rows() == ROWS:
+            add_segments[Self.compute](
+                tile.pixels, columns, part.rows, part.lanes, a, lda, apart, b, sums
+            )
+            return
+        comptime if has_wide_registers():
+            if columns <= WIDTH:
+                _add_narrow[Self.compute, 1](tile.pixels, part, a, lda, apart, b, sums)
+            else:
+                _add_narrow[Self.compute, 2](tile.pixels, part, a, lda, apart, b, sums)
+
+    @always_inline
+    def _add_by_matrix_unit(
+        self,
+        pixels: Int,
+        columns: Int,
+        part: Part,
+        a: Lanes,
+        lda: Int,
+        b: Lanes,
+        sums: Lanes,
+        unit: MatrixUnit,
+    ):
+        # The unit takes 16 lanes at a time. To take fewer it has to be told, so that it
+        # is told once for the ends of all rows.
+        var vectors = min(ceildiv(columns, WIDTH), VECTORS)
+        var whole = part.lanes // WIDTH * WIDTH
+        for is_end in range(2):
+            var begin = whole if is_end == 1 else 0
+            var lanes = part.lanes - whole if is_end == 1 else whole
+            if lanes == 0:
+                continue
+            for row in range(part.rows):
+                unit.multiply[True](
+                    pixels,
+                    vectors,
+                    lanes,
+                    a.unsafe_offset(row * self.row_lanes() + begin),
+                    lda,
+                    b.unsafe_offset((row * part.lanes + begin) * PANEL),
+                    PANEL,
+                    sums,
+                    PANEL,
+                )
 
     @always_inline
     def _tile(self, strip: Strip, index: Int) -> Tile:
@@ -451,12 +391,24 @@ struct Convolution[dtype: DType, compute: DType, result: DType](
         var first = index % tiles * self.width // tiles
         var sample = row // strip.rows
         row %= strip.rows
-        var rows_of_sample = self.image.height if self.is_direct else self.rows_under(strip.rows)
-        var image_row = sample * rows_of_sample + row * self.stride
         return Tile(
             self.buffer.unsafe_offset(
-                image_row * self.row_lanes() + first * self.stride * self.lanes()
+                sample * self._image_lanes(strip)
+                + row * self.stride * self.row_lanes()
+                + first * self.stride * self.lanes()
             ),
             ((strip.sample + sample) * self.height + strip.row + row) * self.width + first,
             (index % tiles + 1) * self.width // tiles - first,
         )
+
+
+@always_inline
+def _add_narrow[
+    dtype: DType, vectors: Int
+](pixels: Int, part: Part, a: Lanes, lda: Int, apart: Int, b: Lanes, sums: Lanes):
+    """As `tile.add_segments`, of more rows and fewer columns."""
+    comptime for some in range(1, NARROW_ROWS + 1):
+        if pixels == some:
+            _tile[dtype, some, vectors, True](
+                part.lanes, a, lda, b, PANEL, sums, PANEL, part.rows, apart
+            )

@@ -1,12 +1,14 @@
-"""The convolution that graphs call. Sizes that do not fit are errors, as in `operations`."""
+"""Convolutions that graphs call. Sizes that do not fit are errors, as in `operations`."""
 import extensibility
 from extensibility import InputTensor, OutputTensor
 from max.gpu.host import DeviceContext
 from std.math import ceildiv
 from std.memory.alloc import unsafe_alloc
-from .convolution import Convolution, GroupNorm, Image
-from .lanes import Address, in_lane, lane_count
-from .operations import ALONE, Block, Matrix, Settings, _block, _check, _vector
+from .convolution import FRAMES, Convolution, Filters
+from .images import Frames, GroupNorm, Image, Modulation
+from .lanes import Address, Lanes, in_lane, lane_count
+from .matrix_unit import may_use_matrix_unit
+from .operations import ALONE, UNIT_ALONE, Block, Matrix, Settings, _block, _check, _vector
 from .product import Finish, NO_ACTIVATION
 from .team import Team, run_team
 from .tile import PANEL
@@ -36,6 +38,32 @@ def _pixels[
     )
 
 
+@always_inline
+def _written[dtype: DType](tensor: OutputTensor[dtype=dtype, rank=4, ...]) -> Pixels[dtype]:
+    return Pixels[dtype](
+        tensor.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
+        tensor.dim_size(0),
+        tensor.dim_size(1),
+        tensor.dim_size(2),
+        tensor.dim_size(3),
+    )
+
+
+@fieldwise_init
+struct OverTime[dtype: DType](Copyable, ImplicitlyCopyable, Movable):
+    """What a convolution of a video has beside that of images."""
+
+    var matrices: Filters
+    var filters: Int
+    """Frames of a filter; 1 of images, for which nothing else counts."""
+    var before: Pixels[Self.dtype]
+    var first: Matrix[DType.int64]
+    var last: Matrix[DType.int64]
+    var kept: Pixels[Self.dtype]
+    var modulation: Pixels[DType.float32]
+    """As many frames as x; empty without any."""
+
+
 @extensibility.register("diffusion_convolution")
 struct ConvolutionOperation:
     """Computes convolution(zoomed(activation(norm(x)))) + bias + residual, of NHWC.
@@ -61,29 +89,113 @@ struct ConvolutionOperation:
         ctx: DeviceContext,
     ) raises:
         comptime assert residual.dtype == y.dtype, "convolution: the residual's dtype is another"
-        var added = _pixels(residual)
+        var packed = _block(matrix)
+        var start = packed.start.unsafe_bitcast[Float32]()
+        var nothing = Pixels[x.dtype](_pixels(x).start, 0, 0, 0, 0)
+        var no_index = Matrix[DType.int64](_vector(settings).start.unsafe_bitcast[Int64](), 0, 0)
         _convolve[matrix.dtype, x.dtype, y.dtype](
-            Pixels[y.dtype](
-                y.unsafe_ptr().unsafe_origin_cast[MutUntrackedOrigin](),
-                y.dim_size(0),
-                y.dim_size(1),
-                y.dim_size(2),
-                y.dim_size(3),
-            ),
+            _written(y),
             _pixels(x),
-            _block(matrix),
+            packed,
             _vector(bias),
             _vector(gamma),
             _vector(beta),
-            Pixels[y.dtype](
-                added.start.unsafe_bitcast[Scalar[y.dtype]](),
-                added.samples,
-                added.height,
-                added.width,
-                added.channels,
-            ),
+            _as[y.dtype](_pixels(residual)),
             _vector(settings),
+            OverTime[x.dtype](
+                Filters(start, start, start),
+                1,
+                nothing,
+                no_index,
+                no_index,
+                nothing,
+                Pixels[DType.float32](_vector(bias).start, 0, 0, 0, 0),
+            ),
         )
+
+
+@extensibility.register("diffusion_frame_convolution")
+struct FrameConvolutionOperation:
+    """Computes the same of a video's frames with filters of three frames each.
+
+    A result sees its own frame and two before it: of `first` and `last`, one after the
+    other, those at its own place and the next two. They are indices of the frames
+    `before`, which are as they were kept, then of x's frames, which are normed, all of
+    them together; `scaled` by what is given for coarser pixels, if that is not empty;
+    and activated. The frames at `last` are kept.
+
+    `settings` are the same, with the norm's scale and shift by their first column as 10
+    and 11.
+    """
+
+    @staticmethod
+    def execute[
+        target: StaticString,
+    ](
+        y: OutputTensor[rank=4, ...],
+        kept: OutputTensor[rank=4, ...],
+        x: InputTensor[rank=4, ...],
+        before: InputTensor[rank=4, ...],
+        first: InputTensor[dtype=DType.int64, rank=1, ...],
+        last: InputTensor[dtype=DType.int64, rank=1, ...],
+        matrix: InputTensor[rank=3, ...],
+        second: InputTensor[dtype=matrix.dtype, rank=3, ...],
+        third: InputTensor[dtype=matrix.dtype, rank=3, ...],
+        bias: InputTensor[dtype=DType.float32, rank=1, ...],
+        gamma: InputTensor[dtype=DType.float32, rank=1, ...],
+        beta: InputTensor[dtype=DType.float32, rank=1, ...],
+        modulation: InputTensor[dtype=DType.float32, rank=4, ...],
+        residual: InputTensor[rank=4, ...],
+        settings: InputTensor[dtype=DType.int32, rank=1, ...],
+        ctx: DeviceContext,
+    ) raises:
+        comptime assert residual.dtype == y.dtype, "convolution: the residual's dtype is another"
+        comptime assert before.dtype == x.dtype, "convolution: before's dtype is another"
+        comptime assert kept.dtype == x.dtype, "convolution: the kept frames' dtype is another"
+        var packed = _block(matrix)
+        var others = [_block(second), _block(third)]
+        for other in others:
+            _check(
+                other.first == packed.first
+                and other.second == packed.second
+                and other.third == packed.third,
+                "convolution: the filter's frames are of different sizes",
+            )
+        _convolve[matrix.dtype, x.dtype, y.dtype](
+            _written(y),
+            _pixels(x),
+            packed,
+            _vector(bias),
+            _vector(gamma),
+            _vector(beta),
+            _as[y.dtype](_pixels(residual)),
+            _vector(settings),
+            OverTime[x.dtype](
+                Filters(
+                    packed.start.unsafe_bitcast[Float32](),
+                    others[0].start.unsafe_bitcast[Float32](),
+                    others[1].start.unsafe_bitcast[Float32](),
+                ),
+                FRAMES,
+                _as[x.dtype](_pixels(before)),
+                _vector(first),
+                _vector(last),
+                _as[x.dtype](_written(kept)),
+                _pixels(modulation),
+            ),
+        )
+
+
+@always_inline
+def _as[dtype: DType](pixels: Pixels) -> Pixels[dtype]:
+    """Of the same dtype by another name."""
+    return Pixels[dtype](
+        pixels.start.unsafe_bitcast[Scalar[dtype]](),
+        pixels.samples,
+        pixels.height,
+        pixels.width,
+        pixels.channels,
+    )
 
 
 # Called with numbers, not with tensors whose sizes MAX knows: see `operations`.
@@ -99,9 +211,11 @@ def _convolve[
     beta: Matrix[DType.float32],
     residual: Pixels[result],
     settings: Matrix[DType.int32],
+    over_time: OverTime[source],
 ) raises:
     comptime pair = in_lane[compute]()
-    _check(settings.columns == 10, "an operation has other settings")
+    var is_video = over_time.filters > 1
+    _check(settings.columns == (12 if is_video else 10), "an operation has other settings")
     var how = Settings(settings.start)
     var kernel = how[0]
     var stride = how[1]
@@ -157,7 +271,22 @@ def _convolve[
             and residual.channels == y.channels,
             "convolution: the residual is not like y",
         )
+    var frames = Frames[source](
+        over_time.filters,
+        samples,
+        over_time.before.start,
+        over_time.first.start,
+        over_time.last.start,
+        over_time.kept.start,
+    )
+    var modulation = Modulation(over_time.modulation.start, 0, 0, 0, 0, 0, 0)
+    if is_video:
+        _check(zoom == 1 and stride == 1, "convolution: settings of a video")
+        _check_frames(x, over_time)
+        modulation = _modulation(x, over_time.modulation, how[10], how[11])
+        _check(modulation.zoom == 0 or groups > 0, "convolution: no norm to scale")
     var multiplications = samples * height * width * kernel * kernel * lanes * columns
+    multiplications *= over_time.filters
     # A residual is gated; this gate is open.
     var ones = unsafe_alloc[Scalar[DType.float32]](columns, alignment=64)
     for i in range(columns):
@@ -177,10 +306,11 @@ def _convolve[
         residual.start,
     )
     var start = x.start
+    # Frames are normed together.
     var norm = GroupNorm[source](
         start,
-        samples,
-        x.height * x.width,
+        1 if is_video else samples,
+        x.height * x.width * (samples if is_video else 1),
         channels,
         groups,
         how.number(7),
@@ -200,10 +330,13 @@ def _convolve[
         how[4],
         padded_width,
         norm,
+        modulation,
         activation,
+        frames,
     )
     var is_direct = (
-        source == compute
+        not is_video
+        and source == compute
         and channels % pair == 0
         and groups == 0
         and activation == NO_ACTIVATION
@@ -218,6 +351,9 @@ def _convolve[
         image.height = 1
         height = 1
         samples = 1
+    var has_unit = False
+    comptime if compute == DType.bfloat16:
+        has_unit = may_use_matrix_unit()
     var convolution = Convolution[source, compute, result](
         image,
         samples,
@@ -227,13 +363,14 @@ def _convolve[
         width,
         is_direct,
         start.unsafe_bitcast[Float32](),
-        matrix.start.unsafe_bitcast[Float32](),
+        over_time.matrices,
         finish,
+        has_unit,
     )
     # One allocation: a strip, then the norm's moments and factors.
     var strip = ceildiv(0 if is_direct else convolution.buffer_lanes(), 16) * 16
     var moments = norm.moments_size() if groups > 0 else 0
-    var factors = 2 * samples * channels if groups > 0 else 0
+    var factors = 2 * norm.samples * channels if groups > 0 else 0
     var buffer = unsafe_alloc[Scalar[DType.float32]](
         max(strip + moments + factors, 1), alignment=64
     )
@@ -245,6 +382,61 @@ def _convolve[
     def body(team: Team, me: Int) {imm}:
         convolution.share(team, me)
 
-    run_team(convolution.phases(), multiplications > ALONE, body)
+    var alone = UNIT_ALONE if has_unit else ALONE
+    run_team(convolution.phases(), multiplications > alone, body)
     buffer.unsafe_free()
     ones.unsafe_free()
+
+
+def _check_frames[dtype: DType](x: Pixels[dtype], over_time: OverTime[dtype]) raises:
+    """Checks what is around the frames of x."""
+    var others = over_time.filters - 1
+    var before = over_time.before
+    _check(
+        before.samples == others
+        and before.height == x.height
+        and before.width == x.width
+        and before.channels == x.channels,
+        "convolution: the frames before are not like x",
+    )
+    var kept = over_time.kept
+    _check(
+        kept.samples == others
+        and kept.height == x.height
+        and kept.width == x.width
+        and kept.channels == x.channels,
+        "convolution: the kept frames are not like x",
+    )
+    _check(
+        over_time.first.columns == x.samples and over_time.last.columns == others,
+        "convolution: not an index for every frame",
+    )
+    for i in range(x.samples + others):
+        var index = over_time.first.start.unsafe_offset(i)
+        if i >= x.samples:
+            index = over_time.last.start.unsafe_offset(i - x.samples)
+        var frame = Int(index.unsafe_load())
+        _check(frame >= 0 and frame < x.samples + others, "convolution: no such frame")
+
+
+def _modulation[
+    dtype: DType
+](x: Pixels[dtype], given: Pixels[DType.float32], scale: Int, shift: Int) raises -> Modulation:
+    if given.samples == 0:
+        return Modulation(given.start, 0, 0, 0, 0, 0, 0)
+    _check(
+        given.samples == x.samples and min(given.height, given.width) >= 1,
+        "convolution: scales of other frames",
+    )
+    var zoom = x.height // given.height
+    _check(
+        zoom >= 1 and x.height == given.height * zoom and x.width == given.width * zoom,
+        "convolution: scales of another size",
+    )
+    _check(
+        min(scale, shift) >= 0 and max(scale, shift) + x.channels <= given.channels,
+        "convolution: scales of other channels",
+    )
+    return Modulation(
+        given.start, given.height, given.width, given.channels, scale, shift, zoom
+    )

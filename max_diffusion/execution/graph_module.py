@@ -14,7 +14,7 @@ from graphs.weights import WeightNeeds, WeightScope
 
 from .artefacts import Artefact, compiler_versions, hash_of
 from .graph_context import in_graph_context
-from .kernels import kernel_hash, kernel_library
+from .kernels import kernel_library, operations_hash
 
 GraphBuilder: TypeAlias = Callable[[Module], WeightScope | None]
 """Adds graphs to a module; returns the scope they drew their weights from, if any."""
@@ -22,8 +22,8 @@ GraphBuilder: TypeAlias = Callable[[Module], WeightScope | None]
 # Printing a module counts up in it, and names the file of the operations for CPUs.
 _COUNTERS: Final = re.compile(r"counter = \d+ : i64")
 _LIBRARIES: Final = re.compile(r"_kernel_library_paths = \[[^\]]*\]")
-# What every name of such an operation begins with.
-_KERNEL: Final = '"diffusion_'
+# Every name of such an operation begins with this word.
+_OPERATION: Final = re.compile(r'"(diffusion_\w+)"')
 
 
 @final
@@ -78,13 +78,18 @@ class GraphModule:
     def key(self) -> str:
         """Hash of the graphs' text, of operations, and of the compiler's versions."""
         text = _LIBRARIES.sub("", _COUNTERS.sub("", self._text))
-        kernels = kernel_hash() if _KERNEL in text else ""
-        return hash_of(text, kernels, compiler_versions())
+        operations = operations_hash(self._operations) if self._operations else ""
+        return hash_of(text, operations, compiler_versions())
 
     @property
     def libraries(self) -> Sequence[Path]:
         """Files of the operations that the graphs call."""
-        return [kernel_library()] if _KERNEL in self._text else []
+        return [kernel_library()] if self._operations else []
+
+    @cached_property
+    def _operations(self) -> frozenset[str]:
+        """Names of the operations for CPUs that the graphs call."""
+        return frozenset(_OPERATION.findall(self._text))
 
     @cached_property
     def _text(self) -> str:

@@ -6,15 +6,19 @@ import hashlib
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Final
 
 import graphs
 
 from ..errors import CompileError
 from .artefacts import compiler_versions
 from .compile_cache import prepared_compile_cache
+
+_REGISTERED: Final = re.compile(r'^@extensibility\.register\("(\w+)"\)', re.MULTILINE)
+_IMPORTED: Final = re.compile(r"^from \.(\w+) import", re.MULTILINE)
 
 
 def kernel_sources() -> Sequence[Path]:
@@ -25,8 +29,33 @@ def kernel_sources() -> Sequence[Path]:
 @cache
 def kernel_hash() -> str:
     """Returns a hash of the sources, and of what compiles them."""
+    return _hash_of(kernel_sources())
+
+
+@cache
+def operations_hash(operations: frozenset[str]) -> str:
+    """Returns a hash of the sources that operations are made of, and of the compiler.
+
+    Args:
+        operations: Their names, as graphs call them. Of one that no source registers
+            all sources count.
+    """
+    texts = {path.stem: path.read_text() for path in kernel_sources()}
+    names = {stem: set(_REGISTERED.findall(text)) for stem, text in texts.items()}
+    if not operations <= set().union(*names.values()):
+        return kernel_hash()
+    pending = {stem for stem, own in names.items() if own & operations}
+    wanted: set[str] = set()
+    while pending:
+        stem = pending.pop()
+        wanted.add(stem)
+        pending |= set(_IMPORTED.findall(texts[stem])) - wanted
+    return _hash_of(path for path in kernel_sources() if path.stem in wanted)
+
+
+def _hash_of(sources: Iterable[Path]) -> str:
     digest = hashlib.sha256(repr(compiler_versions()).encode())
-    for path in kernel_sources():
+    for path in sources:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from convolving import group_norm, pack
 from max.driver import CPU, Buffer
 from max.dtype import DType
 from max.engine import InferenceSession, Model
 from max.graph import DeviceRef, Graph, Module, TensorType
 from torch.nn import functional
 
-from graphs import processor
+from graphs import convolutions, processor
 from max_diffusion.execution.compiler import compiled_module
 from max_diffusion.execution.graph_module import GraphModule
+from max_diffusion.execution.matrix_unit import permitted_matrix_unit
 
 FLOAT, HALF = DType.float32, DType.bfloat16
 NUMBERS = {FLOAT: torch.float32, HALF: torch.bfloat16}
@@ -92,9 +94,9 @@ def _build(module: Module) -> None:
         ]
         with Graph(name.replace(" ", "_"), input_types=types, module=module) as graph:
             x, matrix, bias, gamma, beta, added = (v.tensor for v in graph.inputs)
-            norm = processor.GroupNorm(layer.groups, gamma, beta)
+            norm = convolutions.GroupNorm(layer.groups, gamma, beta)
             graph.output(
-                processor.convolution(
+                convolutions.convolution(
                     x,
                     matrix,
                     layer.channels,
@@ -113,21 +115,10 @@ def _build(module: Module) -> None:
 @pytest.fixture(scope="module")
 def models() -> Mapping[str, Model]:
     """All layers, compiled."""
+    permitted_matrix_unit()  # products of bfloat16 look whether they may use it
     module = GraphModule("convolutions", _build, is_for_cpu=True)
     session = InferenceSession(devices=[CPU()])
     return session.init_all(compiled_module(session, module), weights_registry={})
-
-
-def pack(filters: torch.Tensor) -> torch.Tensor:
-    """Packs ``(channels, inputs, k, k)``."""
-    channels, inputs, kernel, _ = filters.shape
-    pair = 2 if filters.dtype == torch.bfloat16 else 1
-    lanes = -(-inputs // pair)
-    panels = -(-channels // 64)
-    whole = filters.new_zeros(panels * 64, kernel, kernel, lanes * pair)
-    whole[:channels, :, :, :inputs] = filters.permute(0, 2, 3, 1)
-    whole = whole.reshape(panels, 64, kernel * kernel * lanes, pair)
-    return whole.permute(0, 2, 1, 3).reshape(panels, -1, 64 * pair).contiguous()
 
 
 @dataclass(frozen=True)
@@ -138,14 +129,6 @@ class Case:
     expected: torch.Tensor
     scale: float
     """The result's size, which errors are measured by."""
-
-
-def group_norm(x: torch.Tensor, groups: int) -> torch.Tensor:
-    """Norms ``(B, C, H, W)``; torch's own takes no group of one element."""
-    flat = x.reshape(len(x), groups, -1)
-    centred = flat - flat.mean(2, keepdim=True)
-    variance = (centred**2).mean(2, keepdim=True)
-    return (centred / (variance + 1e-6).sqrt()).reshape(x.shape)
 
 
 def case_of(

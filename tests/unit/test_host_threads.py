@@ -121,7 +121,7 @@ sys.exit(code)
 @needs_linux
 def test_kernels_hold_on_all_cpus(all_cpus: list[int]) -> None:
     """The same tests, with threads that a worker's share of the CPUs does not have."""
-    names = "test_kernels.py", "test_convolution.py"
+    names = "test_kernels.py", "test_convolution.py", "test_frame_convolution.py"
     files = [str(Path(__file__).with_name(name)) for name in names]
     done = run_python(_KERNELS.format(cpus=all_cpus, files=files))
     assert done.returncode == 0, done.stdout + done.stderr

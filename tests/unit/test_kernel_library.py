@@ -63,3 +63,33 @@ def test_sources_of_the_operations_are_part_of_a_recipe() -> None:
     own = kernels.kernel_sources()
     assert len(own) > 8
     assert set(own) <= set(source_files())
+
+
+def test_graphs_depend_on_the_sources_of_their_operations_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    copies = []
+    for path in kernels.kernel_sources():
+        copies.append(tmp_path / path.name)
+        copies[-1].write_text(path.read_text())
+    monkeypatch.setattr(kernels, "kernel_sources", lambda: copies)
+    names = ["diffusion_linear", "diffusion_attention", "diffusion_convolution"]
+    hash_of = kernels.operations_hash.__wrapped__  # which remembers nothing
+
+    def changed(source: str) -> list[bool]:
+        """Whether each operation's hash is another after a change of a source."""
+        before = [hash_of(frozenset([name])) for name in names]
+        with (tmp_path / source).open("a") as file:
+            file.write("# changed\n")
+        after = [hash_of(frozenset([name])) for name in names]
+        return [old != new for old, new in zip(before, after, strict=True)]
+
+    assert changed("images.mojo") == [False, False, True]
+    assert changed("lanes.mojo") == [True, True, True]  # through others
+    assert changed("__init__.mojo") == [False, False, False]
+    assert hash_of(frozenset(names)) == hash_of(frozenset(names[2:]))
+
+
+def test_an_unknown_operation_is_made_of_all_sources() -> None:
+    unknown = frozenset(["diffusion_convolution", "diffusion_of_another_release"])
+    assert kernels.operations_hash(unknown) == kernels.kernel_hash()
