@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 import warnings
@@ -42,11 +43,17 @@ def pytest_configure(config: pytest.Config) -> None:
     Threads that compute together wait for each other. Where all workers have threads on
     all CPUs, those wait for the other workers', too: a run takes twice as long.
     """
+    worker = getattr(config, "workerinput", None)
+    if worker is None:
+        # MAX compiles this where it is first imported: of workers that do so together,
+        # one finds what the other has written half of. Not in this process, in whose
+        # environment an import of it leaves another Python.
+        importing = [sys.executable, "-c", "import max._kv_cache_ops"]
+        subprocess.run(importing, check=True)
     if sys.platform != "linux":
         return
     cpus = sorted(os.sched_getaffinity(0))
     config.stash[CPUS] = cpus
-    worker = getattr(config, "workerinput", None)
     if worker is None:
         return
     share = max(1, len(cpus) // worker["workercount"])
