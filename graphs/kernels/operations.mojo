@@ -13,7 +13,7 @@ from .matrix_unit import may_use_matrix_unit
 from .product import Finish, Product, Rows
 from .rows import LAYER_NORM, NO_NORM, Norm, copy_row
 from .team import Team, run_team, team_size
-from .tile import PANEL
+from .tile import PANEL, ROWS
 
 # Multiplications below which one thread is quicker than several.
 comptime ALONE = 1 << 20
@@ -212,7 +212,8 @@ def _linear[
     comptime if compute == DType.bfloat16:
         has_unit = may_use_matrix_unit()
     var alone = UNIT_ALONE if has_unit else ALONE
-    var is_parallel = x.rows * lanes * pair * y.columns > alone
+    # Fewer rows than a tile has take as long.
+    var is_parallel = max(x.rows, ROWS) * lanes * pair * y.columns > alone
     var is_aligned = (how[0] | x.columns | size) % pair == 0 and (
         beside_size == 0 or (how[2] | beside.columns | beside_size) % pair == 0
     )

@@ -24,6 +24,8 @@ comptime BLOCK = 1024
 # sums of a tile are done so soon that its rows are wanted for more than one panel.
 comptime NEAR = 4 * BLOCK
 comptime MOST_TOGETHER = 4
+# Units that a thread takes at a time, where all of them are few.
+comptime MOST_UNITS = 16
 # Vectors of a panel that go through all rows before the next ones. Where registers hold
 # the sums of one only, its columns then stay in the first-level cache.
 comptime TOGETHER = VECTORS if has_wide_registers() else 1
@@ -173,7 +175,7 @@ struct Product[compute: DType, result: DType](Copyable, ImplicitlyCopyable, Mova
             self.compute_units(begin, end)
 
         var units = self.units()
-        team.share(me, phase, units, max(1, units // (team.size * 12)), work)
+        team.share(me, phase, units, max(MOST_UNITS, units // (team.size * 12)), work)
 
     def compute_units(self, begin: Int, end: Int):
         """Units begin to end: panel by panel, and tile by tile in each."""

@@ -43,9 +43,10 @@ struct Team(Copyable, ImplicitlyCopyable, Movable):
 
     def share[
         Work: def(Int, Int) -> None
-    ](self, me: Int, phase: Int, units: Int, grain: Int, work: Work):
+    ](self, me: Int, phase: Int, units: Int, most: Int, work: Work):
         """Calls work(first, stop) for parts of 0 .. units.
 
+        A part is half of what is left of a thread's share, and at most `most` units.
         Returns when all units are done; of the last phase, when none is left to take.
         """
         var base = self.counters.unsafe_offset(phase * (self.size + 1) * APART)
@@ -55,11 +56,15 @@ struct Team(Copyable, ImplicitlyCopyable, Movable):
             var first = whose * units // self.size
             var stop = (whose + 1) * units // self.size
             var counter = base.unsafe_offset(whose * APART)
-            while Int(Atomic.load(counter)) + first < stop:
-                var at = first + Int(Atomic.fetch_add(counter, Int64(grain)))
+            while True:
+                var left = stop - first - Int(Atomic.load(counter))
+                if left <= 0:
+                    break
+                var part = max(1, min(left // 2, most))
+                var at = first + Int(Atomic.fetch_add(counter, Int64(part)))
                 if at >= stop:
                     break
-                var end = min(at + grain, stop)
+                var end = min(at + part, stop)
                 work(at, end)
                 _ = Atomic.fetch_add(done, Int64(end - at))
         if phase + 1 < self.phases:
